@@ -1,0 +1,96 @@
+"""Loads the compiled libraries: `_C` (schemas and CPU kernels) always, `_cuda.so` when torch itself has CUDA.
+
+Whatever cannot be loaded is replaced by the plain-torch twins in `reference`; `build_info()` says what and why.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+# Where kernels are registered, and the dtypes they take there; `ops` sends everything else to torch.
+KERNEL_DTYPES: dict[str, frozenset[torch.dtype]] = {}
+# "" when loaded, otherwise the reason.
+WHY_NOT: dict[str, str] = {}
+
+if "ALEXNET_CUDA_LIB_DIR" in os.environ:  # libraries of a plain CMake build tree
+    sys.modules[__package__].__path__.append(os.environ["ALEXNET_CUDA_LIB_DIR"])
+
+_C: Any = None
+
+
+def _load_cpu() -> str:
+    global _C
+    try:
+        _C = importlib.import_module("._C", __package__)
+    except ModuleNotFoundError:
+        return "it was installed without a C++ compiler, or this is a source tree that was never installed"
+    except ImportError as error:
+        return f"its library does not load ({error})"
+    KERNEL_DTYPES["cpu"] = frozenset({torch.float32, torch.float64, torch.float16, torch.bfloat16})
+    return ""
+
+
+def _load_cuda() -> str:
+    if _C is None:
+        return "the CPU library, which defines the operators, is not loaded"
+    if torch.version.cuda is None:
+        return "this torch is a CPU build"
+    path = next(Path(_C.__file__).parent.glob("_cuda*.so"), None)
+    if path is None:
+        return "the package was built without nvcc"
+    try:
+        torch.ops.load_library(str(path))
+    except OSError as error:
+        return f"{path.name} does not load: {error}"
+    KERNEL_DTYPES["cuda"] = frozenset({torch.float32, torch.float16, torch.bfloat16})
+    return ""
+
+
+WHY_NOT["cpu"] = _load_cpu()
+WHY_NOT["cuda"] = _load_cuda()
+if WHY_NOT["cpu"]:
+    warnings.warn(
+        f"alexnet_cuda runs on plain torch, more slowly, without its kernels: {WHY_NOT['cpu']}",
+        RuntimeWarning,
+        stacklevel=1,
+    )
+
+
+def has_kernel(x: torch.Tensor) -> bool:
+    """Whether a compiled kernel serves tensors with x's device and dtype.
+
+    Not inside torch.func.grad and its like, which cannot differentiate operators registered with torch.library.
+    """
+    return x.dtype in KERNEL_DTYPES.get(x.device.type, ()) and not _differentiating()
+
+
+def _differentiating() -> bool:
+    if not torch._C._are_functorch_transforms_active():
+        return False
+    from torch._functorch.pyfunctorch import VmapInterpreter, retrieve_all_functorch_interpreters
+
+    return not all(isinstance(level, VmapInterpreter) for level in retrieve_all_functorch_interpreters())
+
+
+def build_info() -> dict[str, str]:
+    """Versions, architectures and what is in use, each as one printable string.
+
+    Keys: `version`, `torch` (running), and, when compiled, `built against torch`, `runs on torch`, `compiler`,
+    `CUDA toolkit`, `CUDA architectures`; `CPU kernels` and `CUDA kernels` hold the instruction set in use and "loaded",
+    or the reason why the plain-torch versions serve instead.
+    """
+    from . import __version__
+
+    info = {"version": __version__, "torch": torch.__version__}
+    if _C is not None:
+        info |= _C.build_info()
+    info["CPU kernels"] = WHY_NOT["cpu"] or _C.cpu_level()
+    info["CUDA kernels"] = WHY_NOT["cuda"] or "loaded"
+    return info

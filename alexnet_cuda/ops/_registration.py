@@ -1,0 +1,80 @@
+"""What the operators share: fake tensors in the right memory format, and registration with torch.library."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._library import KERNEL_DTYPES
+
+_op = torch.ops.alexnet_cuda
+
+
+def memory_format(x: Tensor) -> torch.memory_format:
+    """channels_last if the strides of the 4-D x are ordered C, W, H, N; `format_of` in csrc/check.h is the same."""
+    smallest = 0
+    for d in (1, 3, 2, 0):
+        stride = x.stride(d)
+        if x.shape[d] == 0 or stride < smallest or (d == 1 and stride == 0) or (d == 0 and smallest == x.stride(1)):
+            return torch.contiguous_format
+        smallest = stride * x.shape[d] if x.shape[d] > 1 else stride
+    return torch.channels_last
+
+
+def empty(like: Tensor, shape: Any, dtype: torch.dtype | None = None) -> Tensor:
+    return torch.empty(shape, dtype=dtype or like.dtype, device=like.device, memory_format=memory_format(like))
+
+
+def output_size(size: int, kernel_size: int, stride: int, padding: int, ceil_mode: bool, pool: bool) -> int:
+    out = (size + 2 * padding - kernel_size + (stride - 1 if ceil_mode else 0)) // stride + 1
+    return out - 1 if pool and ceil_mode and (out - 1) * stride >= size + padding else out
+
+
+def batch_rule(name: str, batched: tuple[int, ...], info: Any, in_dims: tuple, *args: Any) -> tuple:
+    """vmap: fold the new dimension into the batch of the `batched` arguments; run one by one if others have it too."""
+    op, size = getattr(_op, name), info.batch_size
+    if all(d is None for i, d in enumerate(in_dims) if i not in batched):
+        front = [
+            a if i not in batched else a.expand(size, *a.shape) if d is None else a.movedim(d, 0)
+            for i, (a, d) in enumerate(zip(args, in_dims))
+        ]
+        n = front[batched[0]].shape[1]
+        results = op(*[a.flatten(0, 1) if i in batched else a for i, a in enumerate(front)])
+        split = [y.unflatten(0, (size, n)) if y.dim() > 1 else y for y in _tuple(results)]
+        dims = [0 if y.dim() > 1 else None for y in split]
+    else:
+        steps = [
+            _tuple(op(*[a if d is None else a.select(d, b) for a, d in zip(args, in_dims)])) for b in range(size)
+        ]
+        split = [torch.stack(y) for y in zip(*steps)]
+        dims = [0] * len(split)
+    return (split[0], dims[0]) if len(split) == 1 else (tuple(split), tuple(dims))
+
+
+def _tuple(x: Any) -> tuple:
+    return x if isinstance(x, tuple) else (x,)
+
+
+def register(name: str, fake: Callable, setup: Callable, backward: Callable, batched: tuple[int, ...]) -> None:
+    if KERNEL_DTYPES:  # the library that defines the schemas is loaded
+        torch.library.register_fake(f"alexnet_cuda::{name}", fake)
+        torch.library.register_autograd(f"alexnet_cuda::{name}", backward, setup_context=setup)
+        torch.library.register_vmap(f"alexnet_cuda::{name}", partial(batch_rule, name, batched))
+
+
+def second_order(function: Callable[[Tensor], Tensor], grad: Tensor, x: Tensor, grad_grad: Tensor) -> tuple:
+    """Gradients with respect to (grad, x) of the backward of `function`, composed of torch's own operators."""
+
+    def first_order(grad: Tensor, x: Tensor) -> Tensor:
+        return torch.func.vjp(function, x)[1](grad)[0]
+
+    return torch.func.vjp(first_order, grad, x)[1](grad_grad)
+
+
+def needs_grad(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+

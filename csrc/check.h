@@ -1,0 +1,121 @@
+// Argument checks, output sizes and memory formats: the host code that cpu/ and cuda/ share.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/MemoryFormat.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include "shapes.h"
+
+namespace alexnet_cuda {
+
+using torch::headeronly::MemoryFormat;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// Whether torch would call a 4-D tensor channels_last (Tensor::suggest_memory_format): strides ordered C, W, H, N.
+inline bool is_channels_last(const Tensor& x) {
+  if (x.stride(1) == 0) return false;
+  int64_t smallest = 0;
+  for (int d : {1, 3, 2, 0}) {
+    if (x.size(d) == 0 || x.stride(d) < smallest) return false;
+    if (d == 0 && smallest == x.stride(1)) return false;  // N111: both formats fit, torch calls it contiguous
+    smallest = x.stride(d);
+    if (x.size(d) > 1) smallest *= x.size(d);
+  }
+  return true;
+}
+
+inline MemoryFormat format_of(const Tensor& x) {
+  return is_channels_last(x) ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
+}
+
+inline Tensor empty(const Tensor& like, std::vector<int64_t> size, MemoryFormat format,
+                    std::optional<ScalarType> dtype = std::nullopt) {
+  return torch::stable::empty(size, dtype.value_or(like.scalar_type()), std::nullopt, like.device(), std::nullopt,
+                              format);
+}
+
+inline Tensor no_elements(const Tensor& like, ScalarType dtype) {
+  return empty(like, {0}, MemoryFormat::Contiguous, dtype);
+}
+
+inline void check_4d(const char* op, const char* name, const Tensor& x) {
+  STD_TORCH_CHECK(x.dim() == 4, op, ": expected ", name, " to be 4-D (N, C, H, W), got ", x.dim(), "-D");
+}
+
+inline void check_same(const char* op, const char* name, const Tensor& x, const Tensor& like) {
+  STD_TORCH_CHECK(x.scalar_type() == like.scalar_type(), op, ": expected ", name, " to have the same dtype as x, got ",
+                  static_cast<int>(x.scalar_type()), " and ", static_cast<int>(like.scalar_type()));
+  STD_TORCH_CHECK(x.device() == like.device(), op, ": expected ", name, " to be on the same device as x");
+}
+
+inline void check_sizes(const char* op, const char* name, const Tensor& x, std::vector<int64_t> size) {
+  bool same = x.dim() == static_cast<int64_t>(size.size());
+  for (size_t d = 0; same && d < size.size(); ++d) same = x.size(d) == size[d];
+  STD_TORCH_CHECK(same, op, ": ", name, " does not have the size that the other arguments give");
+}
+
+inline Lrn checked_lrn(const char* op, int64_t channels, int64_t size, int64_t front, double alpha, double beta,
+                       double k, int64_t groups) {
+  STD_TORCH_CHECK(size >= 1, op, ": expected size to be at least 1, got ", size);
+  STD_TORCH_CHECK(front >= 0 && front < size, op, ": expected front to be in [0, size), got ", front);
+  STD_TORCH_CHECK(groups >= 1 && channels % groups == 0, op, ": expected groups to divide the ", channels,
+                  " channels of x, got ", groups);
+  return {static_cast<int>(size), static_cast<int>(front), alpha, beta, k, static_cast<int>(groups)};
+}
+
+// The pooling of an image of height x width (the sizes of x, or those that a backward is told).
+inline Pool checked_pool(const char* op, int64_t height, int64_t width, int64_t kernel_size, int64_t stride,
+                         int64_t padding, bool ceil_mode) {
+  STD_TORCH_CHECK(kernel_size >= 1 && kernel_size <= 15, op, ": expected kernel_size to be in [1, 15], got ",
+                  kernel_size);
+  STD_TORCH_CHECK(stride >= 1, op, ": expected stride to be at least 1, got ", stride);
+  STD_TORCH_CHECK(padding >= 0 && 2 * padding <= kernel_size, op,
+                  ": expected padding to be between 0 and half of kernel_size, got ", padding);
+  const Pool p = {static_cast<int>(kernel_size), static_cast<int>(stride), static_cast<int>(padding),
+                  height,                        width,                    output_size(height, kernel_size, stride, padding, ceil_mode, true),
+                  output_size(width, kernel_size, stride, padding, ceil_mode, true)};
+  STD_TORCH_CHECK(p.out_height >= 1 && p.out_width >= 1, op, ": an input of ", height, "x", width,
+                  " is too small for kernel_size ", kernel_size);
+  return p;
+}
+
+// The same in a backward, where the sizes of the pooled side, those of `code`, tell whether they were rounded up.
+inline Pool checked_pool_backward(const char* op, const Tensor& code, int64_t height, int64_t width,
+                                  int64_t kernel_size, int64_t stride, int64_t padding) {
+  check_4d(op, "code", code);
+  STD_TORCH_CHECK(code.scalar_type() == ScalarType::Byte, op, ": expected code to be uint8, got scalar type ",
+                  static_cast<int>(code.scalar_type()));
+  for (bool ceil_mode : {false, true}) {
+    const Pool p = checked_pool(op, height, width, kernel_size, stride, padding, ceil_mode);
+    if (code.size(2) == p.out_height && code.size(3) == p.out_width) return p;
+  }
+  STD_TORCH_CHECK(false, op, ": code has ", code.size(2), "x", code.size(3), " windows, which pooling ", height, "x",
+                  width, " does not give");
+}
+
+inline Order checked_order(const char* op, int64_t order) {
+  STD_TORCH_CHECK(order >= 0 && order <= 2, op, ": expected order to be 0, 1 or 2, got ", order);
+  return static_cast<Order>(order);
+}
+
+inline Conv checked_conv(const char* op, int64_t channels, int64_t height, int64_t width, int64_t filters,
+                         int64_t kernel_size, int64_t stride, int64_t padding, bool ceil_mode) {
+  STD_TORCH_CHECK(stride >= 1, op, ": expected stride to be at least 1, got ", stride);
+  STD_TORCH_CHECK(padding >= 0, op, ": expected padding to be at least 0, got ", padding);
+  const Conv c = {channels, height, width, filters, static_cast<int>(kernel_size), static_cast<int>(stride),
+                  static_cast<int>(padding), output_size(height, kernel_size, stride, padding, ceil_mode, false),
+                  output_size(width, kernel_size, stride, padding, ceil_mode, false)};
+  STD_TORCH_CHECK(c.out_height >= 1 && c.out_width >= 1, op, ": an input of ", height, "x", width,
+                  " is too small for kernel_size ", kernel_size);
+  return c;
+}
+
+}  // namespace alexnet_cuda

@@ -1,0 +1,22 @@
+// The host side of convolution that conv2d and the fused block share: weights packed for conv.h, and the arguments.
+#pragma once
+
+#include "host.h"
+
+namespace alexnet_cuda {
+
+// Filters of one packed block: two vectors.
+inline int64_t filter_block(DType dtype) { return 2 * vector_bytes() / (dtype == DType::kDouble ? 8 : 4); }
+
+// Weights [block][kernel row][tap][filter in block], taps being (kernel column, channel), in the type of the sums or,
+// for AVX512_BF16, [block][kernel row][pair of taps][filter in block][2] in bfloat16; filters are padded with zeros.
+// The bias likewise. Owns what `args` points to.
+struct PackedConv {
+  Tensor x, weight, bias;
+  ConvArgs args;
+};
+
+PackedConv pack_conv(const char* op, const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
+                     int64_t stride, int64_t padding, bool ceil_mode, MemoryFormat format);
+
+}  // namespace alexnet_cuda

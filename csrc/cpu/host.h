@@ -1,0 +1,43 @@
+// What the host side of every CPU op does: make tensors dense, describe them to the kernels, and share out the tasks.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+
+#include "../check.h"
+#include "kernels.h"
+
+namespace alexnet_cuda {
+
+inline Tensor dense(const Tensor& x, MemoryFormat format) { return torch::stable::contiguous(x, format); }
+
+inline DType dtype_of(const char* op, const Tensor& x) {
+  switch (x.scalar_type()) {
+    case ScalarType::Float: return DType::kFloat;
+    case ScalarType::Double: return DType::kDouble;
+    case ScalarType::Half: return DType::kHalf;
+    case ScalarType::BFloat16: return DType::kBFloat16;
+    default: STD_TORCH_CHECK(false, op, ": expected x to be float32, float64, float16 or bfloat16, got scalar type ",
+                             static_cast<int>(x.scalar_type()));
+  }
+}
+
+inline Images images_of(const char* op, const Tensor& x, MemoryFormat format) {
+  return {dtype_of(op, x), format == MemoryFormat::ChannelsLast, x.size(0), x.size(1), x.size(2), x.size(3)};
+}
+
+// Shares `tasks` out among torch's threads; `work` is about how many numbers one task reads or writes.
+template <class Args>
+void run(void (*kernel)(const Args&, int64_t, int64_t), const Args& args, int64_t tasks, int64_t work) {
+  constexpr int64_t kGrain = 16384;  // less is not worth waking a thread for
+  if (tasks == 0) return;
+  torch::stable::parallel_for(0, tasks, kGrain / (work + 1) + 1,
+                              [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
+}
+
+// Tasks of the ops that cut a batch into blocks of planes, as kernels.h says.
+inline int64_t plane_blocks(const Images& images, int64_t most) {
+  return images.channels_last ? images.count * ((images.channels + most - 1) / most)
+                              : (images.count * images.channels + most - 1) / most;
+}
+
+}  // namespace alexnet_cuda

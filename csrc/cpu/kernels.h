@@ -1,0 +1,94 @@
+// The CPU kernels as the host sees them: what each is told, and into which tasks its work falls. A kernel does tasks
+// [begin, end) on one thread and every task writes its own part of the output, computed in the same way whatever the
+// range, so results do not depend on the number of threads. Plain structs and no torch header: a *_kernel.cpp must not
+// include inline functions that another level compiles too, or the linker would mix instruction sets.
+#pragma once
+
+#include "../shapes.h"
+#include "level.h"
+
+namespace alexnet_cuda {
+
+enum class DType { kFloat, kDouble, kHalf, kBFloat16 };
+
+struct Half {
+  uint16_t bits;
+};
+struct BFloat16 {
+  uint16_t bits;
+};
+
+// A dense batch of images: of the larger, unpooled side of an op.
+struct Images {
+  DType dtype;
+  bool channels_last;
+  int64_t count, channels, height, width;
+
+  int64_t pixels() const { return height * width; }
+};
+
+// LRN across channels: a task is kStrip pixels of one image (channels_last: of the whole batch).
+// LRN in the plane: a task is the whole plane of kPlanes channels of one image (contiguous: kPlanes of all the planes).
+// Pooling: a task is one output row, of all channels of an image (channels_last) or of kPlanes planes (contiguous);
+// of the backward, one row of dx (channels_last) or a plane (contiguous).
+constexpr int64_t kStrip = 64;
+constexpr int64_t kPlanes = 32;
+
+struct LrnArgs {
+  const void *x, *grad;  // grad only for the backward, as below
+  void* out;
+  Images images;
+  Lrn lrn;
+};
+ALEXNET_CPU_KERNEL(lrn_forward, LrnArgs)
+ALEXNET_CPU_KERNEL(lrn_backward, LrnArgs)
+ALEXNET_CPU_KERNEL(spatial_lrn_forward, LrnArgs)
+ALEXNET_CPU_KERNEL(spatial_lrn_backward, LrnArgs)
+
+struct PoolArgs {
+  const void *x, *grad;
+  uint8_t* code;  // written by the forward (null: not wanted), read by the backward
+  void* out;
+  Images images;
+  Pool pool;
+};
+ALEXNET_CPU_KERNEL(max_pool_forward, PoolArgs)
+ALEXNET_CPU_KERNEL(max_pool_backward, PoolArgs)
+
+// A task is one pooled row of one image; of the backward, one row of dx.
+struct TailArgs {
+  const void *x, *grad;
+  uint8_t* code;
+  void* out;
+  Images images;
+  Order order;
+  Lrn lrn;
+  Pool pool;
+};
+ALEXNET_CPU_KERNEL(tail_forward, TailArgs)
+ALEXNET_CPU_KERNEL(tail_backward, TailArgs)
+
+// A task is one row of the convolution's output; of the input gradient, one row of dx. The weight gradient sums a
+// fixed set of chunks of rows, each a task with a partial sum of its own, which the host adds up in order.
+struct ConvArgs {
+  const void *x, *grad;
+  const void* weight;  // packed: see conv2d.h
+  const void* bias;    // padded to whole blocks of filters, in the type of the sums
+  void* out;
+  Images images;
+  Conv conv;
+  bool products;     // bfloat16 weights are packed in pairs for AVX512_BF16
+  int64_t chunks;    // of the weight gradient
+};
+ALEXNET_CPU_KERNEL(conv2d_forward, ConvArgs)
+ALEXNET_CPU_KERNEL(conv2d_weight_grad, ConvArgs)
+ALEXNET_CPU_KERNEL(conv2d_input_grad, ConvArgs)
+
+// A task is one pooled row of one image. conv.out, when not null, receives the convolution's output; tail.x is unused.
+struct BlockArgs {
+  ConvArgs conv;
+  TailArgs tail;
+};
+ALEXNET_CPU_KERNEL(block_forward, BlockArgs)
+
+}  // namespace alexnet_cuda

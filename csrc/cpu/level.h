@@ -1,0 +1,44 @@
+// Which instruction set the CPU kernels use: every *_kernel.cpp is compiled once per level, in the namespace of that
+// level, and the host picks one at run time. No torch header here: bindings.cpp includes it too.
+#pragma once
+
+#include <cstdint>
+
+namespace alexnet_cuda {
+
+enum class Level { kBaseline, kAvx2, kAvx512 };
+
+// The best level of this CPU, or the one that ALEXNET_CUDA_CPU_LEVEL (baseline, avx2, avx512) names; decided once.
+// Throws std::runtime_error when that variable has another value or names a level that this CPU lacks.
+Level level();
+
+const char* cpu_level();       // its name
+int vector_bytes();            // the size of its vectors
+bool has_bfloat16_products();  // whether it may use AVX512_BF16 as well
+
+}  // namespace alexnet_cuda
+
+// Declares the kernel `void name(const Args&, int64_t begin, int64_t end)`, which does the tasks [begin, end), in the
+// namespace of every level, and name_kernel(), the one to use.
+#if defined(__x86_64__)
+#define ALEXNET_CPU_KERNEL(name, Args)                                                 \
+  namespace baseline {                                                                 \
+  void name(const Args&, int64_t, int64_t);                                            \
+  }                                                                                    \
+  namespace avx2 {                                                                     \
+  void name(const Args&, int64_t, int64_t);                                            \
+  }                                                                                    \
+  namespace avx512 {                                                                   \
+  void name(const Args&, int64_t, int64_t);                                            \
+  }                                                                                    \
+  inline auto name##_kernel() {                                                        \
+    const Level chosen = level();                                                      \
+    return chosen == Level::kAvx512 ? &avx512::name : chosen == Level::kAvx2 ? &avx2::name : &baseline::name; \
+  }
+#else
+#define ALEXNET_CPU_KERNEL(name, Args)      \
+  namespace baseline {                      \
+  void name(const Args&, int64_t, int64_t); \
+  }                                         \
+  inline auto name##_kernel() { return &baseline::name; }
+#endif

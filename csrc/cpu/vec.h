@@ -1,0 +1,291 @@
+// Vectors of the level being compiled, in GCC's and Clang's vector types: arithmetic, comparisons and `mask ? a : b`
+// are operators, so kernels are written once. Here is the rest: loads and stores that convert between a tensor's type
+// and that of the sums (float, or double for double), a transposition, and 1/sqrt.
+#pragma once
+
+#include <cstdint>
+#include <utility>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#include "kernels.h"
+
+#ifndef ALEXNET_CPU_LEVEL
+#define ALEXNET_CPU_LEVEL baseline
+#endif
+#define ALEXNET_INLINE inline __attribute__((always_inline))
+
+namespace alexnet_cuda::ALEXNET_CPU_LEVEL {
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
+
+template <class E, int N>
+struct VectorOf {
+  typedef E type __attribute__((vector_size(N * sizeof(E))));
+};
+template <class E, int N>
+using Vector = typename VectorOf<E, N>::type;
+
+// The type of the sums of a tensor type, how many fit a vector, and integers of the same width.
+template <class T>
+struct AccumulatorOf {
+  using type = float;
+};
+template <>
+struct AccumulatorOf<double> {
+  using type = double;
+};
+template <class T>
+using Accumulator = typename AccumulatorOf<T>::type;
+template <class A>
+constexpr int kLanes = kVectorBytes / sizeof(A);
+template <class A>
+using Vec = Vector<A, kLanes<A>>;
+template <class A>
+using Bits = Vector<int32_t, kLanes<A>>;
+
+// How a tensor type lies in memory: Half and BFloat16 as 16-bit integers.
+template <class T>
+struct StorageOf {
+  using type = T;
+};
+template <>
+struct StorageOf<Half> {
+  using type = uint16_t;
+};
+template <>
+struct StorageOf<BFloat16> {
+  using type = uint16_t;
+};
+template <class A, class T>
+using Raw = Vector<typename StorageOf<T>::type, kLanes<A>>;
+
+template <class To, class From>
+ALEXNET_INLINE To bit_cast(From from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  __builtin_memcpy(&to, &from, sizeof(to));
+  return to;
+}
+
+template <class A>
+ALEXNET_INLINE Vec<A> fill(A value) {
+  return value - Vec<A>{};  // a broadcast: subtracting 0 changes nothing, not even -0
+}
+
+template <class A>
+ALEXNET_INLINE Vec<A> relu(Vec<A> v) {
+  return v <= A(0) ? Vec<A>{} : v;  // keeps NaN
+}
+
+// ---- 1 / sqrt: the CPU's estimate and one Newton step. Where that step fails (0, infinity, NaN) the estimate is
+// already the answer.
+template <class A>
+ALEXNET_INLINE Vec<A> rsqrt_estimate(Vec<A> d) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(A) == 4) return (Vec<A>)_mm512_maskz_rsqrt14_ps(0xffff, (__m512)d);
+#elif defined(__AVX2__)
+  if constexpr (sizeof(A) == 4) return (Vec<A>)_mm256_rsqrt_ps((__m256)d);
+#elif defined(__SSE2__)
+  if constexpr (sizeof(A) == 4) return (Vec<A>)_mm_rsqrt_ps((__m128)d);
+#endif
+  Vec<A> r;
+  for (int i = 0; i < kLanes<A>; ++i) {
+    if constexpr (sizeof(A) == 4) {
+      r[i] = 1 / __builtin_sqrtf(d[i]);
+    } else {
+      r[i] = 1 / __builtin_sqrt(d[i]);
+    }
+  }
+  return r;
+}
+
+template <class A>
+ALEXNET_INLINE Vec<A> rsqrt(Vec<A> d) {
+  const Vec<A> r = rsqrt_estimate<A>(d);
+  if constexpr (sizeof(A) == 8) return r;
+  const Vec<A> n = r * (A(1.5) - A(0.5) * (d * r) * r);
+  return n == n ? n : r;
+}
+
+// ---- conversions
+#if !defined(__AVX2__)  // no F16C either
+// A half's exponent is rebiased by a multiplication, which also normalises subnormals.
+template <class V, class I>
+ALEXNET_INLINE V half_to_float(I h) {
+  const I magnitude = (h & 0x7fff) << 13;
+  const V scaled = bit_cast<V>(magnitude) * 0x1p112f;
+  const I special = bit_cast<I>(scaled) | 0x7f800000;  // exponent 31: infinity or NaN
+  return bit_cast<V>(((magnitude >= (0x7c00 << 13)) ? special : bit_cast<I>(scaled)) | ((h & 0x8000) << 16));
+}
+
+// Rounds to nearest even: subnormal results by adding a number whose last bit is a half's last, the others by adding
+// just under half of the part that goes, plus the last bit that stays.
+template <class V, class I>
+ALEXNET_INLINE I float_to_half(V v) {
+  const I bits = bit_cast<I>(v), magnitude = bits & 0x7fffffff;
+  const I subnormal = bit_cast<I>(bit_cast<V>(magnitude) + 0.5f) - 0x3f000000;
+  const I normal = (magnitude - (112 << 23) + 0xfff + ((magnitude >> 13) & 1)) >> 13;
+  const I infinity = I{} + 0x7c00;
+  I half = magnitude < (113 << 23) ? subnormal : normal;
+  half = magnitude >= 0x477ff000 ? infinity : half;           // 65520 and more
+  half = magnitude > 0x7f800000 ? infinity | 0x200 : half;    // NaN
+  return half | ((bits >> 16) & 0x8000);
+}
+#endif
+
+// 8- or 16-bit integers to 32 bits: __builtin_convertvector, which GCC 12 does element by element.
+template <class A, class R>
+ALEXNET_INLINE Bits<A> extend(R raw) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(R) == 32) return (Bits<A>)_mm512_maskz_cvtepu16_epi32(0xffff, (__m256i)raw);
+  if constexpr (sizeof(R) == 16) return (Bits<A>)_mm512_maskz_cvtepu8_epi32(0xffff, (__m128i)raw);
+#elif defined(__AVX2__)
+  if constexpr (sizeof(R) == 16) return (Bits<A>)_mm256_cvtepu16_epi32((__m128i)raw);
+  if constexpr (sizeof(R) == 8 && kLanes<A> == 8) {
+    return (Bits<A>)_mm256_cvtepu8_epi32(_mm_cvtsi64_si128(bit_cast<int64_t>(raw)));
+  }
+#endif
+  return __builtin_convertvector(raw, Bits<A>);
+}
+
+template <class A, class T>
+ALEXNET_INLINE Vec<A> widen(Raw<A, T> raw) {
+  if constexpr (sizeof(T) == sizeof(A)) {
+    return raw;
+  } else if constexpr (sizeof(T) == 1) {
+    return __builtin_convertvector(extend<A>(raw), Vec<A>);
+  } else if constexpr (__is_same(T, BFloat16)) {
+    return bit_cast<Vec<A>>(extend<A>(raw) << 16);
+  } else {
+#if defined(__AVX512F__)
+    return (Vec<A>)_mm512_maskz_cvtph_ps(0xffff, (__m256i)raw);
+#elif defined(__AVX2__)
+    return (Vec<A>)_mm256_cvtph_ps((__m128i)raw);
+#else
+    return half_to_float<Vec<A>>(extend<A>(raw));
+#endif
+  }
+}
+
+template <class A, class T>
+ALEXNET_INLINE Raw<A, T> narrow(Vec<A> v) {
+  if constexpr (sizeof(T) == sizeof(A)) {
+    return v;
+  } else if constexpr (sizeof(T) == 1) {
+    return __builtin_convertvector(__builtin_convertvector(v, Bits<A>), Raw<A, T>);
+  } else if constexpr (__is_same(T, BFloat16)) {  // round to nearest even; a NaN stays one
+    using U = Vector<uint32_t, kLanes<A>>;
+    const U bits = bit_cast<U>(v);
+    const U rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    return __builtin_convertvector(v == v ? rounded : (bits >> 16) | 0x40, Raw<A, T>);
+  } else {
+#if defined(__AVX512F__)
+    return (Raw<A, T>)_mm512_maskz_cvtps_ph(0xffff, (__m512)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#elif defined(__AVX2__)
+    return (Raw<A, T>)_mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#else
+    return __builtin_convertvector(float_to_half<Vec<A>, Bits<A>>(v), Raw<A, T>);
+#endif
+  }
+}
+
+// ---- loads and stores of whole vectors, and of their first n elements (the others read as zero)
+template <class A, class T>
+ALEXNET_INLINE Vec<A> load(const T* p) {
+  Raw<A, T> raw;
+  __builtin_memcpy(&raw, p, sizeof(raw));
+  return widen<A, T>(raw);
+}
+
+template <class A, class T>
+ALEXNET_INLINE void store(T* p, Vec<A> v) {
+  const Raw<A, T> raw = narrow<A, T>(v);
+  __builtin_memcpy(p, &raw, sizeof(raw));
+}
+
+template <class A, class T>
+ALEXNET_INLINE A to_accumulator(T value) {
+  Raw<A, T> raw = {};
+  raw[0] = bit_cast<typename StorageOf<T>::type>(value);
+  return widen<A, T>(raw)[0];
+}
+
+template <class A, class T>
+ALEXNET_INLINE Vec<A> load_part(const T* p, int64_t n) {
+#if defined(__AVX512F__)
+  const uint64_t bytes = ~uint64_t(0) >> (64 - n * sizeof(T));
+  if constexpr (sizeof(Raw<A, T>) == 64) return widen<A, T>((Raw<A, T>)_mm512_maskz_loadu_epi8(bytes, p));
+  if constexpr (sizeof(Raw<A, T>) == 32) return widen<A, T>((Raw<A, T>)_mm256_maskz_loadu_epi8(bytes, p));
+  if constexpr (sizeof(Raw<A, T>) == 16) return widen<A, T>((Raw<A, T>)_mm_maskz_loadu_epi8(bytes, p));
+#endif
+  Raw<A, T> raw = {};
+  for (int64_t i = 0; i < n; ++i) raw[i] = bit_cast<typename StorageOf<T>::type>(p[i]);
+  return widen<A, T>(raw);
+}
+
+template <class A, class T>
+ALEXNET_INLINE void store_part(T* p, Vec<A> v, int64_t n) {
+  const Raw<A, T> raw = narrow<A, T>(v);
+#if defined(__AVX512F__)
+  const uint64_t bytes = ~uint64_t(0) >> (64 - n * sizeof(T));
+  if constexpr (sizeof(Raw<A, T>) == 64) return _mm512_mask_storeu_epi8(p, bytes, (__m512i)raw);
+  if constexpr (sizeof(Raw<A, T>) == 32) return _mm256_mask_storeu_epi8(p, bytes, (__m256i)raw);
+  if constexpr (sizeof(Raw<A, T>) == 16) return _mm_mask_storeu_epi8(p, bytes, (__m128i)raw);
+#endif
+  for (int64_t i = 0; i < n; ++i) p[i] = bit_cast<T>(raw[i]);
+}
+
+// Keeps the first n lanes and zeroes the others.
+template <class A>
+ALEXNET_INLINE Vec<A> keep(Vec<A> v, int64_t n) {
+  Vec<A> lane;
+  for (int i = 0; i < kLanes<A>; ++i) lane[i] = A(i);
+  return lane < A(n) ? v : Vec<A>{};
+}
+
+// ---- transposition of kLanes vectors of kLanes elements, in log2(kLanes) steps that exchange ever larger blocks
+template <class A, int STEP, int... LANE>
+ALEXNET_INLINE void exchange(Vec<A>& a, Vec<A>& b, std::integer_sequence<int, LANE...>) {
+  constexpr int kN = kLanes<A>;
+  const Vec<A> x = a, y = b;
+#if defined(__clang__)
+  a = __builtin_shufflevector(x, y, (LANE & STEP ? kN + LANE - STEP : LANE)...);
+  b = __builtin_shufflevector(x, y, (LANE & STEP ? kN + LANE : LANE + STEP)...);
+#else
+  using Index = decltype(x < y);
+  a = __builtin_shuffle(x, y, Index{(LANE & STEP ? kN + LANE - STEP : LANE)...});
+  b = __builtin_shuffle(x, y, Index{(LANE & STEP ? kN + LANE : LANE + STEP)...});
+#endif
+}
+
+template <class A, int STEP = 1>
+ALEXNET_INLINE void transpose(Vec<A>* v) {
+  if constexpr (STEP < kLanes<A>) {
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes<A>; ++i) {
+      if ((i & STEP) == 0) exchange<A, STEP>(v[i], v[i + STEP], std::make_integer_sequence<int, kLanes<A>>{});
+    }
+    transpose<A, 2 * STEP>(v);
+  }
+}
+
+// Calls f(T{}) with the tensor type that a run-time dtype names.
+template <class F>
+ALEXNET_INLINE void dispatch(DType dtype, F f) {
+  switch (dtype) {
+    case DType::kFloat: return f(float{});
+    case DType::kDouble: return f(double{});
+    case DType::kHalf: return f(Half{});
+    case DType::kBFloat16: return f(BFloat16{});
+  }
+}
+
+}  // namespace alexnet_cuda::ALEXNET_CPU_LEVEL

@@ -1,0 +1,177 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import assert_close, forward_and_gradients, in_layout, memory_format, saved_bytes
+from test_local_response_norm import exact as exact_lrn
+
+from alexnet_cuda import ops, reference
+from alexnet_cuda._library import has_kernel
+from alexnet_cuda.nn import ReLULRNMaxPool2d
+from alexnet_cuda.reference import ORDERS
+
+
+def exact(x, size, alpha=1e-4, beta=0.75, k=1.0, *, order="relu-lrn-pool", kernel_size=3, stride=2, padding=0,
+          ceil_mode=False, **lrn):  # fmt: skip
+    x = x.double().cpu()
+    for step in order.split("-"):
+        if step == "relu":
+            x = F.relu(x)
+        elif step == "lrn":
+            x = exact_lrn(x, size, alpha, beta, k, **lrn)
+        else:
+            x = F.max_pool2d(x, kernel_size, stride, padding, 1, ceil_mode)
+    return x
+
+
+CASES = [
+    ((2, 96, 15, 13), dict(size=5, alpha=1e-4, k=2.0)),
+    ((1, 96, 8, 9), dict(size=5, alpha=0.1, k=2.0, groups=2)),
+    ((3, 7, 12, 9), dict(size=4, alpha=1.0, beta=0.5, ceil_mode=True)),
+    ((2, 6, 11, 14), dict(size=3, alpha=1.0, beta=1.0, padding=1, window="onnx")),
+    ((1, 12, 9, 9), dict(size=11, alpha=0.5, beta=0.6, divide_alpha=False, kernel_size=2)),
+    ((1, 4, 9, 10), dict(size=6, window="onnx", kernel_size=3, stride=1, padding=1)),
+    ((2, 5, 9, 8), dict(size=3, alpha=0.1, across="spatial")),
+]
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize(("shape", "args"), CASES, ids=str)
+def test_matches_float64(shape, args, order, dtype, layout, device):
+    # distinct values, so that rounding does not turn near ties in a window into another choice of maximum
+    values = torch.randperm(torch.Size(shape).numel()).view(shape).double()
+    x = in_layout((values / values.max() * 8 - 4).to(dtype).to(device), layout)
+    want = exact(x, **args, order=order)
+    grad = torch.randn(want.shape, dtype=torch.float64)
+    y, (gx,) = forward_and_gradients(lambda x: ops.relu_lrn_max_pool2d(x, **args, order=order), [x], grad)
+    _, (want_gx,) = forward_and_gradients(
+        lambda x: exact(x, **args, order=order), [x.double().cpu()], grad.to(dtype).double()
+    )
+    assert y.dtype == dtype
+    assert_close(y, want)
+    assert_close(reference.relu_lrn_max_pool2d(x, **args, order=order), want)
+    if dtype in (torch.float32, torch.float64):  # with half inputs there are ties, decided differently
+        assert_close(gx, want_gx)
+    if layout in ("contiguous", "channels_last") and has_kernel(x) and args.get("across") != "spatial":
+        assert memory_format(y) == memory_format(gx) == memory_format(x)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_low_precision_gradient(order, device):
+    """Few distinct half values and no overlap between windows: ties go to the first maximum, as in float64."""
+    x = torch.randint(-3, 4, (2, 8, 8, 8), device=device).half()
+    grad = torch.randn(2, 8, 4, 4).half().double()
+    args = dict(size=1, alpha=0.5, order=order, kernel_size=2, stride=2)
+    y, (gx,) = forward_and_gradients(lambda x: ops.relu_lrn_max_pool2d(x, **args), [x], grad)
+    want, (want_gx,) = forward_and_gradients(lambda x: exact(x, **args), [x.double().cpu()], grad)
+    assert_close(y, want)
+    assert_close(gx, want_gx)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_nan_and_large_half(order, device):
+    x = torch.randn(1, 9, 7, 7, device=device)
+    x[0, 4, 3, 3] = torch.nan
+    torch.testing.assert_close(
+        ops.relu_lrn_max_pool2d(x, 5, order=order),
+        reference.relu_lrn_max_pool2d(x, 5, order=order),
+        equal_nan=True,
+    )
+    large = (torch.randn(1, 9, 7, 7, device=device) * 2e4).half()
+    assert_close(ops.relu_lrn_max_pool2d(large, 5, order=order), exact(large, 5, order=order))
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_unbatched_and_empty(order, device):
+    x = torch.randn(6, 9, 9, device=device)
+    torch.testing.assert_close(
+        ops.relu_lrn_max_pool2d(x, 5, order=order), reference.relu_lrn_max_pool2d(x[None], 5, order=order)[0]
+    )
+    empty = torch.zeros(0, 6, 9, 9, device=device, requires_grad=True)
+    ops.relu_lrn_max_pool2d(empty, 5, order=order).sum().backward()
+    assert empty.grad.shape == empty.shape
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_gradients(order, device):
+    if device == "cuda":
+        pytest.skip("float64 has no CUDA kernel")
+    x = (torch.randperm(2 * 4 * 5 * 6).double().view(2, 4, 5, 6) / 20 - 5.02).requires_grad_()
+    for args in [dict(size=3, alpha=0.1), dict(size=2, alpha=0.1, beta=0.6, groups=2, padding=1, ceil_mode=True)]:
+        function = lambda x, args=args: ops.relu_lrn_max_pool2d(x, **args, order=order)
+        assert torch.autograd.gradcheck(function, x)
+        assert torch.autograd.gradgradcheck(function, x, fast_mode=True)
+
+
+def test_opcheck(device, kernels):
+    for format in (torch.contiguous_format, torch.channels_last):
+        for order in range(3):
+            x = torch.randn(2, 6, 8, 9, device=device).contiguous(memory_format=format).requires_grad_()
+            lrn, pool = (order, 5, 2, 1e-2, 0.75, 2.0, 1), (3, 2, 0)
+            forward = torch.ops.alexnet_cuda.relu_lrn_max_pool2d.default
+            torch.library.opcheck(forward, (x, *lrn, *pool, False, True))
+            torch.library.opcheck(forward, (x.detach(), *lrn, *pool, False, False))
+            y, code = forward(x.detach(), *lrn, *pool, False, True)
+            backward = torch.ops.alexnet_cuda._relu_lrn_max_pool2d_backward.default
+            torch.library.opcheck(backward, (torch.randn_like(y), x, code, *lrn, *pool))
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_compile(order, device):
+    x = torch.randn(2, 6, 14, 15, device=device, requires_grad=True)
+    function = lambda x: ops.relu_lrn_max_pool2d(x, 5, 0.1, order=order).square().sum()
+    (got,) = torch.autograd.grad(torch.compile(function, fullgraph=True)(x), x)
+    (want,) = torch.autograd.grad(function(x), x)
+    torch.testing.assert_close(got, want)
+
+
+def test_vmap(device):
+    x = torch.randn(3, 2, 6, 9, 9, device=device)
+    function = lambda x: ops.relu_lrn_max_pool2d(x, 5, 0.1)
+    torch.testing.assert_close(torch.vmap(function)(x), torch.stack([function(one) for one in x]))
+    gradient = torch.func.grad(lambda x: function(x).square().sum())
+    torch.testing.assert_close(torch.vmap(gradient)(x), torch.stack([gradient(one) for one in x]))
+
+
+def test_saves_input_and_one_byte_per_output(device, kernels):
+    x = torch.randn(2, 96, 27, 27, device=device, requires_grad=True)
+    function = lambda x: ops.relu_lrn_max_pool2d(x, 5)
+    assert saved_bytes(function, x) == x.nbytes + function(x).numel()
+    with torch.no_grad():
+        assert saved_bytes(function, x) == 0
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_deterministic(order, device):
+    x = torch.randn(4, 96, 13, 13, device=device, requires_grad=True)
+    function = lambda x: ops.relu_lrn_max_pool2d(x, 5, order=order)
+    torch.use_deterministic_algorithms(True)
+    try:
+        runs = [torch.autograd.grad(function(x).square().sum(), x)[0] for _ in range(3)]
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert runs[0].equal(runs[1])
+    assert runs[0].equal(runs[2])
+
+
+@pytest.mark.parametrize(
+    ("shape", "args", "error", "words"),
+    [
+        ((4, 4), {}, ValueError, "x to be 4-D.*got 2-D"),
+        ((1, 4, 9, 9), dict(order="pool-relu-lrn"), ValueError, "order.*got 'pool-relu-lrn'"),
+        ((1, 4, 9, 9), dict(size=-1), ValueError, "size.*got -1"),
+        ((1, 4, 9, 9), dict(groups=3), ValueError, "groups.*got 3"),
+        ((1, 4, 9, 9), dict(padding=2), ValueError, "padding.*got 2"),
+        ((1, 4, 2, 9), {}, ValueError, "x to be at least as large as kernel_size 3.*got 2x9"),
+    ],
+)
+@pytest.mark.parametrize("module", [ops, reference], ids=["ops", "reference"])
+def test_bad_input(shape, args, error, words, module):
+    with pytest.raises(error, match=f"relu_lrn_max_pool2d: expected {words}"):
+        module.relu_lrn_max_pool2d(torch.zeros(shape), **{"size": 5, **args})
+
+
+def test_module():
+    x = torch.randn(1, 8, 9, 9)
+    block = ReLULRNMaxPool2d(5, k=2.0, order="relu-pool-lrn")
+    torch.testing.assert_close(block(x), reference.relu_lrn_max_pool2d(x, 5, k=2.0, order="relu-pool-lrn"))
+    assert "order='relu-pool-lrn'" in repr(block)

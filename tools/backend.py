@@ -1,0 +1,57 @@
+"""Build backend: scikit-build-core, which asks for torch only if there is none, and builds no kernels without a compiler."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from typing import Any
+
+from scikit_build_core import build as _build
+from scikit_build_core.build import *  # noqa: F403
+
+sys.path.insert(0, os.path.dirname(__file__))
+from find_torch import OLDEST, find_torch
+
+Settings = dict[str, Any] | None
+
+
+def _has_compiler() -> bool:
+    names = (os.environ.get("CXX", "").split() or [""])[0], "c++", "g++", "clang++"
+    return any(shutil.which(name) for name in names if name)
+
+
+def _settings(settings: Settings) -> Settings:
+    """Pure Python if there is no compiler: the plain-torch versions of the ops serve, and say so when imported."""
+    if _has_compiler():
+        return settings
+    print("alexnet_cuda: no C++ compiler (CXX, c++, g++, clang++): installing without kernels", file=sys.stderr)
+    return {**(settings or {}), "wheel.cmake": "false"}
+
+
+def _requires(requires: list[str]) -> list[str]:
+    return [*requires, f"torch>={OLDEST[0]}.{OLDEST[1]}"] if _has_compiler() and not find_torch() else requires
+
+
+def get_requires_for_build_wheel(config_settings: Settings = None) -> list[str]:
+    return _requires(_build.get_requires_for_build_wheel(_settings(config_settings)))
+
+
+def get_requires_for_build_editable(config_settings: Settings = None) -> list[str]:
+    return _requires(_build.get_requires_for_build_editable(_settings(config_settings)))
+
+
+def prepare_metadata_for_build_wheel(directory: str, config_settings: Settings = None) -> str:
+    return _build.prepare_metadata_for_build_wheel(directory, _settings(config_settings))
+
+
+def prepare_metadata_for_build_editable(directory: str, config_settings: Settings = None) -> str:
+    return _build.prepare_metadata_for_build_editable(directory, _settings(config_settings))
+
+
+def build_wheel(directory: str, config_settings: Settings = None, metadata: str | None = None) -> str:
+    return _build.build_wheel(directory, _settings(config_settings), metadata)
+
+
+def build_editable(directory: str, config_settings: Settings = None, metadata: str | None = None) -> str:
+    return _build.build_editable(directory, _settings(config_settings), metadata)
