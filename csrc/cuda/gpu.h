@@ -1,0 +1,226 @@
+// What a kernel may use, in one spelling for two compilers.
+//
+// nvcc:                                the names below are CUDA itself, thin wrappers around it, and inline PTX.
+// g++ with -DALEXNET_CUDA_EMULATOR:    the same names run on the CPU, one fiber per CUDA thread (../emulator).
+//
+// Rules that keep a kernel portable between the two: launch with gpu::launch, not <<<>>>; shared memory through
+// gpu::shared<T> (a checked pointer in the emulator) and never `auto v = s[i]`; no inline PTX outside this file;
+// plain structs, pointers and scalars as kernel arguments.
+#pragma once
+
+#include <cstdint>
+
+#if defined(ALEXNET_CUDA_EMULATOR)
+#include "../emulator/device.h"
+#else
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+namespace gpu {
+
+using half = __half;
+using bfloat16 = __nv_bfloat16;
+using stream_t = cudaStream_t;
+using error_t = cudaError_t;
+constexpr error_t kSuccess = cudaSuccess;
+constexpr error_t kInvalidValue = cudaErrorInvalidValue;
+
+}  // namespace gpu
+
+#if defined(__CUDACC__)  // what follows is for .cu files; the host code that includes kernels.h needs only the types
+
+#define GPU_DEVICE __device__ __forceinline__
+
+namespace gpu {
+
+// Beyond 48 KB a kernel has to ask for its dynamic shared memory.
+template <class... P, class... A>
+error_t launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t smem, stream_t stream, A... args) {
+  if (smem > 48 * 1024) {
+    const error_t error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                               cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(smem));
+    if (error != cudaSuccess) return error;
+  }
+  kernel<<<grid, block, smem, stream>>>(static_cast<P>(args)...);
+  return cudaGetLastError();
+}
+
+// ---- numbers -------------------------------------------------------------------------------------------------------
+
+GPU_DEVICE float to_float(float v) { return v; }
+GPU_DEVICE float to_float(half v) { return __half2float(v); }
+GPU_DEVICE float to_float(bfloat16 v) { return __bfloat162float(v); }
+
+template <class T>
+GPU_DEVICE T from_float(float v);
+template <>
+GPU_DEVICE float from_float<float>(float v) { return v; }
+template <>
+GPU_DEVICE half from_float<half>(float v) { return __float2half_rn(v); }
+template <>
+GPU_DEVICE bfloat16 from_float<bfloat16>(float v) { return __float2bfloat16_rn(v); }
+
+// One instruction each (relative error about 1e-7); IEEE-exact forms cost a dozen.
+GPU_DEVICE float rsqrt(float v) {
+  float r;
+  asm("rsqrt.approx.f32 %0, %1;" : "=f"(r) : "f"(v));
+  return r;
+}
+GPU_DEVICE float sqrt(float v) {
+  float r;
+  asm("sqrt.approx.f32 %0, %1;" : "=f"(r) : "f"(v));
+  return r;
+}
+
+// Four neighbours, moved by one load or store; the address must be a multiple of 4 * sizeof(T).
+template <class T>
+struct alignas(4 * sizeof(T)) Quad {
+  T v[4];
+};
+
+// ---- shared memory -------------------------------------------------------------------------------------------------
+
+template <class T>
+using shared = T*;
+
+template <class T>
+GPU_DEVICE shared<T> dynamic_shared() {
+  extern __shared__ __align__(1024) unsigned char gpu_dynamic_shared[];
+  return reinterpret_cast<T*>(gpu_dynamic_shared);
+}
+#define GPU_SHARED_ARRAY(T, name, n) __shared__ __align__(16) T name[n]
+
+// The same bytes as another type; a part that the emulator bounds-checks on its own.
+template <class U, class T>
+GPU_DEVICE shared<U> shared_cast(shared<T> p) { return reinterpret_cast<U*>(p); }
+template <class T>
+GPU_DEVICE shared<T> shared_slice(shared<T> p, int) { return p; }
+
+template <class T>
+GPU_DEVICE Quad<T> load4(shared<T> p) { return *reinterpret_cast<const Quad<T>*>(p); }
+template <class T>
+GPU_DEVICE void store4(shared<T> p, const Quad<T>& v) { *reinterpret_cast<Quad<T>*>(p) = v; }
+
+template <class T>
+GPU_DEVICE uint32_t shared_address(shared<T> p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
+
+// ---- asynchronous copies (sm_80) -----------------------------------------------------------------------------------
+
+// 16 bytes from global to shared memory, or 16 zero bytes; visible to this thread after cp_async_wait, to others
+// after a barrier behind it. `source` must be a valid address even when nothing is read.
+template <class T>
+GPU_DEVICE void cp_async16(shared<T> destination, const void* source, bool valid) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(destination)), "l"(source),
+               "r"(valid ? 16 : 0)
+               : "memory");
+}
+GPU_DEVICE void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+// Waits until at most N of the committed groups are still under way.
+template <int N>
+GPU_DEVICE void cp_async_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory"); }
+
+// ---- tensor cores: ldmatrix and mma.sync (sm_80) -------------------------------------------------------------------
+
+// Four 8x8 matrices of 16-bit elements. Lane l passes the address of row l % 8 of matrix l / 8; it receives of each
+// matrix the elements (l / 4, 2 (l % 4)) and its right neighbour, or of the transposed matrix.
+template <class T>
+GPU_DEVICE void ldmatrix_x4(uint32_t (&r)[4], shared<T> row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(shared_address(row))
+               : "memory");
+}
+template <class T>
+GPU_DEVICE void ldmatrix_x4_trans(uint32_t (&r)[4], shared<T> row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(shared_address(row))
+               : "memory");
+}
+
+// d (16x8) += a (16x16) * b (16x8), float sums. With g = lane / 4 and q = lane % 4: a holds rows g and g + 8 of columns
+// 2q and 2q + 8, b rows 2q and 2q + 8 of column g, d rows g and g + 8 of columns 2q and 2q + 1.
+template <class T>
+GPU_DEVICE void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
+#define GPU_MMA(TYPE, NAME)                                                                              \
+  template <>                                                                                            \
+  GPU_DEVICE void mma_m16n8k16<TYPE>(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {    \
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." NAME "." NAME ".f32 "                          \
+                 "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"                       \
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                                        \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));                    \
+  }
+GPU_MMA(half, "f16")
+GPU_MMA(bfloat16, "bf16")
+#undef GPU_MMA
+
+// ---- barriers in shared memory (sm_90) -----------------------------------------------------------------------------
+
+// A phase ends after `count` arrivals; a wait for parity p returns once the phase of that parity has ended.
+GPU_DEVICE void mbarrier_init(shared<uint64_t> barrier, uint32_t count) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(count) : "memory");
+}
+GPU_DEVICE void mbarrier_arrive(shared<uint64_t> barrier) {
+  asm volatile("{\n.reg .b64 state;\nmbarrier.arrive.shared::cta.b64 state, [%0];\n}" ::"r"(shared_address(barrier))
+               : "memory");
+}
+GPU_DEVICE void mbarrier_wait(shared<uint64_t> barrier, uint32_t parity) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile(
+      "{\n.reg .pred done;\nWAIT_%=:\nmbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+      "@!done bra WAIT_%=;\n}" ::"r"(shared_address(barrier)),
+      "r"(parity)
+      : "memory");
+#endif
+}
+// Makes this thread's writes to shared memory visible to wgmma, which reads through another path.
+GPU_DEVICE void fence_proxy_async() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
+}
+
+// ---- warpgroup matrix multiply (sm_90a only) -----------------------------------------------------------------------
+
+// Operands in shared memory, K-major, no swizzle: 8 rows of 16 bytes lie together, `k_stride` bytes lie between the two
+// halves of k, `row_stride` bytes between groups of 8 rows. All are multiples of 16.
+GPU_DEVICE uint64_t wgmma_descriptor(uint32_t address, uint32_t k_stride, uint32_t row_stride) {
+  return uint64_t((address & 0x3ffff) >> 4) | uint64_t(k_stride >> 4) << 16 | uint64_t(row_stride >> 4) << 32;
+}
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+GPU_DEVICE void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+GPU_DEVICE void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+template <int N>
+GPU_DEVICE void wgmma_wait() { asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory"); }
+
+// d (64x96) += a (64x16) * b (16x96): d[4 j + 2 h + e] of lane l in warp w is row 16 w + l / 4 + 8 h and column
+// 8 j + 2 (l % 4) + e. Do not touch d between wgmma_fence and wgmma_wait.
+template <class T>
+GPU_DEVICE void wgmma_m64n96k16(float (&d)[48], uint64_t a, uint64_t b);
+#define GPU_8(i)                                                                                           \
+  "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), \
+      "+f"(d[i + 7])
+#define GPU_WGMMA(TYPE, NAME)                                                                              \
+  template <>                                                                                              \
+  GPU_DEVICE void wgmma_m64n96k16<TYPE>(float (&d)[48], uint64_t a, uint64_t b) {                          \
+    asm volatile("wgmma.mma_async.sync.aligned.m64n96k16.f32." NAME "." NAME " "                           \
+                 "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                 \
+                 "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "        \
+                 "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47}, "       \
+                 "%48, %49, 1, 1, 1, 0, 0;"                                                                \
+                 : GPU_8(0), GPU_8(8), GPU_8(16), GPU_8(24), GPU_8(32), GPU_8(40)                          \
+                 : "l"(a), "l"(b));                                                                        \
+  }
+GPU_WGMMA(half, "f16")
+GPU_WGMMA(bfloat16, "bf16")
+#undef GPU_WGMMA
+#undef GPU_8
+#endif
+
+}  // namespace gpu
+
+#endif  // __CUDACC__
+#endif  // ALEXNET_CUDA_EMULATOR

@@ -1,0 +1,54 @@
+// The launchers: everything that the host (register.cpp) and the emulator's module call. Each puts its kernels on
+// `stream` and returns at once; pointers are device memory, dense in the given memory format, and nothing may be empty.
+#pragma once
+
+#include "../shapes.h"
+#include "gpu.h"
+
+namespace alexnet_cuda {
+
+enum DType : int { kFloat = 0, kHalf = 1, kBFloat16 = 2 };
+
+// A batch in memory: (n, c, h, w) elements of `dtype`, as NCHW or, with channels_last, as NHWC. Every other image-like
+// argument of a launcher has the same dtype and the same format.
+struct Images {
+  DType dtype;
+  bool channels_last;
+  int64_t n, c, h, w;
+};
+
+gpu::error_t launch_local_response_norm(const Images& images, const void* x, void* y, const Lrn& lrn, bool spatial,
+                                        gpu::stream_t stream);
+// The spatial form needs a workspace of one float per element of x; across channels none.
+gpu::error_t launch_local_response_norm_backward(const Images& images, const void* grad, const void* x, void* dx,
+                                                 const Lrn& lrn, bool spatial, float* workspace, gpu::stream_t stream);
+
+// `code` may be null. In the backward launchers `images` describes dx.
+gpu::error_t launch_max_pool2d(const Images& images, const void* x, void* y, uint8_t* code, const Pool& pool,
+                               gpu::stream_t stream);
+gpu::error_t launch_max_pool2d_backward(const Images& images, const void* grad, const uint8_t* code, void* dx,
+                                        const Pool& pool, gpu::stream_t stream);
+
+// Across channels only. The backward of relu-pool-lrn needs a workspace of one float per element of grad.
+gpu::error_t launch_relu_lrn_max_pool2d(const Images& images, const void* x, void* y, uint8_t* code, Order order,
+                                        const Lrn& lrn, const Pool& pool, gpu::stream_t stream);
+gpu::error_t launch_relu_lrn_max_pool2d_backward(const Images& images, const void* grad, const void* x,
+                                                 const uint8_t* code, void* dx, Order order, const Lrn& lrn,
+                                                 const Pool& pool, float* workspace, gpu::stream_t stream);
+
+// weight is (filters, channels, k, k), contiguous; bias may be null. `images` describes x (or dx).
+gpu::error_t launch_conv2d(const Images& images, const void* x, const void* weight, const void* bias, void* y,
+                           const Conv& conv, gpu::stream_t stream);
+gpu::error_t launch_conv2d_weight_grad(const Images& images, const void* grad, const void* x, void* dweight,
+                                       const Conv& conv, float* workspace, gpu::stream_t stream);
+gpu::error_t launch_conv2d_input_grad(const Images& images, const void* grad, const void* weight, void* dx,
+                                      const Conv& conv, gpu::stream_t stream);
+
+// Floats that launch_conv2d_weight_grad needs. The number of slices depends on the batch alone, so that a result does
+// not depend on the device.
+inline int64_t conv2d_weight_grad_slices(int64_t n) { return n < 16 ? 4 * n : 64; }
+inline int64_t conv2d_weight_grad_workspace(int64_t n, const Conv& conv) {
+  return conv2d_weight_grad_slices(n) * conv.filters * conv.channels * conv.kernel_size * conv.kernel_size;
+}
+
+}  // namespace alexnet_cuda

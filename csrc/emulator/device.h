@@ -1,0 +1,315 @@
+// The names of ../cuda/gpu.h (and of CUDA itself) for g++: a kernel that includes gpu.h becomes a plain C++ function.
+#pragma once
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#include "emulator.h"
+
+#define __global__
+#define __device__
+#define __host__
+#define __launch_bounds__(...)
+#define GPU_DEVICE inline
+
+#define threadIdx (::emulator::self->index)
+#define blockIdx (::emulator::block.index)
+#define blockDim (::emulator::block.size)
+#define gridDim (::emulator::block.grid)
+
+inline void __syncthreads(const emulator::Place& place = emulator::Place::current()) { emulator::barrier(place); }
+inline void __syncwarp(unsigned mask = ~0u, const emulator::Place& place = emulator::Place::current()) {
+  emulator::warp_barrier(mask, place);
+}
+
+// All shuffles are one exchange: every lane shows its value and says whose it wants.
+template <class T>
+T emulated_shuffle(unsigned mask, T value, int source, const emulator::Place& place) {
+  struct Lane {
+    T value, result;
+    int source;
+  } mine{value, value, source};
+  emulator::warp_operation(
+      mask, &mine,
+      [](void** lanes) {
+        for (int l = 0; l < 32; ++l) {
+          Lane* lane = static_cast<Lane*>(lanes[l]);
+          if (lane && lanes[lane->source]) lane->result = static_cast<Lane*>(lanes[lane->source])->value;
+        }
+      },
+      place);
+  return mine.result;
+}
+template <class T>
+T __shfl_sync(unsigned mask, T v, int lane, int width = 32, const emulator::Place& p = emulator::Place::current()) {
+  const int me = emulator::self->number % 32;
+  return emulated_shuffle(mask, v, (me & ~(width - 1)) | (lane & (width - 1)), p);
+}
+template <class T>
+T __shfl_xor_sync(unsigned mask, T v, int bits, int width = 32,
+                  const emulator::Place& p = emulator::Place::current()) {
+  const int me = emulator::self->number % 32, from = me ^ bits;
+  return emulated_shuffle(mask, v, from < (me | (width - 1)) + 1 ? from : me, p);
+}
+template <class T>
+T __shfl_up_sync(unsigned mask, T v, int by, int width = 32, const emulator::Place& p = emulator::Place::current()) {
+  const int me = emulator::self->number % 32;
+  return emulated_shuffle(mask, v, (me & (width - 1)) >= by ? me - by : me, p);
+}
+template <class T>
+T __shfl_down_sync(unsigned mask, T v, int by, int width = 32, const emulator::Place& p = emulator::Place::current()) {
+  const int me = emulator::self->number % 32;
+  return emulated_shuffle(mask, v, (me & (width - 1)) + by < width ? me + by : me, p);
+}
+
+using std::max;
+using std::min;
+
+namespace gpu {
+
+using stream_t = void*;
+enum error_t { kSuccess = 0, kInvalidValue = 1 };
+
+// Where a launch was written, for messages: dim3 converts to it and takes the place along.
+struct Grid {
+  dim3 size;
+  emulator::Place place;
+  Grid(dim3 size, const emulator::Place& place = emulator::Place::current()) : size(size), place(place) {}
+};
+
+template <class... P, class... A>
+error_t launch(void (*kernel)(P...), Grid grid, dim3 block, size_t smem, stream_t, A... args) {
+  emulator::run(grid.place, grid.size, block, smem, [&] { kernel(static_cast<P>(args)...); });
+  return kSuccess;
+}
+
+// ---- numbers -------------------------------------------------------------------------------------------------------
+
+using half = _Float16;
+struct bfloat16 {
+  uint16_t bits;
+};
+
+inline float to_float(float v) { return v; }
+inline float to_float(half v) { return static_cast<float>(v); }
+inline float to_float(bfloat16 v) { return std::bit_cast<float>(uint32_t{v.bits} << 16); }
+
+template <class T>
+T from_float(float v) {
+  if constexpr (std::is_same_v<T, bfloat16>) {
+    if (v != v) return {0x7fff};
+    const uint32_t u = std::bit_cast<uint32_t>(v);
+    return {static_cast<uint16_t>((u + 0x7fff + (u >> 16 & 1)) >> 16)};  // to nearest, ties to even
+  } else {
+    return static_cast<T>(v);
+  }
+}
+
+inline float rsqrt(float v) { return 1.f / std::sqrt(v); }
+inline float sqrt(float v) { return std::sqrt(v); }
+
+template <class T>
+struct alignas(4 * sizeof(T)) Quad {
+  T v[4];
+};
+
+// ---- shared memory: a pointer whose every access is checked --------------------------------------------------------
+
+template <class T>
+class shared {
+ public:
+  struct Element {
+    emulator::SharedRange at;
+    operator T() const {
+      T v;
+      std::memcpy(&v, emulator::read_shared(at, sizeof(T)), sizeof(T));
+      return v;
+    }
+    const Element& operator=(T v) const {
+      std::memcpy(emulator::write_shared(at, sizeof(T)), &v, sizeof(T));
+      return *this;
+    }
+    const Element& operator=(const Element& other) const { return *this = static_cast<T>(other); }
+    const Element& operator+=(T v) const { return *this = static_cast<T>(*this) + v; }
+  };
+
+  explicit shared(const emulator::SharedRange& range) : range(range) {}
+  shared operator+(int64_t n) const {
+    emulator::SharedRange r = range;
+    r.offset += n * static_cast<int64_t>(sizeof(T));
+    return shared(r);
+  }
+  Element operator[](int64_t n) const { return {(*this + n).range}; }
+
+  emulator::SharedRange range;
+};
+
+template <class T>
+shared<T> dynamic_shared() { return shared<T>(emulator::dynamic_shared()); }
+#define GPU_SHARED_ARRAY(T, name, n)     \
+  static const char name##_identity = 0; \
+  const gpu::shared<T> name(emulator::static_shared(&name##_identity, (n) * sizeof(T)))
+
+template <class U, class T>
+shared<U> shared_cast(shared<T> p) { return shared<U>(p.range); }
+template <class T>
+shared<T> shared_slice(shared<T> p, int count) {
+  const uint32_t begin = static_cast<uint32_t>(p.range.offset);
+  return shared<T>({p.range.offset, begin, std::min<uint32_t>(p.range.end, begin + count * sizeof(T))});
+}
+
+template <class T>
+Quad<T> load4(shared<T> p) { return shared_cast<Quad<T>>(p)[0]; }
+template <class T>
+void store4(shared<T> p, const Quad<T>& v) { shared_cast<Quad<T>>(p)[0] = v; }
+
+template <class T>
+uint32_t shared_address(shared<T> p) { return static_cast<uint32_t>(p.range.offset); }
+
+// ---- asynchronous copies -------------------------------------------------------------------------------------------
+
+template <class T>
+void cp_async16(shared<T> destination, const void* source, bool valid) {
+  emulator::start_copy(destination.range, valid ? source : nullptr);
+}
+inline void cp_async_commit() { ++emulator::self->copy_groups; }
+template <int N>
+void cp_async_wait() { emulator::finish_copies(N); }
+
+// ---- tensor cores --------------------------------------------------------------------------------------------------
+
+inline void load_matrices(uint32_t (&r)[4], const emulator::SharedRange& row, bool transposed,
+                          const emulator::Place& place) {
+  struct Lane {
+    uint32_t* r;
+    uint16_t row[8];
+    bool transposed;
+  } mine{r, {}, transposed};
+  std::memcpy(mine.row, emulator::read_shared(row, 16), 16);
+  emulator::warp_operation(
+      ~0u, &mine,
+      [](void** lanes) {
+        const auto lane = [&](int l) { return static_cast<Lane*>(lanes[l]); };
+        for (int l = 0; l < 32; ++l)
+          for (int m = 0; m < 4; ++m) {
+            const int i = l / 4, j = 2 * (l % 4);
+            const auto element = [&](int i, int j) -> uint32_t { return lane(8 * m + i)->row[j]; };
+            lane(l)->r[m] = lane(l)->transposed ? element(j, i) | element(j + 1, i) << 16
+                                                : element(i, j) | element(i, j + 1) << 16;
+          }
+      },
+      place);
+}
+template <class T>
+void ldmatrix_x4(uint32_t (&r)[4], shared<T> row, const emulator::Place& place = emulator::Place::current()) {
+  load_matrices(r, row.range, false, place);
+}
+template <class T>
+void ldmatrix_x4_trans(uint32_t (&r)[4], shared<T> row, const emulator::Place& place = emulator::Place::current()) {
+  load_matrices(r, row.range, true, place);
+}
+
+template <class T>
+float half_of(uint32_t pair, int which) { return to_float(std::bit_cast<T>(static_cast<uint16_t>(pair >> 16 * which))); }
+
+template <class T>
+void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                  const emulator::Place& place = emulator::Place::current()) {
+  struct Lane {
+    float* d;
+    const uint32_t *a, *b;
+  } mine{d, a, b};
+  emulator::warp_operation(
+      ~0u, &mine,
+      [](void** lanes) {
+        float a[16][16], b[16][8];
+        for (int l = 0; l < 32; ++l) {
+          const Lane& lane = *static_cast<Lane*>(lanes[l]);
+          const int g = l / 4, q = 2 * (l % 4);
+          for (int e = 0; e < 2; ++e) {
+            for (int i = 0; i < 4; ++i) a[g + 8 * (i % 2)][q + 8 * (i / 2) + e] = half_of<T>(lane.a[i], e);
+            for (int i = 0; i < 2; ++i) b[q + 8 * i + e][g] = half_of<T>(lane.b[i], e);
+          }
+        }
+        for (int l = 0; l < 32; ++l)
+          for (int i = 0; i < 4; ++i)
+            for (int k = 0; k < 16; ++k)
+              static_cast<Lane*>(lanes[l])->d[i] += a[l / 4 + 8 * (i / 2)][k] * b[k][2 * (l % 4) + i % 2];
+      },
+      place);
+}
+
+// ---- barriers in shared memory -------------------------------------------------------------------------------------
+
+inline void mbarrier_init(shared<uint64_t> barrier, uint32_t count) { emulator::mbarrier_init(barrier.range, count); }
+inline void mbarrier_arrive(shared<uint64_t> barrier) { emulator::mbarrier_arrive(barrier.range); }
+inline void mbarrier_wait(shared<uint64_t> barrier, uint32_t parity,
+                          const emulator::Place& place = emulator::Place::current()) {
+  emulator::mbarrier_wait(barrier.range, parity, place);
+}
+inline void fence_proxy_async() {}
+
+// ---- warpgroup matrix multiply -------------------------------------------------------------------------------------
+
+inline uint64_t wgmma_descriptor(uint32_t address, uint32_t k_stride, uint32_t row_stride) {
+  return uint64_t{(address & 0x3ffff) >> 4} | uint64_t{k_stride >> 4} << 16 | uint64_t{row_stride >> 4} << 32;
+}
+inline void wgmma_fence(const emulator::Place& place = emulator::Place::current()) {
+  emulator::warpgroup_operation(nullptr, nullptr, place);
+}
+inline void wgmma_commit(const emulator::Place& place = emulator::Place::current()) {
+  emulator::warpgroup_operation(nullptr, [](void**) { emulator::commit_multiplications(); }, place);
+}
+template <int N>
+void wgmma_wait(const emulator::Place& place = emulator::Place::current()) {
+  emulator::warpgroup_operation(nullptr, [](void**) { emulator::finish_multiplications(N); }, place);
+}
+
+template <class T>
+float operand(uint64_t descriptor, int row, int k) {
+  const auto field = [&](int shift) { return static_cast<int64_t>(descriptor >> shift & 0x3fff) << 4; };
+  const int64_t address = field(0) + row / 8 * field(32) + row % 8 * 16 + k / 8 * field(16) + k % 8 * 2;
+  T v;
+  std::memcpy(&v, emulator::read_shared(emulator::shared_at(static_cast<uint32_t>(address)), 2, false), 2);
+  return to_float(v);
+}
+
+template <class T>
+void wgmma_m64n96k16(float (&d)[48], uint64_t a, uint64_t b,
+                     const emulator::Place& place = emulator::Place::current()) {
+  struct Lane {
+    float* d;
+    uint64_t a, b;
+  } mine{d, a, b};
+  emulator::warpgroup_operation(
+      &mine,
+      [](void** lanes) {
+        emulator::Multiplication m;
+        m.a = static_cast<Lane*>(lanes[0])->a;
+        m.b = static_cast<Lane*>(lanes[0])->b;
+        for (int t = 0; t < 128; ++t) {
+          const Lane& lane = *static_cast<Lane*>(lanes[t]);
+          if (lane.a != m.a || lane.b != m.b) emulator::fail("wgmma descriptors differ within a warpgroup");
+          m.sums[t] = lane.d;
+        }
+        m.work = [](const emulator::Multiplication& m) {
+          static float a[64][16], b[96][16];
+          for (int k = 0; k < 16; ++k) {
+            for (int row = 0; row < 64; ++row) a[row][k] = operand<T>(m.a, row, k);
+            for (int row = 0; row < 96; ++row) b[row][k] = operand<T>(m.b, row, k);
+          }
+          for (int t = 0; t < 128; ++t)
+            for (int i = 0; i < 48; ++i)
+              for (int k = 0; k < 16; ++k)
+                m.sums[t][i] += a[t / 32 * 16 + t % 32 / 4 + 8 * (i / 2 % 2)][k] * b[i / 4 * 8 + 2 * (t % 4) + i % 2][k];
+        };
+        emulator::start_multiplication(m);
+      },
+      place);
+}
+
+}  // namespace gpu

@@ -1,0 +1,223 @@
+// The Python module _emulator: every launcher of ../cuda/kernels.h, on numpy arrays.
+//
+// Arrays are one-dimensional and raw: float32, or uint16 with the bits of float16 and bfloat16, in the memory order that
+// `images` = (dtype name, channels_last, n, c, h, w) states. Kernels work on copies between two guard zones. These are
+// full of NaN, as is an output before the launch; a changed guard is an error, a read beyond the end gives NaN.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cstring>
+#include <tuple>
+
+#include "../cuda/kernels.h"
+#include "kernels.h"
+
+namespace py = pybind11;
+
+namespace {
+
+using namespace alexnet_cuda;
+using ImagesTuple = std::tuple<std::string, bool, int64_t, int64_t, int64_t, int64_t>;
+using LrnTuple = std::tuple<int, int, double, double, double, int>;  // size, front, alpha, beta, k, groups
+using PoolTuple = std::tuple<int, int, int, bool>;                   // kernel_size, stride, padding, ceil_mode
+
+Images images_of(const ImagesTuple& t) {
+  const auto& [dtype, channels_last, n, c, h, w] = t;
+  const DType type = dtype == "float32" ? kFloat : dtype == "float16" ? kHalf : kBFloat16;
+  if (type == kBFloat16 && dtype != "bfloat16") throw py::value_error("dtype: expected float32, float16 or bfloat16");
+  return {type, channels_last, n, c, h, w};
+}
+
+int64_t element_size(const Images& images) { return images.dtype == kFloat ? 4 : 2; }
+
+Lrn lrn_of(const LrnTuple& t) { return std::make_from_tuple<Lrn>(t); }
+
+Pool pool_of(const PoolTuple& t, const Images& images) {
+  const auto& [k, stride, padding, ceil_mode] = t;
+  return {k, stride, padding, images.h, images.w, output_size(images.h, k, stride, padding, ceil_mode, true),
+          output_size(images.w, k, stride, padding, ceil_mode, true)};
+}
+
+Conv conv_of(const Images& images, int64_t filters, int k, int stride, int padding, bool ceil_mode) {
+  return {images.c, images.h, images.w, filters, k, stride, padding,
+          output_size(images.h, k, stride, padding, ceil_mode, false),
+          output_size(images.w, k, stride, padding, ceil_mode, false)};
+}
+
+// Device memory: `bytes` bytes between two guards. 0xff bytes are a NaN in all three formats.
+class Buffer {
+ public:
+  explicit Buffer(int64_t bytes) : storage(bytes + 2 * kGuard + 16, 0xff), bytes(bytes) {
+    begin = storage.data() + kGuard;
+    begin += (256 - reinterpret_cast<uintptr_t>(begin) % 256) % 16;
+  }
+  explicit Buffer(const py::array& from) : Buffer(from.nbytes()) {
+    if (!(from.flags() & py::array::c_style)) throw py::value_error("expected contiguous arrays");
+    std::memcpy(begin, from.data(), bytes);
+  }
+  void* data() const { return begin; }
+
+  // The contents, after a look at the guards.
+  py::array result(const char* format) const {
+    check();
+    py::dtype type(format);
+    py::array array(type, std::vector<py::ssize_t>{bytes / type.itemsize()});
+    std::memcpy(array.mutable_data(), begin, bytes);
+    return array;
+  }
+  void check() const {
+    for (const unsigned char* p = storage.data(); p < storage.data() + storage.size(); ++p)
+      if (*p != 0xff && (p < begin || p >= begin + bytes))
+        throw std::runtime_error("a kernel wrote outside an array: at byte " + std::to_string(p - begin) + " of " +
+                                 std::to_string(bytes));
+  }
+
+ private:
+  static constexpr int64_t kGuard = 8192;
+  std::vector<unsigned char> storage;
+  unsigned char* begin;
+  int64_t bytes;
+};
+
+const char* format_of(const Images& images) { return images.dtype == kFloat ? "float32" : "uint16"; }
+
+void check(gpu::error_t error) {
+  if (error != gpu::kSuccess) throw std::runtime_error("the launcher returned an error");
+}
+
+py::array local_response_norm(const ImagesTuple& shape, const py::array& x, const LrnTuple& lrn, bool spatial) {
+  const Images images = images_of(shape);
+  const Buffer in(x), out(x.nbytes());
+  check(launch_local_response_norm(images, in.data(), out.data(), lrn_of(lrn), spatial, nullptr));
+  in.check();
+  return out.result(format_of(images));
+}
+
+py::array local_response_norm_backward(const ImagesTuple& shape, const py::array& grad, const py::array& x,
+                                       const LrnTuple& lrn, bool spatial) {
+  const Images images = images_of(shape);
+  const Buffer g(grad), in(x), out(x.nbytes()), workspace(spatial ? images.n * images.c * images.h * images.w * 4 : 0);
+  check(launch_local_response_norm_backward(images, g.data(), in.data(), out.data(), lrn_of(lrn), spatial,
+                                            static_cast<float*>(workspace.data()), nullptr));
+  workspace.check();
+  return out.result(format_of(images));
+}
+
+py::tuple max_pool2d(const ImagesTuple& shape, const py::array& x, const PoolTuple& pool_, bool save_code) {
+  const Images images = images_of(shape);
+  const Pool pool = pool_of(pool_, images);
+  const int64_t outputs = images.n * images.c * pool.out_height * pool.out_width;
+  const Buffer in(x), out(outputs * element_size(images)), code(save_code ? outputs : 0);
+  check(launch_max_pool2d(images, in.data(), out.data(),
+                          save_code ? static_cast<uint8_t*>(code.data()) : nullptr, pool, nullptr));
+  return py::make_tuple(out.result(format_of(images)), code.result("uint8"));
+}
+
+py::array max_pool2d_backward(const ImagesTuple& shape, const py::array& grad, const py::array& code,
+                              const PoolTuple& pool) {
+  const Images images = images_of(shape);
+  const Buffer g(grad), where(code), out(images.n * images.c * images.h * images.w * element_size(images));
+  check(launch_max_pool2d_backward(images, g.data(), static_cast<const uint8_t*>(where.data()), out.data(),
+                                   pool_of(pool, images), nullptr));
+  return out.result(format_of(images));
+}
+
+py::tuple relu_lrn_max_pool2d(const ImagesTuple& shape, const py::array& x, int order, const LrnTuple& lrn,
+                              const PoolTuple& pool_, bool save_code) {
+  const Images images = images_of(shape);
+  const Pool pool = pool_of(pool_, images);
+  const int64_t outputs = images.n * images.c * pool.out_height * pool.out_width;
+  const Buffer in(x), out(outputs * element_size(images)), code(save_code ? outputs : 0);
+  check(launch_relu_lrn_max_pool2d(images, in.data(), out.data(),
+                                   save_code ? static_cast<uint8_t*>(code.data()) : nullptr, static_cast<Order>(order),
+                                   lrn_of(lrn), pool, nullptr));
+  return py::make_tuple(out.result(format_of(images)), code.result("uint8"));
+}
+
+py::array relu_lrn_max_pool2d_backward(const ImagesTuple& shape, const py::array& grad, const py::array& x,
+                                       const py::array& code, int order, const LrnTuple& lrn, const PoolTuple& pool) {
+  const Images images = images_of(shape);
+  const Buffer g(grad), in(x), where(code), out(x.nbytes());
+  const Buffer workspace(order == kReluPoolLrn ? code.nbytes() * 4 : 0);
+  check(launch_relu_lrn_max_pool2d_backward(images, g.data(), in.data(), static_cast<const uint8_t*>(where.data()),
+                                            out.data(), static_cast<Order>(order), lrn_of(lrn), pool_of(pool, images),
+                                            static_cast<float*>(workspace.data()), nullptr));
+  workspace.check();
+  return out.result(format_of(images));
+}
+
+py::array conv2d(const ImagesTuple& shape, const py::array& x, const py::array& weight,
+                 const std::optional<py::array>& bias, int64_t filters, int k, int stride, int padding, bool ceil_mode) {
+  const Images images = images_of(shape);
+  const Conv conv = conv_of(images, filters, k, stride, padding, ceil_mode);
+  const Buffer in(x), w(weight), b(bias ? *bias : py::array(py::dtype("uint16"), 0));
+  const Buffer out(images.n * filters * conv.out_height * conv.out_width * element_size(images));
+  check(launch_conv2d(images, in.data(), w.data(), bias ? b.data() : nullptr, out.data(), conv, nullptr));
+  return out.result(format_of(images));
+}
+
+py::array conv2d_weight_grad(const ImagesTuple& shape, const py::array& grad, const py::array& x, int64_t filters,
+                             int k, int stride, int padding, bool ceil_mode) {
+  const Images images = images_of(shape);
+  const Conv conv = conv_of(images, filters, k, stride, padding, ceil_mode);
+  const Buffer g(grad), in(x), out(filters * images.c * k * k * element_size(images));
+  const Buffer workspace(conv2d_weight_grad_workspace(images.n, conv) * 4);
+  check(launch_conv2d_weight_grad(images, g.data(), in.data(), out.data(), conv,
+                                  static_cast<float*>(workspace.data()), nullptr));
+  workspace.check();
+  return out.result(format_of(images));
+}
+
+py::array conv2d_input_grad(const ImagesTuple& shape, const py::array& grad, const py::array& weight, int64_t filters,
+                            int k, int stride, int padding, bool ceil_mode) {
+  const Images images = images_of(shape);
+  const Buffer g(grad), w(weight), out(images.n * images.c * images.h * images.w * element_size(images));
+  check(launch_conv2d_input_grad(images, g.data(), w.data(), out.data(),
+                                 conv_of(images, filters, k, stride, padding, ceil_mode), nullptr));
+  return out.result(format_of(images));
+}
+
+py::array run_kernel(const std::map<std::string, TestKernel>& kernels, const std::string& name, const py::array& in,
+                     int64_t outputs) {
+  const Buffer from(in), to(outputs * 4);
+  check(kernels.at(name)(from.data(), to.data()));
+  return to.result("float32");
+}
+
+std::vector<std::string> names(const std::map<std::string, TestKernel>& kernels) {
+  std::vector<std::string> all;
+  for (const auto& [name, kernel] : kernels) all.push_back(name);
+  return all;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_emulator, m) {
+  py::register_exception<emulator::Error>(m, "Error", PyExc_RuntimeError);
+  m.def("set_order", [](const std::string& order, unsigned seed) {
+    if (order != "ascending" && order != "descending" && order != "random")
+      throw py::value_error("order: expected ascending, descending or random, got " + order);
+    emulator::set_order(order == "ascending"    ? emulator::Order::kAscending
+                        : order == "descending" ? emulator::Order::kDescending
+                                                : emulator::Order::kRandom,
+                        seed);
+  }, py::arg("order"), py::arg("seed") = 0);
+  m.def("local_response_norm", &local_response_norm);
+  m.def("local_response_norm_backward", &local_response_norm_backward);
+  m.def("max_pool2d", &max_pool2d);
+  m.def("max_pool2d_backward", &max_pool2d_backward);
+  m.def("relu_lrn_max_pool2d", &relu_lrn_max_pool2d);
+  m.def("relu_lrn_max_pool2d_backward", &relu_lrn_max_pool2d_backward);
+  m.def("conv2d", &conv2d);
+  m.def("conv2d_weight_grad", &conv2d_weight_grad);
+  m.def("conv2d_input_grad", &conv2d_input_grad);
+  m.def("test_kernels", [] { return names(test_kernels()); });
+  m.def("broken_kernels", [] { return names(broken_kernels()); });
+  m.def("run_test_kernel", [](const std::string& name, const py::array& in, int64_t outputs) {
+    return run_kernel(test_kernels(), name, in, outputs);
+  });
+  m.def("run_broken_kernel", [](const std::string& name, const py::array& in, int64_t outputs) {
+    return run_kernel(broken_kernels(), name, in, outputs);
+  });
+}

@@ -1,0 +1,152 @@
+// One small kernel per primitive of gpu.h. nvcc compiles them too (but no library contains them).
+#include "kernels.h"
+
+namespace alexnet_cuda {
+namespace {
+
+using gpu::bfloat16;
+using gpu::half;
+
+// out[0 .. 31] = sum of the lane's group of 8, [32 .. 63] = the left neighbour's value, [64 .. 95] the right one's,
+// [96 .. 127] = lane 3's value.
+__global__ void shuffles(const float* in, float* out) {
+  const int lane = threadIdx.x;
+  const float mine = in[lane];
+  float sum = mine;
+  for (int bit = 1; bit < 8; bit *= 2) sum += __shfl_xor_sync(~0u, sum, bit);
+  out[lane] = sum;
+  out[32 + lane] = __shfl_up_sync(~0u, mine, 1);
+  out[64 + lane] = __shfl_down_sync(~0u, mine, 1, 4);
+  out[96 + lane] = __shfl_sync(~0u, mine, 3);
+}
+
+// out = in in reverse order, through static and dynamic shared memory: 128 threads.
+__global__ void reverse(const float* in, float* out) {
+  GPU_SHARED_ARRAY(float, a, 128);
+  const gpu::shared<float> b = gpu::shared_slice(gpu::dynamic_shared<float>(), 128);
+  const int t = threadIdx.x;
+  a[t] = in[t];
+  __syncthreads();
+  b[127 - t] = a[t];
+  __syncthreads();
+  const gpu::Quad<float> quad = gpu::load4(b + t / 4 * 4);
+  out[t] = quad.v[t % 4];
+}
+
+// Neighbours inside a warp hand values on with nothing but __syncwarp between them: out[t] = in[t ^ 1].
+__global__ void warp_exchange(const float* in, float* out) {
+  GPU_SHARED_ARRAY(float, a, 64);
+  a[threadIdx.x] = in[threadIdx.x];
+  __syncwarp();
+  out[threadIdx.x] = a[threadIdx.x ^ 1];
+}
+
+// out = in with zeros in place of every fourth 16 bytes, by cp.async in two groups: 64 threads, 512 floats.
+__global__ void copies(const float* in, float* out) {
+  const gpu::shared<float> s = gpu::dynamic_shared<float>();
+  const int t = threadIdx.x;
+  for (int group = 0; group < 2; ++group) {
+    const int at = 256 * group + 4 * t;
+    gpu::cp_async16(s + at, in + at, t % 4 != 3);
+    gpu::cp_async_commit();
+  }
+  gpu::cp_async_wait<1>();
+  __syncthreads();
+  for (int i = t; i < 256; i += 64) out[i] = s[i];
+  gpu::cp_async_wait<0>();
+  __syncthreads();
+  for (int i = t; i < 256; i += 64) out[256 + i] = s[256 + i];
+}
+
+// d (16 x 8) = a (16 x 16) b^T, b (8 x 16): `in` is a, then b; or b is (16 x 8) and goes through ldmatrix's transpose.
+template <class T, bool kTransposed>
+__global__ void matrix_product(const T* in, float* out) {
+  const gpu::shared<T> s = gpu::dynamic_shared<T>();
+  const int lane = threadIdx.x;
+  for (int i = lane; i < 24 * 16; i += 32) s[i] = in[i];
+  __syncwarp();
+  uint32_t a[4], b4[4];
+  // Matrices of a: rows 0-7 and 8-15 of columns 0-7, then of columns 8-15; of b the two halves of k, twice.
+  gpu::ldmatrix_x4(a, s + (lane % 16 * 16 + lane / 16 * 8));
+  if constexpr (kTransposed) gpu::ldmatrix_x4_trans(b4, s + (256 + lane % 16 * 8));
+  else gpu::ldmatrix_x4(b4, s + (256 + lane % 8 * 16 + lane / 8 % 2 * 8));
+  const uint32_t b[2] = {b4[0], b4[1]};
+  float d[4] = {};
+  gpu::mma_m16n8k16<T>(d, a, b);
+  for (int i = 0; i < 4; ++i) out[(lane / 4 + i / 2 * 8) * 8 + lane % 4 * 2 + i % 2] = d[i];
+}
+
+// A ring of two buffers between a producer warp and a consumer warp, with no __syncthreads after the start: out = 2 in,
+// 8 x 32 floats. full: 32 producers arrive; empty: 32 consumers.
+__global__ void ring(const float* in, float* out) {
+  GPU_SHARED_ARRAY(uint64_t, barriers, 4);  // full[2], empty[2]
+  GPU_SHARED_ARRAY(float, buffer, 64);
+  const int lane = threadIdx.x % 32;
+  if (threadIdx.x == 0)
+    for (int i = 0; i < 4; ++i) gpu::mbarrier_init(barriers + i, 32);
+  __syncthreads();
+  for (int step = 0; step < 8; ++step) {
+    const int b = step % 2, round = step / 2;
+    if (threadIdx.x < 32) {
+      if (round > 0) gpu::mbarrier_wait(barriers + 2 + b, (round - 1) % 2);
+      buffer[32 * b + lane] = in[32 * step + lane];
+      gpu::mbarrier_arrive(barriers + b);
+    } else {
+      gpu::mbarrier_wait(barriers + b, round % 2);
+      out[32 * step + lane] = 2 * buffer[32 * b + (lane ^ 5)];
+      gpu::mbarrier_arrive(barriers + 2 + b);
+    }
+  }
+}
+
+// d (64 x 96) = a (64 x 16) b^T, b (96 x 16), by one warpgroup; `in` is a, then b.
+template <class T>
+__global__ void warpgroup_product(const T* in, float* out) {
+#if defined(ALEXNET_CUDA_EMULATOR) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  const gpu::shared<T> s = gpu::dynamic_shared<T>();
+  const int t = threadIdx.x;
+  // Row r, column k lie at: rows in groups of 8, the two halves of k of one group side by side.
+  for (int i = t; i < 160 * 16; i += 128) {
+    const int r = i / 16, k = i % 16;
+    s[r / 8 * 128 + k / 8 * 64 + r % 8 * 8 + k % 8] = in[i];
+  }
+  gpu::fence_proxy_async();
+  __syncthreads();
+  float d[48] = {};
+  const uint64_t a = gpu::wgmma_descriptor(gpu::shared_address(s), 128, 256);
+  const uint64_t b = gpu::wgmma_descriptor(gpu::shared_address(s + 64 * 16), 128, 256);
+  gpu::wgmma_fence();
+  gpu::wgmma_m64n96k16<T>(d, a, b);
+  gpu::wgmma_commit();
+  gpu::wgmma_wait<0>();
+  for (int i = 0; i < 48; ++i)
+    out[(t / 32 * 16 + t % 32 / 4 + i / 2 % 2 * 8) * 96 + i / 4 * 8 + t % 4 * 2 + i % 2] = d[i];
+#endif
+}
+
+template <auto kKernel, int kBlock, int kBytes, class In>
+gpu::error_t run(const void* in, void* out) {
+  return gpu::launch(kKernel, dim3(1), dim3(kBlock), kBytes, nullptr, static_cast<const In*>(in),
+                     static_cast<float*>(out));
+}
+
+}  // namespace
+
+const std::map<std::string, TestKernel>& test_kernels() {
+  static const std::map<std::string, TestKernel> kernels = {
+      {"shuffles", run<shuffles, 32, 0, float>},
+      {"reverse", run<reverse, 128, 512, float>},
+      {"warp_exchange", run<warp_exchange, 64, 0, float>},
+      {"copies", run<copies, 64, 2048, float>},
+      {"matrix_product_half", run<matrix_product<half, false>, 32, 768, half>},
+      {"matrix_product_bfloat16", run<matrix_product<bfloat16, false>, 32, 768, bfloat16>},
+      {"transposed_product_half", run<matrix_product<half, true>, 32, 768, half>},
+      {"transposed_product_bfloat16", run<matrix_product<bfloat16, true>, 32, 768, bfloat16>},
+      {"ring", run<ring, 64, 0, float>},
+      {"warpgroup_product_half", run<warpgroup_product<half>, 128, 5120, half>},
+      {"warpgroup_product_bfloat16", run<warpgroup_product<bfloat16>, 128, 5120, bfloat16>},
+  };
+  return kernels;
+}
+
+}  // namespace alexnet_cuda
