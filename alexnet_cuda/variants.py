@@ -1,0 +1,337 @@
+"""The networks called AlexNet, as data: every layer in its order, every constant, every initialisation.
+
+`model.AlexNet` builds a network from a `Variant`; `docs/variants.md` compares them. Sources:
+  paper            Krizhevsky, Sutskever, Hinton 2012, "ImageNet classification with deep convolutional neural networks"
+  original2012     github.com/computerhistory/AlexNet-Source-Code, layers/layers-145.cfg and layer-params-145.cfg
+  caffe, caffenet  github.com/BVLC/caffe, train_val.prototxt of models/bvlc_alexnet and models/bvlc_reference_caffenet
+  owt              Krizhevsky 2014, "One weird trick"; cuda-convnet2, layers/layers-imagenet-1gpu.cfg
+  torchvision      github.com/pytorch/vision, torchvision/models/alexnet.py
+  tf_slim          github.com/google-research/tf-slim, tf_slim/nets/alexnet.py
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Init:
+    """Start values of a layer: how its weights are drawn, and the constant its biases start at.
+
+    weight: "normal" or "truncated_normal" (at two std), both with `std`; "xavier_uniform"; "kaiming_normal";
+        "torch", which leaves weights and biases as torch draws them.
+    """
+
+    weight: str = "torch"
+    std: float = 0.0
+    bias: float = 0.0
+
+
+@dataclass(frozen=True)
+class Conv:
+    """padding: zeros on every side, or (left, right, top, bottom)."""
+
+    filters: int
+    kernel_size: int
+    stride: int = 1
+    padding: int | tuple[int, int, int, int] = 0
+    groups: int = 1
+    ceil_mode: bool = False
+    bias: bool = True
+    init: Init = Init()
+
+
+@dataclass(frozen=True)
+class LRN:
+    """Arguments of `ops.local_response_norm`."""
+
+    size: int = 5
+    alpha: float = 1e-4
+    beta: float = 0.75
+    k: float = 1.0
+    groups: int = 1
+    divide_alpha: bool = True
+    across: str = "channels"
+
+
+@dataclass(frozen=True)
+class ReLU:
+    pass
+
+
+@dataclass(frozen=True)
+class MaxPool:
+    kernel_size: int = 3
+    stride: int = 2
+    ceil_mode: bool = False
+
+
+@dataclass(frozen=True)
+class BatchNorm:
+    """momentum as in torch: the weight of the new batch in the running statistics."""
+
+    eps: float = 1e-5
+    momentum: float = 0.1
+
+
+@dataclass(frozen=True)
+class Dropout:
+    p: float = 0.5
+
+
+@dataclass(frozen=True)
+class Linear:
+    """units: None for as many as there are classes."""
+
+    units: int | None = None
+    init: Init = Init()
+
+
+Layer = Conv | LRN | ReLU | MaxPool | BatchNorm | Dropout | Linear
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One network. `parameters` and `running_statistics` are its sizes with the default classes and channels.
+
+    average_pool: side of the adaptive average pool between features and classifier, or None.
+    pixels: whether the initialisation was made for pixels 0..255 minus their mean.
+    """
+
+    name: str
+    description: str
+    features: tuple[Layer, ...]
+    classifier: tuple[Layer, ...]
+    parameters: int
+    running_statistics: int = 0
+    num_classes: int = 1000
+    input_size: int = 227
+    channels: int = 3
+    average_pool: int | None = None
+    pixels: bool = False
+
+    def feature_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width after `features`; 0 where the image is too small."""
+        return _feature_size(self.features, height), _feature_size(self.features, width)
+
+
+def _feature_size(layers: tuple[Layer, ...], size: int) -> int:
+    for layer in layers:
+        if isinstance(layer, Conv | MaxPool):
+            padding = getattr(layer, "padding", 0)
+            padded = size + (sum(padding[:2]) if isinstance(padding, tuple) else 2 * padding)
+            if padded < layer.kernel_size:
+                return 0
+            size = (padded - layer.kernel_size + (layer.stride - 1 if layer.ceil_mode else 0)) // layer.stride + 1
+            if isinstance(layer, MaxPool) and (size - 1) * layer.stride >= padded:
+                size -= 1  # torch drops a window that would start beyond the edge
+    return size
+
+
+def _normal(std: float, bias: float) -> Init:
+    return Init("normal", std, bias)
+
+
+def _head(hidden: Init, last: Init, p: float = 0.5) -> tuple[Layer, ...]:
+    """Two hidden layers of 4096 units, each with dropout behind its ReLU, and the classes."""
+    block = (Linear(4096, hidden), ReLU(), Dropout(p))
+    return (*block, *block, Linear(None, last))
+
+
+def _grouped(name: str, description: str, lrn: LRN, biases: float, hidden: float, pool_first: bool = False) -> Variant:
+    """The two-column net on 227x227: paper and Caffe differ in LRN, its place, start biases and hidden std."""
+    tail = (ReLU(), MaxPool(), lrn) if pool_first else (ReLU(), lrn, MaxPool())
+    zero, shifted = _normal(0.01, 0.0), _normal(0.01, biases)
+    return Variant(
+        name,
+        description,
+        features=(
+            *(Conv(96, 11, 4, init=zero), *tail),
+            *(Conv(256, 5, 1, 2, groups=2, init=shifted), *tail),
+            *(Conv(384, 3, 1, 1, init=zero), ReLU()),
+            *(Conv(384, 3, 1, 1, groups=2, init=shifted), ReLU()),
+            *(Conv(256, 3, 1, 1, groups=2, init=shifted), ReLU(), MaxPool()),
+        ),
+        classifier=_head(_normal(hidden, biases), zero),
+        parameters=60_965_224,
+        pixels=True,
+    )
+
+
+# cuda-convnet gives the ReLU to the pooling layer where it says "neuron=relu" there: the order below is its order.
+_COLUMN_LRN = LRN(k=2.0, groups=2)
+_ORIGINAL_2012 = Variant(
+    "original2012",
+    "net #145 of the released 2012 code: 224 by ceil, LRN per column and before the first ReLU, a second same-map LRN",
+    features=(
+        *(Conv(96, 11, 4, ceil_mode=True, init=_normal(0.01, 0)), _COLUMN_LRN, MaxPool(), ReLU()),
+        *(Conv(256, 5, 1, 2, groups=2, init=_normal(0.01, 1)), ReLU(), _COLUMN_LRN),
+        *(LRN(alpha=1e-3, across="spatial"), MaxPool()),
+        *(Conv(384, 3, 1, 1, init=_normal(0.03, 0)), ReLU()),
+        *(Conv(384, 3, 1, 1, groups=2, init=_normal(0.03, 1)), ReLU()),
+        *(Conv(256, 3, 1, 1, groups=2, init=_normal(0.03, 1)), MaxPool(), ReLU()),
+    ),
+    classifier=_head(_normal(0.01, 1), _normal(0.01, 0)),
+    parameters=60_965_224,
+    input_size=224,
+    pixels=True,
+)
+
+_OWT = Variant(
+    "owt",
+    '"One weird trick" (2014), the 1-GPU net of cuda-convnet2, with its LRN: 64 filters first, no groups',
+    features=(
+        *(Conv(64, 11, 4, ceil_mode=True, init=_normal(0.01, 0)), LRN(k=2.0), MaxPool(), ReLU()),
+        *(Conv(192, 5, 1, 2, init=_normal(0.01, 1)), ReLU(), LRN(k=2.0), MaxPool()),
+        *(Conv(384, 3, 1, 1, init=_normal(0.03, 0)), ReLU()),
+        *(Conv(256, 3, 1, 1, init=_normal(0.03, 1)), ReLU()),
+        *(Conv(256, 3, 1, 1, init=_normal(0.03, 1)), MaxPool(), ReLU()),
+    ),
+    classifier=_head(_normal(0.01, 1), _normal(0.01, -7)),
+    parameters=61_100_840,
+    input_size=224,
+    pixels=True,
+)
+
+_TORCHVISION = Variant(
+    "torchvision",
+    "torchvision.models.alexnet, state_dict interchangeable: owt without LRN, dropout before the linear layers",
+    features=(
+        *(Conv(64, 11, 4, 2), ReLU(), MaxPool()),
+        *(Conv(192, 5, 1, 2), ReLU(), MaxPool()),
+        *(Conv(384, 3, 1, 1), ReLU()),
+        *(Conv(256, 3, 1, 1), ReLU()),
+        *(Conv(256, 3, 1, 1), ReLU(), MaxPool()),
+    ),
+    classifier=(Dropout(), Linear(4096), ReLU(), Dropout(), Linear(4096), ReLU(), Linear()),
+    parameters=61_100_840,
+    input_size=224,
+    average_pool=6,
+)
+
+_SLIM_CONV = Init("xavier_uniform", bias=0.1)
+_TF_SLIM = Variant(
+    "tf_slim",
+    "alexnet_v2 of TensorFlow-Slim: 64 filters first without padding, no LRN, a 5x5x256 first linear layer",
+    features=(
+        *(Conv(64, 11, 4, init=_SLIM_CONV), ReLU(), MaxPool()),
+        *(Conv(192, 5, 1, 2, init=_SLIM_CONV), ReLU(), MaxPool()),
+        *(Conv(384, 3, 1, 1, init=_SLIM_CONV), ReLU()),
+        *(Conv(384, 3, 1, 1, init=_SLIM_CONV), ReLU()),
+        *(Conv(256, 3, 1, 1, init=_SLIM_CONV), ReLU(), MaxPool()),
+    ),
+    classifier=_head(Init("truncated_normal", 0.005, 0.1), Init("truncated_normal", 0.005)),
+    parameters=50_303_912,
+    input_size=224,
+)
+
+_GLOROT = Init("xavier_uniform")  # the default of Keras
+_UNGROUPED_LRN = LRN(k=2.0, divide_alpha=False)
+_UNGROUPED = Variant(
+    "ungrouped",
+    "the one-column 227x227 net of most TensorFlow and Keras tutorials, with the paper's LRN",
+    features=(
+        *(Conv(96, 11, 4, init=_GLOROT), ReLU(), _UNGROUPED_LRN, MaxPool()),
+        *(Conv(256, 5, 1, 2, init=_GLOROT), ReLU(), _UNGROUPED_LRN, MaxPool()),
+        *(Conv(384, 3, 1, 1, init=_GLOROT), ReLU()),
+        *(Conv(384, 3, 1, 1, init=_GLOROT), ReLU()),
+        *(Conv(256, 3, 1, 1, init=_GLOROT), ReLU(), MaxPool()),
+    ),
+    classifier=_head(_GLOROT, _GLOROT),
+    parameters=62_378_344,
+)
+
+# TensorFlow's SAME padding at 224: 3 before and 4 after the first layer (56), then 27 -> 7, 3 -> 1, 1 -> 1, 1 -> 1.
+_TF_LRN = LRN(11, 1.0, 0.5, 1.0, divide_alpha=False)
+_KERAS_MNIST = Variant(
+    "keras_mnist",
+    "the Keras tutorial net for MNIST upscaled to 224x224x3: stride 4 throughout, TensorFlow's default LRN before ReLU",
+    features=(
+        *(Conv(96, 11, 4, (3, 4, 3, 4), init=_GLOROT), _TF_LRN, ReLU(), MaxPool()),
+        *(Conv(256, 5, 4, 1, init=_GLOROT), _TF_LRN, ReLU(), MaxPool()),
+        *(Conv(384, 3, 4, 0, init=_GLOROT), ReLU()),
+        *(Conv(384, 3, 4, 1, init=_GLOROT), ReLU()),
+        *(Conv(256, 3, 4, 1, init=_GLOROT), ReLU()),
+    ),
+    classifier=_head(_GLOROT, _GLOROT),
+    parameters=21_622_154,
+    num_classes=10,
+    input_size=224,
+)
+
+_KERAS_NORM = BatchNorm(eps=1e-3, momentum=0.01)  # Keras writes this momentum as .99
+_FLOWERS_BN = Variant(
+    "flowers_bn",
+    "the Keras net for Oxford's 17 flowers: BatchNorm behind pooling and dropout, last three layers without padding",
+    features=(
+        *(Conv(96, 11, 4, init=_GLOROT), ReLU(), MaxPool(), _KERAS_NORM),
+        *(Conv(256, 5, 1, 2, init=_GLOROT), ReLU(), MaxPool(), _KERAS_NORM),
+        *(Conv(384, 3, init=_GLOROT), ReLU(), _KERAS_NORM),
+        *(Conv(384, 3, init=_GLOROT), ReLU(), _KERAS_NORM),
+        *(Conv(256, 3, init=_GLOROT), ReLU(), MaxPool(), _KERAS_NORM),
+    ),
+    classifier=(
+        *(Linear(4096, _GLOROT), ReLU(), Dropout(0.4), _KERAS_NORM),
+        *(Linear(4096, _GLOROT), ReLU(), Dropout(0.4), _KERAS_NORM),
+        Linear(None, _GLOROT),
+    ),
+    parameters=24_815_697,
+    running_statistics=19_136,
+    num_classes=17,
+    input_size=224,
+)
+
+# 32x32 images; docs/variants.md has the reasons. Convolutions followed by BatchNorm need no bias.
+_HE = Init("kaiming_normal")
+_CIFAR_LRN = LRN(alpha=0.05)
+_CIFAR = Variant(
+    "cifar",
+    "our 32x32 net: AlexNet's five convolutions, LRN and overlapping pooling, with 3x3 filters and BatchNorm",
+    features=(
+        *(Conv(48, 3, 1, 1, bias=False, init=_HE), BatchNorm(), ReLU(), _CIFAR_LRN, MaxPool(ceil_mode=True)),
+        *(Conv(96, 3, 1, 1, bias=False, init=_HE), BatchNorm(), ReLU(), _CIFAR_LRN, MaxPool(ceil_mode=True)),
+        *(Conv(160, 3, 1, 1, bias=False, init=_HE), BatchNorm(), ReLU()),
+        *(Conv(160, 3, 1, 1, bias=False, init=_HE), BatchNorm(), ReLU()),
+        *(Conv(128, 3, 1, 1, bias=False, init=_HE), BatchNorm(), ReLU(), MaxPool(ceil_mode=True)),
+    ),
+    classifier=(Linear(256, _HE), ReLU(), Dropout(0.3), Linear(None, _HE)),
+    parameters=1_124_026,
+    running_statistics=1_184,
+    num_classes=10,
+    input_size=32,
+)
+
+VARIANTS: dict[str, Variant] = {
+    variant.name: variant
+    for variant in (
+        _grouped(
+            "paper",
+            "the 2012 paper's text: two columns, conv-ReLU-LRN-pool, k 2, alpha not divided",
+            LRN(k=2.0, divide_alpha=False),
+            biases=1.0,
+            hidden=0.01,
+        ),
+        _ORIGINAL_2012,
+        _grouped("caffe", "Caffe's bvlc_alexnet: the paper's order, k 1, alpha divided", LRN(), 0.1, 0.005),
+        _grouped("caffenet", "Caffe's bvlc_reference_caffenet: pooling before LRN", LRN(), 1.0, 0.005, pool_first=True),
+        _UNGROUPED,
+        _OWT,
+        _TORCHVISION,
+        _TF_SLIM,
+        _KERAS_MNIST,
+        _FLOWERS_BN,
+        _CIFAR,
+    )
+}
+
+
+def list_variants() -> dict[str, str]:
+    """Every variant's name with one line about it."""
+    return {name: variant.description for name, variant in VARIANTS.items()}
+
+
+def get_variant(name: str) -> Variant:
+    """The variant of that name; ValueError with the list of names where there is none."""
+    if name not in VARIANTS:
+        raise ValueError(f"AlexNet: no variant is called {name!r}; the variants are {', '.join(VARIANTS)}")
+    return VARIANTS[name]

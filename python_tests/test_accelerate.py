@@ -1,0 +1,127 @@
+"""`accelerate` on other people's networks: same outputs and gradients, same names, nothing else touched."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import alexnet_cuda
+from alexnet_cuda import accelerate
+
+
+class Inception(nn.Module):
+    """A small GoogLeNet module: 1x1, 3x3, 5x5 and pooling branches, stacked."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.branch1 = nn.Conv2d(channels, 8, 1)
+        self.branch2 = nn.Sequential(nn.Conv2d(channels, 4, 1), nn.ReLU(), nn.Conv2d(4, 8, 3, padding=1))
+        self.branch3 = nn.Sequential(nn.Conv2d(channels, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 5, padding=2))
+        self.branch4 = nn.Sequential(nn.MaxPool2d(3, 1, 1, ceil_mode=True), nn.Conv2d(channels, 4, 1))
+
+    def forward(self, x):
+        return torch.cat([branch(x) for branch in self.children()], 1).relu()
+
+
+def googlenet_v1():
+    """The stem of GoogLeNet with its two LRN layers, two small Inception modules, and a classifier."""
+    stem = [nn.Conv2d(3, 16, 7, 2, 3), nn.ReLU(), nn.MaxPool2d(3, 2, ceil_mode=True), nn.LocalResponseNorm(5)]
+    stem += [
+        nn.Conv2d(16, 24, 3, padding=1),
+        nn.ReLU(),
+        nn.LocalResponseNorm(4, 0.1),
+        nn.MaxPool2d(3, 2, ceil_mode=True),
+    ]
+    body = [Inception(24), nn.MaxPool2d((3, 3), (2, 2), 1), Inception(24), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    return nn.Sequential(*stem, *body, nn.Linear(24, 5))
+
+
+def torchvision_alexnet():
+    return pytest.importorskip("torchvision").models.alexnet(num_classes=5)
+
+
+def torchvision_googlenet():
+    return pytest.importorskip("torchvision").models.googlenet(num_classes=5, aux_logits=False, init_weights=False)
+
+
+def ours(module):
+    return sorted(type(m).__name__ for m in module.modules() if type(m).__module__ == "alexnet_cuda.nn")
+
+
+@pytest.mark.parametrize(
+    ("build", "size", "exchanged"),
+    [
+        (torchvision_alexnet, 127, ["Conv2d"] + ["MaxPool2d"] * 3),
+        (torchvision_googlenet, 64, ["MaxPool2d"] * 3),
+        (googlenet_v1, 65, ["LocalResponseNorm"] * 2 + ["MaxPool2d"] * 3),
+    ],
+)
+def test_same_outputs_and_gradients(build, size, exchanged):
+    torch.manual_seed(0)
+    model = build().eval()
+    faster = accelerate(model)
+    assert ours(faster) == exchanged
+    assert ours(model) == []
+    assert list(faster.state_dict()) == list(model.state_dict())
+
+    x = torch.randn(2, 3, size, size)
+    results = []
+    for net in (model, faster):
+        image = x.clone().requires_grad_()
+        y = net(image)
+        y.square().sum().backward()
+        results.append([y, image.grad, *(p.grad for p in net.parameters())])
+    for expected, found in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
+
+
+def test_root_in_place_twice_with_hooks():
+    pool, calls = nn.MaxPool2d(3, 2), []
+    pool.register_forward_hook(lambda *_: calls.append(1))
+    assert type(accelerate(pool)) is alexnet_cuda.nn.MaxPool2d
+    assert type(pool) is nn.MaxPool2d
+    assert accelerate(pool, inplace=True) is pool
+    assert type(pool) is alexnet_cuda.nn.MaxPool2d
+    assert type(accelerate(pool, inplace=True)) is alexnet_cuda.nn.MaxPool2d
+    pool(torch.randn(1, 1, 7, 7))
+    assert calls == [1]
+
+
+def test_weights_are_shared_in_place_and_copied_otherwise():
+    conv = nn.Conv2d(3, 8, 11, 4)
+    assert accelerate(conv).weight is not conv.weight
+    weight = conv.weight
+    assert accelerate(conv, inplace=True).weight is weight
+    assert type(conv) is alexnet_cuda.nn.Conv2d
+
+
+class OwnPool(nn.MaxPool2d):
+    pass
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        nn.MaxPool2d(2, 2),
+        nn.MaxPool2d(3, 1),
+        nn.MaxPool2d(3, 2, dilation=2),
+        nn.Conv2d(3, 8, 11, 1),
+        nn.Conv2d(2, 8, 11, 4),
+        nn.Conv2d(4, 8, 11, 4, groups=2),
+        nn.Conv2d(3, 8, 11, 4, dilation=2),
+        nn.Conv2d(3, 8, 11, 4, padding="valid"),
+        nn.Conv2d(3, 8, 11, 4, padding=2, padding_mode="reflect"),
+        OwnPool(3, 2),
+    ],
+    ids=str,
+)
+def test_leaves_the_rest_alone(module):
+    assert type(accelerate(module)) is type(module)
+
+
+def test_result_can_be_copied_and_rejects_non_modules():
+    model = accelerate(googlenet_v1())
+    assert ours(copy.deepcopy(model)) == ours(model)
+    with pytest.raises(TypeError, match=r"expected module to be a torch\.nn\.Module, got Tensor"):
+        accelerate(torch.ones(1))
