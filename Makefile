@@ -1,0 +1,27 @@
+# Two commands for a fresh machine: `make digits` and `make test`. Both make the environment .venv first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: digits test lint build clean
+
+digits: $(VENV)/installed  # train on scikit-learn's handwritten digits; nothing is downloaded but packages
+	$(BIN)/alexnet-cuda train digits --output runs/digits --overwrite
+
+test: $(VENV)/installed
+	ALEXNET_CUDA_REQUIRE=cpu,emulator $(BIN)/python -m pytest
+
+lint: $(VENV)/installed
+	$(BIN)/pre-commit run --all-files
+
+build: $(VENV)/installed  # after a change to csrc; only what changed is compiled
+	$(BIN)/pip install --no-build-isolation --no-deps -e .
+
+$(VENV)/installed: pyproject.toml CMakeLists.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install "torch>=2.11" torchvision "scikit-build-core>=0.11" "pybind11>=2.13" "cmake>=3.24" ninja
+	$(BIN)/pip install --no-build-isolation -e ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist

@@ -1,0 +1,129 @@
+"""Any labelled pictures: an ImageFolder tree with train/ val/ test/, or class folders that are split here."""
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .files import DataError
+from .imageset import ImageSet, Split, open_image, stratified_split
+
+SIZE = None
+
+
+class Pictures(Sequence):
+    """Image files, decoded when asked for."""
+
+    def __init__(self, paths: list[Path], mode: str):
+        self.paths, self.mode = paths, mode
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index):
+        if isinstance(index, Tensor) and index.dim() == 1:
+            return Pictures([self.paths[i] for i in index.tolist()], self.mode)
+        return open_image(self.paths[index], self.mode)
+
+
+def load(recipe) -> ImageSet:
+    """The pictures under `recipe.data_path`, RGB or, with one input channel, grey.
+
+    With train/, the folders decide: test/ is the test split, or val/ where there is no test/; a missing validation split is
+    cut off train/. Without train/, the class folders are split in three with `recipe.split_seed`. Every picture is decoded
+    once before training: damaged ones are an error that lists them, or left out and listed with `recipe.skip_corrupt`.
+    """
+    if recipe.data_path is None:
+        raise DataError("folder needs --data-path DIR, with class folders in it (or in DIR/train, DIR/val, DIR/test)")
+    root = Path(recipe.data_path)
+    if not root.is_dir():
+        raise DataError(f"{root} is not a folder")
+    classes = _classes(root / "train" if (root / "train").is_dir() else root)
+    trees = {name: _tree(root / name, classes) for name in ("train", "val", "test") if (root / name).is_dir()}
+    if "train" not in trees:
+        trees = {"all": _tree(root, classes)}
+
+    damaged = _damaged([path for paths, _ in trees.values() for path in paths])
+    notes = [f"left out: {message}" for message in damaged.values()]
+    if damaged and not recipe.skip_corrupt:
+        listing = "\n  ".join(damaged.values())
+        raise DataError(f"{len(damaged)} damaged image(s); --skip-corrupt leaves them out:\n  {listing}")
+    trees = {name: _without(tree, damaged) for name, tree in trees.items()}
+    for label, name in enumerate(classes):
+        if label not in trees.get("train", trees.get("all"))[1]:
+            raise DataError(f"class {name!r} of {root} has no training image that can be read")
+
+    if "all" in trees:
+        test, val, train = _cut(trees["all"], (recipe.test_fraction, recipe.val_fraction), recipe.split_seed)
+    else:
+        train, val, test = (trees.get(name) for name in ("train", "val", "test"))
+        if test is None and val is not None:
+            test, val = val, None
+        if test is None:
+            test, train = _cut(train, (recipe.test_fraction,), recipe.split_seed)
+        if val is None:
+            val, train = _cut(train, (recipe.val_fraction,), recipe.split_seed)
+    splits = (Split(Pictures(paths, _mode(recipe)), torch.tensor(labels)) for paths, labels in (train, val, test))
+    return ImageSet(classes, *splits, SIZE, notes)
+
+
+def read(recipe, path: Path) -> Tensor:
+    """A picture in its own size, (3, H, W) or (1, H, W) as the network takes it."""
+    return open_image(path, _mode(recipe))
+
+
+def _mode(recipe) -> str:
+    return "L" if recipe.channels == 1 else "RGB"
+
+
+def _classes(folder: Path) -> list[str]:
+    names = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    if len(names) < 2:
+        found = f"only the class folder {names[0]!r}" if names else "no class folder"
+        raise DataError(f"{folder} has {found}, expected one folder for each of two or more classes")
+    return names
+
+
+def _tree(folder: Path, classes: list[str]) -> tuple[list[Path], list[int]]:
+    from torchvision.datasets.folder import IMG_EXTENSIONS
+
+    present = _classes(folder)
+    if unknown := [name for name in present if name not in classes]:
+        raise DataError(f"{folder / unknown[0]} is a class that the training folder lacks; it has {', '.join(classes)}")
+    paths, labels = [], []
+    for name in present:
+        found = sorted(p for p in (folder / name).rglob("*") if p.suffix.lower() in IMG_EXTENSIONS and p.is_file())
+        if not found:
+            raise DataError(f"{folder / name} holds no image ({' '.join(IMG_EXTENSIONS)})")
+        paths += found
+        labels += [classes.index(name)] * len(found)
+    return paths, labels
+
+
+def _damaged(paths: list[Path]) -> dict[Path, str]:
+    from rich.progress import track
+
+    def check(path: Path) -> str | None:
+        try:
+            open_image(path, "RGB")
+        except DataError as error:
+            return str(error)
+        return None
+
+    with ThreadPoolExecutor(min(16, 2 * (os.cpu_count() or 1))) as pool:
+        messages = track(pool.map(check, paths), "checking images", len(paths), transient=True, disable=len(paths) < 500)
+        return {path: message for path, message in zip(paths, messages, strict=True) if message}
+
+
+def _without(tree, damaged):
+    kept = [(path, label) for path, label in zip(*tree, strict=True) if path not in damaged]
+    return [path for path, _ in kept], [label for _, label in kept]
+
+
+def _cut(tree, fractions, seed):
+    paths, labels = tree
+    parts = stratified_split(torch.tensor(labels), fractions, seed)
+    return [([paths[i] for i in part], [labels[i] for i in part]) for part in (p.tolist() for p in parts)]

@@ -1,0 +1,112 @@
+"""What a data set is to the rest of the package: classes, three splits, and a way to read one more image."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .files import DataError
+
+
+class Split(NamedTuple):
+    """Images as uint8 tensors (C, H, W), and their labels (N,)."""
+
+    images: Sequence[Tensor] | Tensor
+    labels: Tensor
+
+
+@dataclass
+class ImageSet:
+    """A labelled image collection.
+
+    `size` is the edge of every image where all have the same, else None: such images are resized and cropped one by one,
+    the others all together.
+    """
+
+    classes: list[str]
+    train: Split
+    val: Split
+    test: Split
+    size: int | None
+    notes: list[str] = field(default_factory=list)
+
+    def counts(self) -> dict[str, list[int]]:
+        """Images per class, for each split."""
+        splits = {"train": self.train, "val": self.val, "test": self.test}
+        return {k: torch.bincount(v.labels, minlength=len(self.classes)).tolist() for k, v in splits.items()}
+
+
+    def limited(self, count: int, seed: int) -> "ImageSet":
+        """At most `count` images of each split, in every class's proportion, for a quick trial."""
+        parts = {}
+        for name in ("train", "val", "test"):
+            split: Split = getattr(self, name)
+            few, _ = stratified_split(split.labels, (min(1.0, count / len(split.labels)),), seed)
+            parts[name] = Split(split.images[few], split.labels[few])
+        return replace(self, **parts)
+
+
+def stratified_split(labels: Tensor, fractions: Sequence[float], seed: int) -> list[Tensor]:
+    """Indices of the parts that `fractions` ask for, then of the rest, with every class in proportion in each.
+
+    Each class is shuffled with `seed`; a class with at least as many images as there are parts has one in each.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    parts: list[list[Tensor]] = [[] for _ in range(len(fractions) + 1)]
+    for label in labels.unique():
+        of_class = (labels == label).nonzero().flatten()
+        of_class = of_class[torch.randperm(len(of_class), generator=generator)]
+        spare = len(of_class) - len(fractions)
+        sizes = [min(max(round(f * len(of_class)), 1 if spare > 0 else 0), max(spare, 0)) if f else 0 for f in fractions]
+        for part, chunk in zip(parts, of_class.split([*sizes, len(of_class) - sum(sizes)]), strict=True):
+            part.append(chunk)
+    return [torch.cat(part).sort().values for part in parts]
+
+
+def open_image(path: Path, mode: str) -> Tensor:
+    """Decodes one picture (PNG, JPEG, anything Pillow reads) to uint8 (C, H, W); `mode` is "L" or "RGB".
+
+    Raises DataError, naming the file, where it is missing, a folder, or not a whole image.
+    """
+    from PIL import Image, ImageOps
+
+    if path.is_dir():
+        raise DataError(f"{path} is a folder, expected an image file")
+    if not path.exists():
+        raise DataError(f"{path} does not exist")
+    try:
+        with Image.open(path) as image:
+            pixels = np.array(ImageOps.exif_transpose(image).convert(mode))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        reason = "not an image" if isinstance(error, Image.UnidentifiedImageError) else error
+        raise DataError(f"{path} cannot be read as an image: {reason}") from error
+    return torch.from_numpy(pixels).reshape(*pixels.shape[:2], -1).permute(2, 0, 1)
+
+
+def read_glyph(path: Path, native: int) -> Tensor:
+    """Reads a picture of one bright glyph on black (1, native, native), as the digit sets hold it.
+
+    A picture with a bright border is taken for dark ink on paper and inverted; one that is not square is padded.
+    """
+    import torch.nn.functional as F
+
+    x = open_image(path, "L")
+    border = torch.cat([x[:, 0].flatten(), x[:, -1].flatten(), x[:, :, 0].flatten(), x[:, :, -1].flatten()])
+    if border.median() > 127:
+        x = 255 - x
+    h, w = x.shape[1:]
+    edge = max(h, w)
+    x = F.pad(x, ((edge - w) // 2, edge - w - (edge - w) // 2, (edge - h) // 2, edge - h - (edge - h) // 2))
+    return x if edge == native else resize(x[None], native)[0]
+
+
+def resize(x: Tensor, size: int) -> Tensor:
+    """Resizes uint8 images (N, C, H, W) to (N, C, size, size): bilinear, antialiased where it shrinks."""
+    import torch.nn.functional as F
+
+    y = F.interpolate(x.float(), (size, size), mode="bilinear", antialias=x.shape[-1] > size)
+    return y.round().clamp(0, 255).to(torch.uint8)

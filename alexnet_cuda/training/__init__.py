@@ -1,0 +1,5 @@
+"""Recipes, and the training runs that they describe."""
+
+from .recipe import Recipe, RecipeError, list_recipes, load_recipe
+
+__all__ = ["Recipe", "RecipeError", "list_recipes", "load_recipe"]

@@ -1,0 +1,130 @@
+"""What the Lightning Trainer does not do by itself: whole checkpoints, stopping so that a run can go on, plain output."""
+
+import csv
+import io
+import signal
+import threading
+import time
+from pathlib import Path
+
+import torch
+from lightning.pytorch.callbacks import Callback, RichProgressBar
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.trainer import Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from rich.console import Console
+
+from ..data import atomic_path
+
+
+class Stopped(Exception):
+    """Training ended early, in good order: `last.ckpt` holds the state after the last finished step."""
+
+    def __init__(self, reason: str):
+        super().__init__(reason)
+        self.reason = reason
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Checkpoints that replace the earlier file only once they are whole and on the disk."""
+
+    def save_checkpoint(self, checkpoint, path, storage_options=None) -> None:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(buffer.getbuffer())
+
+
+class Stop(Callback):
+    """Ends training after the running step on Ctrl-C, on SIGTERM and at `max_steps`, with a checkpoint of that step.
+
+    Also counts the seconds of training, over all resumed parts.
+    """
+
+    def __init__(self, path: Path, max_steps: int):
+        self.path, self.max_steps = path, max_steps
+        self.signal: int | None = None
+        self.seconds, self.began = 0.0, time.monotonic()
+        self.handlers: dict[int, object] = {}
+
+    def state_dict(self) -> dict[str, float]:
+        return {"seconds": self.seconds + time.monotonic() - self.began}
+
+    def load_state_dict(self, state_dict: dict[str, float]) -> None:
+        self.seconds = state_dict["seconds"]
+
+    def on_train_start(self, trainer, pl_module) -> None:
+        self.began = time.monotonic()
+        if threading.current_thread() is threading.main_thread():
+            self.handlers = {s: signal.signal(s, self._notice) for s in (signal.SIGINT, signal.SIGTERM)}
+
+    def on_train_epoch_start(self, trainer, pl_module) -> None:
+        if reason := self._reason(trainer):
+            raise Stopped(reason)
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        # After the last batch of an epoch, validation and its checkpoint come first; on_train_epoch_start stops.
+        if not trainer.is_last_batch and (reason := self._reason(trainer)):
+            trainer.save_checkpoint(self.path)
+            raise Stopped(reason)
+
+    def teardown(self, trainer, pl_module, stage) -> None:
+        self.seconds, self.began = self.state_dict()["seconds"], time.monotonic()
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+        self.handlers = {}
+
+    def _reason(self, trainer: Trainer) -> str:
+        if self.max_steps and trainer.global_step >= self.max_steps:
+            return "max_steps"
+        noticed = self.signal is not None
+        if trainer.world_size > 1:
+            noticed = trainer.strategy.reduce_boolean_decision(noticed, all=False)
+        return "signal" if noticed else ""
+
+    def _notice(self, number: int, frame) -> None:
+        if self.signal is not None:
+            raise KeyboardInterrupt
+        self.signal = number
+
+
+class Bar(RichProgressBar):
+    """Lightning's bar, one line per epoch, without the version number that a run folder does not have."""
+
+    def get_metrics(self, trainer, pl_module):
+        return {k: v for k, v in super().get_metrics(trainer, pl_module).items() if k != "v_num"}
+
+
+class Lines(Callback):
+    """Progress where there is no terminal: a line per epoch, and one every ten seconds within an epoch."""
+
+    def __init__(self, console: Console):
+        self.console, self.said = console, time.monotonic()
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        if time.monotonic() - self.said > 10:
+            self._say(trainer, f"batch {batch_idx + 1}/{trainer.num_training_batches}  loss {outputs['loss'].item():.4f}")
+
+    def on_train_epoch_end(self, trainer, pl_module) -> None:
+        figures = {key: value.item() for key, value in trainer.callback_metrics.items() if not key.startswith("lr")}
+        self._say(trainer, "  ".join(f"{key} {figures[key]:.4f}" for key in sorted(figures)))
+
+    def _say(self, trainer, text: str) -> None:
+        self.said = time.monotonic()
+        self.console.print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {text}", highlight=False, soft_wrap=True)
+
+
+def csv_logger(folder: Path, steps: int) -> CSVLogger:
+    """A logger to `folder`/metrics.csv that keeps the first `steps` steps of a run that is being resumed."""
+    path = folder / "metrics.csv"
+    rows = []
+    if path.exists():
+        with path.open(newline="") as file:
+            rows = [row for row in csv.DictReader(file) if int(row["step"]) < steps]
+    logger = CSVLogger(folder, name="", version="", flush_logs_every_n_steps=1)
+    if rank_zero_only.rank == 0:
+        logger.experiment.metrics = [{k: v for k, v in row.items() if v != ""} for row in rows]
+        logger.save()
+    return logger

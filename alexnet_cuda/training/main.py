@@ -1,0 +1,120 @@
+"""What `alexnet-cuda train` does: recipe, data, training, test, pictures, and what to tell the person who waits."""
+
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from ..data import DataError, ImageSet, load_images
+from ..model import AlexNet
+from ..reports import write_pictures
+from .classifier import Diverged
+from .recipe import Recipe, RecipeError, load_recipe, read_yaml
+from .run import finish, run_folder, train
+
+RESUMABLE = ("data_path", "epochs", "max_steps", "devices", "nodes", "accelerator", "workers")
+
+
+def main(
+    name: str | None,
+    config: Path | None,
+    values: Mapping[str, Any],
+    resume: Path | None,
+    overwrite: bool,
+    console: Console,
+) -> int:
+    """Runs a recipe to its end, or resumes a run; returns the exit code, 130 after Ctrl-C."""
+    console = Console(quiet=True) if rank_zero_only.rank else console
+    started = time.monotonic()
+    checkpoint = None
+    if resume is not None:
+        recipe, folder, checkpoint = _resumed(name, config, values, resume)
+    elif name is None:
+        raise RecipeError("expected a recipe; `alexnet-cuda recipes` lists them")
+    else:
+        recipe = load_recipe(name, config, values)
+        folder = run_folder(recipe)
+        if (folder / "config.yaml").exists() and rank_zero_only.rank == 0 and not overwrite:
+            raise RecipeError(f"{folder} already holds a run: --resume {folder} goes on with it, --overwrite replaces it")
+    images = load_images(recipe)
+    if overwrite and rank_zero_only.rank == 0:
+        for part in ("checkpoints", "tensorboard"):
+            shutil.rmtree(folder / part, ignore_errors=True)
+    _announce(recipe, images, folder, checkpoint, console)
+    try:
+        outcome = train(recipe, images, folder, console, checkpoint)
+    except Diverged as error:
+        last = folder / "checkpoints" / "last.ckpt"
+        good = f"the last good checkpoint is {last}" if last.exists() else "no checkpoint was written yet"
+        raise Diverged(f"training stopped: {error}; {good}; a lower --lr (now {recipe.lr:g}) may help") from error
+    if outcome.ended == "signal":
+        console.print(f"stopped after step {outcome.steps}; go on with: alexnet-cuda train --resume {folder}", soft_wrap=True)
+        return 130
+    if not outcome.main:
+        return 0
+    metrics, predictions = finish(recipe, images, folder, outcome)
+    model = outcome.module.model
+    filters = next(p for p in model.features.parameters() if p.dim() == 4).detach().cpu()
+    title = f"{recipe.name}, {recipe.variant}"
+    pictures = write_pictures(folder, title, images, predictions.probabilities, predictions.labels, filters)
+    _report(metrics, folder, pictures, time.monotonic() - started, console)
+    return 0
+
+
+def _resumed(name: str | None, config: Path | None, values: Mapping[str, Any], resume: Path) -> tuple[Recipe, Path, Path]:
+    checkpoint = resume / "checkpoints" / "last.ckpt" if resume.is_dir() else resume
+    if not checkpoint.exists():
+        raise DataError(f"{checkpoint} does not exist: nothing to resume")
+    folder = checkpoint.parent.parent
+    recipe = Recipe().replace(read_yaml(folder / "config.yaml"))
+    if name not in (None, recipe.name):
+        raise RecipeError(f"{folder} is a run of {recipe.name!r}, not of {name!r}")
+    if config is not None or (fixed := [key for key in values if key not in RESUMABLE and getattr(recipe, key, 0) != values[key]]):
+        what = "--config" if config is not None else fixed[0]
+        raise RecipeError(f"{what} cannot change in a resumed run; {', '.join(RESUMABLE)} can")
+    return recipe.replace(values), folder, checkpoint
+
+
+def _announce(recipe: Recipe, images: ImageSet, folder: Path, checkpoint: Path | None, console: Console) -> None:
+    for note in images.notes:
+        console.print(f"[yellow]{escape(note)}[/]", soft_wrap=True)
+    counts = images.counts()
+    table = Table("class", *counts, "", title=f"{recipe.data}: {len(images.classes)} classes")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    rows = list(zip(images.classes, *counts.values(), strict=True))
+    largest = max(counts["train"])
+    shown = rows if len(rows) <= 20 else [*rows[:10], *rows[-10:]]
+    for row in shown:
+        table.add_row(escape(row[0]), *(f"{n:,}" for n in row[1:]), f"[blue]{'━' * round(20 * row[1] / largest):20}[/]")
+    if len(shown) < len(rows):
+        table.caption = f"the first and last ten of {len(rows)} classes"
+    table.add_section()
+    table.add_row("all", *(f"{sum(n):,}" for n in counts.values()), f"{largest / min(counts['train']):.3g} : 1")
+    console.print(table)
+    parameters = sum(p.numel() for p in AlexNet(recipe.variant, len(images.classes), recipe.channels).parameters())
+    begins = f"going on from {checkpoint}" if checkpoint else f"{recipe.epochs} epochs"
+    console.print(f"{recipe.variant}, {parameters:,} parameters, {begins}, run folder {folder}", soft_wrap=True, highlight=False)
+
+
+def _report(metrics: dict, folder: Path, pictures: list[Path], seconds: float, console: Console) -> None:
+    table = Table(title=f"{metrics['recipe']}: {metrics['variant']} on {metrics['images']['test']:,} held-out images")
+    table.add_column("figure")
+    table.add_column("value", justify="right")
+    for key, value in metrics.items():
+        if key.startswith("test/"):
+            share = key in ("test/accuracy", "test/top5")
+            table.add_row(key, f"[bold]{value:.2%}[/]" if share else f"{value:.4f}")
+    table.add_section()
+    table.add_row("parameters", f"{metrics['parameters']:,}")
+    table.add_row("epochs, steps", f"{metrics['epochs']}, {metrics['steps']:,}")
+    table.add_row("seconds of training, in all", f"{metrics['seconds']:.1f}, {seconds:.1f}")
+    console.print(table)
+    console.print(f"Run folder: {folder}", soft_wrap=True, highlight=False)
+    console.print(f"Pictures: {', '.join(str(path) for path in pictures)}", soft_wrap=True, highlight=False)

@@ -1,0 +1,189 @@
+"""The commands as a person types them: what they print, what they leave behind, how they refuse."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torchvision")
+pytest.importorskip("lightning")
+pytest.importorskip("sklearn")
+
+import torch
+from PIL import Image
+from sklearn.datasets import load_digits
+from typer.testing import CliRunner
+
+from alexnet_cuda import cli as commands
+from alexnet_cuda.variants import VARIANTS
+
+PICTURES = ("curves.png", "confusion_matrix.png", "predictions.png", "filters.png")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Threads that wait for each other on a busy machine take longer than one alone."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def cli(*arguments, code=0):
+    result = CliRunner().invoke(commands.app, [str(a) for a in arguments], catch_exceptions=False, env={"COLUMNS": "120"})
+    assert result.exit_code == code, result.output
+    assert "Traceback" not in result.output
+    return result.output
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Digits, three epochs."""
+    folder = tmp_path_factory.mktemp("runs") / "digits"
+    output = cli("train", "digits", "--epochs", 3, "--lr=3e-3", "--set", "batch_size=32", "--output", folder)
+    assert "test/accuracy" in output and "1,259" in output and "predictions.png" in output.replace("\n", "")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def drawings(tmp_path_factory):
+    """Digits as people save them: bright on black, dark on white, large, JPEG."""
+    folder, digits = tmp_path_factory.mktemp("drawings"), load_digits()
+    pixels = np.round(digits.images / 16 * 255).astype(np.uint8)
+    Image.fromarray(pixels[0]).save(folder / "zero.png")
+    Image.fromarray(255 - pixels[4]).convert("RGB").resize((200, 200), Image.Resampling.BICUBIC).save(folder / "four.jpg")
+    (folder / "text.png").write_text("no picture")
+    return folder
+
+
+def test_a_run_learns_and_leaves_everything(run):
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["test/accuracy"] > 0.85 and metrics["images"]["test"] == 359
+    assert metrics["epochs"] == 3 and metrics["steps"] == 117 and metrics["versions"]["torch"]
+    for name in ("config.yaml", "metrics.csv", "weights.safetensors", "checkpoints/last.ckpt", "checkpoints/best.ckpt"):
+        assert (run / name).stat().st_size > 100, name
+    assert list((run / "tensorboard").glob("events*"))
+    assert "lr: 0.003\n" in (run / "config.yaml").read_text() and "batch_size: 32\n" in (run / "config.yaml").read_text()
+    for name in PICTURES:
+        with Image.open(run / name) as picture:
+            assert min(picture.size) > 300 and len(picture.convert("RGB").getcolors(2**24)) > 50, name
+
+
+def test_evaluate_finds_the_figures_of_training(run):
+    figures = json.loads(cli("evaluate", "--run", run, "--json"))
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert figures == {key: value for key, value in metrics.items() if key.startswith("test/")}
+    assert "test/accuracy" in cli("evaluate", "--run", run)
+
+
+def test_predict_names_digits_however_they_were_saved(run, drawings):
+    answers = json.loads(cli("predict", drawings / "zero.png", drawings / "four.jpg", "--run", run, "--json"))
+    assert [a["top"][0]["class"] for a in answers] == ["0", "4"]
+    assert all(len(a["top"]) == 5 and 0 <= a["top"][0]["probability"] <= 1 for a in answers)
+    table = cli("predict", drawings / "zero.png", "--run", run)
+    assert "zero.png" in table and "5." in table
+
+
+@pytest.mark.parametrize(
+    "name, message", [("text.png", "not an image"), ("absent.png", "does not exist"), (".", "is a folder")]
+)
+def test_predict_refuses_what_is_no_picture(run, drawings, name, message):
+    output = cli("predict", drawings / name, "--run", run, code=1)
+    assert message in output and "error:" in output
+
+
+def test_a_folder_that_is_no_run_is_named(run, tmp_path, drawings):
+    assert "weights.safetensors does not exist" in cli("evaluate", "--run", tmp_path, code=1)
+    (tmp_path / "weights.safetensors").write_bytes((run / "weights.safetensors").read_bytes()[:3000])
+    assert "is not a weights file" in cli("predict", drawings / "zero.png", "--run", tmp_path, code=1)
+
+
+def test_a_run_is_not_written_over(run):
+    assert f"--resume {run}" in cli("train", "digits", "--output", run, code=2)
+
+
+def test_a_run_is_replaced_when_told(run, tmp_path):
+    shutil.copytree(run, tmp_path, dirs_exist_ok=True)
+    cli("train", "digits", "--output", tmp_path, "--overwrite", "--max-steps", 2)
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["steps"] == 2 and metrics["weights"] == "last step" and metrics["test/accuracy"] < 0.85
+
+
+def test_pictures_of_a_folder_train_and_predict(tmp_path):
+    digits = load_digits()
+    for label in (0, 1):
+        (tmp_path / "data" / f"digit [{label}]").mkdir(parents=True)
+        for i, image in enumerate(digits.images[digits.target == label][:16]):
+            Image.fromarray((image * 15).astype(np.uint8)).save(tmp_path / "data" / f"digit [{label}]" / f"{i}.png")
+    arguments = ["--data-path", tmp_path / "data", "--variant", "cifar", "--epochs", 2, "--workers", 0, "--batch-size", 8]
+    output = cli("train", "folder", *arguments, "--no-flip", "--output", tmp_path / "run")
+    assert "digit [0]" in output and "1 : 1" in output
+    assert "flip: false" in (tmp_path / "run" / "config.yaml").read_text()
+    answer = json.loads(cli("predict", tmp_path / "data" / "digit [1]" / "3.png", "--run", tmp_path / "run", "--json"))
+    assert {t["class"] for t in answer[0]["top"]} == {"digit [0]", "digit [1]"}
+    assert "expected one folder for each" in cli("train", "folder", "--data-path", tmp_path / "data" / "digit [0]", code=1)
+
+
+@pytest.mark.parametrize(
+    "arguments, code, message",
+    [
+        (["digit"], 2, "unknown recipe 'digit'; choose from digits,"),
+        ([], 2, "expected a recipe"),
+        (["digits", "--variant", "resnet"], 2, "unknown variant 'resnet'; choose from paper,"),
+        (["digits", "--learning-rate", "1"], 2, "unknown key 'learning_rate'; the keys are name, variant,"),
+        (["digits", "--set", "momentun=1"], 2, "unknown key 'momentun'"),
+        (["digits", "--set", "momentum"], 2, "--set takes key=value"),
+        (["digits", "--lr", "fast"], 2, "lr must be float, got 'fast'"),
+        (["digits", "5"], 2, "unexpected argument '5'"),
+        (["digits", "--config", "absent.yaml"], 2, "absent.yaml cannot be read as YAML"),
+        (["digits", "--devices", "two"], 2, "devices must be auto, a number or a list"),
+        (["mnist"], 1, "mnist needs --data-path DIR"),
+        (["mnist", "--data-path", "absent"], 1, "absent/MNIST/raw holds no train-images"),
+        (["folder", "--data-path", "absent"], 1, "absent is not a folder"),
+    ],
+)
+def test_what_cannot_be_is_one_sentence(arguments, code, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    output = cli("train", *arguments, code=code)
+    assert message in output and output.count("error:") == 1
+
+
+def test_missing_libraries_name_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "lightning", None)
+    assert "pip install 'alexnet_cuda[train]'" in cli("train", "digits", code=1)
+
+
+def test_a_torchvision_of_another_torch_names_the_pair(monkeypatch):
+    class Broken:
+        def find_spec(self, name, path=None, target=None):
+            if name == "torchvision":
+                raise RuntimeError("operator torchvision::nms does not exist")
+
+    monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
+    monkeypatch.delitem(sys.modules, "torchvision")
+    output = cli("predict", "x.png", code=1)
+    assert "torchvision::nms does not exist" in output and "pip install --force-reinstall torch torchvision" in output
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_summary_shows_the_layers_and_their_parameters(name):
+    output = cli("summary", name)
+    assert f"{VARIANTS[name].parameters:,}" in output and "Linear" in output
+
+
+def test_lists():
+    assert "keras_mnist" in cli("summary") and "21,622,154" in cli("summary")
+    assert "choose from paper," in " ".join(cli("summary", "vgg", code=2).split())
+    assert "fashion-mnist" in cli("recipes") and "lr: 0.0" in cli("recipes", "mnist")
+    assert "CPU kernels" in cli("info") and json.loads(cli("info", "--json"))["torch"]
+
+
+def test_help_waits_for_no_training_library():
+    code = "import sys; from alexnet_cuda.cli import app\ntry: app(['train', '--help'])\nfinally: print(*sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert "--max-steps" in result.stdout, result.stderr
+    assert not {"lightning", "torchvision", "matplotlib", "sklearn"} & set(result.stdout.split())

@@ -1,0 +1,218 @@
+"""Data sets: what is read, what is refused, and that batches depend on seed, epoch and position alone."""
+
+import gzip
+import struct
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torchvision")
+pytest.importorskip("lightning")
+pytest.importorskip("sklearn")
+
+import torch
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from alexnet_cuda.data import DataError, atomic_path, load_images
+from alexnet_cuda.data.idx import read_idx
+from alexnet_cuda.data.imageset import read_glyph, stratified_split
+from alexnet_cuda.data.module import EpochSampler, ImageData, ResumableLoader
+from alexnet_cuda.training import Recipe
+
+
+def recipe(**values):
+    return Recipe().replace({"data": "digits", "channels": 1, **values})
+
+
+def idx(path, array, magic=b"\0\0\x08"):
+    content = magic + bytes([array.ndim]) + struct.pack(f">{array.ndim}i", *array.shape) + array.astype(np.uint8).tobytes()
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+
+
+@pytest.fixture
+def mnist(tmp_path):
+    """The digits of scikit-learn in MNIST's files: 28x28, half of them unpacked."""
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    digits = load_digits()
+    images = np.zeros((1000, 28, 28))
+    images[:, 2:26, 2:26] = np.repeat(np.repeat(digits.images[:1000] * 15, 3, 1), 3, 2)
+    for part, begin, end in (("train", 0, 800), ("t10k", 800, 1000)):
+        idx(raw / f"{part}-images-idx3-ubyte.gz", images[begin:end])
+        idx(raw / f"{part}-labels-idx1-ubyte", digits.target[begin:end])
+    return tmp_path
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Twelve digits of each of the classes 3, 5 and 8 as PNG, one folder per class."""
+    digits = load_digits()
+    for label in (3, 5, 8):
+        folder = tmp_path / "pictures" / f"class-{label}"
+        folder.mkdir(parents=True)
+        for i, image in enumerate(digits.images[digits.target == label][:12]):
+            Image.fromarray((image * 15).astype(np.uint8)).resize((40, 36)).save(folder / f"{i}.png")
+    return tmp_path / "pictures"
+
+
+def test_digits_are_split_in_proportion_and_the_same_way_for_every_training_seed():
+    first, second = load_images(recipe(seed=1)), load_images(recipe(seed=2))
+    assert [len(s.labels) for s in (first.train, first.val, first.test)] == [1259, 179, 359]
+    assert torch.equal(first.test.images, second.test.images)
+    assert all(34 <= n <= 38 for n in first.counts()["test"])
+    seen = torch.cat([s.images for s in (first.train, first.val, first.test)]).float().sum((1, 2, 3)).sort().values
+    whole = load_images(recipe(test_fraction=0.5, split_seed=3))
+    assert torch.equal(seen, torch.cat([s.images for s in (whole.train, whole.val, whole.test)]).float().sum((1, 2, 3)).sort()[0])
+
+
+@pytest.mark.parametrize("sizes, expected", [([10, 10], [2, 2, 6]), ([3, 3], [1, 1, 1]), ([40, 4], [4, 1, 1])])
+def test_stratified_split_keeps_every_class_in_every_part(sizes, expected):
+    labels = torch.tensor([0] * sizes[0] + [1] * sizes[1])
+    parts = stratified_split(labels, (0.2, 0.2) if sizes[0] == 10 else (0.1, 0.1), 0)
+    assert sorted(torch.cat(parts).tolist()) == list(range(len(labels)))
+    assert all(set(labels[part].tolist()) == {0, 1} for part in parts)
+    assert len(parts[0]) >= expected[0] and len(parts[2]) >= expected[2]
+
+
+def test_mnist_reads_packed_and_plain_files_and_writes_nothing(mnist):
+    before = sorted(mnist.rglob("*"))
+    images = load_images(recipe(data="mnist", data_path=str(mnist)))
+    assert images.train.images.shape[1:] == (1, 32, 32) and len(images.test.labels) == 200
+    assert images.test.labels.tolist() == load_digits().target[800:1000].tolist()
+    assert sorted(mnist.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "name, damage, message",
+    [
+        ("train-images-idx3-ubyte.gz", lambda p: p.write_bytes(p.read_bytes()[:-100]), "cannot be unpacked"),
+        ("train-images-idx3-ubyte.gz", lambda p: p.write_bytes(b"<html>not found"), "cannot be unpacked"),
+        ("t10k-labels-idx1-ubyte", lambda p: p.write_bytes(p.read_bytes()[:-10]), "header promises 200"),
+        ("t10k-labels-idx1-ubyte", lambda p: p.write_bytes(b""), "not an IDX file"),
+        ("t10k-labels-idx1-ubyte", lambda p: p.write_bytes(b"\x89PNG" + p.read_bytes()), "begins with 89 50 4e 47"),
+        ("t10k-labels-idx1-ubyte", lambda p: p.unlink(), "does not exist"),
+        ("train-labels-idx1-ubyte", lambda p: idx(p, np.zeros(7)), "labels for 800 images"),
+        ("train-labels-idx1-ubyte", lambda p: idx(p, np.full(800, 11)), "one above 9"),
+        ("train-images-idx3-ubyte.gz", lambda p: idx(p, np.zeros((800, 8, 8))), "expected images of 28x28"),
+    ],
+)
+def test_damaged_idx_files_are_named(mnist, name, damage, message):
+    damage(mnist / "MNIST" / "raw" / name)
+    with pytest.raises(DataError, match=f"{name.removesuffix('.gz')}.*{message}"):
+        load_images(recipe(data="mnist", data_path=str(mnist)))
+
+
+def test_mnist_without_a_folder_says_where_it_looked(tmp_path):
+    with pytest.raises(DataError, match="--data-path"):
+        load_images(recipe(data="mnist"))
+    with pytest.raises(DataError, match="MNIST/raw holds no train-images"):
+        load_images(recipe(data="mnist", data_path=str(tmp_path)))
+
+
+def test_a_row_of_an_idx_file_comes_back(tmp_path):
+    array = np.arange(24).reshape(2, 3, 4)
+    idx(tmp_path / "a", array)
+    assert np.array_equal(read_idx(tmp_path / "a"), array)
+
+
+def test_class_folders_are_split_and_named(pictures):
+    images = load_images(recipe(data="folder", data_path=str(pictures), channels=3))
+    assert images.classes == ["class-3", "class-5", "class-8"]
+    assert images.counts() == {"train": [9, 9, 9], "val": [1, 1, 1], "test": [2, 2, 2]}
+    assert images.train.images[0].shape == (3, 36, 40)
+
+
+def test_split_folders_are_kept(pictures):
+    for part, files in (("train", range(8)), ("val", range(8, 12))):
+        for folder in sorted(pictures.glob("class-*")):
+            target = pictures / part / folder.name
+            target.mkdir(parents=True)
+            for i in files:
+                (folder / f"{i}.png").rename(target / f"{i}.png")
+    images = load_images(recipe(data="folder", data_path=str(pictures), channels=3))
+    assert images.counts() == {"train": [7, 7, 7], "val": [1, 1, 1], "test": [4, 4, 4]}
+    (pictures / "val" / "class-9").mkdir()
+    with pytest.raises(DataError, match="class-9 is a class that the training folder lacks"):
+        load_images(recipe(data="folder", data_path=str(pictures)))
+
+
+def test_damaged_pictures_are_listed_and_left_out_only_when_told(pictures):
+    (pictures / "class-5" / "1.png").write_bytes(b"no picture")
+    whole = (pictures / "class-8" / "2.png").read_bytes()
+    (pictures / "class-8" / "2.png").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match=r"2 damaged(.|\n)*class-5/1.png(.|\n)*class-8/2.png"):
+        load_images(recipe(data="folder", data_path=str(pictures)))
+    images = load_images(recipe(data="folder", data_path=str(pictures), skip_corrupt=True))
+    assert len(images.notes) == 2 and sum(map(sum, images.counts().values())) == 34
+
+
+@pytest.mark.parametrize(
+    "classes, message",
+    [([], "no class folder"), (["cat"], "only the class folder 'cat'"), (["cat", "dog"], "holds no image")],
+)
+def test_wrong_label_folders_are_named(tmp_path, classes, message):
+    for name in classes:
+        (tmp_path / name).mkdir()
+    with pytest.raises(DataError, match=f"{tmp_path.name}.*{message}"):
+        load_images(recipe(data="folder", data_path=str(tmp_path)))
+
+
+def test_dark_ink_on_paper_is_inverted_and_wide_pictures_are_padded(tmp_path):
+    glyph = np.zeros((8, 8), np.uint8)
+    glyph[2:6, 3:5] = 200
+    Image.fromarray(glyph).save(tmp_path / "bright.png")
+    Image.fromarray(255 - glyph).save(tmp_path / "dark.png")
+    Image.fromarray(np.pad(glyph, ((0, 0), (4, 4)))).save(tmp_path / "wide.png")
+    bright = read_glyph(tmp_path / "bright.png", 8)
+    assert torch.equal(bright[0], torch.from_numpy(glyph))
+    assert torch.equal(read_glyph(tmp_path / "dark.png", 8), bright)
+    assert read_glyph(tmp_path / "wide.png", 8).shape == (1, 8, 8)
+
+
+def test_two_processes_share_the_batches_of_one():
+    def batches(rank, world, size):
+        sampler = EpochSampler(103, True, 5, rank, world)
+        sampler.set_epoch(3)
+        keys = list(sampler)
+        return [sorted(keys[i : i + size]) for i in range(0, len(keys) - size + 1, size)]
+
+    together = [sorted(a + b) for a, b in zip(batches(0, 2, 8), batches(1, 2, 8), strict=True)]
+    assert together == batches(0, 1, 16)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_loader_goes_on_where_it_stopped_with_the_same_augmentation(workers):
+    values = recipe(rotate=15, shift=0.1, zoom=0.1, flip=True, workers=workers, batch_size=32)
+    images = load_images(values)
+
+    def loader() -> ResumableLoader:
+        return ImageData(images, values).train_dataloader()
+
+    first = loader()
+    first.sampler.set_epoch(2)
+    whole = list(first)
+    stopped = loader()
+    stopped.sampler.set_epoch(2)
+    for _, _batch in zip(range(5), stopped, strict=False):
+        state = stopped.state_dict()
+    resumed = loader()
+    resumed.load_state_dict(state)
+    resumed.sampler.set_epoch(2)
+    rest = list(resumed)
+    assert state == {"epoch": 2, "batches": 5} and len(rest) == len(whole) - 5
+    assert all(torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) for a, b in zip(whole[5:], rest, strict=True))
+    resumed.sampler.set_epoch(3)
+    assert len(list(resumed)) == len(whole)
+
+
+def test_a_failed_write_leaves_the_earlier_file(tmp_path):
+    path = tmp_path / "file.txt"
+    path.write_text("earlier")
+    with pytest.raises(OSError), atomic_path(path) as temporary:
+        temporary.write_text("part of the")
+        raise OSError("disk full")
+    assert path.read_text() == "earlier" and list(tmp_path.iterdir()) == [path]
+    with atomic_path(path) as temporary:
+        temporary.write_text("later")
+    assert path.read_text() == "later" and list(tmp_path.iterdir()) == [path]
