@@ -1,8 +1,7 @@
-"""The command line: `alexnet-cuda train | evaluate | predict | summary | info`. Heavy imports wait for their command."""
+"""The command line, `alexnet-cuda train | evaluate | predict | ...`. Heavy imports wait for their command."""
 
 import errno
 import json
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,7 +19,7 @@ class Failure(Exception):
 
 
 class Commands(TyperGroup):
-    """Turns the package's exceptions into one sentence on stderr: exit code 2 for what was asked, 1 for what happened."""
+    """Turns the package's exceptions into one sentence: exit code 2 for what was asked, 1 for what happened."""
 
     def invoke(self, ctx):
         try:
@@ -31,7 +30,7 @@ class Commands(TyperGroup):
                 raise
             text = str(error)
             if isinstance(error, OSError) and error.errno in NO_SPACE:
-                text = f"no space left on the disk ({error.strerror}); what was saved before is intact, --resume goes on from it"
+                text = f"no space left on the disk ({error.strerror}); what was saved before is intact for --resume"
             Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]error:[/] {_plain(text)}")
             raise typer.Exit(code) from error
 
@@ -69,12 +68,14 @@ def train(
     precision: Annotated[str | None, typer.Option(help="32-true, 16-mixed, bf16-mixed, bf16-true or 64-true.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that --output holds.")] = False,
     config: Annotated[Path | None, typer.Option(help="YAML file with values of the recipe.")] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any value of the recipe.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any value of the recipe.")
+    ] = None,
 ) -> None:
     """Train on a recipe. Every value of it can also be given as --key value; `alexnet-cuda recipes` shows them."""
-    given = {"data_path": data_path, "output": output, "epochs": epochs, "max_steps": max_steps, "batch_size": batch_size,
-             "lr": lr, "opt": opt, "seed": seed, "variant": variant, "devices": devices, "nodes": nodes,
-             "precision": precision}  # fmt: skip
+    given = {"data_path": data_path, "output": output, "epochs": epochs, "max_steps": max_steps,
+             "batch_size": batch_size, "lr": lr, "opt": opt, "seed": seed, "variant": variant, "devices": devices,
+             "nodes": nodes, "precision": precision}  # fmt: skip
     values = {key: value for key, value in given.items() if value is not None} | _more(ctx.args, set_ or [])
     _require_train()
     from .training.main import main as run
@@ -101,7 +102,9 @@ def evaluate(
     if json_:
         print(json.dumps(figures, indent=2))
         return
-    table = Table("figure", "value", title=f"{recipe.variant} on {len(images.test.labels)} test images of {recipe.name}")
+    table = Table(
+        "figure", "value", title=f"{recipe.variant} on {len(images.test.labels)} test images of {recipe.name}"
+    )
     table.columns[1].justify = "right"
     for name, value in figures.items():
         table.add_row(name, f"{value:.4f}")
@@ -110,7 +113,9 @@ def evaluate(
 
 @app.command()
 def predict(
-    images: Annotated[list[Path], typer.Argument(help="Pictures: PNG, JPEG, anything Pillow reads.", metavar="IMAGE...")],
+    images: Annotated[
+        list[Path], typer.Argument(help="Pictures: PNG, JPEG, anything Pillow reads.", metavar="IMAGE...")
+    ],
     run: RUN = None,
     top: Annotated[int, typer.Option(min=1, help="Classes to show for each picture.")] = 5,
     json_: JSON = False,
@@ -126,10 +131,12 @@ def predict(
         for labels, values in zip(order, shares, strict=True)
     ]
     if json_:
-        print(json.dumps([{"image": str(path), "top": [{"class": name, "probability": round(share, 6)} for name, share in row]}
-                          for path, row in zip(images, rows, strict=True)], indent=2))  # fmt: skip
+        tops = [[{"class": name, "probability": round(share, 6)} for name, share in row] for row in rows]
+        print(json.dumps([{"image": str(path), "top": top} for path, top in zip(images, tops, strict=True)], indent=2))
         return
-    table = Table("image", *(f"{i + 1}." for i in range(len(rows[0]))), title=f"{recipe.variant} trained on {recipe.name}")
+    table = Table(
+        "image", *(f"{i + 1}." for i in range(len(rows[0]))), title=f"{recipe.variant} trained on {recipe.name}"
+    )
     for path, row in zip(images, rows, strict=True):
         cells = [f"{_plain(name)} [dim]{share:.1%}[/]" for name, share in row]
         table.add_row(_plain(path.name), f"[bold]{cells[0]}[/]", *cells[1:])
@@ -163,14 +170,19 @@ def summary(
         table = Table("variant", "input", "parameters", "what it is")
         table.columns[2].justify = "right"
         for name, v in VARIANTS.items():
-            table.add_row(name, f"{v.channels}x{v.input_size}x{v.input_size}", f"{v.parameters:,}", _plain(v.description))
+            table.add_row(
+                name, f"{v.channels}x{v.input_size}x{v.input_size}", f"{v.parameters:,}", _plain(v.description)
+            )
         console.print(table)
         return
     if variant not in VARIANTS:
         raise typer.BadParameter(f"unknown variant {variant!r}; choose from {', '.join(VARIANTS)}")
+    import torch
+
     from .model import AlexNet, model_summary
 
-    layers = model_summary(AlexNet(variant, classes, channels))
+    with torch.device("meta"):
+        layers = model_summary(AlexNet(variant, classes, channels))
     parameters, macs = (sum(getattr(layer, key) for layer in layers) for key in ("parameters", "macs"))
     table = Table("layer", "type", "output", title=f"{variant}: {VARIANTS[variant].description}")
     for name in ("parameters", "share", "MACs", "share"):
@@ -247,16 +259,18 @@ def _require_train() -> None:
         import tensorboard  # noqa: F401
         import torchmetrics  # noqa: F401
     except ModuleNotFoundError as error:
-        raise Failure(f"{error.name} is not installed; `pip install 'alexnet_cuda[train]'` installs all that this needs") from error
+        raise Failure(
+            f"{error.name} is not installed; `pip install 'alexnet_cuda[train]'` installs all that this needs"
+        ) from error
     except (RuntimeError, ImportError, OSError) as error:
         from importlib.metadata import version
 
         import torch
 
         raise Failure(
-            f"torchvision {version('torchvision')} does not work with torch {torch.__version__} ({str(error).splitlines()[0]}); "
-            "install the two from one place: `pip install --force-reinstall torch torchvision`, or for a CPU-only pair add "
-            "`--index-url https://download.pytorch.org/whl/cpu`"
+            f"torchvision {version('torchvision')} does not work with torch {torch.__version__} "
+            f"({str(error).splitlines()[0]}); install the two from one place: `pip install --force-reinstall torch "
+            "torchvision`, or for a CPU-only pair add `--index-url https://download.pytorch.org/whl/cpu`"
         ) from error
 
 
@@ -272,4 +286,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -145,7 +145,7 @@ class ReLULRNMaxPool2d(torch.nn.Module):
     ) -> None:
         super().__init__()
         self.size, self.alpha, self.beta, self.k = size, alpha, beta, k
-        self.arguments = dict(
+        self.arguments: dict[str, Any] = dict(
             order=order, groups=groups, divide_alpha=divide_alpha, window=window, across=across,
             kernel_size=kernel_size, stride=stride, padding=padding, ceil_mode=ceil_mode,
         )  # fmt: skip

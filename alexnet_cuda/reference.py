@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -119,10 +120,11 @@ def max_pool2d(
     padding: Size = 0,
     ceil_mode: bool = False,
     return_indices: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:
+) -> Any:
     """`ops.max_pool2d` in plain torch."""
     kernel, step, pad = pool_constants("max_pool2d", x.shape, kernel_size, stride, padding)
-    return F.max_pool2d(x, kernel, step, pad, 1, ceil_mode, return_indices)
+    pool: Any = F.max_pool2d
+    return pool(x, kernel, step, pad, 1, ceil_mode, return_indices)
 
 
 def relu_lrn_max_pool2d(

@@ -42,7 +42,7 @@ def layout(request):
     return request.param
 
 
-@pytest.fixture()
+@pytest.fixture
 def kernels():
     """Skips what only compiled kernels do."""
     if WHY_NOT["cpu"]:

@@ -103,16 +103,22 @@ def test_local_response_norm_of_extremes(channels_last):
     """The largest half squares to 4e9: the sums must be wider than the values. With k = 0, windows of zeros are NaN, as
     in torch, and no other elements are."""
     batch, x = Batch((1, 16, 1, 2), torch.float16, channels_last), torch.full((1, 16, 1, 2), 65504.0).double()
-    y = batch.tensor(_emulator.local_response_norm(batch.images, batch.raw(x), (5, 2, 2e-5, 0.75, 2.0, 1), False), x.shape)
+    y = batch.tensor(
+        _emulator.local_response_norm(batch.images, batch.raw(x), (5, 2, 2e-5, 0.75, 2.0, 1), False), x.shape
+    )
     assert_close(y, reference.local_response_norm(x, 5, 1e-4, 0.75, 2.0))
     x[:, 4:] = 0
-    y = batch.tensor(_emulator.local_response_norm(batch.images, batch.raw(x), (5, 2, 0.2, 0.75, 0.0, 1), False), x.shape)
+    y = batch.tensor(
+        _emulator.local_response_norm(batch.images, batch.raw(x), (5, 2, 0.2, 0.75, 0.0, 1), False), x.shape
+    )
     assert y[:, :4].isfinite().all()
     assert y[:, 6:].isnan().all()
     x, lrn = random(1, 16, 1, 2), (5, 2, 0.2, 0.75, 0.0, 1)
     x[:, :2] = x[:, 14:] = 0  # a window that reaches two channels over the edge finds only zeros
     batch, grad = Batch((1, 16, 1, 2), torch.float32, channels_last), torch.ones(1, 16, 1, 2).double()
-    dx = batch.tensor(_emulator.local_response_norm_backward(batch.images, batch.raw(grad), batch.raw(x), lrn, False), x.shape)
+    dx = batch.tensor(
+        _emulator.local_response_norm_backward(batch.images, batch.raw(grad), batch.raw(x), lrn, False), x.shape
+    )
     assert_close(dx, gradient(lambda x: reference.local_response_norm(x, 5, 1.0, k=0.0), x, grad))
 
 

@@ -12,8 +12,8 @@ import torch
 import alexnet_cuda
 from alexnet_cuda import _library
 
-# The functions of PyTorch's stable C ABI that we call; all are in torch 2.11. A name that is not here needs a look at the
-# version that brought it. (The stream's is in torch's CUDA library, hence weak.)
+# The functions of PyTorch's stable C ABI that we call; all are in torch 2.11. A name that is not here needs a look at
+# the version that brought it. (The stream's is in torch's CUDA library, hence weak.)
 STABLE = re.compile(
     r"aoti_torch_(abi_version|aten_fill__Scalar|(create|delete)_device_guard|delete_(library|tensor)_object"
     r"|get_(current_cuda_stream|device_index|device_type|dim|dtype|numel|size|stride)"
@@ -62,11 +62,12 @@ def test_import_is_light():
 
 def test_without_libraries(tmp_path):
     """The package's Python alone, as after an installation without a compiler: it works, and says so once."""
-    shutil.copytree(Path(alexnet_cuda.__file__).parent, tmp_path / "alexnet_cuda", ignore=shutil.ignore_patterns("*.so"))
+    package = Path(alexnet_cuda.__file__).parent
+    shutil.copytree(package, tmp_path / "alexnet_cuda", ignore=shutil.ignore_patterns("*.so"))
     code = (
-        "import torch, alexnet_cuda; assert alexnet_cuda.__file__.startswith(%r); "
+        f"import torch, alexnet_cuda; assert alexnet_cuda.__file__.startswith({str(tmp_path)!r}); "
         "y = alexnet_cuda.ops.relu_lrn_max_pool2d(torch.randn(1, 8, 9, 9, requires_grad=True), 5); y.sum().backward(); "
-        "print(alexnet_cuda.build_info()['CPU kernels'])" % str(tmp_path)
+        "print(alexnet_cuda.build_info()['CPU kernels'])"
     )
     run = subprocess.run([sys.executable, "-S", "-c", PATHS + code], capture_output=True, text=True, cwd=tmp_path)
     assert run.returncode == 0, run.stderr
@@ -75,4 +76,4 @@ def test_without_libraries(tmp_path):
 
 
 # -S leaves out the import hook of an editable installation, which would find the built package.
-PATHS = "import sys; sys.path += %r; " % [p for p in sys.path if "site-packages" in p]
+PATHS = f"import sys; sys.path += {[p for p in sys.path if 'site-packages' in p]!r}; "

@@ -65,7 +65,9 @@ def test_is_torchs(size, device):
     torch.testing.assert_close(ops.local_response_norm(x, size, 0.1), F.local_response_norm(x, size, 0.1))
 
 
-@pytest.mark.parametrize("shape", [(3, 8, 11), (2, 8, 3, 4, 5), (2, 8, 3, 1, 2, 2), (0, 8, 5, 5), (2, 8, 0, 5)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(3, 8, 11), (2, 8, 3, 4, 5), (2, 8, 3, 1, 2, 2), (0, 8, 5, 5), (2, 8, 0, 5)], ids=str
+)
 def test_other_shapes(shape, device):
     x = torch.randn(shape, device=device, requires_grad=True)
     y = ops.local_response_norm(x, 5, 0.1)
@@ -179,15 +181,13 @@ def test_bad_input(x, args, error, words, module):
 
 def test_converters():
     x = torch.randn(2, 12, 5, 5)
-    assert_close(
-        LocalResponseNorm.from_tensorflow()(x), exact(x, 11, 1.0, 0.5, 1.0, divide_alpha=False)
-    )
+    assert_close(LocalResponseNorm.from_tensorflow()(x), exact(x, 11, 1.0, 0.5, 1.0, divide_alpha=False))
     assert_close(
         LocalResponseNorm.from_caffe(5, 1e-4, 0.75, "WITHIN_CHANNEL")(x),
         exact(x, 5, 1e-4, 0.75, 1.0, across="spatial"),
     )
     assert_close(LocalResponseNorm.from_onnx(4, 0.5)(x), exact(x, 4, 0.5, window="onnx"))
-    with pytest.raises(ValueError, match="from_caffe.*odd, got 4"):
+    with pytest.raises(ValueError, match=r"from_caffe.*odd, got 4"):
         LocalResponseNorm.from_caffe(4)
-    with pytest.raises(ValueError, match="norm_region.*got 'channels'"):
+    with pytest.raises(ValueError, match=r"norm_region.*got 'channels'"):
         LocalResponseNorm.from_caffe(norm_region="channels")

@@ -1,4 +1,4 @@
-"""Build backend: scikit-build-core, which asks for torch only if there is none, and builds no kernels without a compiler."""
+"""Build backend: scikit-build-core, asking for torch only if there is none, without kernels if there is no compiler."""
 
 from __future__ import annotations
 

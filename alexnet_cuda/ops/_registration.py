@@ -47,9 +47,7 @@ def batch_rule(name: str, batched: tuple[int, ...], info: Any, in_dims: tuple, *
         split = [y.unflatten(0, (size, n)) if y.dim() > 1 else y for y in _tuple(results)]
         dims = [0 if y.dim() > 1 else None for y in split]
     else:
-        steps = [
-            _tuple(op(*[a if d is None else a.select(d, b) for a, d in zip(args, in_dims)])) for b in range(size)
-        ]
+        steps = [_tuple(op(*[a if d is None else a.select(d, b) for a, d in zip(args, in_dims)])) for b in range(size)]
         split = [torch.stack(y) for y in zip(*steps)]
         dims = [0] * len(split)
     return (split[0], dims[0]) if len(split) == 1 else (tuple(split), tuple(dims))
@@ -77,4 +75,3 @@ def second_order(function: Callable[[Tensor], Tensor], grad: Tensor, x: Tensor, 
 
 def needs_grad(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-

@@ -22,7 +22,9 @@ def _conv2d_setup(ctx, inputs, output):
     ctx.save_for_backward(x, weight)
 
 
-def conv2d_gradients(needs: tuple[bool, ...], grad: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int) -> tuple:
+def conv2d_gradients(
+    needs: tuple[bool, ...], grad: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int
+) -> tuple:
     return (
         _op._conv2d_input_grad(grad, weight, x.shape[2], x.shape[3], stride, padding) if needs[0] else None,
         _op._conv2d_weight_grad(grad, x, weight.shape[2], stride, padding) if needs[1] else None,
@@ -78,19 +80,17 @@ def _conv2d_input_grad_backward(ctx, grad_x):
 
 
 register("conv2d", conv2d_fake, _conv2d_setup, _conv2d_backward, (0,))
-register(
-    "_conv2d_weight_grad", _conv2d_weight_grad_fake, _conv2d_weight_grad_setup, _conv2d_weight_grad_backward, ()
-)
+register("_conv2d_weight_grad", _conv2d_weight_grad_fake, _conv2d_weight_grad_setup, _conv2d_weight_grad_backward, ())
 register("_conv2d_input_grad", _conv2d_input_grad_fake, _conv2d_input_grad_setup, _conv2d_input_grad_backward, (0,))
 
 
-def autocast(*tensors: Tensor | None) -> list[Tensor | None]:
-    """Casts to the autocast dtype, as torch does for its convolutions."""
-    device = tensors[0].device.type
-    if device == "meta" or not torch.is_autocast_enabled(device):
-        return list(tensors)
+def autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The arguments in the autocast dtype, as torch casts those of its convolutions."""
+    device = x.device.type
+    if device == "meta" or not torch.is_autocast_enabled(device) or x.dtype == torch.float64:
+        return x, weight, bias
     dtype = torch.get_autocast_dtype(device)
-    return [t if t is None or t.dtype == torch.float64 or not t.is_floating_point() else t.to(dtype) for t in tensors]
+    return x.to(dtype), weight.to(dtype), bias if bias is None else bias.to(dtype)
 
 
 def conv2d_has_kernel(x: Tensor, weight: Tensor, stride: int) -> bool:

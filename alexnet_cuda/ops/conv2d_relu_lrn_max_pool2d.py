@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -32,9 +34,10 @@ def _block_backward(ctx, grad, grad_a, _):
     if grad is not None:  # a is an output of this node: second derivatives arrive through grad_a
         through = _op._relu_lrn_max_pool2d_backward(grad, a, code, *ctx.tail)
         grad_a = through if grad_a is None else through + grad_a
-    if grad_a is None:
-        return (None,) * 19
-    return (*conv2d_gradients(ctx.needs_input_grad, grad_a, x, weight, ctx.stride, ctx.padding), *[None] * 15)
+    gradients = (None,) * 3
+    if grad_a is not None:
+        gradients = conv2d_gradients(ctx.needs_input_grad, grad_a, x, weight, ctx.stride, ctx.padding)
+    return (*gradients, *[None] * 15)
 
 
 register("conv2d_relu_lrn_max_pool2d", _block_fake, _block_setup, _block_backward, (0,))
@@ -70,7 +73,7 @@ def conv2d_relu_lrn_max_pool2d(
 
     Args, Raises: those of `conv2d` and `relu_lrn_max_pool2d`.
     """
-    tail = dict(
+    tail: dict[str, Any] = dict(
         order=order, groups=groups, divide_alpha=divide_alpha, window=window, across=across,
         kernel_size=pool_kernel_size, stride=pool_stride, padding=pool_padding, ceil_mode=pool_ceil_mode,
     )  # fmt: skip
@@ -89,6 +92,4 @@ def conv2d_relu_lrn_max_pool2d(
     constants = (ORDERS.index(order), size, front, scale, beta, k, groups)
     pool = (*(pair[0] for pair in pairs), pool_ceil_mode)
     save = needs_grad(x, weight, bias)
-    return _op.conv2d_relu_lrn_max_pool2d(
-        x, weight, bias, stride, padding, ceil_mode, *constants, *pool, save
-    )[0]
+    return _op.conv2d_relu_lrn_max_pool2d(x, weight, bias, stride, padding, ceil_mode, *constants, *pool, save)[0]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -69,7 +71,7 @@ def max_pool2d(
     padding: Size = 0,
     ceil_mode: bool = False,
     return_indices: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:
+) -> Any:
     """Max pooling, by default AlexNet's overlapping one.
 
     Equivalent to `torch.nn.functional.max_pool2d(x, kernel_size, stride, padding, 1, ceil_mode, return_indices)`,
@@ -80,6 +82,8 @@ def max_pool2d(
         x: (N, C, H, W) or (C, H, W); the output keeps its memory format.
         return_indices: also return int64 positions in the (H, W) plane.
 
+    Returns: the pooled tensor, or with `return_indices` (pooled tensor, positions).
+
     Raises:
         ValueError: x is not 3-D or 4-D or is smaller than the window, or an argument is out of range.
     """
@@ -89,6 +93,7 @@ def max_pool2d(
     k, s, p = (pair[0] for pair in pairs)
     batch = x[None] if x.dim() == 3 else x
     y, code = _op.max_pool2d(batch, k, s, p, ceil_mode, return_indices or needs_grad(x))
-    results = (y, _indices(code, x.shape[-1], k, s, p)) if return_indices else (y,)
-    results = tuple(r[0] for r in results) if x.dim() == 3 else results
-    return results if return_indices else results[0]
+    y = y[0] if x.dim() == 3 else y
+    if not return_indices:
+        return y
+    return y, _indices(code, x.shape[-1], k, s, p).view(y.shape)

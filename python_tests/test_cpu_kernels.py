@@ -1,0 +1,94 @@
+"""What only the CPU kernels have: instruction-set levels, threads and forked workers."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from alexnet_cuda import ops, reference
+
+pytestmark = pytest.mark.usefixtures("kernels")
+
+# Sizes that leave vectors, blocks of channels and rows partly filled at every level.
+SHAPES = [(2, 96, 13, 19), (1, 5, 7, 3), (3, 50, 17, 21)]
+LRN = {"size": 5, "alpha": 0.1, "k": 2.0}
+
+
+def cases():
+    """(op, inputs, arguments) of every op in both layouts."""
+    torch.manual_seed(0)
+    for shape in SHAPES:
+        for fmt in (torch.contiguous_format, torch.channels_last):
+            x = torch.randn(shape).to(memory_format=fmt)
+            image = torch.randn(shape[0], 3, 47, 59).to(memory_format=fmt)
+            filters = torch.randn(shape[1], 3, 11, 11) / 20, torch.randn(shape[1])
+            yield "local_response_norm", (x,), LRN
+            yield "local_response_norm", (x,), {"size": 4, "alpha": 0.1, "beta": 0.6, "across": "spatial"}
+            yield "max_pool2d", (x,), {}
+            yield "relu_lrn_max_pool2d", (x,), LRN
+            yield "relu_lrn_max_pool2d", (x,), {**LRN, "order": "relu-pool-lrn", "ceil_mode": True}
+            yield "conv2d", (image, *filters), {"padding": 2}
+            yield "conv2d_relu_lrn_max_pool2d", (image, *filters), LRN
+
+
+def results(module):
+    """The output and the gradients of every case."""
+    for name, inputs, arguments in list(cases()):
+        leaves = [t.clone().requires_grad_() for t in inputs]
+        y = getattr(module, name)(*leaves, **arguments)
+        yield name, [y.detach(), *torch.autograd.grad(y, leaves, torch.linspace(-1, 1, y.numel()).view(y.shape))]
+
+
+def check_against_reference():
+    """Run in a process of its own, since the level is chosen once."""
+    for (name, ours), (_, expected) in zip(results(ops), results(reference)):
+        for a, b in zip(ours, expected):
+            tolerance = 2e-5 * max(1.0, b.abs().max().item())
+            torch.testing.assert_close(a, b, rtol=2e-5, atol=tolerance, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def run_level(level):
+    code = f"import {Path(__file__).stem} as tests; tests.check_against_reference()"
+    environment = {**os.environ, "ALEXNET_CUDA_CPU_LEVEL": level}
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, cwd=Path(__file__).parent, env=environment, capture_output=True, text=True).stderr
+
+
+@pytest.mark.parametrize("level", ["baseline", "avx2", "avx512"])
+def test_every_level_agrees_with_the_reference(level):
+    error = run_level(level)
+    if "does not support" in error:
+        pytest.skip(f"this CPU has no {level}")
+    assert "Error" not in error, error
+
+
+def test_unknown_level_is_refused():
+    assert "expected baseline, avx2 or avx512, got avx1024" in run_level("avx1024")
+
+
+def test_any_number_of_threads_gives_the_same_bits():
+    before = torch.get_num_threads()
+    outcomes = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            outcomes.append([t for _, tensors in results(ops) for t in tensors])
+    finally:
+        torch.set_num_threads(before)
+    for other in outcomes[1:]:
+        assert all(map(torch.equal, outcomes[0], other))
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_forked_workers_use_the_kernels_after_the_parent_did():
+    def collate(items):
+        return ops.relu_lrn_max_pool2d(torch.stack(items), 5)
+
+    images = list(torch.randn(8, 96, 27, 27))  # enough work for every thread of the parent
+    expected = collate(images)
+    loader = DataLoader(images, 4, num_workers=2, collate_fn=collate, multiprocessing_context="fork", timeout=60)
+    assert torch.equal(torch.cat(list(loader)), expected)
