@@ -79,8 +79,12 @@ inline Pool checked_pool(const char* op, int64_t height, int64_t width, int64_t 
   STD_TORCH_CHECK(stride >= 1, op, ": expected stride to be at least 1, got ", stride);
   STD_TORCH_CHECK(padding >= 0 && 2 * padding <= kernel_size, op,
                   ": expected padding to be between 0 and half of kernel_size, got ", padding);
-  const Pool p = {static_cast<int>(kernel_size), static_cast<int>(stride), static_cast<int>(padding),
-                  height,                        width,                    output_size(height, kernel_size, stride, padding, ceil_mode, true),
+  const Pool p = {static_cast<int>(kernel_size),
+                  static_cast<int>(stride),
+                  static_cast<int>(padding),
+                  height,
+                  width,
+                  output_size(height, kernel_size, stride, padding, ceil_mode, true),
                   output_size(width, kernel_size, stride, padding, ceil_mode, true)};
   STD_TORCH_CHECK(p.out_height >= 1 && p.out_width >= 1, op, ": an input of ", height, "x", width,
                   " is too small for kernel_size ", kernel_size);
@@ -110,8 +114,14 @@ inline Conv checked_conv(const char* op, int64_t channels, int64_t height, int64
                          int64_t kernel_size, int64_t stride, int64_t padding, bool ceil_mode) {
   STD_TORCH_CHECK(stride >= 1, op, ": expected stride to be at least 1, got ", stride);
   STD_TORCH_CHECK(padding >= 0, op, ": expected padding to be at least 0, got ", padding);
-  const Conv c = {channels, height, width, filters, static_cast<int>(kernel_size), static_cast<int>(stride),
-                  static_cast<int>(padding), output_size(height, kernel_size, stride, padding, ceil_mode, false),
+  const Conv c = {channels,
+                  height,
+                  width,
+                  filters,
+                  static_cast<int>(kernel_size),
+                  static_cast<int>(stride),
+                  static_cast<int>(padding),
+                  output_size(height, kernel_size, stride, padding, ceil_mode, false),
                   output_size(width, kernel_size, stride, padding, ceil_mode, false)};
   STD_TORCH_CHECK(c.out_height >= 1 && c.out_width >= 1, op, ": an input of ", height, "x", width,
                   " is too small for kernel_size ", kernel_size);

@@ -41,9 +41,12 @@ template <class T, class E>
 class InputRows {
  public:
   explicit InputRows(const ConvArgs& a)
-      : x_(static_cast<const T*>(a.x)), conv_(a.conv), channels_(channels_of<Accumulator<T>>(a.images)),
+      : x_(static_cast<const T*>(a.x)),
+        conv_(a.conv),
+        channels_(channels_of<Accumulator<T>>(a.images)),
         width_((conv_.out_width - 1) * conv_.stride + conv_.kernel_size),
-        row_size_((width_ + kLanes<Accumulator<T>>) * conv_.channels), rows_(conv_.kernel_size * row_size_) {}
+        row_size_(room<Accumulator<T>>(width_, conv_.channels) + (1 + conv_.channels) * kLanes<Accumulator<T>>),
+        rows_(conv_.kernel_size * row_size_) {}
 
   // Makes the rows under output row `o` of image n available.
   void advance(int64_t n, int64_t o) {
@@ -92,30 +95,36 @@ class InputRows {
 };
 
 #if defined(__AVX512F__)
-// A tile in bfloat16: every product instruction adds a pair of taps. A kernel row with an odd number of taps ends
-// with a pair whose second input is zero.
+#define ALEXNET_BFLOAT16 __attribute__((target("avx512bf16")))
+
+// sum[p] += the pair at a[p * pixel_step] times the pairs of weights at w; SINGLE: only the first of each pair.
+template <int P, bool SINGLE>
+ALEXNET_BFLOAT16 ALEXNET_INLINE void add_pairs(__m512 (&sum)[P][2], const BFloat16* a, int64_t pixel_step,
+                                               const BFloat16* w) {
+  const __m512bh w0 = (__m512bh)_mm512_loadu_si512(w), w1 = (__m512bh)_mm512_loadu_si512(w + 2 * kLanes<float>);
+#pragma GCC unroll 11
+  for (int p = 0; p < P; ++p) {
+    int32_t pair;
+    __builtin_memcpy(&pair, a + p * pixel_step, sizeof(pair));
+    const __m512bh v = (__m512bh)_mm512_set1_epi32(SINGLE ? pair & 0xffff : pair);
+    sum[p][0] = _mm512_dpbf16_ps(sum[p][0], v, w0);
+    sum[p][1] = _mm512_dpbf16_ps(sum[p][1], v, w1);
+  }
+}
+
+// multiply() in bfloat16: every instruction adds a pair of products, n products in all. The partner of an odd last one
+// may be anything, NaN too, and is masked.
 template <int P>
-__attribute__((target("avx512bf16"))) inline void multiply_pairs(Tile<float, P>& tile, const BFloat16* a,
-                                                                 int64_t pixel_step, const BFloat16* w, int64_t n) {
+ALEXNET_BFLOAT16 inline void multiply_pairs(Tile<float, P>& tile, const BFloat16* a, int64_t pixel_step, int64_t step,
+                                            const BFloat16* w, int64_t w_step, int64_t n) {
   __m512 sum[P][2];
 #pragma GCC unroll 11
   for (int p = 0; p < P; ++p) {
     sum[p][0] = (__m512)tile.sum[p][0];
     sum[p][1] = (__m512)tile.sum[p][1];
   }
-  for (int64_t i = 0; i < n; i += 2, w += 4 * kLanes<float>) {
-    const __m512bh w0 = (__m512bh)_mm512_loadu_si512(w), w1 = (__m512bh)_mm512_loadu_si512(w + 2 * kLanes<float>);
-    const bool single = i + 1 == n;
-#pragma GCC unroll 11
-    for (int p = 0; p < P; ++p) {
-      int32_t pair;
-      __builtin_memcpy(&pair, a + p * pixel_step + i, sizeof(pair));
-      if (single) pair &= 0xffff;
-      const __m512bh v = (__m512bh)_mm512_set1_epi32(pair);
-      sum[p][0] = _mm512_dpbf16_ps(sum[p][0], v, w0);
-      sum[p][1] = _mm512_dpbf16_ps(sum[p][1], v, w1);
-    }
-  }
+  for (; n > 1; n -= 2, a += step, w += w_step) add_pairs<P, false>(sum, a, pixel_step, w);
+  if (n == 1) add_pairs<P, true>(sum, a, pixel_step, w);
 #pragma GCC unroll 11
   for (int p = 0; p < P; ++p) {
     tile.sum[p][0] = (Vec<float>)sum[p][0];
@@ -139,7 +148,7 @@ inline void conv_tile(const ConvArgs& a, const E* const* row, int64_t first, int
 #if defined(__AVX512F__)
     if constexpr (__is_same(E, BFloat16)) {
       const BFloat16* w = static_cast<const BFloat16*>(a.weight) + kernel_row * round_up(taps, 2) * kFilters<A>;
-      multiply_pairs<P>(tile, row[i] + first * step, step, w, taps);
+      multiply_pairs<P>(tile, row[i] + first * step, step, 2, w, 2 * kFilters<A>, taps);
       continue;
     }
 #endif

@@ -11,11 +11,22 @@ namespace {
 template <class T>
 using Sum = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
-Tensor bytes(const Tensor& like, int64_t size) { return empty(like, {size}, MemoryFormat::Contiguous, ScalarType::Byte); }
+Tensor bytes(const Tensor& like, int64_t size) {
+  return empty(like, {size}, MemoryFormat::Contiguous, ScalarType::Byte);
+}
 
-int64_t sum_bytes(DType dtype) { return dtype == DType::kDouble ? 8 : 4; }
+int64_t sum_bytes(DType dtype) {
+  return dtype == DType::kDouble ? 8 : 4;
+}
 
-int64_t blocks_of(int64_t n, int64_t block) { return (n + block - 1) / block; }
+int64_t blocks_of(int64_t n, int64_t block) {
+  return (n + block - 1) / block;
+}
+
+// The weight gradient looks one output pixel ahead, which InputRows has room for up to this stride.
+bool use_products(DType dtype, const Conv& c) {
+  return dtype == DType::kBFloat16 && c.stride <= 16 && has_bfloat16_products();
+}
 
 // As conv2d.h says; UNIT taps (1, or a pair) are innermost.
 template <int UNIT, class T, class Out>
@@ -58,8 +69,8 @@ void check_weight(const char* op, const Tensor& weight) {
                   weight.size(3));
 }
 
-Tensor conv2d(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, int64_t stride,
-              int64_t padding, bool ceil_mode) {
+Tensor conv2d(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, int64_t stride, int64_t padding,
+              bool ceil_mode) {
   const MemoryFormat format = format_of(x);
   PackedConv packed = pack_conv("conv2d", x, weight, bias, stride, padding, ceil_mode, format);
   const Conv& c = packed.args.conv;
@@ -90,8 +101,15 @@ Tensor conv2d_weight_grad(const Tensor& grad, const Tensor& x, int64_t kernel_si
   const int64_t taps = kernel_size * kernel_size * c.channels, block = filter_block(images.dtype);
   const int64_t padded = blocks_of(c.filters, block) * block, part = taps * padded;
   Tensor partial = bytes(x, chunks * part * sum_bytes(images.dtype));
-  const ConvArgs args = {input.const_data_ptr(), gradient.const_data_ptr(), nullptr, nullptr,
-                         partial.mutable_data_ptr(), images, c, false, chunks};
+  const ConvArgs args = {input.const_data_ptr(),
+                         gradient.const_data_ptr(),
+                         nullptr,
+                         nullptr,
+                         partial.mutable_data_ptr(),
+                         images,
+                         c,
+                         use_products(images.dtype, c),
+                         chunks};
   run(conv2d_weight_grad_kernel(), args, chunks, part);
 
   ALEXNET_DISPATCH_FLOATING(x.scalar_type(), "conv2d", [&] {
@@ -125,8 +143,8 @@ Tensor conv2d_input_grad(const Tensor& grad, const Tensor& weight, int64_t heigh
   c.out_height = grad.size(2);
   c.out_width = grad.size(3);
   const MemoryFormat format = format_of(grad);
-  const Images images = {dtype_of(op, grad), format == MemoryFormat::ChannelsLast, grad.size(0), c.channels, height,
-                         width};
+  const Images images = {
+      dtype_of(op, grad), format == MemoryFormat::ChannelsLast, grad.size(0), c.channels, height, width};
   const Tensor gradient = dense(grad, format), filters = dense(weight, MemoryFormat::Contiguous);
   Tensor dx = empty(grad, {grad.size(0), c.channels, height, width}, format);
   if (dx.numel() == 0) return dx;
@@ -137,8 +155,8 @@ Tensor conv2d_input_grad(const Tensor& grad, const Tensor& weight, int64_t heigh
     pack_taps(static_cast<const scalar_t*>(filters.const_data_ptr()),
               static_cast<Sum<scalar_t>*>(packed.mutable_data_ptr()), c, block);
   });
-  const ConvArgs args = {nullptr, gradient.const_data_ptr(), packed.const_data_ptr(), nullptr, dx.mutable_data_ptr(),
-                         images, c, false, 0};
+  const ConvArgs args = {
+      nullptr, gradient.const_data_ptr(), packed.const_data_ptr(), nullptr, dx.mutable_data_ptr(), images, c, false, 0};
   run(conv2d_input_grad_kernel(), args, images.count * height, width * c.channels * c.filters);
   return dx;
 }
@@ -155,10 +173,10 @@ PackedConv pack_conv(const char* op, const Tensor& x, const Tensor& weight, cons
     check_same(op, "bias", *bias, x);
     check_sizes(op, "bias", *bias, {weight.size(0)});
   }
-  const Conv c = checked_conv(op, x.size(1), x.size(2), x.size(3), weight.size(0), weight.size(2), stride, padding,
-                              ceil_mode);
+  const Conv c =
+      checked_conv(op, x.size(1), x.size(2), x.size(3), weight.size(0), weight.size(2), stride, padding, ceil_mode);
   const Images images = images_of(op, x, format);
-  const bool products = images.dtype == DType::kBFloat16 && has_bfloat16_products();
+  const bool products = use_products(images.dtype, c);
   const int64_t block = filter_block(images.dtype), padded = blocks_of(c.filters, block) * block;
   const int64_t unit = products ? 2 : 1, taps = blocks_of(c.kernel_size * c.channels, unit) * unit;
   PackedConv packed = {dense(x, format),
@@ -178,8 +196,15 @@ PackedConv pack_conv(const char* op, const Tensor& x, const Tensor& weight, cons
     auto* bias_to = static_cast<Sum<scalar_t>*>(packed.bias.mutable_data_ptr());
     for (int64_t f = 0; f < padded; ++f) bias_to[f] = f < offsets.numel() ? Sum<scalar_t>(bias_from[f]) : 0;
   });
-  packed.args = {packed.x.const_data_ptr(), nullptr, packed.weight.const_data_ptr(), packed.bias.const_data_ptr(),
-                 nullptr, images, c, products, 0};
+  packed.args = {packed.x.const_data_ptr(),
+                 nullptr,
+                 packed.weight.const_data_ptr(),
+                 packed.bias.const_data_ptr(),
+                 nullptr,
+                 images,
+                 c,
+                 products,
+                 0};
   return packed;
 }
 

@@ -6,7 +6,9 @@
 namespace alexnet_cuda {
 
 // Filters of one packed block: two vectors.
-inline int64_t filter_block(DType dtype) { return 2 * vector_bytes() / (dtype == DType::kDouble ? 8 : 4); }
+inline int64_t filter_block(DType dtype) {
+  return 2 * vector_bytes() / (dtype == DType::kDouble ? 8 : 4);
+}
 
 // Weights [block][kernel row][tap][filter in block], taps being (kernel column, channel), in the type of the sums or,
 // for AVX512_BF16, [block][kernel row][pair of taps][filter in block][2] in bfloat16; filters are padded with zeros.

@@ -77,8 +77,8 @@ struct ConvArgs {
   void* out;
   Images images;
   Conv conv;
-  bool products;     // bfloat16 weights are packed in pairs for AVX512_BF16
-  int64_t chunks;    // of the weight gradient
+  bool products;   // bfloat16 with AVX512_BF16; weights are packed in pairs
+  int64_t chunks;  // of the weight gradient
 };
 ALEXNET_CPU_KERNEL(conv2d_forward, ConvArgs)
 ALEXNET_CPU_KERNEL(conv2d_weight_grad, ConvArgs)

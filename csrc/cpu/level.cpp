@@ -47,9 +47,13 @@ Level level() {
   return chosen;
 }
 
-const char* cpu_level() { return kNames[static_cast<int>(level())]; }
+const char* cpu_level() {
+  return kNames[static_cast<int>(level())];
+}
 
-int vector_bytes() { return 16 << static_cast<int>(level()); }
+int vector_bytes() {
+  return 16 << static_cast<int>(level());
+}
 
 bool has_bfloat16_products() {
 #if defined(__x86_64__)

@@ -21,18 +21,18 @@ bool has_bfloat16_products();  // whether it may use AVX512_BF16 as well
 // Declares the kernel `void name(const Args&, int64_t begin, int64_t end)`, which does the tasks [begin, end), in the
 // namespace of every level, and name_kernel(), the one to use.
 #if defined(__x86_64__)
-#define ALEXNET_CPU_KERNEL(name, Args)                                                 \
-  namespace baseline {                                                                 \
-  void name(const Args&, int64_t, int64_t);                                            \
-  }                                                                                    \
-  namespace avx2 {                                                                     \
-  void name(const Args&, int64_t, int64_t);                                            \
-  }                                                                                    \
-  namespace avx512 {                                                                   \
-  void name(const Args&, int64_t, int64_t);                                            \
-  }                                                                                    \
-  inline auto name##_kernel() {                                                        \
-    const Level chosen = level();                                                      \
+#define ALEXNET_CPU_KERNEL(name, Args)                                                                        \
+  namespace baseline {                                                                                        \
+  void name(const Args&, int64_t, int64_t);                                                                   \
+  }                                                                                                           \
+  namespace avx2 {                                                                                            \
+  void name(const Args&, int64_t, int64_t);                                                                   \
+  }                                                                                                           \
+  namespace avx512 {                                                                                          \
+  void name(const Args&, int64_t, int64_t);                                                                   \
+  }                                                                                                           \
+  inline auto name##_kernel() {                                                                               \
+    const Level chosen = level();                                                                             \
     return chosen == Level::kAvx512 ? &avx512::name : chosen == Level::kAvx2 ? &avx2::name : &baseline::name; \
   }
 #else
@@ -40,5 +40,7 @@ bool has_bfloat16_products();  // whether it may use AVX512_BF16 as well
   namespace baseline {                      \
   void name(const Args&, int64_t, int64_t); \
   }                                         \
-  inline auto name##_kernel() { return &baseline::name; }
+  inline auto name##_kernel() {             \
+    return &baseline::name;                 \
+  }
 #endif

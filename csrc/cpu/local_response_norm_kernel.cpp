@@ -82,11 +82,9 @@ void spatial(const LrnArgs& a, int64_t begin, int64_t end) {
     const Planes block = planes_of<A>(a.images, t, kPlanes);
     const Channels c = block.layout(pixels);
     const int64_t n = pixels * c.padded;
-    read_pixels<A>(static_cast<const T*>(a.x) + block.offset(pixels), c, pixels, x,
-                   c.padded);
+    read_pixels<A>(static_cast<const T*>(a.x) + block.offset(pixels), c, pixels, x, c.padded);
     if (BACKWARD) {
-      read_pixels<A>(static_cast<const T*>(a.grad) + block.offset(pixels), c, pixels, grad,
-                     c.padded);
+      read_pixels<A>(static_cast<const T*>(a.grad) + block.offset(pixels), c, pixels, grad, c.padded);
     }
     for (int64_t i = 0; i < n; i += kLanes<A>) {
       const Vec<A> v = load<A>(x + i);
@@ -110,8 +108,7 @@ void spatial(const LrnArgs& a, int64_t begin, int64_t end) {
         store<A>(squares + i, load<A>(grad + i) - scale * load<A>(x + i) * load<A>(sums + i));
       }
     }
-    write_pixels<A>(static_cast<const A*>(squares), c.padded, c, pixels,
-                    static_cast<T*>(a.out) + block.offset(pixels));
+    write_pixels<A>(static_cast<const A*>(squares), c.padded, c, pixels, static_cast<T*>(a.out) + block.offset(pixels));
   }
 }
 

@@ -24,7 +24,8 @@ ALEXNET_INLINE Vec<A> power(Vec<A> d, Vec<A> r, A beta) {
   if (beta == A(0.5)) return r;
   if (beta == A(1)) return r * r;
   Vec<A> p;
-  for (int i = 0; i < kLanes<A>; ++i) p[i] = sizeof(A) == 4 ? A(__builtin_powf(d[i], -beta)) : A(__builtin_pow(d[i], -beta));
+  for (int i = 0; i < kLanes<A>; ++i)
+    p[i] = sizeof(A) == 4 ? A(__builtin_powf(d[i], -beta)) : A(__builtin_pow(d[i], -beta));
   return p;
 }
 
@@ -35,8 +36,16 @@ struct LrnPass {
   int64_t each, padded, halo, pitch;  // channels of a group, and of a pixel's buffer
 
   LrnPass(const Lrn& lrn, const Channels& c)
-      : alpha(lrn.alpha), beta(lrn.beta), k(lrn.k), size(lrn.size), front(lrn.front), back(lrn.size - 1 - lrn.front),
-        each(c.each), padded(c.padded), halo(round_up(greater(front, back), kLanes<A>)), pitch(padded + 2 * halo) {}
+      : alpha(lrn.alpha),
+        beta(lrn.beta),
+        k(lrn.k),
+        size(lrn.size),
+        front(lrn.front),
+        back(lrn.size - 1 - lrn.front),
+        each(c.each),
+        padded(c.padded),
+        halo(round_up(greater(front, back), kLanes<A>)),
+        pitch(padded + 2 * halo) {}
 
   int64_t buffer_size() const { return kLrnBlock * pitch; }
   void clear(A* buffer) const {
@@ -127,8 +136,11 @@ template <class A>
 class Normaliser {
  public:
   Normaliser(const Lrn& lrn, const Channels& c, bool backward)
-      : pass_(lrn, c), groups_(c.groups), squares_(pass_.buffer_size()),
-        terms_(backward ? pass_.buffer_size() : 0), direct_(backward ? kLrnBlock * c.padded : 0) {
+      : pass_(lrn, c),
+        groups_(c.groups),
+        squares_(pass_.buffer_size()),
+        terms_(backward ? pass_.buffer_size() : 0),
+        direct_(backward ? kLrnBlock * c.padded : 0) {
     pass_.clear(squares_);
     if (backward) pass_.clear(terms_);
   }

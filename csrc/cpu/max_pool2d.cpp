@@ -17,9 +17,9 @@ std::tuple<Tensor, Tensor> max_pool2d(const Tensor& x, int64_t kernel_size, int6
   Tensor y = empty(x, size, format);
   Tensor code = save_code ? empty(x, size, format, ScalarType::Byte) : no_elements(x, ScalarType::Byte);
   if (y.numel() == 0) return {y, code};
-  const PoolArgs args = {input.const_data_ptr(), nullptr,
-                         save_code ? static_cast<uint8_t*>(code.mutable_data_ptr()) : nullptr, y.mutable_data_ptr(),
-                         images, pool};
+  const PoolArgs args = {
+      input.const_data_ptr(), nullptr, save_code ? static_cast<uint8_t*>(code.mutable_data_ptr()) : nullptr,
+      y.mutable_data_ptr(),   images,  pool};
   const int64_t channels = images.channels_last ? images.channels : kPlanes;
   run(max_pool_forward_kernel(), args, plane_blocks(images, channels) * pool.out_height,
       pool.stride * pool.width * channels);
@@ -33,14 +33,17 @@ Tensor max_pool2d_backward(const Tensor& grad, const Tensor& code, int64_t heigh
   const Pool pool = checked_pool_backward(op, code, height, width, kernel_size, stride, padding);
   check_sizes(op, "code", code, {grad.size(0), grad.size(1), grad.size(2), grad.size(3)});
   const MemoryFormat format = format_of(code);
-  const Images images = {dtype_of(op, grad), format == MemoryFormat::ChannelsLast, grad.size(0), grad.size(1), height,
-                         width};
+  const Images images = {
+      dtype_of(op, grad), format == MemoryFormat::ChannelsLast, grad.size(0), grad.size(1), height, width};
   const Tensor gradient = dense(grad, format), codes = dense(code, format);
   Tensor dx = empty(grad, {grad.size(0), grad.size(1), height, width}, format);
   if (dx.numel() == 0) return dx;
-  const PoolArgs args = {nullptr, gradient.const_data_ptr(),
+  const PoolArgs args = {nullptr,
+                         gradient.const_data_ptr(),
                          const_cast<uint8_t*>(static_cast<const uint8_t*>(codes.const_data_ptr())),
-                         dx.mutable_data_ptr(), images, pool};
+                         dx.mutable_data_ptr(),
+                         images,
+                         pool};
   if (images.channels_last) {
     run(max_pool_backward_kernel(), args, images.count * height, width * images.channels);
   } else {

@@ -7,7 +7,9 @@
 namespace alexnet_cuda::ALEXNET_CPU_LEVEL {
 namespace {
 
-int64_t planes_per_block(const Images& images) { return images.channels_last ? images.channels : kPlanes; }
+int64_t planes_per_block(const Images& images) {
+  return images.channels_last ? images.channels : kPlanes;
+}
 
 template <class T>
 void forward(const PoolArgs& a, int64_t begin, int64_t end) {
@@ -93,7 +95,8 @@ void backward_planes(const PoolArgs& a, int64_t begin, int64_t end) {
         if (at < static_cast<uint64_t>(in_plane)) dx[at] += to_accumulator<A>(grad[w]);
       }
     }
-    if constexpr (!__is_same(A, T)) write_pixels<A>(static_cast<const A*>(dx), 0, Channels{0, 1, 1, in_plane, 0}, 1, out);
+    if constexpr (!__is_same(A, T))
+      write_pixels<A>(static_cast<const A*>(dx), 0, Channels{0, 1, 1, in_plane, 0}, 1, out);
   }
 }
 

@@ -69,7 +69,8 @@ template <class A, bool RELU>
 inline void pool_row(const Pool& pool, Ring<Pixels<const A>>& ring, int64_t o, int64_t channels, Pixels<A> y, A* code,
                      int64_t code_stride) {
   const Span rows = window(pool, o, pool.height);
-  const int64_t count = rows.last - rows.first, first_code = (rows.first - (o * pool.stride - pool.padding)) * pool.kernel_size;
+  const int64_t count = rows.last - rows.first,
+                first_code = (rows.first - (o * pool.stride - pool.padding)) * pool.kernel_size;
   const A *row[kMaxKernel], *at[kMaxKernel];
   for (int64_t i = 0; i < count; ++i) row[i] = ring[rows.first + i].data;
   const int64_t stride = ring[rows.first].stride;
@@ -137,10 +138,17 @@ inline void pool_row_backward(const Pool& pool, Ring<Pooled<A>>& ring, int64_t h
       }
     }
     switch (count) {
-      case 1: gather<A, 1>(grad, code, tap, count, channels, dx[w]); break;
-      case 2: gather<A, 2>(grad, code, tap, count, channels, dx[w]); break;
-      case 4: gather<A, 4>(grad, code, tap, count, channels, dx[w]); break;
-      default: gather<A, 0>(grad, code, tap, count, channels, dx[w]);
+      case 1:
+        gather<A, 1>(grad, code, tap, count, channels, dx[w]);
+        break;
+      case 2:
+        gather<A, 2>(grad, code, tap, count, channels, dx[w]);
+        break;
+      case 4:
+        gather<A, 4>(grad, code, tap, count, channels, dx[w]);
+        break;
+      default:
+        gather<A, 0>(grad, code, tap, count, channels, dx[w]);
     }
   }
 }

@@ -6,9 +6,8 @@ namespace alexnet_cuda {
 namespace {
 
 std::tuple<Tensor, Tensor> relu_lrn_max_pool2d(const Tensor& x, int64_t order, int64_t size, int64_t front,
-                                               double alpha, double beta, double k, int64_t groups,
-                                               int64_t kernel_size, int64_t stride, int64_t padding, bool ceil_mode,
-                                               bool save_code) {
+                                               double alpha, double beta, double k, int64_t groups, int64_t kernel_size,
+                                               int64_t stride, int64_t padding, bool ceil_mode, bool save_code) {
   const char* op = "relu_lrn_max_pool2d";
   check_4d(op, "x", x);
   const Lrn lrn = checked_lrn(op, x.size(1), size, front, alpha, beta, k, groups);
@@ -20,9 +19,14 @@ std::tuple<Tensor, Tensor> relu_lrn_max_pool2d(const Tensor& x, int64_t order, i
   Tensor y = empty(x, out_size, format);
   Tensor code = save_code ? empty(x, out_size, format, ScalarType::Byte) : no_elements(x, ScalarType::Byte);
   if (y.numel() == 0) return {y, code};
-  const TailArgs args = {input.const_data_ptr(), nullptr,
-                         save_code ? static_cast<uint8_t*>(code.mutable_data_ptr()) : nullptr, y.mutable_data_ptr(),
-                         images, checked_order(op, order), lrn, pool};
+  const TailArgs args = {input.const_data_ptr(),
+                         nullptr,
+                         save_code ? static_cast<uint8_t*>(code.mutable_data_ptr()) : nullptr,
+                         y.mutable_data_ptr(),
+                         images,
+                         checked_order(op, order),
+                         lrn,
+                         pool};
   run(tail_forward_kernel(), args, images.count * pool.out_height, pool.stride * pool.width * images.channels);
   return {y, code};
 }
@@ -42,9 +46,14 @@ Tensor relu_lrn_max_pool2d_backward(const Tensor& grad, const Tensor& x, const T
   const Tensor input = dense(x, format), gradient = dense(grad, format), codes = dense(code, format);
   Tensor dx = empty(x, {x.size(0), x.size(1), x.size(2), x.size(3)}, format);
   if (dx.numel() == 0) return dx;
-  const TailArgs args = {input.const_data_ptr(), gradient.const_data_ptr(),
+  const TailArgs args = {input.const_data_ptr(),
+                         gradient.const_data_ptr(),
                          const_cast<uint8_t*>(static_cast<const uint8_t*>(codes.const_data_ptr())),
-                         dx.mutable_data_ptr(), images, checked_order(op, order), lrn, pool};
+                         dx.mutable_data_ptr(),
+                         images,
+                         checked_order(op, order),
+                         lrn,
+                         pool};
   run(tail_backward_kernel(), args, images.count * pool.height, pool.width * images.channels);
   return dx;
 }

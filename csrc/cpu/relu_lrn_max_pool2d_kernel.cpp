@@ -40,20 +40,17 @@ void backward(const TailArgs& a, int64_t begin, int64_t end) {
       x_ring.restart();
     }
     const T* x = static_cast<const T*>(a.x) + n * a.images.channels * a.images.pixels();
-    const auto read = [&](int64_t row, A* to) {
-      return pixels_at<A>(x + row * width * c.pixel_stride, c, width, to);
-    };
+    const auto read = [&](int64_t row, A* to) { return pixels_at<A>(x + row * width * c.pixel_stride, c, width, to); };
     const Span span = covering(pool, h, pool.out_height);
     ring.advance(span.first, span.last, [&](int64_t o, int slot) {
-      const int64_t at = n * a.images.channels * pool.out_height * pool.out_width +
-                         o * pool.out_width * pooled.pixel_stride;
+      const int64_t at =
+          n * a.images.channels * pool.out_height * pool.out_width + o * pool.out_width * pooled.pixel_stride;
       Pooled<A> row = {
           pixels_at<A>(static_cast<const T*>(a.grad) + at, pooled, pool.out_width, grads + slot * pooled_size),
           pixels_at<A>(static_cast<const uint8_t*>(a.code) + at, pooled, pool.out_width, codes + slot * pooled_size)};
       if (lrn_last) {
         const Span rows = window(pool, o, pool.height);
-        x_ring.advance(rows.first, rows.last,
-                       [&](int64_t r, int s) { return read(r, x_rows + s * row_size); });
+        x_ring.advance(rows.first, rows.last, [&](int64_t r, int s) { return read(r, x_rows + s * row_size); });
         const Pixels<A> max = {maxima, c.stride()}, out = {through + slot * pooled_size, c.stride()};
         pool_row<A, true>(pool, x_ring, o, c.stride(), max, nullptr, 0);
         normaliser.template backward<false>({max.data, max.stride}, row.grad, out, pool.out_width);

@@ -10,16 +10,22 @@
 
 namespace alexnet_cuda::ALEXNET_CPU_LEVEL {
 
-ALEXNET_INLINE int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
-ALEXNET_INLINE int64_t lesser(int64_t a, int64_t b) { return a < b ? a : b; }
-ALEXNET_INLINE int64_t greater(int64_t a, int64_t b) { return a > b ? a : b; }
+ALEXNET_INLINE int64_t round_up(int64_t n, int64_t multiple) {
+  return (n + multiple - 1) / multiple * multiple;
+}
+ALEXNET_INLINE int64_t lesser(int64_t a, int64_t b) {
+  return a < b ? a : b;
+}
+ALEXNET_INLINE int64_t greater(int64_t a, int64_t b) {
+  return a > b ? a : b;
+}
 
 // Uninitialised memory for one thread, with a vector more than asked for so that whole vectors may be stored at its
 // end.
 template <class A>
 class Scratch {
  public:
-  explicit Scratch(int64_t n) : data_(static_cast<A*>(::operator new((n + kLanes<A>) * sizeof(A), kAlign))) {}
+  explicit Scratch(int64_t n) : data_(static_cast<A*>(::operator new((n + kLanes<A>)*sizeof(A), kAlign))) {}
   ~Scratch() { ::operator delete(data_, kAlign); }
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
@@ -42,7 +48,8 @@ struct Channels {
 template <class A>
 ALEXNET_INLINE Channels channels_of(const Images& images, int64_t groups = 1) {
   const int64_t each = images.channels / groups;
-  return {images.channels_last ? images.channels : 1, images.channels_last ? 1 : images.pixels(), groups, each,
+  const bool channels_last = images.channels_last || images.pixels() == 1;  // one pixel is both
+  return {channels_last ? images.channels : 1, channels_last ? 1 : images.pixels(), groups, each,
           round_up(each, kLanes<A>)};
 }
 
@@ -61,7 +68,8 @@ ALEXNET_INLINE bool in_place(const Channels& c) {
   return __is_same(A, T) && c.channel_stride == 1 && c.each == c.padded;
 }
 
-// Scratch memory for `count` pixels: whole blocks of a transposition are read and written there.
+// Scratch memory for `count` pixels: whole blocks of a transposition are read and written there. (Where the stride is
+// less than a vector, the last pixel's needs what a vector has more.)
 template <class A>
 ALEXNET_INLINE int64_t room(int64_t count, int64_t stride) {
   return round_up(count, kLanes<A>) * stride;

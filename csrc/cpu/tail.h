@@ -43,8 +43,8 @@ ALEXNET_INLINE void tail_rows(const TailArgs& a, int64_t begin, int64_t end, Mak
       return {to, stride};
     });
 
-    const int64_t offset = n * a.images.channels * pool.out_height * pool.out_width +
-                           o * pool.out_width * pooled.pixel_stride;
+    const int64_t offset =
+        n * a.images.channels * pool.out_height * pool.out_width + o * pool.out_width * pooled.pixel_stride;
     const Result<A, T> y(static_cast<T*>(a.out) + offset, pooled, out);
     A* code = a.code ? static_cast<A*>(codes) : nullptr;
     if (lrn_last) {

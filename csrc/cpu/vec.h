@@ -135,8 +135,8 @@ ALEXNET_INLINE I float_to_half(V v) {
   const I normal = (magnitude - (112 << 23) + 0xfff + ((magnitude >> 13) & 1)) >> 13;
   const I infinity = I{} + 0x7c00;
   I half = magnitude < (113 << 23) ? subnormal : normal;
-  half = magnitude >= 0x477ff000 ? infinity : half;           // 65520 and more
-  half = magnitude > 0x7f800000 ? infinity | 0x200 : half;    // NaN
+  half = magnitude >= 0x477ff000 ? infinity : half;         // 65520 and more
+  half = magnitude > 0x7f800000 ? infinity | 0x200 : half;  // NaN
   return half | ((bits >> 16) & 0x8000);
 }
 #endif
@@ -281,10 +281,14 @@ ALEXNET_INLINE void transpose(Vec<A>* v) {
 template <class F>
 ALEXNET_INLINE void dispatch(DType dtype, F f) {
   switch (dtype) {
-    case DType::kFloat: return f(float{});
-    case DType::kDouble: return f(double{});
-    case DType::kHalf: return f(Half{});
-    case DType::kBFloat16: return f(BFloat16{});
+    case DType::kFloat:
+      return f(float{});
+    case DType::kDouble:
+      return f(double{});
+    case DType::kHalf:
+      return f(Half{});
+    case DType::kBFloat16:
+      return f(BFloat16{});
   }
 }
 

@@ -3,10 +3,10 @@
 // Forward and weight gradient are matrix products whose left operand, the unfolded image, is never stored:
 //   forward        y[pixel, filter]   = bias + sum over taps   of  x[pixel, tap]  w[filter, tap]
 //   weight grad    dw[tap, filter]    =        sum over pixels of  x[pixel, tap]  dy[pixel, filter]
-// where "pixel" counts the output pixels of all images and "tap" = (channel, ky, kx) the elements of a filter. A block of
-// 128 threads makes a 128 x 32 tile of the result, an 8 x 4 part per thread in registers; slabs of 8 of the summed index
-// come through shared memory, the next one being fetched while the present one is multiplied. All arithmetic is float
-// (FFMA); the order of every sum is fixed.
+// where "pixel" counts the output pixels of all images and "tap" = (channel, ky, kx) the elements of a filter. A block
+// of 128 threads makes a 128 x 32 tile of the result, an 8 x 4 part per thread in registers; slabs of 8 of the summed
+// index come through shared memory, the next one being fetched while the present one is multiplied. All arithmetic is
+// float (FFMA); the order of every sum is fixed.
 #include "images.h"
 
 namespace alexnet_cuda {
@@ -18,9 +18,15 @@ struct ConvArgs {
   int channels, height, width, filters, kernel_size, stride, padding, out_height, out_width;
 
   explicit ConvArgs(const Conv& c)
-      : channels(static_cast<int>(c.channels)), height(static_cast<int>(c.height)), width(static_cast<int>(c.width)),
-        filters(static_cast<int>(c.filters)), kernel_size(c.kernel_size), stride(c.stride), padding(c.padding),
-        out_height(static_cast<int>(c.out_height)), out_width(static_cast<int>(c.out_width)) {}
+      : channels(static_cast<int>(c.channels)),
+        height(static_cast<int>(c.height)),
+        width(static_cast<int>(c.width)),
+        filters(static_cast<int>(c.filters)),
+        kernel_size(c.kernel_size),
+        stride(c.stride),
+        padding(c.padding),
+        out_height(static_cast<int>(c.out_height)),
+        out_width(static_cast<int>(c.out_width)) {}
   GPU_DEVICE int taps() const { return channels * kernel_size * kernel_size; }
   GPU_DEVICE int out_plane() const { return out_height * out_width; }
 };
@@ -44,7 +50,8 @@ struct OutputPixel {
   int y, x;
 
   GPU_DEVICE OutputPixel(int64_t pixel, const ConvArgs& conv)
-      : image(pixel / conv.out_plane()), y(static_cast<int>(pixel % conv.out_plane()) / conv.out_width),
+      : image(pixel / conv.out_plane()),
+        y(static_cast<int>(pixel % conv.out_plane()) / conv.out_width),
         x(static_cast<int>(pixel % conv.out_plane()) % conv.out_width) {}
   GPU_DEVICE void next(const ConvArgs& conv) {
     if (++x < conv.out_width) return;
@@ -65,8 +72,8 @@ GPU_DEVICE float unfolded(const View<const T, kLast>& x, const ConvArgs& conv, c
 }
 
 // acc[i][j] += sum over k < 8 * slabs of left[row i][k] * right[k][column j]. Thread t fetches row t of each left slab
-// with fetch_left(v[8]) and two elements of the right one with fetch_right(v[2]), in the order of the slabs; element i of
-// these is right[t % 8][t / 8 + 16 i] with kAlongK, or else right[t / 32 + 4 i][t % 32].
+// with fetch_left(v[8]) and two elements of the right one with fetch_right(v[2]), in the order of the slabs; element i
+// of these is right[t % 8][t / 8 + 16 i] with kAlongK, or else right[t / 32 + 4 i][t % 32].
 template <bool kAlongK, class FetchLeft, class FetchRight>
 GPU_DEVICE void multiply(int slabs, float (&acc)[8][4], FetchLeft fetch_left, FetchRight fetch_right) {
   GPU_SHARED_ARRAY(float, left, 2 * kSlab * kRows);
@@ -164,8 +171,7 @@ __global__ void __launch_bounds__(kConvThreads, 4)
                        int64_t slices, ConvArgs conv) {
   const int64_t slice = blockIdx.z, begin = pixels * slice / slices, end = pixels * (slice + 1) / slices;
   const int first_tap = blockIdx.x * kRows, first_filter = blockIdx.y * kColumns, taps = conv.taps();
-  const bool has_tap = first_tap + static_cast<int>(threadIdx.x) < taps;
-  const Tap tap(has_tap ? first_tap + threadIdx.x : 0, conv.kernel_size);
+  const Tap tap(min(first_tap + static_cast<int>(threadIdx.x), taps - 1), conv.kernel_size);
   float acc[8][4] = {};
   OutputPixel here(begin, conv);  // the same in all threads
   int64_t left_pixel = begin, right_pixel = begin;
@@ -175,7 +181,7 @@ __global__ void __launch_bounds__(kConvThreads, 4)
       [&](float (&v)[kSlab]) {
 #pragma unroll
         for (int k = 0; k < kSlab; ++k) {
-          v[k] = has_tap && left_pixel < end ? unfolded(x, conv, here, tap) : 0.f;
+          v[k] = left_pixel < end ? unfolded(x, conv, here, tap) : 0.f;
           ++left_pixel;
           here.next(conv);
         }
@@ -198,8 +204,8 @@ __global__ void __launch_bounds__(kConvThreads, 4)
 
 // Adds the slices up, from the first to the last.
 template <class T>
-__global__ void __launch_bounds__(kThreads) sum_slices_kernel(const float* workspace, T* dweight, int64_t elements,
-                                                              int64_t slices) {
+__global__ void __launch_bounds__(kThreads)
+    sum_slices_kernel(const float* workspace, T* dweight, int64_t elements, int64_t slices) {
   const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (i >= elements) return;
   float sum = 0;

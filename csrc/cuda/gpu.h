@@ -43,24 +43,38 @@ error_t launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t smem, stream_
                                                cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(smem));
     if (error != cudaSuccess) return error;
   }
+  // clang-format off: it takes a header for plain C++
   kernel<<<grid, block, smem, stream>>>(static_cast<P>(args)...);
+  // clang-format on
   return cudaGetLastError();
 }
 
 // ---- numbers -------------------------------------------------------------------------------------------------------
 
-GPU_DEVICE float to_float(float v) { return v; }
-GPU_DEVICE float to_float(half v) { return __half2float(v); }
-GPU_DEVICE float to_float(bfloat16 v) { return __bfloat162float(v); }
+GPU_DEVICE float to_float(float v) {
+  return v;
+}
+GPU_DEVICE float to_float(half v) {
+  return __half2float(v);
+}
+GPU_DEVICE float to_float(bfloat16 v) {
+  return __bfloat162float(v);
+}
 
 template <class T>
 GPU_DEVICE T from_float(float v);
 template <>
-GPU_DEVICE float from_float<float>(float v) { return v; }
+GPU_DEVICE float from_float<float>(float v) {
+  return v;
+}
 template <>
-GPU_DEVICE half from_float<half>(float v) { return __float2half_rn(v); }
+GPU_DEVICE half from_float<half>(float v) {
+  return __float2half_rn(v);
+}
 template <>
-GPU_DEVICE bfloat16 from_float<bfloat16>(float v) { return __float2bfloat16_rn(v); }
+GPU_DEVICE bfloat16 from_float<bfloat16>(float v) {
+  return __float2bfloat16_rn(v);
+}
 
 // One instruction each (relative error about 1e-7); IEEE-exact forms cost a dozen.
 GPU_DEVICE float rsqrt(float v) {
@@ -94,17 +108,27 @@ GPU_DEVICE shared<T> dynamic_shared() {
 
 // The same bytes as another type; a part that the emulator bounds-checks on its own.
 template <class U, class T>
-GPU_DEVICE shared<U> shared_cast(shared<T> p) { return reinterpret_cast<U*>(p); }
+GPU_DEVICE shared<U> shared_cast(shared<T> p) {
+  return reinterpret_cast<U*>(p);
+}
 template <class T>
-GPU_DEVICE shared<T> shared_slice(shared<T> p, int) { return p; }
+GPU_DEVICE shared<T> shared_slice(shared<T> p, int) {
+  return p;
+}
 
 template <class T>
-GPU_DEVICE Quad<T> load4(shared<T> p) { return *reinterpret_cast<const Quad<T>*>(p); }
+GPU_DEVICE Quad<T> load4(shared<T> p) {
+  return *reinterpret_cast<const Quad<T>*>(p);
+}
 template <class T>
-GPU_DEVICE void store4(shared<T> p, const Quad<T>& v) { *reinterpret_cast<Quad<T>*>(p) = v; }
+GPU_DEVICE void store4(shared<T> p, const Quad<T>& v) {
+  *reinterpret_cast<Quad<T>*>(p) = v;
+}
 
 template <class T>
-GPU_DEVICE uint32_t shared_address(shared<T> p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
+GPU_DEVICE uint32_t shared_address(shared<T> p) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(p));
+}
 
 // ---- asynchronous copies (sm_80) -----------------------------------------------------------------------------------
 
@@ -116,10 +140,14 @@ GPU_DEVICE void cp_async16(shared<T> destination, const void* source, bool valid
                "r"(valid ? 16 : 0)
                : "memory");
 }
-GPU_DEVICE void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+GPU_DEVICE void cp_async_commit() {
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
 // Waits until at most N of the committed groups are still under way.
 template <int N>
-GPU_DEVICE void cp_async_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory"); }
+GPU_DEVICE void cp_async_wait() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
+}
 
 // ---- tensor cores: ldmatrix and mma.sync (sm_80) -------------------------------------------------------------------
 
@@ -144,13 +172,14 @@ GPU_DEVICE void ldmatrix_x4_trans(uint32_t (&r)[4], shared<T> row) {
 // 2q and 2q + 8, b rows 2q and 2q + 8 of column g, d rows g and g + 8 of columns 2q and 2q + 1.
 template <class T>
 GPU_DEVICE void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
-#define GPU_MMA(TYPE, NAME)                                                                              \
-  template <>                                                                                            \
-  GPU_DEVICE void mma_m16n8k16<TYPE>(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {    \
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." NAME "." NAME ".f32 "                          \
-                 "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"                       \
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                                        \
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));                    \
+#define GPU_MMA(TYPE, NAME)                                                                           \
+  template <>                                                                                         \
+  GPU_DEVICE void mma_m16n8k16<TYPE>(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) { \
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." NAME "." NAME                               \
+                 ".f32 "                                                                              \
+                 "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"                    \
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                                     \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));                 \
   }
 GPU_MMA(half, "f16")
 GPU_MMA(bfloat16, "bf16")
@@ -191,28 +220,35 @@ GPU_DEVICE uint64_t wgmma_descriptor(uint32_t address, uint32_t k_stride, uint32
 }
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-GPU_DEVICE void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
-GPU_DEVICE void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+GPU_DEVICE void wgmma_fence() {
+  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+}
+GPU_DEVICE void wgmma_commit() {
+  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+}
 template <int N>
-GPU_DEVICE void wgmma_wait() { asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory"); }
+GPU_DEVICE void wgmma_wait() {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
+}
 
 // d (64x96) += a (64x16) * b (16x96): d[4 j + 2 h + e] of lane l in warp w is row 16 w + l / 4 + 8 h and column
 // 8 j + 2 (l % 4) + e. Do not touch d between wgmma_fence and wgmma_wait.
 template <class T>
 GPU_DEVICE void wgmma_m64n96k16(float (&d)[48], uint64_t a, uint64_t b);
-#define GPU_8(i)                                                                                           \
+#define GPU_8(i)                                                                                              \
   "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), \
       "+f"(d[i + 7])
-#define GPU_WGMMA(TYPE, NAME)                                                                              \
-  template <>                                                                                              \
-  GPU_DEVICE void wgmma_m64n96k16<TYPE>(float (&d)[48], uint64_t a, uint64_t b) {                          \
-    asm volatile("wgmma.mma_async.sync.aligned.m64n96k16.f32." NAME "." NAME " "                           \
-                 "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                 \
-                 "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "        \
-                 "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47}, "       \
-                 "%48, %49, 1, 1, 1, 0, 0;"                                                                \
-                 : GPU_8(0), GPU_8(8), GPU_8(16), GPU_8(24), GPU_8(32), GPU_8(40)                          \
-                 : "l"(a), "l"(b));                                                                        \
+#define GPU_WGMMA(TYPE, NAME)                                                                        \
+  template <>                                                                                        \
+  GPU_DEVICE void wgmma_m64n96k16<TYPE>(float (&d)[48], uint64_t a, uint64_t b) {                    \
+    asm volatile("wgmma.mma_async.sync.aligned.m64n96k16.f32." NAME "." NAME                         \
+                 " "                                                                                 \
+                 "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "           \
+                 "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "  \
+                 "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47}, " \
+                 "%48, %49, 1, 1, 1, 0, 0;"                                                          \
+                 : GPU_8(0), GPU_8(8), GPU_8(16), GPU_8(24), GPU_8(32), GPU_8(40)                    \
+                 : "l"(a), "l"(b));                                                                  \
   }
 GPU_WGMMA(half, "f16")
 GPU_WGMMA(bfloat16, "bf16")

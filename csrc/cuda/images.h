@@ -1,8 +1,8 @@
 // How the kernels walk over a batch of images in either memory format.
 //
 // Work is cut into runs: 8 consecutive channels of one pixel. In NCHW the lanes of a warp take neighbouring pixels and
-// each thread goes from run to run; in NHWC they take neighbouring runs of a pixel. Either way the lanes of a warp touch
-// consecutive memory, and the channels that two runs share (a normalisation window reaches 2 to each side, its
+// each thread goes from run to run; in NHWC they take neighbouring runs of a pixel. Either way the lanes of a warp
+// touch consecutive memory, and the channels that two runs share (a normalisation window reaches 2 to each side, its
 // gradient 4) are found in cache.
 #pragma once
 
@@ -15,8 +15,8 @@ namespace alexnet_cuda {
 
 constexpr int kThreads = 256;
 constexpr int kBlocks = 2;  // per SM at least: up to 128 registers. Left to itself ptxas now and then spills two of 48
-constexpr int kRun = 8;    // channels that one thread finishes at a time
-constexpr int kHalo = 4;   // channels read on either side of them
+constexpr int kRun = 8;     // channels that one thread finishes at a time
+constexpr int kHalo = 4;    // channels read on either side of them
 
 // A tensor (n, channels, plane) as a kernel sees it. Offsets within one image fit 32 bits, offsets of images do not.
 template <class T, bool kChannelsLast>
@@ -97,7 +97,9 @@ struct Runs {
   }
 };
 
-__host__ __device__ inline int divide_up(int64_t a, int64_t b) { return static_cast<int>((a + b - 1) / b); }
+__host__ __device__ inline int divide_up(int64_t a, int64_t b) {
+  return static_cast<int>((a + b - 1) / b);
+}
 
 // Calls launch(first image, number of images) so that each launch has fewer than 2^30 items.
 template <class Launch>
@@ -126,7 +128,9 @@ gpu::error_t launch_runs(bool channels_last, int64_t n, int plane, int groups, i
   });
 }
 
-inline bool is_aligned(const void* p, int bytes) { return reinterpret_cast<uintptr_t>(p) % bytes == 0; }
+inline bool is_aligned(const void* p, int bytes) {
+  return reinterpret_cast<uintptr_t>(p) % bytes == 0;
+}
 
 template <class T>
 struct Type {
@@ -137,9 +141,12 @@ struct Type {
 template <class Body>
 gpu::error_t dispatch(DType dtype, Body body) {
   switch (dtype) {
-    case kFloat: return body(Type<float>{});
-    case kHalf: return body(Type<gpu::half>{});
-    case kBFloat16: return body(Type<gpu::bfloat16>{});
+    case kFloat:
+      return body(Type<float>{});
+    case kHalf:
+      return body(Type<gpu::half>{});
+    case kBFloat16:
+      return body(Type<gpu::bfloat16>{});
   }
   return gpu::kInvalidValue;
 }

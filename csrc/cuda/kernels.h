@@ -46,7 +46,9 @@ gpu::error_t launch_conv2d_input_grad(const Images& images, const void* grad, co
 
 // Floats that launch_conv2d_weight_grad needs. The number of slices depends on the batch alone, so that a result does
 // not depend on the device.
-inline int64_t conv2d_weight_grad_slices(int64_t n) { return n < 16 ? 4 * n : 64; }
+inline int64_t conv2d_weight_grad_slices(int64_t n) {
+  return n < 16 ? 4 * n : 64;
+}
 inline int64_t conv2d_weight_grad_workspace(int64_t n, const Conv& conv) {
   return conv2d_weight_grad_slices(n) * conv.filters * conv.channels * conv.kernel_size * conv.kernel_size;
 }

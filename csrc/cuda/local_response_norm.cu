@@ -94,8 +94,12 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
 template <class T, Pass kPass>
 gpu::error_t launch_spatial(const Images& images, const void* x, const void* grad, void* out, float* workspace,
                             const Lrn& lrn, gpu::stream_t stream) {
-  const Spatial s = {images.n * images.c * images.h * images.w, static_cast<int>(images.c),
-                     static_cast<int>(images.h), static_cast<int>(images.w), images.channels_last, LrnArgs(lrn)};
+  const Spatial s = {images.n * images.c * images.h * images.w,
+                     static_cast<int>(images.c),
+                     static_cast<int>(images.h),
+                     static_cast<int>(images.w),
+                     images.channels_last,
+                     LrnArgs(lrn)};
   return gpu::launch(spatial_kernel<T, kPass>, dim3(static_cast<unsigned>((s.elements + kThreads - 1) / kThreads)),
                      dim3(kThreads), 0, stream, static_cast<const T*>(x), static_cast<const T*>(grad),
                      static_cast<T*>(out), workspace, s);
@@ -123,19 +127,17 @@ gpu::error_t launch_local_response_norm(const Images& images, const void* x, voi
         constexpr bool kLast = decltype(last)::value, kFast = decltype(fast)::value;
         const View<const T, kLast> in = {static_cast<const T*>(x), channels, plane};
         const View<T, kLast> out = {static_cast<T*>(y), channels, plane};
-        return launch_runs(kLast, images.n, plane, lrn.groups, channels / lrn.groups,
-                           [&](const Runs& runs, dim3 grid) {
-                             return gpu::launch(forward_kernel<T, kLast, kFast>, grid, dim3(kThreads), 0, stream, in,
-                                                out, runs, LrnArgs(lrn));
-                           });
+        return launch_runs(kLast, images.n, plane, lrn.groups, channels / lrn.groups, [&](const Runs& runs, dim3 grid) {
+          return gpu::launch(forward_kernel<T, kLast, kFast>, grid, dim3(kThreads), 0, stream, in, out, runs,
+                             LrnArgs(lrn));
+        });
       });
     });
   });
 }
 
 gpu::error_t launch_local_response_norm_backward(const Images& images, const void* grad, const void* x, void* dx,
-                                                 const Lrn& lrn, bool spatial, float* workspace,
-                                                 gpu::stream_t stream) {
+                                                 const Lrn& lrn, bool spatial, float* workspace, gpu::stream_t stream) {
   const int channels = static_cast<int>(images.c), plane = static_cast<int>(images.h * images.w);
   return dispatch(images.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
@@ -150,8 +152,10 @@ gpu::error_t launch_local_response_norm_backward(const Images& images, const voi
         const Backward<T, kLast, kFast> problem = {{static_cast<const T*>(x), channels, plane},
                                                    {static_cast<const T*>(grad), channels, plane},
                                                    {static_cast<T*>(dx), channels, plane}};
-        if constexpr (kFast) return launch_lrn_backward_runs(problem, images.n, lrn, stream);
-        else return launch_lrn_backward_tiles(problem, images.n, lrn, stream);
+        if constexpr (kFast)
+          return launch_lrn_backward_runs(problem, images.n, lrn, stream);
+        else
+          return launch_lrn_backward_tiles(problem, images.n, lrn, stream);
       });
     });
   });

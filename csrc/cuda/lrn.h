@@ -17,12 +17,17 @@ struct LrnArgs {
   float alpha, beta, k;
 
   explicit LrnArgs(const Lrn& lrn)
-      : front(lrn.front), back(lrn.size - 1 - lrn.front), alpha(static_cast<float>(lrn.alpha)),
-        beta(static_cast<float>(lrn.beta)), k(static_cast<float>(lrn.k)) {}
+      : front(lrn.front),
+        back(lrn.size - 1 - lrn.front),
+        alpha(static_cast<float>(lrn.alpha)),
+        beta(static_cast<float>(lrn.beta)),
+        k(static_cast<float>(lrn.k)) {}
 };
 
 // AlexNet's own parameters have their own kernels, whose windows live in registers.
-inline bool is_alexnet(const Lrn& lrn) { return lrn.size == 5 && lrn.front == 2 && lrn.beta == 0.75; }
+inline bool is_alexnet(const Lrn& lrn) {
+  return lrn.size == 5 && lrn.front == 2 && lrn.beta == 0.75;
+}
 
 // d^-beta; d^-3/4 = r sqrt(r) with r = d^-1/2.
 template <bool kAlexNet>
@@ -49,8 +54,8 @@ GPU_DEVICE void normalise_run(const float (&x)[16], const LrnArgs& lrn, float (&
   for (int i = 0; i < kRun; ++i) y[i] = x[i + kHalo] * inverse_power<true>(denominator(x, i + 2, lrn), 0.75f);
 }
 
-// The eight gradients of a run from x of channels c - 4 .. c + 11 and g of c - 2 .. c + 9. A channel outside the group
-// has g = 0, but its d may be 0 too (with k = 0): it must not put a NaN into the sum.
+// The eight gradients of a run from x of channels c - 4 .. c + 11 and g of c - 2 .. c + 9. Channels outside the
+// group do not count, whatever g is there; and with k = 0 their d may be 0.
 GPU_DEVICE void differentiate_run(const float (&x)[16], const float (&g)[16], const LrnArgs& lrn, int c, int low,
                                   int high, float (&dx)[kRun]) {
   float t[kRun + 4];

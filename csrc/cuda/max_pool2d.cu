@@ -17,8 +17,8 @@ GPU_DEVICE void for_each_element(int64_t n, int channels, int plane, Body body) 
 }
 
 template <class T, int kStep, bool kChannelsLast>
-__global__ void __launch_bounds__(kThreads, kBlocks) forward_kernel(View<const T, kChannelsLast> x, View<T, kChannelsLast> y,
-                                                           uint8_t* code, int64_t n, PoolArgs pool) {
+__global__ void __launch_bounds__(kThreads, kBlocks)
+    forward_kernel(View<const T, kChannelsLast> x, View<T, kChannelsLast> y, uint8_t* code, int64_t n, PoolArgs pool) {
   for_each_element<kStep, kChannelsLast>(n, y.channels, y.plane, [&](int64_t image, int pixel, int c) {
     Maximum best[kStep];
     const T* in = x.image(image);
@@ -73,10 +73,10 @@ template <class Body>
 gpu::error_t dispatch_all(const Images& images, int64_t plane, bool aligned, Body body) {
   return dispatch(images.dtype, [&](auto type) {
     const auto grid = [&](int step) {
-      return dim3(divide_up(images.c / step * plane, kThreads), static_cast<unsigned>(std::min<int64_t>(images.n, 65535)));
+      return dim3(divide_up(images.c / step * plane, kThreads),
+                  static_cast<unsigned>(std::min<int64_t>(images.n, 65535)));
     };
-    if (!images.channels_last)
-      return body(type, std::integral_constant<int, 1>{}, std::false_type{}, grid(1));
+    if (!images.channels_last) return body(type, std::integral_constant<int, 1>{}, std::false_type{}, grid(1));
     if (images.c % 4 || !aligned) return body(type, std::integral_constant<int, 1>{}, std::true_type{}, grid(1));
     return body(type, std::integral_constant<int, 4>{}, std::true_type{}, grid(4));
   });
@@ -92,31 +92,33 @@ bool all_aligned(DType dtype, const void* a, const void* b, const void* code) {
 gpu::error_t launch_max_pool2d(const Images& images, const void* x, void* y, uint8_t* code, const Pool& pool,
                                gpu::stream_t stream) {
   const int channels = static_cast<int>(images.c);
-  const int plane = static_cast<int>(images.h * images.w), out_plane = static_cast<int>(pool.out_height * pool.out_width);
+  const int plane = static_cast<int>(images.h * images.w),
+            out_plane = static_cast<int>(pool.out_height * pool.out_width);
   return dispatch_all(images, out_plane, all_aligned(images.dtype, x, y, code),
                       [&](auto type, auto step, auto last, dim3 grid) {
-    using T = typename decltype(type)::type;
-    constexpr bool kLast = decltype(last)::value;
-    const View<const T, kLast> in = {static_cast<const T*>(x), channels, plane};
-    const View<T, kLast> out = {static_cast<T*>(y), channels, out_plane};
-    return gpu::launch(forward_kernel<T, decltype(step)::value, kLast>, grid, dim3(kThreads), 0, stream, in, out, code,
-                       images.n, PoolArgs(pool));
-  });
+                        using T = typename decltype(type)::type;
+                        constexpr bool kLast = decltype(last)::value;
+                        const View<const T, kLast> in = {static_cast<const T*>(x), channels, plane};
+                        const View<T, kLast> out = {static_cast<T*>(y), channels, out_plane};
+                        return gpu::launch(forward_kernel<T, decltype(step)::value, kLast>, grid, dim3(kThreads), 0,
+                                           stream, in, out, code, images.n, PoolArgs(pool));
+                      });
 }
 
 gpu::error_t launch_max_pool2d_backward(const Images& images, const void* grad, const uint8_t* code, void* dx,
                                         const Pool& pool, gpu::stream_t stream) {
   const int channels = static_cast<int>(images.c);
-  const int plane = static_cast<int>(images.h * images.w), out_plane = static_cast<int>(pool.out_height * pool.out_width);
+  const int plane = static_cast<int>(images.h * images.w),
+            out_plane = static_cast<int>(pool.out_height * pool.out_width);
   return dispatch_all(images, plane, all_aligned(images.dtype, grad, dx, code),
                       [&](auto type, auto step, auto last, dim3 grid) {
-    using T = typename decltype(type)::type;
-    constexpr bool kLast = decltype(last)::value;
-    const View<const T, kLast> in = {static_cast<const T*>(grad), channels, out_plane};
-    const View<T, kLast> out = {static_cast<T*>(dx), channels, plane};
-    return gpu::launch(backward_kernel<T, decltype(step)::value, kLast>, grid, dim3(kThreads), 0, stream, in, code, out,
-                       images.n, PoolArgs(pool));
-  });
+                        using T = typename decltype(type)::type;
+                        constexpr bool kLast = decltype(last)::value;
+                        const View<const T, kLast> in = {static_cast<const T*>(grad), channels, out_plane};
+                        const View<T, kLast> out = {static_cast<T*>(dx), channels, plane};
+                        return gpu::launch(backward_kernel<T, decltype(step)::value, kLast>, grid, dim3(kThreads), 0,
+                                           stream, in, code, out, images.n, PoolArgs(pool));
+                      });
 }
 
 }  // namespace alexnet_cuda

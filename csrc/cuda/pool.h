@@ -1,8 +1,10 @@
-// Max pooling, shared by the plain and the fused kernels: windows, the choice of the maximum, and the gather of gradients.
+// Max pooling, shared by the plain and the fused kernels: windows, the choice of the maximum, and the gather of
+// gradients.
 //
-// A code is the position of the maximum in its window, row-major from the unpadded window start, in one byte. The backward
-// pass turns the question round: an input element asks each window that covers it whether its code names the element.
-// So every element of dx is written exactly once, by one thread, in a fixed order: no zero-fill and no atomics.
+// A code is the position of the maximum in its window, row-major from the unpadded window start, in one byte. The
+// backward pass turns the question round: an input element asks each window that covers it whether its code names the
+// element. So every element of dx is written exactly once, by one thread, in a fixed order: no zero-fill and no
+// atomics.
 #pragma once
 
 #include "images.h"
@@ -13,8 +15,12 @@ struct PoolArgs {
   int kernel_size, stride, padding, height, width, out_height, out_width;
 
   explicit PoolArgs(const Pool& p)
-      : kernel_size(p.kernel_size), stride(p.stride), padding(p.padding), height(static_cast<int>(p.height)),
-        width(static_cast<int>(p.width)), out_height(static_cast<int>(p.out_height)),
+      : kernel_size(p.kernel_size),
+        stride(p.stride),
+        padding(p.padding),
+        height(static_cast<int>(p.height)),
+        width(static_cast<int>(p.width)),
+        out_height(static_cast<int>(p.out_height)),
         out_width(static_cast<int>(p.out_width)) {}
 };
 
@@ -53,7 +59,8 @@ GPU_DEVICE void for_each_window(const PoolArgs& p, int pixel, Visit visit) {
       visit(oy * p.out_width + ox, (y - oy * p.stride) * p.kernel_size + x - ox * p.stride);
 }
 
-// v[i] = gradient that reaches channel c - 4 + i of input pixel `pixel`; arguments as for read_run.
+// v[i] = gradient that reaches channel c - 4 + i of input pixel `pixel`; arguments as for read_run, but outside
+// [low, high) it is some value of a channel inside.
 template <int kFirst, int kEnd, bool kQuads, class T, bool kChannelsLast>
 GPU_DEVICE void gather_run(const View<const T, kChannelsLast>& grad, const uint8_t* code, const PoolArgs& p, int64_t n,
                            int pixel, int c, int low, int high, float (&v)[16]) {
@@ -66,7 +73,7 @@ GPU_DEVICE void gather_run(const View<const T, kChannelsLast>& grad, const uint8
   for_each_window(p, pixel, [&](int window, int wanted) {
 #pragma unroll
     for (int i = kBegin; i < kEnd; i += kStep) {
-      // Loads without a branch before them can all be under way at once; what does not belong here is dropped below.
+      // Loads without a branch before them can all be under way at once.
       const int offset = grad.offset(window, min(max(c - kHalo + i, low), high - kStep));
       if constexpr (kQuads) {
         const auto where = *reinterpret_cast<const gpu::Quad<uint8_t>*>(code_image + offset);
@@ -79,11 +86,6 @@ GPU_DEVICE void gather_run(const View<const T, kChannelsLast>& grad, const uint8
       }
     }
   });
-#pragma unroll
-  for (int i = kBegin; i < kEnd; ++i) {
-    const int channel = c - kHalo + i;
-    if (channel < low || channel >= high) v[i] = 0;
-  }
 }
 
 template <class T, bool kChannelsLast>

@@ -19,10 +19,14 @@ using torch::stable::accelerator::DeviceGuard;
 
 DType dtype_of(const char* op, const Tensor& x) {
   switch (x.scalar_type()) {
-    case ScalarType::Float: return kFloat;
-    case ScalarType::Half: return kHalf;
-    case ScalarType::BFloat16: return kBFloat16;
-    default: break;
+    case ScalarType::Float:
+      return kFloat;
+    case ScalarType::Half:
+      return kHalf;
+    case ScalarType::BFloat16:
+      return kBFloat16;
+    default:
+      break;
   }
   STD_TORCH_CHECK(false, op, ": expected x to be float32, float16 or bfloat16 on CUDA, got scalar type ",
                   static_cast<int>(x.scalar_type()));
@@ -39,12 +43,24 @@ Images images_of(const char* op, const Tensor& x, MemoryFormat format) {
   return {dtype_of(op, x), format == MemoryFormat::ChannelsLast, x.size(0), x.size(1), x.size(2), x.size(3)};
 }
 
-Tensor dense(const Tensor& x, MemoryFormat format) { return torch::stable::contiguous(x, format); }
-Tensor floats(const Tensor& like, int64_t n) { return empty(like, {n}, MemoryFormat::Contiguous, ScalarType::Float); }
-cudaStream_t stream_of(const Tensor& x) { return current_stream(x.get_device_index()); }
-float* float_data(Tensor& x) { return static_cast<float*>(x.mutable_data_ptr()); }
-uint8_t* code_data(Tensor& code) { return code.numel() ? static_cast<uint8_t*>(code.mutable_data_ptr()) : nullptr; }
-const uint8_t* code_data(const Tensor& code) { return static_cast<const uint8_t*>(code.const_data_ptr()); }
+Tensor dense(const Tensor& x, MemoryFormat format) {
+  return torch::stable::contiguous(x, format);
+}
+Tensor floats(const Tensor& like, int64_t n) {
+  return empty(like, {n}, MemoryFormat::Contiguous, ScalarType::Float);
+}
+cudaStream_t stream_of(const Tensor& x) {
+  return current_stream(x.get_device_index());
+}
+float* float_data(Tensor& x) {
+  return static_cast<float*>(x.mutable_data_ptr());
+}
+uint8_t* code_data(Tensor& code) {
+  return code.numel() ? static_cast<uint8_t*>(code.mutable_data_ptr()) : nullptr;
+}
+const uint8_t* code_data(const Tensor& code) {
+  return static_cast<const uint8_t*>(code.const_data_ptr());
+}
 
 void check_on_device(const char* op, const char* name, const Tensor& x, const Tensor& like) {
   STD_TORCH_CHECK(x.device() == like.device(), op, ": expected ", name, " to be on the device of the other tensors");
@@ -88,8 +104,8 @@ Tensor conv2d(const Tensor& x, const Tensor& weight, std::optional<Tensor> bias,
 }
 
 // The sizes of grad are those of the output, whichever way it was rounded.
-Conv conv_of_grad(const char* op, const Tensor& grad, int64_t channels, int64_t height, int64_t width, int64_t kernel_size,
-                  int64_t stride, int64_t padding) {
+Conv conv_of_grad(const char* op, const Tensor& grad, int64_t channels, int64_t height, int64_t width,
+                  int64_t kernel_size, int64_t stride, int64_t padding) {
   check_4d(op, "grad", grad);
   Conv conv = checked_conv(op, channels, height, width, grad.size(1), kernel_size, stride, padding, true);
   const Conv floored = checked_conv(op, channels, height, width, grad.size(1), kernel_size, stride, padding, false);
@@ -125,9 +141,8 @@ Tensor conv2d_input_grad(const Tensor& grad, const Tensor& weight, int64_t heigh
   check_4d(op, "weight", weight);
   check_same(op, "weight", weight, grad);
   const Conv conv = conv_of_grad(op, grad, weight.size(1), height, width, weight.size(2), stride, padding);
-  STD_TORCH_CHECK(weight.size(0) == grad.size(1) && weight.size(2) == weight.size(3), op,
-                  ": expected a weight of ", grad.size(1), " square filters, got ", weight.size(0), " of ",
-                  weight.size(2), "x", weight.size(3));
+  STD_TORCH_CHECK(weight.size(0) == grad.size(1) && weight.size(2) == weight.size(3), op, ": expected a weight of ",
+                  grad.size(1), " square filters, got ", weight.size(0), " of ", weight.size(2), "x", weight.size(3));
   const MemoryFormat format = format_of(grad);
   const DeviceGuard guard(grad.get_device_index());
   Tensor dx = empty(grad, {grad.size(0), conv.channels, height, width}, format);
@@ -217,9 +232,8 @@ Tensor max_pool2d_backward(const Tensor& grad, const Tensor& code, int64_t heigh
 // ---- the fused tail, and the whole first block ---------------------------------------------------------------------
 
 std::tuple<Tensor, Tensor> relu_lrn_max_pool2d(const Tensor& x, int64_t order, int64_t size, int64_t front,
-                                               double alpha, double beta, double k, int64_t groups,
-                                               int64_t kernel_size, int64_t stride, int64_t padding, bool ceil_mode,
-                                               bool save_code) {
+                                               double alpha, double beta, double k, int64_t groups, int64_t kernel_size,
+                                               int64_t stride, int64_t padding, bool ceil_mode, bool save_code) {
   const char* op = "relu_lrn_max_pool2d";
   check_4d(op, "x", x);
   const Lrn lrn = checked_lrn(op, x.size(1), size, front, alpha, beta, k, groups);
@@ -265,11 +279,11 @@ Tensor relu_lrn_max_pool2d_backward(const Tensor& grad, const Tensor& x, const T
 
 std::tuple<Tensor, Tensor, Tensor> conv2d_relu_lrn_max_pool2d(
     const Tensor& x, const Tensor& weight, std::optional<Tensor> bias, int64_t conv_stride, int64_t conv_padding,
-    bool conv_ceil_mode, int64_t order, int64_t size, int64_t front, double alpha, double beta, double k, int64_t groups,
-    int64_t kernel_size, int64_t stride, int64_t padding, bool ceil_mode, bool save) {
+    bool conv_ceil_mode, int64_t order, int64_t size, int64_t front, double alpha, double beta, double k,
+    int64_t groups, int64_t kernel_size, int64_t stride, int64_t padding, bool ceil_mode, bool save) {
   Tensor a = conv2d(x, weight, bias, conv_stride, conv_padding, conv_ceil_mode);
-  auto [y, code] = relu_lrn_max_pool2d(a, order, size, front, alpha, beta, k, groups, kernel_size, stride, padding,
-                                       ceil_mode, save);
+  auto [y, code] =
+      relu_lrn_max_pool2d(a, order, size, front, alpha, beta, k, groups, kernel_size, stride, padding, ceil_mode, save);
   return {y, save ? a : no_elements(x, x.scalar_type()), code};
 }
 

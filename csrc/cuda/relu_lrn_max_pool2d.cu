@@ -10,16 +10,20 @@
 namespace alexnet_cuda {
 namespace {
 
-GPU_DEVICE float relu(float v) { return v < 0 ? 0.f : v; }         // NaN stays NaN
-GPU_DEVICE float relu_gradient(float v, float g) { return v <= 0 ? 0.f : g; }
+GPU_DEVICE float relu(float v) {
+  return v < 0 ? 0.f : v;
+}  // NaN stays NaN
+GPU_DEVICE float relu_gradient(float v, float g) {
+  return v <= 0 ? 0.f : g;
+}
 
 // ---- forward, normalisation before pooling -------------------------------------------------------------------------
 
 struct Rectangles {
   int64_t first_image;
-  int rows, columns;                       // pooled rows and columns of a rectangle
-  int tiles, tiles_per_row;                // rectangles of one image
-  int group_channels, channels, chunks;    // channels per block, a multiple of kRun; blocks per group
+  int rows, columns;                     // pooled rows and columns of a rectangle
+  int tiles, tiles_per_row;              // rectangles of one image
+  int group_channels, channels, chunks;  // channels per block, a multiple of kRun; blocks per group
 };
 
 template <class T, bool kChannelsLast, bool kAlexNet>
@@ -114,12 +118,12 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
       sum = fmaf(v, v, sum);
     }
     const float v = pooled[slot + lrn.front * tile.pixels];
-    y.at(n, pixel, begin + row) =
-        gpu::from_float<T>(v * inverse_power<false>(fmaf(lrn.alpha, sum, lrn.k), lrn.beta));
+    y.at(n, pixel, begin + row) = gpu::from_float<T>(v * inverse_power<false>(fmaf(lrn.alpha, sum, lrn.k), lrn.beta));
   });
 }
 
-// ---- backward, normalisation before pooling: the plain backward kernels, but the gradient is gathered ----------------
+// ---- backward, normalisation before pooling: the plain backward kernels, but the gradient is gathered
+// ----------------
 
 template <class T, bool kLast, bool kAlexNet>
 struct LrnPoolBackward {
@@ -225,9 +229,9 @@ gpu::error_t launch_rectangles(const Images& images, int groups, const PoolArgs&
 template <class T>
 bool use_runs(const Images& images, const Lrn& lrn, const void* x, const void* dx, const void* grad, const void* code) {
   const int bytes = 4 * sizeof(T);
-  return is_alexnet(lrn) && (!images.channels_last ||
-                             (images.c / lrn.groups % 4 == 0 && is_aligned(x, bytes) && is_aligned(dx, bytes) &&
-                              is_aligned(grad, bytes) && is_aligned(code, 4)));
+  return is_alexnet(lrn) &&
+         (!images.channels_last || (images.c / lrn.groups % 4 == 0 && is_aligned(x, bytes) && is_aligned(dx, bytes) &&
+                                    is_aligned(grad, bytes) && is_aligned(code, 4)));
 }
 
 }  // namespace
@@ -286,8 +290,10 @@ gpu::error_t launch_relu_lrn_max_pool2d_backward(const Images& images, const voi
       return dispatch_flag(use_runs<T>(images, lrn, x, dx, grad, code), [&](auto fast) {
         constexpr bool kFast = decltype(fast)::value;
         const LrnPoolBackward<T, kLast, kFast> problem = {in, g, out, code, args, order == kReluLrnPool};
-        if constexpr (kFast) return launch_lrn_backward_runs(problem, images.n, lrn, stream);
-        else return launch_lrn_backward_tiles(problem, images.n, lrn, stream);
+        if constexpr (kFast)
+          return launch_lrn_backward_runs(problem, images.n, lrn, stream);
+        else
+          return launch_lrn_backward_tiles(problem, images.n, lrn, stream);
       });
     });
   });

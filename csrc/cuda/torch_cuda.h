@@ -10,11 +10,13 @@
 #include <torch/headeronly/util/shim_utils.h>
 
 extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index,
-                                                                                    void** ret_stream);
+                                                                                   void** ret_stream);
 
 namespace alexnet_cuda {
 
-inline bool torch_has_cuda() { return aoti_torch_get_current_cuda_stream != nullptr; }
+inline bool torch_has_cuda() {
+  return aoti_torch_get_current_cuda_stream != nullptr;
+}
 
 inline cudaStream_t current_stream(int32_t device_index) {
   STD_TORCH_CHECK(torch_has_cuda(), "alexnet_cuda: this build of torch has no CUDA support");

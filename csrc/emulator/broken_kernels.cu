@@ -69,8 +69,10 @@ __global__ void divergent_barrier(const float* in, float* out) {
 
 // Both halves reach a barrier, but not the same one.
 __global__ void two_barriers(const float* in, float* out) {
-  if (threadIdx.x < 32) __syncthreads();
-  else __syncthreads();
+  if (threadIdx.x < 32)
+    __syncthreads();
+  else
+    __syncthreads();
   out[threadIdx.x] = in[threadIdx.x];
 }
 
@@ -107,7 +109,9 @@ __global__ void too_few_arrivals(const float* in, float* out) {
   out[threadIdx.x] = in[threadIdx.x];
 }
 
-__global__ void global_write_out_of_bounds(const float* in, float* out) { out[threadIdx.x + 1000] = in[threadIdx.x]; }
+__global__ void global_write_out_of_bounds(const float* in, float* out) {
+  out[threadIdx.x + 1000] = in[threadIdx.x];
+}
 
 template <auto kKernel>
 gpu::error_t run(const void* in, void* out) {

@@ -21,7 +21,9 @@
 #define blockDim (::emulator::block.size)
 #define gridDim (::emulator::block.grid)
 
-inline void __syncthreads(const emulator::Place& place = emulator::Place::current()) { emulator::barrier(place); }
+inline void __syncthreads(const emulator::Place& place = emulator::Place::current()) {
+  emulator::barrier(place);
+}
 inline void __syncwarp(unsigned mask = ~0u, const emulator::Place& place = emulator::Place::current()) {
   emulator::warp_barrier(mask, place);
 }
@@ -50,8 +52,7 @@ T __shfl_sync(unsigned mask, T v, int lane, int width = 32, const emulator::Plac
   return emulated_shuffle(mask, v, (me & ~(width - 1)) | (lane & (width - 1)), p);
 }
 template <class T>
-T __shfl_xor_sync(unsigned mask, T v, int bits, int width = 32,
-                  const emulator::Place& p = emulator::Place::current()) {
+T __shfl_xor_sync(unsigned mask, T v, int bits, int width = 32, const emulator::Place& p = emulator::Place::current()) {
   const int me = emulator::self->number % 32, from = me ^ bits;
   return emulated_shuffle(mask, v, from < (me | (width - 1)) + 1 ? from : me, p);
 }
@@ -94,9 +95,15 @@ struct bfloat16 {
   uint16_t bits;
 };
 
-inline float to_float(float v) { return v; }
-inline float to_float(half v) { return static_cast<float>(v); }
-inline float to_float(bfloat16 v) { return std::bit_cast<float>(uint32_t{v.bits} << 16); }
+inline float to_float(float v) {
+  return v;
+}
+inline float to_float(half v) {
+  return static_cast<float>(v);
+}
+inline float to_float(bfloat16 v) {
+  return std::bit_cast<float>(uint32_t{v.bits} << 16);
+}
 
 template <class T>
 T from_float(float v) {
@@ -109,8 +116,12 @@ T from_float(float v) {
   }
 }
 
-inline float rsqrt(float v) { return 1.f / std::sqrt(v); }
-inline float sqrt(float v) { return std::sqrt(v); }
+inline float rsqrt(float v) {
+  return 1.f / std::sqrt(v);
+}
+inline float sqrt(float v) {
+  return std::sqrt(v);
+}
 
 template <class T>
 struct alignas(4 * sizeof(T)) Quad {
@@ -149,13 +160,17 @@ class shared {
 };
 
 template <class T>
-shared<T> dynamic_shared() { return shared<T>(emulator::dynamic_shared()); }
+shared<T> dynamic_shared() {
+  return shared<T>(emulator::dynamic_shared());
+}
 #define GPU_SHARED_ARRAY(T, name, n)     \
   static const char name##_identity = 0; \
   const gpu::shared<T> name(emulator::static_shared(&name##_identity, (n) * sizeof(T)))
 
 template <class U, class T>
-shared<U> shared_cast(shared<T> p) { return shared<U>(p.range); }
+shared<U> shared_cast(shared<T> p) {
+  return shared<U>(p.range);
+}
 template <class T>
 shared<T> shared_slice(shared<T> p, int count) {
   const uint32_t begin = static_cast<uint32_t>(p.range.offset);
@@ -163,12 +178,18 @@ shared<T> shared_slice(shared<T> p, int count) {
 }
 
 template <class T>
-Quad<T> load4(shared<T> p) { return shared_cast<Quad<T>>(p)[0]; }
+Quad<T> load4(shared<T> p) {
+  return shared_cast<Quad<T>>(p)[0];
+}
 template <class T>
-void store4(shared<T> p, const Quad<T>& v) { shared_cast<Quad<T>>(p)[0] = v; }
+void store4(shared<T> p, const Quad<T>& v) {
+  shared_cast<Quad<T>>(p)[0] = v;
+}
 
 template <class T>
-uint32_t shared_address(shared<T> p) { return static_cast<uint32_t>(p.range.offset); }
+uint32_t shared_address(shared<T> p) {
+  return static_cast<uint32_t>(p.range.offset);
+}
 
 // ---- asynchronous copies -------------------------------------------------------------------------------------------
 
@@ -176,9 +197,13 @@ template <class T>
 void cp_async16(shared<T> destination, const void* source, bool valid) {
   emulator::start_copy(destination.range, valid ? source : nullptr);
 }
-inline void cp_async_commit() { ++emulator::self->copy_groups; }
+inline void cp_async_commit() {
+  ++emulator::self->copy_groups;
+}
 template <int N>
-void cp_async_wait() { emulator::finish_copies(N); }
+void cp_async_wait() {
+  emulator::finish_copies(N);
+}
 
 // ---- tensor cores --------------------------------------------------------------------------------------------------
 
@@ -198,8 +223,8 @@ inline void load_matrices(uint32_t (&r)[4], const emulator::SharedRange& row, bo
           for (int m = 0; m < 4; ++m) {
             const int i = l / 4, j = 2 * (l % 4);
             const auto element = [&](int i, int j) -> uint32_t { return lane(8 * m + i)->row[j]; };
-            lane(l)->r[m] = lane(l)->transposed ? element(j, i) | element(j + 1, i) << 16
-                                                : element(i, j) | element(i, j + 1) << 16;
+            lane(l)->r[m] =
+                lane(l)->transposed ? element(j, i) | element(j + 1, i) << 16 : element(i, j) | element(i, j + 1) << 16;
           }
       },
       place);
@@ -214,7 +239,9 @@ void ldmatrix_x4_trans(uint32_t (&r)[4], shared<T> row, const emulator::Place& p
 }
 
 template <class T>
-float half_of(uint32_t pair, int which) { return to_float(std::bit_cast<T>(static_cast<uint16_t>(pair >> 16 * which))); }
+float half_of(uint32_t pair, int which) {
+  return to_float(std::bit_cast<T>(static_cast<uint16_t>(pair >> 16 * which)));
+}
 
 template <class T>
 void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
@@ -245,8 +272,12 @@ void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
 
 // ---- barriers in shared memory -------------------------------------------------------------------------------------
 
-inline void mbarrier_init(shared<uint64_t> barrier, uint32_t count) { emulator::mbarrier_init(barrier.range, count); }
-inline void mbarrier_arrive(shared<uint64_t> barrier) { emulator::mbarrier_arrive(barrier.range); }
+inline void mbarrier_init(shared<uint64_t> barrier, uint32_t count) {
+  emulator::mbarrier_init(barrier.range, count);
+}
+inline void mbarrier_arrive(shared<uint64_t> barrier) {
+  emulator::mbarrier_arrive(barrier.range);
+}
 inline void mbarrier_wait(shared<uint64_t> barrier, uint32_t parity,
                           const emulator::Place& place = emulator::Place::current()) {
   emulator::mbarrier_wait(barrier.range, parity, place);
@@ -305,7 +336,8 @@ void wgmma_m64n96k16(float (&d)[48], uint64_t a, uint64_t b,
           for (int t = 0; t < 128; ++t)
             for (int i = 0; i < 48; ++i)
               for (int k = 0; k < 16; ++k)
-                m.sums[t][i] += a[t / 32 * 16 + t % 32 / 4 + 8 * (i / 2 % 2)][k] * b[i / 4 * 8 + 2 * (t % 4) + i % 2][k];
+                m.sums[t][i] +=
+                    a[t / 32 * 16 + t % 32 / 4 + 8 * (i / 2 % 2)][k] * b[i / 4 * 8 + 2 * (t % 4) + i % 2][k];
         };
         emulator::start_multiplication(m);
       },

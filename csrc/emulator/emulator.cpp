@@ -49,12 +49,20 @@ std::exception_ptr error;
 #if ALEXNET_CUDA_UCONTEXT
 ucontext_t scheduler;
 std::vector<ucontext_t> contexts;
-void to_scheduler() { swapcontext(&contexts[self->number], &scheduler); }
-void resume(Thread& thread) { swapcontext(&scheduler, &contexts[thread.number]); }
+void to_scheduler() {
+  swapcontext(&contexts[self->number], &scheduler);
+}
+void resume(Thread& thread) {
+  swapcontext(&scheduler, &contexts[thread.number]);
+}
 #else
 void* scheduler;
-void to_scheduler() { emulator_switch(&self->stack_pointer, scheduler); }
-void resume(Thread& thread) { emulator_switch(&scheduler, thread.stack_pointer); }
+void to_scheduler() {
+  emulator_switch(&self->stack_pointer, scheduler);
+}
+void resume(Thread& thread) {
+  emulator_switch(&scheduler, thread.stack_pointer);
+}
 #endif
 
 void fiber_main() {
@@ -93,8 +101,9 @@ std::string name(const Place& place) {
 }
 
 std::string where_threads_are() {
-  const char* const names[] = {"ready", "in __syncthreads", "in a warp operation", "in a warpgroup operation",
-                               "waiting on an mbarrier", "returned"};
+  const char* const names[] = {
+      "ready",   "in __syncthreads", "in a warp operation", "in a warpgroup operation", "waiting on an mbarrier",
+      "returned"};
   std::map<std::string, std::vector<const Thread*>> groups;
   for (const Thread& t : threads) {
     const bool done = t.state == State::kDone;
@@ -109,7 +118,9 @@ std::string where_threads_are() {
   return text;
 }
 
-std::string in_block() { return "kernel launched at " + name(launched_at) + ", block " + name_of(block.index); }
+std::string in_block() {
+  return "kernel launched at " + name(launched_at) + ", block " + name_of(block.index);
+}
 
 // ---- rendezvous ----------------------------------------------------------------------------------------------------
 
@@ -146,8 +157,14 @@ void run_block() {
   begin_block();
   for (unsigned i = 0; i < n; ++i) {
     threads[i] = {.index = dim3(i % block.size.x, i / block.size.x % block.size.y, i / block.size.x / block.size.y),
-                  .number = i, .state = State::kReady, .place = {}, .stack_pointer = nullptr, .clock = 1, .known = {},
-                  .copies = {}, .copy_groups = 0};
+                  .number = i,
+                  .state = State::kReady,
+                  .place = {},
+                  .stack_pointer = nullptr,
+                  .clock = 1,
+                  .known = {},
+                  .copies = {},
+                  .copy_groups = 0};
     prepare_fiber(threads[i]);
   }
   std::vector<unsigned> order(n);
@@ -181,7 +198,9 @@ void set_order(Order order, unsigned seed) {
   fiber_random.seed(seed);
 }
 
-void fail(const std::string& what) { throw Error(in_block() + ", thread " + name_of(self->index) + ": " + what); }
+void fail(const std::string& what) {
+  throw Error(in_block() + ", thread " + name_of(self->index) + ": " + what);
+}
 
 void run(const Place& place, dim3 grid, dim3 size, size_t dynamic_bytes, const std::function<void()>& body) {
   const uint64_t n = uint64_t{size.x} * size.y * size.z;
@@ -206,29 +225,29 @@ void run(const Place& place, dim3 grid, dim3 size, size_t dynamic_bytes, const s
 }
 
 void barrier(const Place& place) {
-  meet(State::kInBarrier, 0, 0, 1, 0, threads.size(), nullptr,
-       [](void**) { begin_epoch(); }, place);
+  meet(State::kInBarrier, 0, 0, 1, 0, threads.size(), nullptr, [](void**) { begin_epoch(); }, place);
 }
 
 void warp_operation(unsigned mask, void* argument, Work work, const Place& place) {
   const unsigned warp = self->number / 32, lane = self->number % 32;
   const size_t lanes = std::min<size_t>(32, threads.size() - warp * 32);
   mask &= lanes == 32 ? ~0u : (1u << lanes) - 1;
-  if (!(mask >> lane & 1)) fail("this lane takes part in a warp operation at " + name(place) +
-                                " whose mask does not name it");
+  if (!(mask >> lane & 1))
+    fail("this lane takes part in a warp operation at " + name(place) + " whose mask does not name it");
   meet(State::kInWarp, warp, mask, 32, lane, std::popcount(mask), argument, work, place);
 }
 
 void warp_barrier(unsigned mask, const Place& place) {
-  warp_operation(mask, self,
-                 [](void** lanes) {
-                   Knowledge all;
-                   for (int l = 0; l < 32; ++l)
-                     if (lanes[l]) publish(*static_cast<Thread*>(lanes[l]), all);
-                   for (int l = 0; l < 32; ++l)
-                     if (lanes[l]) static_cast<Thread*>(lanes[l])->known = all;
-                 },
-                 place);
+  warp_operation(
+      mask, self,
+      [](void** lanes) {
+        Knowledge all;
+        for (int l = 0; l < 32; ++l)
+          if (lanes[l]) publish(*static_cast<Thread*>(lanes[l]), all);
+        for (int l = 0; l < 32; ++l)
+          if (lanes[l]) static_cast<Thread*>(lanes[l])->known = all;
+      },
+      place);
 }
 
 void warpgroup_operation(void* argument, Work work, const Place& place) {

@@ -1,8 +1,8 @@
 // Runs a CUDA kernel on the CPU, to test it and to step through it: the machine that device.h is written against.
 //
 // One thread block runs at a time. Each of its CUDA threads is a fiber with its own stack, and runs until it has to
-// wait: at a barrier, in a warp operation (whose last lane to arrive does the work for all), or on an mbarrier. In which
-// order the fibers run is chosen by set_order, and a correct kernel gives the same result for every order.
+// wait: at a barrier, in a warp operation (whose last lane to arrive does the work for all), or on an mbarrier. In
+// which order the fibers run is chosen by set_order, and a correct kernel gives the same result for every order.
 //
 // Shared memory is watched byte by byte. An access is an error, reported as an emulator::Error that names the launch,
 // block and thread, if it
@@ -52,10 +52,10 @@ struct Thread {
   dim3 index;
   unsigned number;  // in the block
   State state;
-  Place place;         // of the barrier or operation it waits in
+  Place place;  // of the barrier or operation it waits in
   void* stack_pointer;
-  uint32_t clock;      // advances when others may learn what this thread has done
-  Knowledge known;     // what it knows of the others since the last __syncthreads
+  uint32_t clock;   // advances when others may learn what this thread has done
+  Knowledge known;  // what it knows of the others since the last __syncthreads
   std::vector<Copy> copies;
   int copy_groups;
 };
@@ -123,8 +123,8 @@ void finish_multiplications(int groups_left);
 extern std::vector<Thread> threads;
 void wait_as(State state, const Place& place);  // hands over to the other fibers until this one is made ready
 void begin_block();
-void begin_epoch();                             // after __syncthreads: all that was done before is known to all
-void publish(Thread& thread, Knowledge& to);    // the thread's work so far, and what it knows of others
+void begin_epoch();                           // after __syncthreads: all that was done before is known to all
+void publish(Thread& thread, Knowledge& to);  // the thread's work so far, and what it knows of others
 std::string name_of(const dim3& index);
 
 }  // namespace emulator

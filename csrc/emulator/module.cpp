@@ -1,8 +1,8 @@
 // The Python module _emulator: every launcher of ../cuda/kernels.h, on numpy arrays.
 //
-// Arrays are one-dimensional and raw: float32, or uint16 with the bits of float16 and bfloat16, in the memory order that
-// `images` = (dtype name, channels_last, n, c, h, w) states. Kernels work on copies between two guard zones. These are
-// full of NaN, as is an output before the launch; a changed guard is an error, a read beyond the end gives NaN.
+// Arrays are one-dimensional and raw: float32, or uint16 with the bits of float16 and bfloat16, in the memory order
+// that `images` = (dtype name, channels_last, n, c, h, w) states. Kernels work on copies between two guard zones. These
+// are full of NaN, as is an output before the launch; a changed guard is an error, a read beyond the end gives NaN.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -29,18 +29,33 @@ Images images_of(const ImagesTuple& t) {
   return {type, channels_last, n, c, h, w};
 }
 
-int64_t element_size(const Images& images) { return images.dtype == kFloat ? 4 : 2; }
+int64_t element_size(const Images& images) {
+  return images.dtype == kFloat ? 4 : 2;
+}
 
-Lrn lrn_of(const LrnTuple& t) { return std::make_from_tuple<Lrn>(t); }
+Lrn lrn_of(const LrnTuple& t) {
+  return std::make_from_tuple<Lrn>(t);
+}
 
 Pool pool_of(const PoolTuple& t, const Images& images) {
   const auto& [k, stride, padding, ceil_mode] = t;
-  return {k, stride, padding, images.h, images.w, output_size(images.h, k, stride, padding, ceil_mode, true),
+  return {k,
+          stride,
+          padding,
+          images.h,
+          images.w,
+          output_size(images.h, k, stride, padding, ceil_mode, true),
           output_size(images.w, k, stride, padding, ceil_mode, true)};
 }
 
 Conv conv_of(const Images& images, int64_t filters, int k, int stride, int padding, bool ceil_mode) {
-  return {images.c, images.h, images.w, filters, k, stride, padding,
+  return {images.c,
+          images.h,
+          images.w,
+          filters,
+          k,
+          stride,
+          padding,
           output_size(images.h, k, stride, padding, ceil_mode, false),
           output_size(images.w, k, stride, padding, ceil_mode, false)};
 }
@@ -80,7 +95,9 @@ class Buffer {
   int64_t bytes;
 };
 
-const char* format_of(const Images& images) { return images.dtype == kFloat ? "float32" : "uint16"; }
+const char* format_of(const Images& images) {
+  return images.dtype == kFloat ? "float32" : "uint16";
+}
 
 void check(gpu::error_t error) {
   if (error != gpu::kSuccess) throw std::runtime_error("the launcher returned an error");
@@ -109,8 +126,8 @@ py::tuple max_pool2d(const ImagesTuple& shape, const py::array& x, const PoolTup
   const Pool pool = pool_of(pool_, images);
   const int64_t outputs = images.n * images.c * pool.out_height * pool.out_width;
   const Buffer in(x), out(outputs * element_size(images)), code(save_code ? outputs : 0);
-  check(launch_max_pool2d(images, in.data(), out.data(),
-                          save_code ? static_cast<uint8_t*>(code.data()) : nullptr, pool, nullptr));
+  check(launch_max_pool2d(images, in.data(), out.data(), save_code ? static_cast<uint8_t*>(code.data()) : nullptr, pool,
+                          nullptr));
   return py::make_tuple(out.result(format_of(images)), code.result("uint8"));
 }
 
@@ -148,7 +165,8 @@ py::array relu_lrn_max_pool2d_backward(const ImagesTuple& shape, const py::array
 }
 
 py::array conv2d(const ImagesTuple& shape, const py::array& x, const py::array& weight,
-                 const std::optional<py::array>& bias, int64_t filters, int k, int stride, int padding, bool ceil_mode) {
+                 const std::optional<py::array>& bias, int64_t filters, int k, int stride, int padding,
+                 bool ceil_mode) {
   const Images images = images_of(shape);
   const Conv conv = conv_of(images, filters, k, stride, padding, ceil_mode);
   const Buffer in(x), w(weight), b(bias ? *bias : py::array(py::dtype("uint16"), 0));
@@ -163,8 +181,8 @@ py::array conv2d_weight_grad(const ImagesTuple& shape, const py::array& grad, co
   const Conv conv = conv_of(images, filters, k, stride, padding, ceil_mode);
   const Buffer g(grad), in(x), out(filters * images.c * k * k * element_size(images));
   const Buffer workspace(conv2d_weight_grad_workspace(images.n, conv) * 4);
-  check(launch_conv2d_weight_grad(images, g.data(), in.data(), out.data(), conv,
-                                  static_cast<float*>(workspace.data()), nullptr));
+  check(launch_conv2d_weight_grad(images, g.data(), in.data(), out.data(), conv, static_cast<float*>(workspace.data()),
+                                  nullptr));
   workspace.check();
   return out.result(format_of(images));
 }
@@ -195,14 +213,17 @@ std::vector<std::string> names(const std::map<std::string, TestKernel>& kernels)
 
 PYBIND11_MODULE(_emulator, m) {
   py::register_exception<emulator::Error>(m, "Error", PyExc_RuntimeError);
-  m.def("set_order", [](const std::string& order, unsigned seed) {
-    if (order != "ascending" && order != "descending" && order != "random")
-      throw py::value_error("order: expected ascending, descending or random, got " + order);
-    emulator::set_order(order == "ascending"    ? emulator::Order::kAscending
-                        : order == "descending" ? emulator::Order::kDescending
-                                                : emulator::Order::kRandom,
-                        seed);
-  }, py::arg("order"), py::arg("seed") = 0);
+  m.def(
+      "set_order",
+      [](const std::string& order, unsigned seed) {
+        if (order != "ascending" && order != "descending" && order != "random")
+          throw py::value_error("order: expected ascending, descending or random, got " + order);
+        emulator::set_order(order == "ascending"    ? emulator::Order::kAscending
+                            : order == "descending" ? emulator::Order::kDescending
+                                                    : emulator::Order::kRandom,
+                            seed);
+      },
+      py::arg("order"), py::arg("seed") = 0);
   m.def("local_response_norm", &local_response_norm);
   m.def("local_response_norm_backward", &local_response_norm_backward);
   m.def("max_pool2d", &max_pool2d);

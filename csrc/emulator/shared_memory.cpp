@@ -23,8 +23,12 @@ struct Tags {
 };
 uint32_t epoch = 0, first_epoch = 0;  // of this block; epochs are never used again, so no tag has to be cleared
 
-uint64_t tag_of(const Thread& t) { return uint64_t{epoch} << 32 | uint64_t{t.clock} << 10 | t.number; }
-uint32_t thread_of(uint64_t tag) { return tag & 1023; }
+uint64_t tag_of(const Thread& t) {
+  return uint64_t{epoch} << 32 | uint64_t{t.clock} << 10 | t.number;
+}
+uint32_t thread_of(uint64_t tag) {
+  return tag & 1023;
+}
 
 bool before_now(uint64_t tag) {
   if (tag >> 32 < epoch || thread_of(tag) == self->number) return true;
@@ -54,8 +58,8 @@ void check_bounds(const SharedRange& at, uint32_t bytes) {
   if (at.offset < at.begin || at.offset + bytes > at.end)
     fail("shared memory access out of bounds: bytes " + std::to_string(at.offset - at.begin) + " to " +
          std::to_string(at.offset - at.begin + bytes - 1) + " of an array of " + std::to_string(at.end - at.begin));
-  if (at.offset % bytes) fail("misaligned shared memory access: " + std::to_string(bytes) + " bytes at offset " +
-                              std::to_string(at.offset));
+  if (at.offset % bytes)
+    fail("misaligned shared memory access: " + std::to_string(bytes) + " bytes at offset " + std::to_string(at.offset));
 }
 
 [[noreturn]] void race(const char* what, uint64_t tag, int64_t byte) {
@@ -96,7 +100,9 @@ void begin_epoch() {
   for (auto& [offset, b] : mbarriers) b.arriving.clear(), b.completed.clear();
 }
 
-SharedRange dynamic_shared() { return {0, 0, block.dynamic_bytes}; }
+SharedRange dynamic_shared() {
+  return {0, 0, block.dynamic_bytes};
+}
 
 SharedRange static_shared(const void* key, uint32_t bytes) {
   const auto found = static_arrays.find(key);
@@ -107,15 +113,17 @@ SharedRange static_shared(const void* key, uint32_t bytes) {
   return static_arrays[key] = {begin, begin, allocated};
 }
 
-SharedRange shared_at(uint32_t address) { return {address, 0, allocated}; }
+SharedRange shared_at(uint32_t address) {
+  return {address, 0, allocated};
+}
 
 const unsigned char* read_shared(const SharedRange& at, uint32_t bytes, bool leave_tag) {
   check_bounds(at, bytes);
   const uint64_t now = tag_of(*self);
   for (int64_t i = at.offset; i < at.offset + bytes; ++i) {
     Tags& t = tags[i];
-    if (t.write >> 32 < first_epoch) fail("read of uninitialised shared memory at byte " + std::to_string(i - at.begin) +
-                                            " of an array");
+    if (t.write >> 32 < first_epoch)
+      fail("read of uninitialised shared memory at byte " + std::to_string(i - at.begin) + " of an array");
     if (t.copying == first_epoch) fail("read of shared memory that a cp.async, not waited for yet, is filling");
     if (!before_now(t.write)) race("this thread reads what was written by", t.write, i - at.begin);
     if (leave_tag) t.read[before_now(t.read[0]) ? 0 : 1] = now;
@@ -189,7 +197,9 @@ void start_multiplication(const Multiplication& m) {
   mine.queue.emplace_back(m, mine.groups);
 }
 
-void commit_multiplications() { ++multiplications[self->number / 128].groups; }
+void commit_multiplications() {
+  ++multiplications[self->number / 128].groups;
+}
 
 void finish_multiplications(int groups_left) {
   Multiplications& mine = multiplications[self->number / 128];

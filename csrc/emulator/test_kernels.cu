@@ -68,8 +68,10 @@ __global__ void matrix_product(const T* in, float* out) {
   uint32_t a[4], b4[4];
   // Matrices of a: rows 0-7 and 8-15 of columns 0-7, then of columns 8-15; of b the two halves of k, twice.
   gpu::ldmatrix_x4(a, s + (lane % 16 * 16 + lane / 16 * 8));
-  if constexpr (kTransposed) gpu::ldmatrix_x4_trans(b4, s + (256 + lane % 16 * 8));
-  else gpu::ldmatrix_x4(b4, s + (256 + lane % 8 * 16 + lane / 8 % 2 * 8));
+  if constexpr (kTransposed)
+    gpu::ldmatrix_x4_trans(b4, s + (256 + lane % 16 * 8));
+  else
+    gpu::ldmatrix_x4(b4, s + (256 + lane % 8 * 16 + lane / 8 % 2 * 8));
   const uint32_t b[2] = {b4[0], b4[1]};
   float d[4] = {};
   gpu::mma_m16n8k16<T>(d, a, b);
