@@ -125,6 +125,7 @@ def test_a_run_is_replaced_when_told(run, tmp_path):
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert metrics["steps"] == 2
     assert metrics["weights"] == "last step"
+    assert all((tmp_path / name).exists() for name in PICTURES)
     assert metrics["test/accuracy"] < 0.85
 
 

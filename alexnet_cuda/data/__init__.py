@@ -8,7 +8,7 @@ from .imageset import ImageSet, Split
 
 SOURCES = {"digits": "digits", "mnist": "idx", "fashion-mnist": "idx", "folder": "folder"}
 
-__all__ = ["DataError", "ImageSet", "SOURCES", "Split", "atomic_path", "load_images", "source", "write_text"]
+__all__ = ["SOURCES", "DataError", "ImageSet", "Split", "atomic_path", "load_images", "source", "write_text"]
 
 
 def source(recipe) -> ModuleType:

@@ -19,10 +19,10 @@ def load(recipe) -> ImageSet:
     bunch = load_digits()
     images = torch.from_numpy(bunch.images / 16 * 255).round().to(torch.uint8)[:, None]
     labels = torch.from_numpy(bunch.target).long()
-    test, val, train = stratified_split(labels, (recipe.test_fraction, recipe.val_fraction), recipe.split_seed)
+    parts = stratified_split(labels, (recipe.test_fraction, recipe.val_fraction), recipe.split_seed)
     x = resize(images, SIZE)
-    splits = (Split(x[part], labels[part]) for part in (train, val, test))
-    return ImageSet([str(name) for name in bunch.target_names], *splits, SIZE)
+    test, val, train = (Split(x[part], labels[part]) for part in parts)
+    return ImageSet([str(name) for name in bunch.target_names], train, val, test, SIZE)
 
 
 def read(recipe, path: Path) -> torch.Tensor:

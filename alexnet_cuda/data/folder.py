@@ -12,6 +12,7 @@ from .files import DataError
 from .imageset import ImageSet, Split, open_image, stratified_split
 
 SIZE = None
+Tree = tuple[list[Path], list[int]]  # image files and their labels
 
 
 class Pictures(Sequence):
@@ -32,9 +33,10 @@ class Pictures(Sequence):
 def load(recipe) -> ImageSet:
     """The pictures under `recipe.data_path`, RGB or, with one input channel, grey.
 
-    With train/, the folders decide: test/ is the test split, or val/ where there is no test/; a missing validation split is
-    cut off train/. Without train/, the class folders are split in three with `recipe.split_seed`. Every picture is decoded
-    once before training: damaged ones are an error that lists them, or left out and listed with `recipe.skip_corrupt`.
+    With train/, the folders decide: test/ is the test split, or val/ where there is no test/; a missing validation
+    split is cut off train/. Without train/, the class folders are split in three with `recipe.split_seed`. Every
+    picture is decoded once before training: damaged ones are an error that lists them, or left out and listed with
+    `recipe.skip_corrupt`.
     """
     if recipe.data_path is None:
         raise DataError("folder needs --data-path DIR, with class folders in it (or in DIR/train, DIR/val, DIR/test)")
@@ -53,21 +55,23 @@ def load(recipe) -> ImageSet:
         raise DataError(f"{len(damaged)} damaged image(s); --skip-corrupt leaves them out:\n  {listing}")
     trees = {name: _without(tree, damaged) for name, tree in trees.items()}
     for label, name in enumerate(classes):
-        if label not in trees.get("train", trees.get("all"))[1]:
+        if label not in trees["train" if "train" in trees else "all"][1]:
             raise DataError(f"class {name!r} of {root} has no training image that can be read")
 
-    if "all" in trees:
+    train, val, test = trees.get("train"), trees.get("val"), trees.get("test")
+    if train is None:
         test, val, train = _cut(trees["all"], (recipe.test_fraction, recipe.val_fraction), recipe.split_seed)
-    else:
-        train, val, test = (trees.get(name) for name in ("train", "val", "test"))
-        if test is None and val is not None:
-            test, val = val, None
-        if test is None:
-            test, train = _cut(train, (recipe.test_fraction,), recipe.split_seed)
-        if val is None:
-            val, train = _cut(train, (recipe.val_fraction,), recipe.split_seed)
-    splits = (Split(Pictures(paths, _mode(recipe)), torch.tensor(labels)) for paths, labels in (train, val, test))
-    return ImageSet(classes, *splits, SIZE, notes)
+    if test is None:
+        test, val = val, None
+    if test is None:
+        test, train = _cut(train, (recipe.test_fraction,), recipe.split_seed)
+    if val is None:
+        val, train = _cut(train, (recipe.val_fraction,), recipe.split_seed)
+    mode = _mode(recipe)
+    train_split, val_split, test_split = (
+        Split(Pictures(paths, mode), torch.tensor(labels)) for paths, labels in (train, val, test)
+    )
+    return ImageSet(classes, train_split, val_split, test_split, SIZE, notes)
 
 
 def read(recipe, path: Path) -> Tensor:
@@ -87,7 +91,7 @@ def _classes(folder: Path) -> list[str]:
     return names
 
 
-def _tree(folder: Path, classes: list[str]) -> tuple[list[Path], list[int]]:
+def _tree(folder: Path, classes: list[str]) -> Tree:
     from torchvision.datasets.folder import IMG_EXTENSIONS
 
     present = _classes(folder)
@@ -104,6 +108,7 @@ def _tree(folder: Path, classes: list[str]) -> tuple[list[Path], list[int]]:
 
 
 def _damaged(paths: list[Path]) -> dict[Path, str]:
+    from rich.console import Console
     from rich.progress import track
 
     def check(path: Path) -> str | None:
@@ -114,16 +119,17 @@ def _damaged(paths: list[Path]) -> dict[Path, str]:
         return None
 
     with ThreadPoolExecutor(min(16, 2 * (os.cpu_count() or 1))) as pool:
-        messages = track(pool.map(check, paths), "checking images", len(paths), transient=True, disable=len(paths) < 500)
+        short = len(paths) < 500 or not Console().is_terminal
+        messages = track(pool.map(check, paths), "checking images", len(paths), transient=True, disable=short)
         return {path: message for path, message in zip(paths, messages, strict=True) if message}
 
 
-def _without(tree, damaged):
+def _without(tree: Tree, damaged: dict[Path, str]) -> Tree:
     kept = [(path, label) for path, label in zip(*tree, strict=True) if path not in damaged]
     return [path for path, _ in kept], [label for _, label in kept]
 
 
-def _cut(tree, fractions, seed):
+def _cut(tree: Tree, fractions: Sequence[float], seed: int) -> list[Tree]:
     paths, labels = tree
     parts = stratified_split(torch.tensor(labels), fractions, seed)
     return [([paths[i] for i in part], [labels[i] for i in part]) for part in (p.tolist() for p in parts)]

@@ -16,7 +16,10 @@ SIZE = 32
 FOLDERS = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST"}
 CLASSES = {
     "mnist": [str(digit) for digit in range(10)],
-    "fashion-mnist": "T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot".split(","),
+    "fashion-mnist": [
+        *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+        *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+    ],
 }
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,9 +13,9 @@ from .files import DataError
 
 
 class Split(NamedTuple):
-    """Images as uint8 tensors (C, H, W), and their labels (N,)."""
+    """Images, one tensor or a sequence that decodes them, each uint8 (C, H, W); and their labels (N,)."""
 
-    images: Sequence[Tensor] | Tensor
+    images: Any
     labels: Tensor
 
 
@@ -23,8 +23,8 @@ class Split(NamedTuple):
 class ImageSet:
     """A labelled image collection.
 
-    `size` is the edge of every image where all have the same, else None: such images are resized and cropped one by one,
-    the others all together.
+    `size` is the edge of every image where all have the same, else None: such images are resized and cropped one by
+    one, the others all together.
     """
 
     classes: list[str]
@@ -39,15 +39,14 @@ class ImageSet:
         splits = {"train": self.train, "val": self.val, "test": self.test}
         return {k: torch.bincount(v.labels, minlength=len(self.classes)).tolist() for k, v in splits.items()}
 
-
     def limited(self, count: int, seed: int) -> "ImageSet":
         """At most `count` images of each split, in every class's proportion, for a quick trial."""
-        parts = {}
-        for name in ("train", "val", "test"):
-            split: Split = getattr(self, name)
-            few, _ = stratified_split(split.labels, (min(1.0, count / len(split.labels)),), seed)
-            parts[name] = Split(split.images[few], split.labels[few])
-        return replace(self, **parts)
+
+        def few(split: Split) -> Split:
+            chosen, _ = stratified_split(split.labels, (min(1.0, count / len(split.labels)),), seed)
+            return Split(split.images[chosen], split.labels[chosen])
+
+        return replace(self, train=few(self.train), val=few(self.val), test=few(self.test))
 
 
 def stratified_split(labels: Tensor, fractions: Sequence[float], seed: int) -> list[Tensor]:
@@ -61,7 +60,9 @@ def stratified_split(labels: Tensor, fractions: Sequence[float], seed: int) -> l
         of_class = (labels == label).nonzero().flatten()
         of_class = of_class[torch.randperm(len(of_class), generator=generator)]
         spare = len(of_class) - len(fractions)
-        sizes = [min(max(round(f * len(of_class)), 1 if spare > 0 else 0), max(spare, 0)) if f else 0 for f in fractions]
+        sizes = [
+            min(max(round(f * len(of_class)), 1 if spare > 0 else 0), max(spare, 0)) if f else 0 for f in fractions
+        ]
         for part, chunk in zip(parts, of_class.split([*sizes, len(of_class) - sum(sizes)]), strict=True):
             part.append(chunk)
     return [torch.cat(part).sort().values for part in parts]

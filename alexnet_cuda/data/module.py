@@ -62,25 +62,27 @@ class EpochSampler(Sampler):
 class ResumableLoader(DataLoader):
     """A DataLoader over an EpochSampler that goes on after the last batch it gave, in the epoch it was in."""
 
-    given = 0
+    def __init__(self, dataset: Pixels, batch_size: int, sampler: EpochSampler, **options):
+        super().__init__(dataset, batch_size, sampler=sampler, **options)
+        self.order, self.size, self.given = sampler, batch_size, 0
 
-    def __iter__(self) -> Iterator:
-        self.given = self.sampler.start // self.batch_size
+    def __iter__(self) -> Iterator:  # type: ignore[override]
+        self.given = self.order.start // self.size
         for batch in super().__iter__():
             self.given += 1
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        return {"epoch": self.sampler.epoch, "batches": self.given}
+        return {"epoch": self.order.epoch, "batches": self.given}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         epoch, batches = state["epoch"], state["batches"]
         epoch, batches = (epoch + 1, 0) if batches >= len(self) else (epoch, batches)
-        self.sampler.epoch, self.sampler.start = epoch, batches * self.batch_size
+        self.order.epoch, self.order.start = epoch, batches * self.size
 
 
 class Normalise:
-    """uint8 (N, C, H, W) to what the network takes: 0..1 less the mean, over the deviation, at its size and channels."""
+    """uint8 (N, C, H, W) to what the network takes: 0..1 less the mean, over the deviation, in its size."""
 
     def __init__(self, recipe):
         self.mean, self.std = (torch.tensor(v).reshape(1, -1, 1, 1) for v in (recipe.mean, recipe.std))
@@ -90,7 +92,7 @@ class Normalise:
         y = (x.float() / 255 - self.mean.to(x.device)) / self.std.to(x.device)
         if y.shape[-1] != self.size:
             y = F.interpolate(y, (self.size, self.size), mode="bilinear", antialias=y.shape[-1] > self.size)
-        return y.expand(-1, self.channels, -1, -1)
+        return y.expand(-1, self.channels, -1, -1).contiguous(memory_format=torch.channels_last)
 
 
 class ImageData(lightning.LightningDataModule):
@@ -113,8 +115,7 @@ class ImageData(lightning.LightningDataModule):
         return self.normalise(batch[0]), batch[1]
 
     def _loader(self, split: Split, transform: v2.Transform, shuffle: bool = False) -> ResumableLoader:
-        fit = self.trainer is not None and self.trainer.state.fn == "fit"
-        rank, world = (self.trainer.global_rank, self.trainer.world_size) if fit else (0, 1)
+        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         sampler = EpochSampler(len(split.labels), shuffle, self.recipe.seed, rank, world)
         batch = max(1, min(self.recipe.batch_size, len(sampler)))
         workers = self.recipe.workers
@@ -124,7 +125,7 @@ class ImageData(lightning.LightningDataModule):
         return ResumableLoader(
             Pixels(split, transform),
             batch,
-            sampler=sampler,
+            sampler,
             drop_last=shuffle,
             num_workers=workers,
             persistent_workers=workers > 0,
@@ -133,7 +134,7 @@ class ImageData(lightning.LightningDataModule):
 
 
 def plain(recipe, size: int | None) -> v2.Transform:
-    """What validation, test and prediction do to one image: nothing, or resize to 8/7 of the edge and crop the centre."""
+    """What testing does to one image: nothing, or resize to 8/7 of the edge and crop the centre."""
     if size is not None:
         return v2.Identity()
     edge = VARIANTS[recipe.variant].input_size

@@ -3,12 +3,14 @@
 import csv
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from torch import Tensor
 
@@ -34,29 +36,30 @@ def write_pictures(
     }
     paths = []
     for name, figure in figures.items():
-        if figure is not None:
-            paths.append(folder / f"{name}.png")
-            with atomic_path(paths[-1]) as temporary:
-                figure.savefig(temporary, dpi=150)
+        paths.append(folder / f"{name}.png")
+        with atomic_path(paths[-1]) as temporary:
+            figure.savefig(temporary, dpi=150)
     return paths
 
 
-def curves(path: Path, title: str) -> Figure | None:
-    """Loss, accuracy and learning rate over training, from a metrics.csv; None where nothing was logged."""
-    if not path.exists():
-        return None
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
+def curves(path: Path, title: str) -> Figure:
+    """Loss, accuracy and learning rate over training, from a metrics.csv."""
+    rows = []
+    if path.exists():
+        with path.open(newline="") as file:
+            rows = list(csv.DictReader(file))
     figure = _figure(11, 3.6)
     axes = figure.subplots(1, 3)
     for axis, name in zip(axes, ("loss", "accuracy"), strict=False):
         for part, colour, marker in (("train", BLUE, "o"), ("val", ORANGE, "s")):
             points = [(int(r["epoch"]) + 1, float(r[f"{part}/{name}"])) for r in rows if r.get(f"{part}/{name}")]
-            label = {"train": "training (augmented, with dropout)", "val": "validation"}[part]
+            label = {"train": "training", "val": "validation"}[part]
             if points:
                 size = 4 if len(points) <= 40 else 0
                 axis.plot(*zip(*points, strict=True), color=colour, marker=marker, markersize=size, label=label)
-        axis.set(title=name.capitalize(), xlabel="epoch", ylabel={"loss": "cross-entropy", "accuracy": "images right"}[name])
+        axis.set(
+            title=name.capitalize(), xlabel="epoch", ylabel={"loss": "cross-entropy", "accuracy": "images right"}[name]
+        )
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         if axis.has_data():
             axis.legend(frameon=False)
@@ -64,14 +67,14 @@ def curves(path: Path, title: str) -> Figure | None:
             axis.text(0.5, 0.5, "no epoch ended", ha="center", transform=axis.transAxes, color=GREY)
     axes[0].set_ylim(bottom=0)
     axes[1].yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
-    key = next((k for k in rows[0] if k.startswith("lr")), "")
+    key = next((k for k in rows[0] if k.startswith("lr")), "") if rows else ""
     steps = [(int(r["step"]), float(r[key])) for r in rows if r.get(key)]
     if steps:
         axes[2].plot(*zip(*steps, strict=True), color=GREEN, marker="o" if len(steps) == 1 else "")
     axes[2].set(title="Learning rate", xlabel="step", ylabel="learning rate")
     axes[2].set_ylim(bottom=0)
     axes[2].ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
-    figure.suptitle(title)
+    figure.suptitle(f"{title} (training figures: augmented images, with dropout)", size=11)
     return figure
 
 
@@ -91,7 +94,9 @@ def confusion_matrix(predicted: Tensor, labels: Tensor, classes: list[str], titl
             wrong = VERMILION if row != column and share[row, column] < 0.5 else None
             colour = wrong or ("white" if share[row, column] > 0.5 else "black")
             weight = "bold" if row != column else "normal"
-            axis.text(column, row, f"{counts[row, column]}", ha="center", va="center", color=colour, size=size, weight=weight)
+            axis.text(
+                column, row, f"{counts[row, column]}", ha="center", va="center", color=colour, size=size, weight=weight
+            )
         rotated = max(map(len, classes)) > 3
         axis.set_xticks(range(n), classes, rotation=45 if rotated else 0, ha="right" if rotated else "center")
         axis.set_yticks(range(n), classes)
@@ -102,16 +107,17 @@ def confusion_matrix(predicted: Tensor, labels: Tensor, classes: list[str], titl
 
 
 def samples(images: ImageSet, probabilities: Tensor, labels: Tensor, title: str, columns: int = 8) -> Figure:
-    """Test images with what was predicted: first the most confident mistakes, then right ones spread over the classes."""
+    """Test images with what was predicted: first the most confident mistakes, then right ones of every class."""
     confidence, predicted = probabilities.max(1)
-    wrong = (predicted != labels).nonzero().flatten()
-    wrong = wrong[confidence[wrong].argsort(descending=True)][: 2 * columns].tolist()
+    mistakes = (predicted != labels).nonzero().flatten()
+    wrong = mistakes[confidence[mistakes].argsort(descending=True)][: 2 * columns].tolist()
     right = _spread((predicted == labels).nonzero().flatten(), labels)[: 4 * columns - len(wrong)]
     chosen = wrong + right
     rows = math.ceil(len(chosen) / columns)
-    figure = _figure(1.45 * columns, 1.8 * rows + 0.6)
-    figure.get_layout_engine().set(h_pad=0.02, hspace=0)
-    for axis, index in zip(figure.subplots(rows, columns, squeeze=False).flat, [*chosen, *[None] * columns], strict=False):
+    figure = _figure(1.45 * columns, 1.68 * rows + 0.45, h_pad=0.02, hspace=0)
+    for axis, index in zip(
+        figure.subplots(rows, columns, squeeze=False).flat, [*chosen, *[None] * columns], strict=False
+    ):
         axis.set_axis_off()
         if index is None:
             continue
@@ -121,8 +127,8 @@ def samples(images: ImageSet, probabilities: Tensor, labels: Tensor, title: str,
         if predicted[index] != labels[index]:
             text, colour = f"✗ {name}  {share:.0%}\ntrue: {_short(images.classes[labels[index]])}", VERMILION
         axis.set_title(text, size=9, color=colour, pad=3)
-    mistakes = f"the {len(wrong)} most confident mistakes first" if wrong else "no mistake in the test split"
-    figure.suptitle(f"{title}: predicted class and confidence, {mistakes}")
+    note = f"the {len(wrong)} most confident mistakes first" if wrong else "no mistake in the test split"
+    figure.suptitle(f"{title}: predicted class and confidence, {note}")
     return figure
 
 
@@ -134,8 +140,7 @@ def filter_grid(filters: Tensor, title: str) -> Figure:
     low, high = filters.amin((1, 2, 3), keepdim=True), filters.amax((1, 2, 3), keepdim=True)
     tiles = (filters - low) / (high - low).clamp(min=1e-12)
     tiles = tiles if channels == 3 else tiles.mean(1, keepdim=True)
-    figure = _figure(0.8 * columns, 0.8 * rows + 0.6)
-    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, hspace=0, wspace=0)
+    figure = _figure(0.8 * columns, 0.8 * rows + 0.6, w_pad=0.02, h_pad=0.02, hspace=0, wspace=0)
     for axis, index in zip(figure.subplots(rows, columns, squeeze=False).flat, range(rows * columns), strict=True):
         axis.set_axis_off()
         if index < count:
@@ -144,8 +149,8 @@ def filter_grid(filters: Tensor, title: str) -> Figure:
     return figure
 
 
-def _figure(width: float, height: float) -> Figure:
-    figure = Figure(figsize=(width, height), layout="constrained")
+def _figure(width: float, height: float, **spaces: Any) -> Figure:
+    figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(**spaces))
     FigureCanvasAgg(figure)
     return figure
 
@@ -158,7 +163,7 @@ def _show(axis: Axes, x: Tensor) -> None:
 
 def _spread(indices: Tensor, labels: Tensor) -> list[int]:
     """Indices with the classes taking turns."""
-    queues = {}
+    queues: dict[int, list[int]] = {}
     for index in indices.tolist():
         queues.setdefault(int(labels[index]), []).append(index)
     turns = sorted((turn, label, index) for label, queue in queues.items() for turn, index in enumerate(queue))

@@ -1,4 +1,4 @@
-"""What the Lightning Trainer does not do by itself: whole checkpoints, stopping so that a run can go on, plain output."""
+"""What the Lightning Trainer does not do by itself: whole checkpoints, resumable stops, plain output."""
 
 import csv
 import io
@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch.callbacks import Callback, RichProgressBar
@@ -47,7 +48,7 @@ class Stop(Callback):
         self.path, self.max_steps = path, max_steps
         self.signal: int | None = None
         self.seconds, self.began = 0.0, time.monotonic()
-        self.handlers: dict[int, object] = {}
+        self.handlers: dict[int, Any] = {}
 
     def state_dict(self) -> dict[str, float]:
         return {"seconds": self.seconds + time.monotonic() - self.began}
@@ -70,6 +71,9 @@ class Stop(Callback):
             trainer.save_checkpoint(self.path)
             raise Stopped(reason)
 
+    def on_exception(self, trainer, pl_module, exception) -> None:
+        self.teardown(trainer, pl_module, "fit")
+
     def teardown(self, trainer, pl_module, stage) -> None:
         self.seconds, self.began = self.state_dict()["seconds"], time.monotonic()
         for number, handler in self.handlers.items():
@@ -91,10 +95,14 @@ class Stop(Callback):
 
 
 class Bar(RichProgressBar):
-    """Lightning's bar, one line per epoch, without the version number that a run folder does not have."""
+    """Lightning's bar, a line per epoch that fits a terminal, epochs counted from 1."""
 
     def get_metrics(self, trainer, pl_module):
-        return {k: v for k, v in super().get_metrics(trainer, pl_module).items() if k != "v_num"}
+        metrics = super().get_metrics(trainer, pl_module)
+        return {key: metrics[key] for key in ("train/loss", "val/accuracy") if key in metrics}
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        return f"epoch {current_epoch + 1}/{self.trainer.max_epochs}"
 
 
 class Lines(Callback):
@@ -105,7 +113,9 @@ class Lines(Callback):
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         if time.monotonic() - self.said > 10:
-            self._say(trainer, f"batch {batch_idx + 1}/{trainer.num_training_batches}  loss {outputs['loss'].item():.4f}")
+            self._say(
+                trainer, f"batch {batch_idx + 1}/{trainer.num_training_batches}  loss {outputs['loss'].item():.4f}"
+            )
 
     def on_train_epoch_end(self, trainer, pl_module) -> None:
         figures = {key: value.item() for key, value in trainer.callback_metrics.items() if not key.startswith("lr")}
@@ -113,7 +123,13 @@ class Lines(Callback):
 
     def _say(self, trainer, text: str) -> None:
         self.said = time.monotonic()
-        self.console.print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {text}", highlight=False, soft_wrap=True)
+        self.console.print(
+            f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {text}", highlight=False, soft_wrap=True
+        )
+
+
+def is_main_process() -> bool:
+    return getattr(rank_zero_only, "rank", 0) == 0
 
 
 def csv_logger(folder: Path, steps: int) -> CSVLogger:
@@ -124,7 +140,7 @@ def csv_logger(folder: Path, steps: int) -> CSVLogger:
         with path.open(newline="") as file:
             rows = [row for row in csv.DictReader(file) if int(row["step"]) < steps]
     logger = CSVLogger(folder, name="", version="", flush_logs_every_n_steps=1)
-    if rank_zero_only.rank == 0:
+    if is_main_process():
         logger.experiment.metrics = [{k: v for k, v in row.items() if v != ""} for row in rows]
         logger.save()
     return logger

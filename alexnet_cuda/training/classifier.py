@@ -25,7 +25,7 @@ class Classifier(lightning.LightningModule):
     def __init__(self, recipe: Recipe, classes: int):
         super().__init__()
         self.recipe = recipe
-        self.model = AlexNet(recipe.variant, classes, recipe.channels, recipe.dropout)
+        self.model = build(recipe, classes)
         self.train_metrics, self.val_metrics = _metrics("train", classes), _metrics("val", classes)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -70,6 +70,12 @@ class Classifier(lightning.LightningModule):
         total = len(self.trainer.datamodule.train_dataloader()) * self.trainer.max_epochs
         schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: rate(r, step, total))
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "lr"}}
+
+
+def build(recipe: Recipe, classes: int) -> AlexNet:
+    """The network of a recipe, in the memory format that is faster on every device."""
+    model = AlexNet(recipe.variant, classes, recipe.channels, recipe.dropout)
+    return model.to(memory_format=torch.channels_last)
 
 
 def _metrics(part: str, classes: int) -> torchmetrics.MetricCollection:

@@ -13,12 +13,14 @@ import torch
 import torch.nn.functional as F
 import torchmetrics.functional.classification as tm
 import yaml
+from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
 from ..data import DataError, ImageSet, atomic_path, source
 from ..data.module import ImageData, Normalise, plain
 from ..model import AlexNet
+from .classifier import build
 from .recipe import Recipe
 
 
@@ -44,7 +46,7 @@ def predict(model: AlexNet, images: ImageSet, recipe: Recipe) -> Predictions:
     data = ImageData(images, recipe)
     loader, device = data.test_dataloader(), best_device()
     model.to(device).eval()
-    batches: Iterable = track(loader, "testing", transient=True, disable=len(images.test.labels) < 1000)
+    batches = _progress(loader, "testing", len(images.test.labels) > 1000)
     parts = [(model(data.normalise(x.to(device))).float().cpu(), labels) for x, labels in batches]
     return Predictions(torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts]))
 
@@ -55,13 +57,17 @@ def predict_files(model: AlexNet, recipe: Recipe, paths: list[Path]) -> Tensor:
     images, device = source(recipe), best_device()
     normalise, transform = Normalise(recipe), plain(recipe, images.SIZE)
     model.to(device).eval()
-    pictures = track(paths, "reading", transient=True, disable=len(paths) < 100)
+    pictures = _progress(paths, "reading", len(paths) > 100)
     rows = [model(normalise(transform(images.read(recipe, path))[None].to(device))).float().cpu() for path in pictures]
     return torch.cat(rows).softmax(1)
 
 
+def _progress(items: Iterable, what: str, long: bool) -> Iterable:
+    return track(items, what, transient=True, disable=not (long and Console().is_terminal))
+
+
 def figures(predictions: Predictions) -> dict[str, float]:
-    """The test figures, each in 0..1 but the loss: accuracy, top-5 where there are more classes, macro F1, calibration."""
+    """Accuracy, top-5 where there are more classes, loss, macro F1, calibration error: all but the loss in 0..1."""
     p, labels = predictions.probabilities, predictions.labels
     classes = p.shape[1]
     values = {"accuracy": tm.multiclass_accuracy(p, labels, classes, average="micro")}
@@ -92,7 +98,7 @@ def load_weights(folder: Path) -> tuple[AlexNet, Recipe, list[str]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         recipe = Recipe().replace(yaml.safe_load(metadata["recipe"]))
         classes = json.loads(metadata["classes"])
-        model = AlexNet(recipe.variant, len(classes), recipe.channels, recipe.dropout)
+        model = build(recipe, len(classes))
         model.load_state_dict(tensors)
     except (safetensors.SafetensorError, KeyError, ValueError, RuntimeError, OSError) as error:
         raise DataError(f"{path} is not a weights file of a run: {str(error).splitlines()[0]}") from error
@@ -109,4 +115,8 @@ def versions() -> dict[str, str]:
     from .. import __version__
 
     others = ("torch", "torchvision", "lightning", "torchmetrics")
-    return {"alexnet_cuda": __version__, "python": platform.python_version(), **{name: version(name) for name in others}}
+    return {
+        "alexnet_cuda": __version__,
+        "python": platform.python_version(),
+        **{name: version(name) for name in others},
+    }

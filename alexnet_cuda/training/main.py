@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
+import torch
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -14,6 +14,7 @@ from rich.table import Table
 from ..data import DataError, ImageSet, load_images
 from ..model import AlexNet
 from ..reports import write_pictures
+from .callbacks import is_main_process
 from .classifier import Diverged
 from .recipe import Recipe, RecipeError, load_recipe, read_yaml
 from .run import finish, run_folder, train
@@ -30,7 +31,7 @@ def main(
     console: Console,
 ) -> int:
     """Runs a recipe to its end, or resumes a run; returns the exit code, 130 after Ctrl-C."""
-    console = Console(quiet=True) if rank_zero_only.rank else console
+    console = console if is_main_process() else Console(quiet=True)
     started = time.monotonic()
     checkpoint = None
     if resume is not None:
@@ -40,10 +41,12 @@ def main(
     else:
         recipe = load_recipe(name, config, values)
         folder = run_folder(recipe)
-        if (folder / "config.yaml").exists() and rank_zero_only.rank == 0 and not overwrite:
-            raise RecipeError(f"{folder} already holds a run: --resume {folder} goes on with it, --overwrite replaces it")
+        if (folder / "config.yaml").exists() and is_main_process() and not overwrite:
+            raise RecipeError(
+                f"{folder} already holds a run: --resume {folder} goes on with it, --overwrite replaces it"
+            )
     images = load_images(recipe)
-    if overwrite and rank_zero_only.rank == 0:
+    if overwrite and is_main_process():
         for part in ("checkpoints", "tensorboard"):
             shutil.rmtree(folder / part, ignore_errors=True)
     _announce(recipe, images, folder, checkpoint, console)
@@ -54,20 +57,26 @@ def main(
         good = f"the last good checkpoint is {last}" if last.exists() else "no checkpoint was written yet"
         raise Diverged(f"training stopped: {error}; {good}; a lower --lr (now {recipe.lr:g}) may help") from error
     if outcome.ended == "signal":
-        console.print(f"stopped after step {outcome.steps}; go on with: alexnet-cuda train --resume {folder}", soft_wrap=True)
+        console.print(
+            f"stopped after step {outcome.steps}; go on with: alexnet-cuda train --resume {folder}", soft_wrap=True
+        )
         return 130
     if not outcome.main:
         return 0
     metrics, predictions = finish(recipe, images, folder, outcome)
     model = outcome.module.model
     filters = next(p for p in model.features.parameters() if p.dim() == 4).detach().cpu()
+    if images.test.images[0].shape[0] == 1:  # grey: the channels are copies, so that a filter acts as their sum
+        filters = filters.sum(1, keepdim=True)
     title = f"{recipe.name}, {recipe.variant}"
     pictures = write_pictures(folder, title, images, predictions.probabilities, predictions.labels, filters)
     _report(metrics, folder, pictures, time.monotonic() - started, console)
     return 0
 
 
-def _resumed(name: str | None, config: Path | None, values: Mapping[str, Any], resume: Path) -> tuple[Recipe, Path, Path]:
+def _resumed(
+    name: str | None, config: Path | None, values: Mapping[str, Any], resume: Path
+) -> tuple[Recipe, Path, Path]:
     checkpoint = resume / "checkpoints" / "last.ckpt" if resume.is_dir() else resume
     if not checkpoint.exists():
         raise DataError(f"{checkpoint} does not exist: nothing to resume")
@@ -75,7 +84,9 @@ def _resumed(name: str | None, config: Path | None, values: Mapping[str, Any], r
     recipe = Recipe().replace(read_yaml(folder / "config.yaml"))
     if name not in (None, recipe.name):
         raise RecipeError(f"{folder} is a run of {recipe.name!r}, not of {name!r}")
-    if config is not None or (fixed := [key for key in values if key not in RESUMABLE and getattr(recipe, key, 0) != values[key]]):
+    if config is not None or (
+        fixed := [key for key in values if key not in RESUMABLE and getattr(recipe, key, 0) != values[key]]
+    ):
         what = "--config" if config is not None else fixed[0]
         raise RecipeError(f"{what} cannot change in a resumed run; {', '.join(RESUMABLE)} can")
     return recipe.replace(values), folder, checkpoint
@@ -98,9 +109,13 @@ def _announce(recipe: Recipe, images: ImageSet, folder: Path, checkpoint: Path |
     table.add_section()
     table.add_row("all", *(f"{sum(n):,}" for n in counts.values()), f"{largest / min(counts['train']):.3g} : 1")
     console.print(table)
-    parameters = sum(p.numel() for p in AlexNet(recipe.variant, len(images.classes), recipe.channels).parameters())
+    with torch.device("meta"):
+        model = AlexNet(recipe.variant, len(images.classes), recipe.channels)
+    parameters = sum(p.numel() for p in model.parameters())
     begins = f"going on from {checkpoint}" if checkpoint else f"{recipe.epochs} epochs"
-    console.print(f"{recipe.variant}, {parameters:,} parameters, {begins}, run folder {folder}", soft_wrap=True, highlight=False)
+    console.print(
+        f"{recipe.variant}, {parameters:,} parameters, {begins}, run folder {folder}", soft_wrap=True, highlight=False
+    )
 
 
 def _report(metrics: dict, folder: Path, pictures: list[Path], seconds: float, console: Console) -> None:

@@ -1,4 +1,4 @@
-"""A training run as values: their types, defaults and limits, the YAML files that set them, and the merge of the two."""
+"""A training run as values: their types, defaults and limits, and the YAML files and flags that set them."""
 
 import dataclasses
 import types
@@ -67,7 +67,7 @@ class Recipe:
     output: str | None = None  # run folder; none: runs/NAME-TIME
 
     def replace(self, values: Mapping[str, Any]) -> "Recipe":
-        """A copy with `values`, each turned into its field's type. Raises RecipeError for an unknown key or bad value."""
+        """A copy with `values`, each turned into its field's type; RecipeError for an unknown key or bad value."""
         unknown = [key for key in values if key not in TYPES]
         if unknown:
             raise RecipeError(f"unknown key {unknown[0]!r}; the keys are {', '.join(TYPES)}")
@@ -131,7 +131,9 @@ def load_recipe(name: str, config: Path | str | None = None, overrides: Mapping[
     if name not in (recipes := list_recipes()):
         raise RecipeError(f"unknown recipe {name!r}; choose from {', '.join(recipes)}")
     values = read_yaml(resources.files("alexnet_cuda") / "recipes" / f"{name}.yaml")
-    return Recipe().replace({**values, "name": name, **(read_yaml(Path(config)) if config else {}), **(overrides or {})})
+    return Recipe().replace(
+        {**values, "name": name, **(read_yaml(Path(config)) if config else {}), **(overrides or {})}
+    )
 
 
 def read_yaml(path) -> dict[str, Any]:

@@ -7,18 +7,18 @@ import time
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import lightning
 import torch
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 
 from ..data import DataError, ImageSet, write_text
 from ..data.module import ImageData
-from .callbacks import AtomicCheckpointIO, Bar, Lines, Stop, Stopped, csv_logger
+from .callbacks import AtomicCheckpointIO, Bar, Lines, Stop, Stopped, csv_logger, is_main_process
 from .classifier import Classifier
 from .evaluation import Predictions, device_name, figures, predict, save_weights, versions
 from .recipe import Recipe, RecipeError
@@ -53,7 +53,7 @@ def train(recipe: Recipe, images: ImageSet, folder: Path, console: Console, resu
     Diverged when the loss is no number, and OSError when the disk is full; the earlier checkpoints are intact then.
     """
     _quiet()
-    main = rank_zero_only.rank == 0
+    main = is_main_process()
     checkpoints = folder / "checkpoints"
     checkpoints.mkdir(parents=True, exist_ok=True)
     if main:
@@ -65,21 +65,21 @@ def train(recipe: Recipe, images: ImageSet, folder: Path, console: Console, resu
     data = ImageData(images, recipe)
     steps = read_checkpoint(resume)["global_step"] if resume else 0
     stop = Stop(checkpoints / "last.ckpt", recipe.max_steps)
-    best = {"monitor": recipe.monitor, "mode": "min" if recipe.monitor == "val/loss" else "max"}
+    mode = "min" if recipe.monitor == "val/loss" else "max"
     bar = Bar(leave=True) if console.is_terminal else Lines(console)
     try:
         trainer = lightning.Trainer(
             accelerator=recipe.accelerator,
             devices=_devices(recipe.devices),
             num_nodes=recipe.nodes,
-            precision=recipe.precision,
+            precision=cast(Any, recipe.precision),
             max_epochs=recipe.epochs,
             gradient_clip_val=recipe.clip or None,
             deterministic="warn",
             use_distributed_sampler=False,
             sync_batchnorm=torch.cuda.is_available(),
             num_sanity_val_steps=0,
-            log_every_n_steps=10,
+            log_every_n_steps=max(1, min(10, len(images.train.labels) // recipe.batch_size // 10)),
             enable_model_summary=False,
             enable_progress_bar=console.is_terminal,
             logger=[csv_logger(folder, steps), TensorBoardLogger(folder, "tensorboard", "")],
@@ -88,14 +88,14 @@ def train(recipe: Recipe, images: ImageSet, folder: Path, console: Console, resu
                 stop,
                 bar,
                 LearningRateMonitor("step"),
-                ModelCheckpoint(checkpoints, "best", enable_version_counter=False, **best),
+                ModelCheckpoint(checkpoints, "best", recipe.monitor, mode=mode, enable_version_counter=False),
                 ModelCheckpoint(checkpoints, "last", enable_version_counter=False),
             ],
         )
     except (MisconfigurationException, ValueError) as error:
         raise RecipeError(f"no trainer for these devices: {error}") from error
     # torch would fill all new memory, to make reads of it repeatable; no operator here reads what it has not written.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010
     ended = "finished"
     try:
         trainer.fit(module, data, ckpt_path=resume, weights_only=True)
@@ -137,7 +137,7 @@ def finish(recipe: Recipe, images: ImageSet, folder: Path, outcome: Outcome) -> 
 
 
 def read_checkpoint(path: Path) -> dict:
-    """A checkpoint's tensors and numbers; nothing else is unpickled. Raises DataError where the file is no checkpoint."""
+    """A checkpoint's tensors and numbers; nothing else is unpickled. DataError where the file is no checkpoint."""
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         checkpoint["state_dict"], checkpoint["global_step"]
