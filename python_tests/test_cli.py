@@ -171,6 +171,8 @@ def test_pictures_of_a_folder_train_and_predict(tmp_path):
         (["digits", "5"], 2, "unexpected argument '5'"),
         (["digits", "--config", "absent.yaml"], 2, "absent.yaml cannot be read as YAML"),
         (["digits", "--devices", "two"], 2, "devices must be auto, a number or a list"),
+        (["digits", "--devices", "99999"], 2, "devices must be at most the number of CPU cores"),
+        (["digits", "--devices", "-3"], 2, "no trainer for these devices"),
         (["mnist"], 1, "mnist needs --data-path DIR"),
         (["mnist", "--data-path", "absent"], 1, "absent/MNIST/raw holds no train-images"),
         (["folder", "--data-path", "absent"], 1, "absent is not a folder"),

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import os
 import time
 import warnings
 from dataclasses import dataclass
@@ -70,7 +71,7 @@ def train(recipe: Recipe, images: ImageSet, folder: Path, console: Console, resu
     try:
         trainer = lightning.Trainer(
             accelerator=recipe.accelerator,
-            devices=_devices(recipe.devices),
+            devices=_devices(recipe),
             num_nodes=recipe.nodes,
             precision=cast(Any, recipe.precision),
             max_epochs=recipe.epochs,
@@ -92,7 +93,7 @@ def train(recipe: Recipe, images: ImageSet, folder: Path, console: Console, resu
                 ModelCheckpoint(checkpoints, "last", enable_version_counter=False),
             ],
         )
-    except (MisconfigurationException, ValueError) as error:
+    except (MisconfigurationException, ValueError, TypeError) as error:
         raise RecipeError(f"no trainer for these devices: {error}") from error
     # torch would fill all new memory, to make reads of it repeatable; no operator here reads what it has not written.
     setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010
@@ -148,11 +149,16 @@ def read_checkpoint(path: Path) -> dict:
     return checkpoint
 
 
-def _devices(text: str) -> str | int | list[int]:
+def _devices(recipe: Recipe) -> str | int | list[int]:
+    text = recipe.devices
     try:
-        return [int(d) for d in text.split(",")] if "," in text else text if text == "auto" else int(text)
+        devices = [int(d) for d in text.split(",")] if "," in text else text if text == "auto" else int(text)
     except ValueError:
         raise RecipeError(f"devices must be auto, a number or a list such as 0,2, got {text!r}") from None
+    on_cpu = recipe.accelerator == "cpu" or (recipe.accelerator == "auto" and not torch.cuda.is_available())
+    if on_cpu and isinstance(devices, int) and devices > (os.cpu_count() or 1):
+        raise RecipeError(f"devices must be at most the number of CPU cores here, {os.cpu_count()}, got {devices}")
+    return devices
 
 
 def _quiet() -> None:
