@@ -12,12 +12,11 @@ test: $(VENV)/installed
 	ALEXNET_CUDA_REQUIRE=cpu,emulator $(BIN)/python -m pytest
 
 lint: $(VENV)/installed
-	$(BIN)/pre-commit run --all-files
+	PATH="$(CURDIR)/$(BIN):$$PATH" pre-commit run --all-files
 
-build: $(VENV)/installed  # after a change to csrc; only what changed is compiled
-	$(BIN)/pip install --no-build-isolation --no-deps -e .
+build: $(VENV)/installed  # after a change in csrc only what changed is compiled
 
-$(VENV)/installed: pyproject.toml CMakeLists.txt
+$(VENV)/installed: pyproject.toml CMakeLists.txt $(wildcard csrc/* csrc/*/*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install "torch>=2.11" torchvision "scikit-build-core>=0.11" "pybind11>=2.13" "cmake>=3.24" ninja
 	$(BIN)/pip install --no-build-isolation -e ".[dev]"

@@ -14,23 +14,30 @@ STABLE_TORCH_LIBRARY(alexnet_cuda, m) {
   m.def("_conv2d_weight_grad(Tensor grad, Tensor x, int kernel_size, int stride, int padding) -> Tensor");
   m.def("_conv2d_input_grad(Tensor grad, Tensor weight, int height, int width, int stride, int padding) -> Tensor");
 
-  m.def("local_response_norm(Tensor x, int size, int front, float alpha, float beta, float k, int groups, "
-        "bool spatial) -> Tensor");
-  m.def("_local_response_norm_backward(Tensor grad, Tensor x, int size, int front, float alpha, float beta, float k, "
-        "int groups, bool spatial) -> Tensor");
+  m.def(
+      "local_response_norm(Tensor x, int size, int front, float alpha, float beta, float k, int groups, "
+      "bool spatial) -> Tensor");
+  m.def(
+      "_local_response_norm_backward(Tensor grad, Tensor x, int size, int front, float alpha, float beta, float k, "
+      "int groups, bool spatial) -> Tensor");
 
-  m.def("max_pool2d(Tensor x, int kernel_size, int stride, int padding, bool ceil_mode, bool save_code) "
-        "-> (Tensor, Tensor)");
-  m.def("_max_pool2d_backward(Tensor grad, Tensor code, int height, int width, int kernel_size, int stride, "
-        "int padding) -> Tensor");
+  m.def(
+      "max_pool2d(Tensor x, int kernel_size, int stride, int padding, bool ceil_mode, bool save_code) "
+      "-> (Tensor, Tensor)");
+  m.def(
+      "_max_pool2d_backward(Tensor grad, Tensor code, int height, int width, int kernel_size, int stride, "
+      "int padding) -> Tensor");
 
-  m.def("relu_lrn_max_pool2d(Tensor x, int order, int size, int front, float alpha, float beta, float k, int groups, "
-        "int kernel_size, int stride, int padding, bool ceil_mode, bool save_code) -> (Tensor, Tensor)");
-  m.def("_relu_lrn_max_pool2d_backward(Tensor grad, Tensor x, Tensor code, int order, int size, int front, "
-        "float alpha, float beta, float k, int groups, int kernel_size, int stride, int padding) -> Tensor");
+  m.def(
+      "relu_lrn_max_pool2d(Tensor x, int order, int size, int front, float alpha, float beta, float k, int groups, "
+      "int kernel_size, int stride, int padding, bool ceil_mode, bool save_code) -> (Tensor, Tensor)");
+  m.def(
+      "_relu_lrn_max_pool2d_backward(Tensor grad, Tensor x, Tensor code, int order, int size, int front, "
+      "float alpha, float beta, float k, int groups, int kernel_size, int stride, int padding) -> Tensor");
 
   // (pooled output, convolution output, code); the last two have no elements unless save
-  m.def("conv2d_relu_lrn_max_pool2d(Tensor x, Tensor weight, Tensor? bias, int conv_stride, int conv_padding, "
-        "bool conv_ceil_mode, int order, int size, int front, float alpha, float beta, float k, int groups, "
-        "int kernel_size, int stride, int padding, bool ceil_mode, bool save) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "conv2d_relu_lrn_max_pool2d(Tensor x, Tensor weight, Tensor? bias, int conv_stride, int conv_padding, "
+      "bool conv_ceil_mode, int order, int size, int front, float alpha, float beta, float k, int groups, "
+      "int kernel_size, int stride, int padding, bool ceil_mode, bool save) -> (Tensor, Tensor, Tensor)");
 }
