@@ -1,0 +1,146 @@
+"""Times whole AlexNets: ours against the same network of torch's own layers, inference and training step.
+
+"ours" is `alexnet_cuda.AlexNet`; "eager" a copy whose layers are torch.nn's; "compile" that copy under torch.compile
+(--compile); on the CPU "onnxruntime" and "openvino" if they are installed (inference, float32); on CUDA "graph" is a
+captured CUDA graph, and cudnn.benchmark is on for every form.
+
+inference: model.eval() under no_grad. training: forward, cross-entropy, backward and a step of SGD with momentum and
+weight decay (torch's fused one), dropout on. --autocast also measures float32 weights under bfloat16 autocast.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import common
+import torch
+import torch.nn.functional as F
+from common import LAYOUTS, Form, Results, Timer
+from runtimes import runtimes
+from torch import Tensor, nn
+
+from alexnet_cuda import AlexNet, list_variants
+from alexnet_cuda import nn as layers
+from alexnet_cuda.model import model_summary
+
+
+def stock(model: AlexNet) -> AlexNet:
+    """A copy made of torch.nn's layers: the inverse of `accelerate`."""
+    model = copy.deepcopy(model)
+    model.fused = False
+    for module in model.modules():
+        if isinstance(module, layers.LocalResponseNorm):
+            if module.groups != 1 or module.across != "channels" or module.window != "torch":
+                raise ValueError(f"stock: torch.nn has no form of {module}, see variant {model.variant.name!r}")
+            if not module.divide_alpha:
+                module.alpha *= module.size
+            module.__class__ = nn.LocalResponseNorm  # type: ignore[assignment]
+        elif isinstance(module, layers.MaxPool2d):
+            module.__class__ = nn.MaxPool2d  # type: ignore[assignment]
+        elif isinstance(module, layers.Conv2d):
+            if module.ceil_mode:
+                module.register_forward_pre_hook(_pad)
+            module.__class__ = nn.Conv2d  # type: ignore[assignment]
+    return model
+
+
+def _pad(conv: nn.Module, inputs: tuple[Tensor]) -> Tensor:
+    """Zeros that let the last window hang over the right and bottom edge."""
+    assert isinstance(conv, layers.Conv2d | nn.Conv2d)
+    over = [-(inputs[0].shape[d] + 2 * int(conv.padding[d]) - conv.kernel_size[d]) % conv.stride[d] for d in (-2, -1)]
+    return F.pad(inputs[0], (0, over[1], 0, over[0]))
+
+
+def training_step(model: Callable[[Tensor], Tensor], parameters: list[Any], x: Tensor, target: Tensor) -> Callable:
+    """The learning rate is so small that the weights hardly move while they are measured."""
+    optimizer = torch.optim.SGD(parameters, lr=1e-6, momentum=0.9, weight_decay=5e-4, fused=True)
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        F.cross_entropy(model(x), target).backward()
+        optimizer.step()
+
+    return step
+
+
+def forms(model: AlexNet, x: Tensor, layouts: list[str], training: bool, autocast: bool, modes: list[str]
+          ) -> Iterator[Form]:  # fmt: skip
+    cuda, settings = x.is_cuda, {"benchmark": x.is_cuda}
+    target = torch.randint(model.num_classes, x.shape[:1], device=x.device)
+    for layout in layouts:
+        data = x.contiguous(memory_format=LAYOUTS[layout])
+        kinds = [("ours", ""), ("eager", ""), *((f"compile {mode}", mode) for mode in modes)]
+        for name, mode in kinds:
+            network = copy.deepcopy(model) if name == "ours" else stock(model)
+            network = network.to(memory_format=LAYOUTS[layout]).train(training)
+            parameters = list(network.parameters())
+            call: Any = torch.compile(network, mode=mode, dynamic=False) if mode else network
+            if autocast:
+                call = torch.autocast(x.device.type, torch.bfloat16)(call)
+            run = training_step(call, parameters, data, target) if training else partial(torch.no_grad()(call), data)
+            forward = partial(call, data) if training and not mode else None
+            yield Form(name, layout, run, forward, settings, not mode, parameters)
+            if cuda and not mode:
+                yield Form(f"{name} graph", layout, common.graphed(run), None, settings, memory=False)
+        if not cuda and not training and not autocast and layout == "contiguous":
+            chain = [*model.features, model.avgpool, nn.Flatten(), *model.classifier]
+            if not any(isinstance(m, nn.AdaptiveAvgPool2d | nn.ZeroPad2d | nn.BatchNorm2d) for m in chain):
+                peer = stock(model)
+                chain = [*peer.features, nn.Flatten(), *peer.classifier]
+                for name, run in runtimes(chain, data, model.input_scale).items():
+                    yield Form(name, layout, run, memory=False)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    flags = common.parser(__doc__)
+    flags.formatter_class = argparse.RawDescriptionHelpFormatter
+    flags.add_argument("--variants", nargs="+", choices=list_variants(), default=["paper"])
+    flags.add_argument("--dtype", nargs="+", choices=("float32", "autocast"), default=None,
+                       help="none: float32 on the CPU, autocast (to bfloat16) on CUDA")  # fmt: skip
+    flags.set_defaults(budget=20.0)
+    args = flags.parse_args(arguments)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    cuda = args.device == "cuda"
+    dtypes = args.dtype or ["autocast" if cuda else "float32"]
+    batches = args.batch or ([256] if cuda else [1, 32])
+    common.configure()
+    timer, machine = Timer(args.device), common.machine(args.device)
+    products = sorted({"bfloat16" if d == "autocast" else d for d in dtypes})
+    ceilings = common.measure_ceilings(args.device, products, timer, small=args.budget < 1)
+    end = time.monotonic() + args.time
+    cases = [(v, d, b, p) for v in args.variants for d in dtypes for b in batches for p in args.passes]
+    with Results(args.output, "model", machine, ceilings) as results:
+        for variant, dtype, batch, kind in cases:
+            title = f"{variant} batch {batch} {dtype} {kind}"
+            if time.monotonic() > end:
+                common.console.print(f"{title}: no time left")
+                continue
+            torch.compiler.reset()
+            torch.manual_seed(0)
+            model, training = AlexNet(variant).to(args.device), kind == "training"
+            x = torch.randn(batch, model.in_channels, *[model.variant.input_size] * 2, device=args.device)
+            case = {"case": variant, "shape": list(x.shape[1:]), "pass": kind, "dtype": dtype, "batch": batch,
+                    "flops": batch * flops(model, training)}  # fmt: skip
+            made = forms(model, x, args.layouts, training, dtype == "autocast", args.compile)
+            try:
+                records = common.measure(made, timer, args, ceilings, case, results)
+            except ValueError as error:
+                common.console.print(f"{title}: {error}")
+                continue
+            common.report(title, records)
+
+
+def flops(model: AlexNet, training: bool) -> int:
+    """Of the convolutions and linear layers, per image; training has two more products each, but one in the first."""
+    macs = [row.macs for row in model_summary(model) if row.macs]
+    return 2 * (3 * sum(macs) - macs[0] if training else sum(macs))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,190 @@
+"""Times every operator of `alexnet_cuda.ops` against what stock PyTorch offers for the same layers.
+
+Forms of a case are run in turn in one process. "ours" is the operator; "eager" the torch.nn modules; "compile" those
+under torch.compile (--compile); "space-to-depth" conv1 as a 3x3 convolution of 48 channels, with the rearrangement of
+the image inside the measured time or ("prepared") before it; on the CPU "onnxruntime" and "openvino" if they are
+installed; on CUDA also "graph" (a captured CUDA graph), and for convolutions "benchmark" (cudnn.benchmark, on in every
+form but "eager") and "TF32".
+
+inference: the forward pass under no_grad. training: forward and backward; a convolution's image has no gradient, as in
+the first layer of a network.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import common
+import torch
+import torch.nn.functional as F
+from common import DTYPES, LAYOUTS, Form, Results, Timer
+from runtimes import runtimes
+from torch import Tensor, nn
+
+from alexnet_cuda import ops
+
+FILTERS, LRN = 96, (5, 1e-4, 0.75, 2.0)
+OPS: dict[str, tuple[tuple[str, ...], Callable[..., Tensor]]] = {  # its layers; the operator, given (x, weight, bias)
+    "local_response_norm": (("lrn",), lambda x: ops.local_response_norm(x, *LRN)),
+    "max_pool2d": (("pool",), ops.max_pool2d),
+    "relu_lrn_max_pool2d": (("relu", "lrn", "pool"), lambda x: ops.relu_lrn_max_pool2d(x, *LRN)),
+    "conv2d_relu_lrn_max_pool2d": (
+        ("conv", "relu", "lrn", "pool"),
+        lambda x, weight, bias: ops.conv2d_relu_lrn_max_pool2d(x, weight, bias, *LRN),
+    ),
+    "conv2d": (("conv",), ops.conv2d),
+}
+LAYERS: dict[str, Callable[[], nn.Module]] = {
+    "conv": lambda: nn.Conv2d(3, FILTERS, 11, 4),
+    "relu": nn.ReLU,
+    "lrn": lambda: nn.LocalResponseNorm(*LRN),
+    "pool": lambda: nn.MaxPool2d(3, 2),
+}
+BLOCKS = ((96, 55, 55), (256, 27, 27))
+
+
+def shapes(op: str) -> list[tuple[int, int, int]]:
+    return [(3, 227, 227)] if op.startswith("conv2d") else list(BLOCKS)
+
+
+def least_work(op: str, shape: tuple[int, ...], itemsize: int, training: bool) -> tuple[int, int]:
+    """(bytes, flops) that cannot be avoided: every input, saved tensor and gradient read or written once a pass."""
+    n, c, h, w = shape
+    conv, pool = op.startswith("conv2d"), op != "conv2d" and op != "local_response_norm"
+    x, weight = math.prod(shape) * itemsize, FILTERS * c * 121 * itemsize if conv else 0
+    flops = 0
+    y, a = x, 0
+    if conv:
+        h, w = (h - 11) // 4 + 1, (w - 11) // 4 + 1
+        y = n * FILTERS * h * w * itemsize
+        flops = 2 * n * FILTERS * h * w * c * 121
+    if op.endswith("relu_lrn_max_pool2d") and conv:
+        a = y  # saved by the training pass
+    if pool:
+        y = n * (FILTERS if conv else c) * ((h - 3) // 2 + 1) * ((w - 3) // 2 + 1) * itemsize
+    code = y // itemsize if pool else 0
+    forward = x + weight + y
+    if not training:
+        return forward, flops
+    saved = code + a if op != "conv2d" else 0
+    reread = 0 if op == "max_pool2d" else x
+    gradient = weight if conv else x
+    return forward + saved + y + saved + reread + gradient, 2 * flops
+
+
+def space_to_depth(x: Tensor) -> Tensor:
+    """(N, 3, 227, 227) to (N, 48, 57, 57): 4x4 pixels become channels."""
+    return F.pixel_unshuffle(F.pad(x, (0, 1, 0, 1)), 4)
+
+
+def depth_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """conv1 of what `space_to_depth` gives: its weight, padded to 12x12, is a 3x3 one."""
+    return F.conv2d(x, F.pixel_unshuffle(F.pad(weight, (0, 1, 0, 1)), 4), bias)
+
+
+def forms(op: str, x: Tensor, layouts: list[str], training: bool, modes: list[str]) -> Iterator[Form]:
+    layers, ours = OPS[op]
+    conv, cuda = "conv" in layers, x.is_cuda
+    for layout in layouts:
+        stock = nn.Sequential(*(LAYERS[layer]() for layer in layers)).to(x.device, x.dtype)
+        stock = stock.to(memory_format=LAYOUTS[layout])
+        parameters = list(stock.parameters())
+        data = x.detach().clone(memory_format=LAYOUTS[layout]).requires_grad_(training and not conv)
+
+        def form(name: str, function: Callable, settings: dict[str, bool], data: Tensor = data, layout: str = layout,
+                 graph: bool = False, parameters: list[Any] = parameters) -> Form:  # fmt: skip
+            function = partial(function, data)
+            run: Callable[[], Any] = torch.no_grad()(function)
+            if training:
+                run = partial(gradients, function, parameters if conv else [data])
+            memory = not graph and "compile" not in name
+            if graph:
+                run = common.graphed(run)
+            forward = function if training and memory else None
+            return Form(name, layout, run, forward, settings, memory, parameters)
+
+        call = lambda x, parameters=parameters: ours(x, *parameters)
+        settings: dict[str, bool] = {}
+        yield form("ours", call, settings)
+        yield form("eager", stock, settings)
+        if cuda and conv:
+            settings = {"benchmark": True}
+            yield form("eager benchmark", stock, settings)
+            if x.dtype == torch.float32:
+                yield form("eager benchmark TF32", stock, {"benchmark": True, "tf32": True})
+        if conv:
+            depth = lambda x, stock=stock, rearrange=space_to_depth: stock[1:](
+                depth_conv(rearrange(x), stock[0].weight, stock[0].bias)
+            )
+            yield form("space-to-depth", depth, settings)
+            prepared = space_to_depth(data).contiguous(memory_format=LAYOUTS[layout])
+            yield form("space-to-depth prepared", partial(depth, rearrange=lambda x: x), settings, prepared)
+        for mode in modes:
+            yield form(f"compile {mode}", torch.compile(stock, mode=mode, dynamic=False), settings)
+        if cuda:
+            yield form("ours graph", call, settings, graph=True)
+            yield form("eager graph", stock, settings, graph=True)
+        if not cuda and not training and x.dtype == torch.float32 and layout == "contiguous":
+            for name, run in runtimes(stock, data).items():
+                yield Form(name, layout, run, memory=False)
+
+
+def gradients(function: Callable[[], Tensor], leaves: list[Tensor]) -> Any:
+    y = function()
+    return torch.autograd.grad(y, leaves, _gradient(y))
+
+
+_kept: dict[Any, Tensor] = {}
+
+
+def _gradient(y: Tensor) -> Tensor:
+    """Random numbers of y's kind, the same at every call."""
+    key = (y.shape, y.stride(), y.dtype, y.device)
+    if key not in _kept:
+        _kept[key] = torch.empty_like(y).normal_()
+    return _kept[key]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    flags = common.parser(__doc__)
+    flags.formatter_class = argparse.RawDescriptionHelpFormatter
+    flags.add_argument("--dtype", nargs="+", choices=DTYPES, help="none: float32 on the CPU, bfloat16 on CUDA")
+    flags.add_argument("--ops", nargs="+", choices=OPS, default=list(OPS))
+    flags.add_argument("--blocks", type=int, nargs="+", choices=(1, 2), default=[1, 2], help="96x55x55, 256x27x27")
+    args = flags.parse_args(arguments)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    cuda = args.device == "cuda"
+    dtypes = args.dtype or ["bfloat16" if cuda else "float32"]
+    common.configure()
+    timer, machine = Timer(args.device), common.machine(args.device)
+    ceilings = common.measure_ceilings(args.device, dtypes, timer, small=args.budget < 1)
+    end = time.monotonic() + args.time
+    wanted = [(p, shape) for p in args.ops for i, shape in enumerate(shapes(p)) if i + 1 in args.blocks]
+    cases = [(b, d, op, shape, p) for b in args.batch or [256 if cuda else 32] for d in dtypes
+             for op, shape in wanted for p in args.passes]  # fmt: skip
+    with Results(args.output, "ops", machine, ceilings) as results:
+        for batch, dtype, op, shape, kind in cases:
+            title = f"{op} {batch}x{'x'.join(map(str, shape))} {dtype} {kind}"
+            if time.monotonic() > end:
+                common.console.print(f"{title}: no time left")
+                continue
+            torch.compiler.reset()
+            _kept.clear()
+            torch.manual_seed(0)
+            x = torch.randn(batch, *shape, device=args.device).to(DTYPES[dtype])
+            training = kind == "training"
+            least, flops = least_work(op, x.shape, x.element_size(), training)
+            case = {"case": op, "shape": list(shape), "pass": kind, "dtype": dtype, "batch": batch, "bytes": least,
+                    "flops": flops}  # fmt: skip
+            made = forms(op, x, args.layouts, training, args.compile)
+            common.report(title, common.measure(made, timer, args, ceilings, case, results))
+
+
+if __name__ == "__main__":
+    main()

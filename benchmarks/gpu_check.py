@@ -1,0 +1,207 @@
+"""Everything worth knowing of a GPU in one command of less than ten minutes, without network.
+
+    python benchmarks/gpu_check.py --output DIR
+
+Blocks, in this order: environment and ceilings; parity of every operator with float64 (parity.py, one process per
+operator); bench_ops.py; bench_model.py; the test suite on the device, and at the same time compute-sanitizer's four
+tools over every kernel; both benchmarks again with torch.compile, as far as the time goes. Each block is a process
+with a time limit, so that a crash or a hang costs one block. What it measured until then is in DIR: a log per block,
+JSON lines per check, blocks.jsonl, and cuda-*.json, which belong in benchmarks/results. The exit code is 1 if any block
+failed or was not reached.
+
+--dry-run goes through the same motions on the CPU with the smallest sizes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import common
+import torch
+from parity import OPS
+from rich.table import Table
+
+from alexnet_cuda._library import WHY_NOT
+
+HERE = Path(__file__).resolve().parent
+SANITIZERS = ("memcheck", "racecheck", "synccheck", "initcheck")
+
+
+@dataclass
+class Block:
+    """A child process; `limit` in seconds. `json` is the benchmark's file, kept up to where a stopped one came; an
+    `optional` block may be stopped or not reached."""
+
+    name: str
+    command: list[str]
+    limit: float
+    environment: dict[str, str] = field(default_factory=dict)
+    json: Path | None = None
+    optional: bool = False
+
+
+@dataclass
+class Outcome:
+    name: str
+    result: str  # ok, failed, stopped, not reached; skipped: one of the last two, or no tool, and no failure
+    seconds: float
+    message: str
+
+
+def blocks(out: Path, dry_run: bool) -> list[list[Block]]:
+    """Groups to run one after another; the blocks of a group run at the same time."""
+    device = "cpu" if dry_run else "cuda"
+
+    def script(name: str, *arguments: object) -> list[str]:
+        return [sys.executable, str(HERE / f"{name}.py"), "--device", device, *map(str, arguments)]
+
+    def parity(name: str, ops: tuple[str, ...], *arguments: object) -> Block:
+        lines = out / f"{name.replace(' ', '-')}.jsonl"
+        return Block(name, script("parity", "--ops", *ops, "--output", lines, "--time", 140, *arguments), 150)
+
+    def bench(name: str, limit: float, *arguments: object, optional: bool = False) -> Block:
+        file = out / f"{device}-{name.replace(' ', '-')}.json"
+        command = script(f"bench_{name.split()[0]}", *arguments, "--output", file)
+        return Block(name, command, limit, json=file, optional=optional)
+
+    pytest = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    smoke = script("parity", "--smoke")
+    if dry_run:
+        small = ("--batch", 1, "--budget", 0.1, "--repeats", 3, "--layouts", "contiguous", "--threads", 1)
+        test = [str(common.ROOT / "python_tests" / "test_max_pool2d.py"), "-k", "cpu and unbatched"]
+        os.environ["OMP_NUM_THREADS"] = "1"  # of the children: with so little work, threads would only wait
+        return [
+            [parity("parity", OPS, "--tiny")],
+            [bench("ops", 60, *small, "--ops", OPS[2], OPS[4]), bench("model", 60, *small, "--variants", "cifar")],
+            [Block("tests", [*pytest, *test], 60), Block("kernels", smoke, 60)],
+        ]
+    workers = ["-n", "8"] if importlib.util.find_spec("xdist") else []
+    tests = [*pytest, *workers, str(common.ROOT / "python_tests"), "-k", "cuda"]
+    sanitizers = [
+        Block(tool, [*sanitizer(tool), *smoke], 120, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})
+        for tool in SANITIZERS
+        if sanitizer(tool)
+    ]
+    compiled = ("--compile", "default", "--budget", 2)
+    return [
+        [parity(f"parity {op}", (op,)) for op in OPS],
+        [bench("ops", 130, "--budget", 2, "--time", 110)],
+        [bench("model", 80, "--budget", 6, "--time", 60)],
+        [Block("tests", tests, 120, {"ALEXNET_CUDA_REQUIRE": "cpu,cuda"}), *sanitizers],
+        [bench("model compile", 120, *compiled, optional=True)],
+        [bench("ops compile", 300, *compiled, "--ops", *OPS[1:], optional=True)],
+    ]
+
+
+def sanitizer(tool: str) -> list[str]:
+    """The command before a program's own; initcheck must see every kernel, the others look at ours only."""
+    path = shutil.which("compute-sanitizer") or shutil.which("/usr/local/cuda/bin/compute-sanitizer")
+    if path is None:
+        return []
+    only = [] if tool == "initcheck" else ["--kernel-name", "kns=alexnet_cuda"]
+    return [path, "--tool", tool, *only, "--error-exitcode", "99", "--print-limit", "20"]
+
+
+def run(block: Block, out: Path, end: float) -> Outcome:
+    begin = time.monotonic()
+    limit = min(block.limit, end - begin)
+    if limit < 5:
+        return Outcome(block.name, "skipped" if block.optional else "not reached", 0, "no time left")
+    log = out / f"{block.name.replace(' ', '-')}.log"
+    environment = os.environ | {"COLUMNS": "160"} | block.environment
+    with open(log, "w") as file:  # started outside the source tree, so that the installed package is imported
+        child = subprocess.Popen(block.command, stdout=file, stderr=subprocess.STDOUT, env=environment, cwd=out,
+                                 start_new_session=True)  # fmt: skip
+        try:
+            result = "ok" if child.wait(limit) == 0 else "failed"
+        except subprocess.TimeoutExpired:
+            os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
+            result = "skipped" if block.optional else "stopped"
+    if block.json and common.part(block.json).exists():
+        common.finish(block.json, complete=False)
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    if result != "ok":
+        common.console.print(f"{block.name}: {result}", *lines[-15:], sep="\n  ", style="red", markup=False)
+    return Outcome(block.name, result, time.monotonic() - begin, (lines or [f"exit code {child.returncode}"])[-1])
+
+
+def environment(out: Path, device: str) -> Outcome:
+    """What this machine is and how fast it copies and multiplies; fails without CUDA kernels."""
+    begin = time.monotonic()
+    try:
+        smi = subprocess.run(["nvidia-smi"], capture_output=True, text=True, timeout=20).stdout
+    except (OSError, subprocess.TimeoutExpired) as error:
+        smi = str(error)
+    (out / "nvidia-smi.txt").write_text(smi)
+    why = WHY_NOT[device] or ("" if device == "cpu" or torch.cuda.is_available() else "torch finds no GPU")
+    if why:
+        return Outcome("environment", "failed", time.monotonic() - begin, f"no {device} kernels: {why}")
+    machine = common.machine(device)
+    dtypes = ["float32", "bfloat16"] if device == "cpu" else list(common.DTYPES)
+    ceilings = common.measure_ceilings(device, dtypes, common.Timer(device), small=device == "cpu")
+    (out / "environment.json").write_text(json.dumps({"machine": machine, "ceilings": ceilings}, indent=1) + "\n")
+    if device == "cuda":
+        torch.cuda.empty_cache()
+    message = f"{machine['device']}, torch {machine['torch']}, commit {machine['commit']}"
+    return Outcome("environment", "ok", time.monotonic() - begin, message)
+
+
+def failures(out: Path) -> list[str]:
+    """The failed checks that the parity blocks wrote."""
+    records = [json.loads(line) for path in sorted(out.glob("parity*.jsonl"))
+               for line in path.read_text().splitlines() if line.endswith("}")]  # fmt: skip
+    return [f"{r['op']}: {r['check']}: {r['message']}" for r in records if not r["ok"]]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags.add_argument("--output", type=Path, required=True, help="folder")
+    flags.add_argument("--blocks", nargs="+", metavar="NAME", help="only those whose names begin so: parity ops ...")
+    flags.add_argument("--time", type=float, default=560, help="seconds for everything")
+    flags.add_argument("--dry-run", action="store_true", help="on the CPU, with the smallest sizes")
+    args = flags.parse_args(arguments)
+    end, out = time.monotonic() + args.time, args.output.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    outcomes: list[Outcome] = []
+
+    def note(outcome: Outcome) -> None:
+        outcomes.append(outcome)
+        with open(out / "blocks.jsonl", "a") as file:
+            file.write(json.dumps(asdict(outcome)) + "\n")
+        common.console.print(f"{outcome.name}: {outcome.result} after {outcome.seconds:.0f} s: {outcome.message}",
+                             markup=False)  # fmt: skip
+
+    (out / "blocks.jsonl").unlink(missing_ok=True)
+    note(environment(out, "cpu" if args.dry_run else "cuda"))
+    if outcomes[0].result == "ok":
+        for group in blocks(out, args.dry_run):
+            chosen = [b for b in group if not args.blocks or b.name.startswith(tuple(args.blocks))]
+            with ThreadPoolExecutor(max(1, len(chosen))) as pool:
+                for future in [pool.submit(run, block, out, end) for block in chosen]:
+                    note(future.result())
+        if not args.dry_run and not sanitizer("memcheck"):
+            note(Outcome("compute-sanitizer", "skipped", 0, "not installed"))
+    table = Table("block", "result", "seconds", "last line")
+    for o in outcomes:
+        style = {"ok": "green", "skipped": "yellow"}.get(o.result, "red")
+        table.add_row(o.name, f"[{style}]{o.result}", f"{o.seconds:.0f}", o.message[:90].replace("[", r"\["))
+    common.console.print(table)
+    for line in failures(out)[:20]:
+        common.console.print(line[:240], style="red", markup=False)
+    return 0 if all(o.result in ("ok", "skipped") for o in outcomes) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,172 @@
+"""Writes the tables of README's section "Measured", and the pictures in docs, from benchmarks/results/*.json.
+
+--check only compares: exit code 1 if README says something else than the results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from itertools import groupby
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+BEGIN, END = "<!-- measured: from benchmarks/results by benchmarks/tables.py -->\n", "<!-- /measured -->"
+KINDS = {"cpu": "CPU", "cuda": "CUDA"}
+FAMILIES = {"ours": "ours", "eager": "eager", "space-to-depth": "eager", "compile": "torch.compile",
+            "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}  # fmt: skip
+
+
+def family(record: dict) -> str:
+    """The column of a form: the best of its settings stands there."""
+    return FAMILIES[record["form"].split()[0]]
+
+
+def cases(result: dict) -> list[list[dict]]:
+    """The records of each case, in the file's order; those that failed are left out."""
+    key = lambda r: (r["case"], r["shape"], r["pass"], r["dtype"], r["batch"])
+    return [timed for _, g in groupby(result["records"], key) if (timed := [r for r in g if "median_ms" in r])]
+
+
+def fastest(records: list[dict], *families: str) -> dict | None:
+    return min((r for r in records if family(r) in families), key=lambda r: r["median_ms"], default=None)
+
+
+def columns(result: dict) -> list[tuple[str, str | None]]:
+    """(family, layout) of every column of times; other runtimes have one column whatever the layout."""
+    order = {name: i for i, name in enumerate(FAMILIES.values())}
+    names = {(family(r), r["layout"] if family(r) in ("ours", "eager") else None) for rs in cases(result) for r in rs}
+    return sorted(names, key=lambda c: (order[c[0]], c[1] or ""))
+
+
+def ratio(records: list[dict], *others: str) -> float | None:
+    """How many times as long as ours the best of these families takes; none named: of all."""
+    ours = fastest(records, "ours")
+    other = fastest(records, *(others or set(FAMILIES.values()) - {"ours"}))
+    return other["median_ms"] / ours["median_ms"] if ours and other else None
+
+
+def table(result: dict) -> list[str]:
+    heads = columns(result)
+    names = [f"{f}, {layout}" if layout else f for f, layout in heads]
+    header = [
+        "what",
+        "input",
+        "pass",
+        *names,
+        "best other / ours",
+        "share",
+        "saved, ours / eager",
+        "peak, ours / eager",
+    ]
+    lines = ["| " + " | ".join(header) + " |", "|---|---|---|" + "---:|" * (len(header) - 3)]
+    for records in cases(result):
+        r = records[0]
+        cells = [r["case"], f"{r['batch']}x{'x'.join(map(str, r['shape']))} {r['dtype']}", r["pass"]]
+        for f, layout in heads:
+            found = fastest([r for r in records if layout in (None, r["layout"])], f)
+            cells.append(f"{found['median_ms']:.3g}" if found else "-")
+        ours, eager = ([r for r in records if r["form"].split()[0] == name] for name in ("ours", "eager"))
+        fast = fastest(records, "ours")
+        share = max(fast.get("copy_share", 0), fast.get("gemm_share", 0)) if fast else 0
+        cells += [f"**{times:.3g}**" if times else "-" for times in (ratio(records, "eager"), ratio(records))]
+        cells.append(f"{share:.0%}" if share else "-")
+        cells += [" / ".join(megabytes(rs, key) for rs in (ours, eager)) for key in ("saved_bytes", "peak_bytes")]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def megabytes(records: list[dict], key: str) -> str:
+    values = [r[key] for r in records if key in r]
+    return f"{min(values) / 2**20:.3g}" if values else "-"
+
+
+def section(name: str, result: dict) -> list[str]:
+    m, ceilings = result["machine"], result["ceilings"]
+    products = ", ".join(f"{dtype} {rate / 1e12:.3g} TFLOP/s" for dtype, rate in ceilings["gemm"].items())
+    what = "operators" if result["kind"] == "ops" else "whole networks"
+    kernels = f"{m['threads']} threads, {m['cpu_kernels']}" if m["kind"] == "cpu" else f"CUDA {m['cuda']}"
+    facts = f"{m['device']} ({kernels}), torch {m['torch']}, commit {m['commit']}, {m['date'][:10]}"
+    return [
+        f"**{KINDS[m['kind']]}, {what}**: {facts}; copy {ceilings['copy'] / 1e9:.3g} GB/s, matrix product {products}"
+        + ("." if result["complete"] else "; this run was stopped before its end."),
+        "",
+        *table(result),
+        "",
+        f"![How many times as fast as the best other form]({picture(name).as_posix()})",
+        "",
+    ]
+
+
+def measured(results: dict[str, dict]) -> str:
+    """What stands between the markers."""
+    lines = [
+        "Medians in ms of all forms run in turn in one process, each in its best setting. *share*: the larger of the",
+        "shares of the copy rate (fewest bytes possible) and of the matrix product rate, measured in the same run.",
+        "*saved* for backward and *peak* memory in MiB, ours / eager, best layout.",
+        "",
+    ]
+    for name, result in results.items():
+        lines += section(name, result)
+    for kind, title in KINDS.items():
+        if not any(r["machine"]["kind"] == kind for r in results.values()):
+            lines += [f"**{title}**: not measured; no figure here is an estimate.", ""]
+    return "\n".join(lines)
+
+
+def picture(name: str) -> Path:
+    return Path("docs") / f"measured-{name}.svg"
+
+
+def draw(name: str, result: dict, root: Path) -> None:
+    """Bars of best other / ours."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = name
+    import matplotlib.pyplot as plt
+
+    rows = [(records[0], times) for records in cases(result) if (times := ratio(records))]
+    labels = [f"{r['case']} {r['batch']}x{'x'.join(map(str, r['shape']))} {r['dtype']}, {r['pass']}" for r, _ in rows]
+    figure, axes = plt.subplots(figsize=(9, 0.6 + 0.3 * len(rows)), layout="constrained")
+    colours = ["tab:blue" if r["pass"] == "inference" else "tab:orange" for r, _ in rows]
+    bars = axes.barh(labels, [times for _, times in rows], color=colours)
+    axes.bar_label(bars, fmt="%.2f", padding=3)
+    axes.axvline(1, color="black", linewidth=0.8)
+    axes.set(xscale="log", xlabel=f"time of the best other form / ours ({result['machine']['device']})")
+    axes.margins(x=0.1)
+    axes.invert_yaxis()
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(root / picture(name), metadata={"Date": None})
+    plt.close(figure)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags.add_argument("--check", action="store_true", help="change nothing")
+    flags.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
+    flags.add_argument("--readme", type=Path, default=ROOT / "README.md")
+    args = flags.parse_args(arguments)
+    results = {path.stem: json.loads(path.read_text()) for path in sorted(args.results.glob("*.json"))}
+    order = lambda item: (list(KINDS).index(item[1]["machine"]["kind"]), item[1]["kind"] != "ops", item[0])
+    results = dict(sorted(results.items(), key=order))
+    text = args.readme.read_text()
+    if BEGIN not in text or END not in text:
+        sys.exit(f"tables: {args.readme} lacks the lines {BEGIN.strip()} and {END}")
+    head, rest = text.split(BEGIN, 1)
+    tail = rest.split(END, 1)[1]
+    wanted = head + BEGIN + measured(results) + END + tail
+    if args.check:
+        missing = [str(picture(name)) for name in results if not (args.readme.parent / picture(name)).exists()]
+        if wanted != text or missing:
+            print(f"tables: {args.readme} and its pictures are not what the results say; run benchmarks/tables.py")
+        return int(wanted != text or bool(missing))
+    args.readme.write_text(wanted)
+    for name, result in results.items():
+        draw(name, result, args.readme.parent)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,151 @@
+"""The benchmarks' own arithmetic and files, and a dry run of the GPU check; never a speed."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from alexnet_cuda import AlexNet, ops, reference
+
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+import bench_model
+import bench_ops
+import common
+import parity
+import runtimes
+import tables
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_readme_shows_the_results():
+    assert tables.main(["--check"]) == 0
+
+
+def results(folder, median=2.0, complete=True):
+    """A run of one case with one record of ours and one of eager."""
+    machine = {"device": "toy", "kind": "cpu", "threads": 1, "cpu_kernels": "none", "torch": "2", "commit": "0",
+               "date": "2012-12-03"}  # fmt: skip
+    case = {"case": "pool", "shape": [3, 4, 5], "pass": "training", "dtype": "float32", "batch": 2}
+    file = common.Results(folder / "toy.json", "ops", machine, {"copy": 1e9, "gemm": {"float32": 1e12}})
+    with file:
+        file.add({**case, "form": "ours", "layout": "contiguous", "median_ms": median, "copy_share": 0.5,
+                  "saved_bytes": 2**20})  # fmt: skip
+        file.add({**case, "form": "eager", "layout": "channels_last", "median_ms": 5.0})
+        file.add({**case, "form": "eager", "layout": "contiguous", "error": "no"})
+        if not complete:
+            raise KeyboardInterrupt
+    return folder / "toy.json"
+
+
+def test_tables(tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text(f"head\n{tables.BEGIN}{tables.END}\ntail\n")
+    (tmp_path / "docs").mkdir()
+    arguments = ["--results", str(tmp_path), "--readme", str(readme)]
+    results(tmp_path)
+    assert tables.main([*arguments, "--check"]) == 1
+    assert tables.main(arguments) == 0
+    assert tables.main([*arguments, "--check"]) == 0
+    text = readme.read_text()
+    assert "| pool | 2x3x4x5 float32 | training | 2 | 5 | **2.5** | **2.5** | 50% | 1 / - | - / - |" in text
+    assert "**CUDA**: not measured" in text
+    assert text.startswith("head\n")
+    assert text.endswith("\ntail\n")
+    assert (tmp_path / "docs" / "measured-toy.svg").exists()
+    results(tmp_path, median=1.0)
+    assert tables.main([*arguments, "--check"]) == 1
+
+
+def test_interrupted_results(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        results(tmp_path, complete=False)
+    file = tmp_path / "toy.json"
+    assert not file.exists()
+    with open(common.part(file), "a") as half:
+        half.write('{"case": ')
+    common.finish(file, complete=False)
+    result = json.loads(file.read_text())
+    assert not result["complete"]
+    assert len(result["records"]) == 3
+    assert not common.part(file).exists()
+
+
+def test_least_work():
+    x = 2 * 96 * 55 * 55 * 4
+    y = 2 * 96 * 27 * 27 * 4
+    assert bench_ops.least_work("local_response_norm", (2, 96, 55, 55), 4, False) == (2 * x, 0)
+    assert bench_ops.least_work("local_response_norm", (2, 96, 55, 55), 4, True) == (5 * x, 0)
+    assert bench_ops.least_work("max_pool2d", (2, 96, 55, 55), 4, True) == (2 * x + 2 * y + y // 2, 0)
+    assert bench_ops.least_work("relu_lrn_max_pool2d", (2, 96, 55, 55), 4, True) == (3 * x + 2 * y + y // 2, 0)
+    image, weight, flops = 2 * 3 * 227**2 * 4, 96 * 363 * 4, 2 * 2 * 96 * 3025 * 363
+    assert bench_ops.least_work("conv2d", (2, 3, 227, 227), 4, False) == (image + weight + x, flops)
+    assert bench_ops.least_work("conv2d", (2, 3, 227, 227), 4, True) == (2 * (image + weight + x), 2 * flops)
+    block = bench_ops.least_work("conv2d_relu_lrn_max_pool2d", (2, 3, 227, 227), 4, True)
+    assert block == (2 * (image + weight + x + y) + y // 2, 2 * flops)
+
+
+def test_space_to_depth():
+    x, conv = torch.randn(1, 3, 227, 227), nn.Conv2d(3, 96, 11, 4)
+    y = bench_ops.depth_conv(bench_ops.space_to_depth(x), conv.weight, conv.bias)
+    torch.testing.assert_close(y, conv(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("variant", ["caffenet", "ungrouped", "owt"])
+def test_stock(variant):
+    model = AlexNet(variant, num_classes=3).eval()
+    size = model.variant.input_size
+    stock, x = bench_model.stock(model), torch.randn(1, 3, size, size)
+    assert not [m for m in stock.features if type(m).__module__.startswith("alexnet_cuda")]
+    assert [m for m in model.features if type(m).__module__.startswith("alexnet_cuda")]
+    with torch.no_grad():
+        torch.testing.assert_close(stock(x), model(x), rtol=1e-3, atol=1e-3)
+
+
+def test_no_stock_form():
+    with pytest.raises(ValueError, match="original2012"):
+        bench_model.stock(AlexNet("original2012"))
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_runtimes(runtime):
+    pytest.importorskip("onnx")
+    pytest.importorskip(runtime)
+    net = nn.Sequential(nn.Conv2d(3, 8, 11, 4), nn.ReLU(), nn.LocalResponseNorm(5, 0.1, 0.75, 2.0), nn.MaxPool2d(3, 2),
+                        nn.Flatten(), nn.Dropout(), nn.Linear(8 * 3 * 3, 4)).eval()  # fmt: skip
+    x = torch.randn(2, 3, 39, 39)
+    (y,) = list(runtimes.runtimes(net, x, 2.0)[runtime]()) if runtime == "onnxruntime" else [
+        runtimes.runtimes(net, x, 2.0)[runtime]()[0]]  # fmt: skip
+    with torch.no_grad():
+        torch.testing.assert_close(torch.as_tensor(y), net(2 * x), rtol=1e-4, atol=1e-4)
+
+
+def test_memory():
+    x = torch.randn(1000, requires_grad=True)
+    assert common.saved_bytes(lambda: (x * 2).exp() * x, [x]) == 4000
+    assert common.saved_bytes(lambda: (x * 2).exp() * x) == 8000
+    assert common.peak_bytes(lambda: x.detach() + 1 + 1, cuda=False) == pytest.approx(8000, abs=100)
+
+
+def test_parity_finds_a_wrong_result(tmp_path, monkeypatch):
+    def last_column_missing(*args, **kwargs):
+        y = reference.max_pool2d(*args, **kwargs)
+        return y * (torch.arange(y.shape[-1]) < y.shape[-1] - 1).to(y)
+
+    arguments = ["--device", "cpu", "--tiny", "--ops", "max_pool2d", "--output", str(tmp_path / "checks.jsonl")]
+    assert parity.main(arguments) == 0
+    monkeypatch.setattr(ops, "max_pool2d", last_column_missing)
+    assert parity.main(arguments) == 1
+
+
+def test_dry_run_of_the_gpu_check(tmp_path):
+    command = [sys.executable, ROOT / "benchmarks" / "gpu_check.py", "--dry-run", "--output", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    outcomes = [json.loads(line) for line in (tmp_path / "blocks.jsonl").read_text().splitlines()]
+    assert [o["name"] for o in outcomes] == ["environment", "parity", "ops", "model", "tests", "kernels"]
+    assert json.loads((tmp_path / "cpu-ops.json").read_text())["complete"]
