@@ -259,43 +259,6 @@ def test_conv2d(shape, filters, kernel_size, stride, padding, ceil_mode, with_bi
     assert_close(batch.tensor(dx, shape), gradient(lambda x: exact(x, weight), x, grad))
 
 
-TENSOR_CORES = [  # shape, filters, padding, ceil_mode: 11x11, stride 4
-    pytest.param((1, 3, 23, 27), 96, 0, False, id="alexnet"),
-    pytest.param((2, 3, 12, 18), 64, 2, True, id="padding-ceil"),
-    pytest.param((1, 1, 30, 13), 7, 0, True, id="grey-few-filters"),
-    pytest.param((1, 4, 14, 19), 100, 2, False, id="four-channels-two-tiles"),
-    pytest.param((1, 3, 71, 71), 8, 0, True, id="several-blocks"),
-    pytest.param((1, 1, 11, 273), 16, 0, False, id="two-strips"),
-]
-
-
-@pytest.mark.parametrize("dtype", DTYPES[1:], ids=lambda d: str(d)[6:])
-@layouts
-@pytest.mark.parametrize(("shape", "filters", "padding", "ceil_mode"), TENSOR_CORES)
-def test_conv2d_on_tensor_cores(shape, filters, padding, ceil_mode, dtype, channels_last):
-    batch, x = Batch(shape, dtype, channels_last), random(*shape, dtype=dtype)
-    weight, bias = random(filters, shape[1], 11, 11, dtype=dtype, scale=0.1), random(filters, dtype=dtype)
-    x[-1, -1, shape[2] // 2, shape[3] // 3] = torch.nan  # spoils the windows it lies in and no others
-    x[0, 0, -1, -1] = torch.nan
-    expected = reference.conv2d(x, weight, bias, 4, padding, ceil_mode)
-    assert not expected.isnan().all()
-    w, b = batch.raw(weight, image=False), batch.raw(bias, image=False)
-    y = _emulator.conv2d(batch.images, batch.raw(x), w, b, filters, 11, 4, padding, ceil_mode)
-    assert_close(batch.tensor(y, expected.shape), expected)
-
-
-@pytest.mark.parametrize("channels", [1, 3, 4])
-def test_every_tap_on_tensor_cores(channels):
-    """A NaN at each pixel in turn: each reaches the windows it lies in, whatever slab it was sorted into."""
-    x = random(64, channels, 15, 15, dtype=torch.float16)  # four windows
-    weight = random(1, channels, 11, 11, dtype=torch.float16)
-    for n in range(64):
-        x[n, n % channels, (n * 4) % 15, (n * 7 + n // 15) % 15] = torch.nan
-    batch = Batch(x.shape, torch.float16, False)
-    y = _emulator.conv2d(batch.images, batch.raw(x), batch.raw(weight, image=False), None, 1, 11, 4, 0, False)
-    assert_close(batch.tensor(y, (64, 1, 2, 2)), reference.conv2d(x, weight, None, 4))
-
-
 # ---- the emulator itself -------------------------------------------------------------------------------------------
 
 

@@ -7,6 +7,8 @@
 // of 128 threads makes a 128 x 32 tile of the result, an 8 x 4 part per thread in registers; slabs of 8 of the summed
 // index come through shared memory, the next one being fetched while the present one is multiplied. All arithmetic is
 // float (FFMA); the order of every sum is fixed.
+//
+// AlexNet's own layer in half and bfloat16 is on tensor cores: conv2d_mma.cu and conv2d_weight_grad_mma.cu.
 #include "images.h"
 
 namespace alexnet_cuda {
@@ -265,7 +267,9 @@ View<T, kLast> output_view(Pointer data, const Conv& c) {
 }  // namespace
 
 gpu::error_t launch_conv2d(const Images& images, const void* x, const void* weight, const void* bias, void* y,
-                           const Conv& conv, gpu::stream_t stream) {
+                           const Conv& conv, float* workspace, gpu::stream_t stream) {
+  if (conv2d_workspace(images.dtype, conv))
+    return launch_conv2d_mma(images, x, weight, bias, y, conv, workspace, stream);
   return dispatch_both(images, [&](auto type, auto last) {
     using T = typename decltype(type)::type;
     constexpr bool kLast = decltype(last)::value;
@@ -278,6 +282,8 @@ gpu::error_t launch_conv2d(const Images& images, const void* x, const void* weig
 
 gpu::error_t launch_conv2d_weight_grad(const Images& images, const void* grad, const void* x, void* dweight,
                                        const Conv& conv, float* workspace, gpu::stream_t stream) {
+  if (conv2d_workspace(images.dtype, conv))
+    return launch_conv2d_weight_grad_mma(images, grad, x, dweight, conv, workspace, stream);
   return dispatch_both(images, [&](auto type, auto last) {
     using T = typename decltype(type)::type;
     constexpr bool kLast = decltype(last)::value;

@@ -38,19 +38,23 @@ gpu::error_t launch_relu_lrn_max_pool2d_backward(const Images& images, const voi
 
 // weight is (filters, channels, k, k), contiguous; bias may be null. `images` describes x (or dx).
 gpu::error_t launch_conv2d(const Images& images, const void* x, const void* weight, const void* bias, void* y,
-                           const Conv& conv, gpu::stream_t stream);
+                           const Conv& conv, float* workspace, gpu::stream_t stream);
+// Floats that launch_conv2d needs; none where it does not use tensor cores, which are launch_conv2d_mma's.
+int64_t conv2d_workspace(DType dtype, const Conv& conv);
+gpu::error_t launch_conv2d_mma(const Images& images, const void* x, const void* weight, const void* bias, void* y,
+                               const Conv& conv, float* workspace, gpu::stream_t stream);
 gpu::error_t launch_conv2d_weight_grad(const Images& images, const void* grad, const void* x, void* dweight,
                                        const Conv& conv, float* workspace, gpu::stream_t stream);
+// Floats that launch_conv2d_weight_grad needs, wherever it runs.
+int64_t conv2d_weight_grad_workspace(DType dtype, int64_t n, const Conv& conv);
+gpu::error_t launch_conv2d_weight_grad_mma(const Images& images, const void* grad, const void* x, void* dweight,
+                                           const Conv& conv, float* workspace, gpu::stream_t stream);
 gpu::error_t launch_conv2d_input_grad(const Images& images, const void* grad, const void* weight, void* dx,
                                       const Conv& conv, gpu::stream_t stream);
 
-// Floats that launch_conv2d_weight_grad needs. The number of slices depends on the batch alone, so that a result does
-// not depend on the device.
+// The number of slices depends on the batch alone, so that a result does not depend on the device.
 inline int64_t conv2d_weight_grad_slices(int64_t n) {
   return n < 16 ? 4 * n : 64;
-}
-inline int64_t conv2d_weight_grad_workspace(int64_t n, const Conv& conv) {
-  return conv2d_weight_grad_slices(n) * conv.filters * conv.channels * conv.kernel_size * conv.kernel_size;
 }
 
 }  // namespace alexnet_cuda

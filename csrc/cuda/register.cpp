@@ -97,9 +97,11 @@ Tensor conv2d(const Tensor& x, const Tensor& weight, std::optional<Tensor> bias,
   const Tensor in = dense(x, format), w = dense(weight, MemoryFormat::Contiguous);
   std::optional<Tensor> b;
   if (bias) b = dense(*bias, MemoryFormat::Contiguous);
-  cuda_check(launch_conv2d(images_of(op, x, format), in.const_data_ptr(), w.const_data_ptr(),
-                           b ? b->const_data_ptr() : nullptr, y.mutable_data_ptr(), conv, stream_of(x)),
-             op);
+  Tensor workspace = floats(x, conv2d_workspace(dtype_of(op, x), conv));
+  cuda_check(
+      launch_conv2d(images_of(op, x, format), in.const_data_ptr(), w.const_data_ptr(),
+                    b ? b->const_data_ptr() : nullptr, y.mutable_data_ptr(), conv, float_data(workspace), stream_of(x)),
+      op);
   return y;
 }
 
@@ -128,7 +130,7 @@ Tensor conv2d_weight_grad(const Tensor& grad, const Tensor& x, int64_t kernel_si
   Tensor dw = empty(x, {conv.filters, conv.channels, kernel_size, kernel_size}, MemoryFormat::Contiguous);
   if (x.numel() == 0 || dw.numel() == 0) return torch::stable::fill_(dw, 0.0);
   const Tensor in = dense(x, format), g = dense(grad, format);
-  Tensor workspace = floats(x, conv2d_weight_grad_workspace(x.size(0), conv));
+  Tensor workspace = floats(x, conv2d_weight_grad_workspace(dtype_of(op, x), x.size(0), conv));
   cuda_check(launch_conv2d_weight_grad(images_of(op, x, format), g.const_data_ptr(), in.const_data_ptr(),
                                        dw.mutable_data_ptr(), conv, float_data(workspace), stream_of(x)),
              op);

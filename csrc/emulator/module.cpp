@@ -171,7 +171,10 @@ py::array conv2d(const ImagesTuple& shape, const py::array& x, const py::array& 
   const Conv conv = conv_of(images, filters, k, stride, padding, ceil_mode);
   const Buffer in(x), w(weight), b(bias ? *bias : py::array(py::dtype("uint16"), 0));
   const Buffer out(images.n * filters * conv.out_height * conv.out_width * element_size(images));
-  check(launch_conv2d(images, in.data(), w.data(), bias ? b.data() : nullptr, out.data(), conv, nullptr));
+  const Buffer workspace(conv2d_workspace(images.dtype, conv) * 4);
+  check(launch_conv2d(images, in.data(), w.data(), bias ? b.data() : nullptr, out.data(), conv,
+                      static_cast<float*>(workspace.data()), nullptr));
+  workspace.check();
   return out.result(format_of(images));
 }
 
@@ -180,7 +183,7 @@ py::array conv2d_weight_grad(const ImagesTuple& shape, const py::array& grad, co
   const Images images = images_of(shape);
   const Conv conv = conv_of(images, filters, k, stride, padding, ceil_mode);
   const Buffer g(grad), in(x), out(filters * images.c * k * k * element_size(images));
-  const Buffer workspace(conv2d_weight_grad_workspace(images.n, conv) * 4);
+  const Buffer workspace(conv2d_weight_grad_workspace(images.dtype, images.n, conv) * 4);
   check(launch_conv2d_weight_grad(images, g.data(), in.data(), out.data(), conv, static_cast<float*>(workspace.data()),
                                   nullptr));
   workspace.check();

@@ -1,0 +1,218 @@
+// AlexNet's first convolution (11x11, stride 4, 1, 3 or 4 channels) for half and bfloat16 on tensor cores.
+//
+// slabs.h says how it becomes a product of matrices: cells of 4x4 pixels, slabs of 8 of their 16 C channels.
+//
+// A block of 8 warps makes 256 output pixels x 64 or 96 filters, a warp 32 pixels. The cells lie in shared memory as
+// [plane][cell][8]: a shift is an address offset, and the rows that ldmatrix reads are consecutive. Output columns are
+// cut into strips of at most 64. Pixels of a strip are numbered along its rows of cells, which are 2 longer than the
+// rows of outputs: of these two results in each row nothing is stored.
+//
+// Weights come straight from global memory, packed so that a lane reads its fragments of 16 filters with one load. All
+// warps and blocks read the same few ten kilobytes, which L1 keeps.
+#include "images.h"
+#include "slabs.h"
+
+namespace alexnet_cuda {
+namespace {
+
+constexpr int kTransposed = kWarpPixels + 2;  // row length when a warp transposes its output: no bank conflicts
+
+// ---- weights -------------------------------------------------------------------------------------------------------
+
+// packed[filter tile][step][16 filters][lane][4]: b[0] and b[1] of two mma_m16n8k16. The filters of a tile are
+// permuted: column 8 j + 2 q + e of the product is filter 32 (j / 4) + 8 q + 2 (j % 4) + e, so that a lane ends up with
+// runs of 8.
+__global__ void __launch_bounds__(kThreads) pack_kernel(const uint16_t* weight, uint32_t* packed, int words,
+                                                        int filters, int tile, int steps, int length, Taps taps) {
+  const int i = blockIdx.x * kThreads + threadIdx.x;
+  if (i >= words) return;
+  const int word = i % 4, lane = i / 4 % 32, pair = i / 128 % (tile / 16), rest = i / (8 * tile);
+  const int j = 2 * pair + word / 2, column = lane / 4, k = rest % steps * 16 + word % 2 * 8 + lane % 4 * 2;
+  const int filter = rest / steps * tile + j / 4 * 32 + column / 2 * 8 + j % 4 * 2 + column % 2;
+  uint32_t both = 0;
+#pragma unroll
+  for (int e = 0; e < 2; ++e) {
+    const int tap = taps.tap[k + e];
+    if (tap >= 0 && filter < filters) both |= uint32_t{weight[filter * length + tap]} << 16 * e;
+  }
+  packed[i] = both;
+}
+
+// ---- the product ---------------------------------------------------------------------------------------------------
+
+// Clears what a fragment holds of elements that no filter element meets: their weights are 0, but 0 * NaN is not.
+GPU_DEVICE void clear_unneeded(int mask, uint32_t& first, uint32_t& second) {
+  const int two = mask >> threadIdx.x % 4 * 2;
+  const uint32_t keep = (two & 1 ? 0xffffu : 0) | (two & 2 ? 0xffff0000u : 0);
+  first &= keep;
+  second &= keep;
+}
+
+template <class T>
+struct alignas(16) Octet {
+  T v[8];
+};
+
+template <class T, int kChannels, int kTile>
+__global__ void __launch_bounds__(kThreads, 2)
+    mma_kernel(const uint16_t* __restrict__ x, const gpu::Quad<uint32_t>* __restrict__ packed,
+               const T* __restrict__ bias, T* __restrict__ y, int64_t first_image, Geometry g, Operands operands) {
+  constexpr int kSteps = kPlan<kChannels>.steps, kPairs = kTile / 16;
+  const gpu::shared<uint32_t> shared = gpu::dynamic_shared<uint32_t>();
+  const int pitch = g.pitch(), warp = threadIdx.x / 32, lane = threadIdx.x % 32, quad = lane % 4;
+  const int64_t image = first_image + blockIdx.x / (g.blocks * g.strips);
+  const int strip = blockIdx.x / g.blocks % g.strips, first = blockIdx.x % g.blocks * kBlockPixels;
+  const int mine = first + warp * kWarpPixels, first_filter = blockIdx.y * kTile + quad * 8;
+  const bool live = mine < g.out_height * pitch;
+
+  const uint16_t* in = x + image * kChannels * g.height * g.width;
+  if (g.channels_last)
+    stage<kChannels, true>(shared, in, g, strip, first);
+  else
+    stage<kChannels, false>(shared, in, g, strip, first);
+  __syncthreads();
+
+  float sums[2][2 * kPairs][4] = {};
+  if (live) {
+    const gpu::shared<uint16_t> cells =
+        gpu::shared_cast<uint16_t>(shared) + (warp * kWarpPixels + lane % 16) * 8;  // lanes 16-31: the second slab
+    const gpu::Quad<uint32_t>* weights = packed + blockIdx.y * (kSteps * kPairs * 32) + lane;
+#pragma unroll 1
+    for (int step = 0; step < kSteps; ++step) {
+      const auto &low = operands.slab[2 * step], &high = operands.slab[2 * step + 1];
+      uint32_t a[2][4];
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        gpu::ldmatrix_x4(a[i], cells + (operands.slab[2 * step + lane / 16].offset + i * 16 * 8));
+        clear_unneeded(low.mask, a[i][0], a[i][1]);
+        clear_unneeded(high.mask, a[i][2], a[i][3]);
+      }
+#pragma unroll
+      for (int pair = 0; pair < kPairs; ++pair) {
+        const gpu::Quad<uint32_t> b = weights[pair * 32];
+        const uint32_t even[2] = {b.v[0], b.v[1]}, odd[2] = {b.v[2], b.v[3]};
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          gpu::mma_m16n8k16<T>(sums[i][2 * pair], a[i], even);
+          gpu::mma_m16n8k16<T>(sums[i][2 * pair + 1], a[i], odd);
+        }
+      }
+      weights += kPairs * 32;
+    }
+  }
+
+  const int plane = g.out_height * g.out_width;
+  T* out = y + image * g.filters * plane;
+  const auto add_bias = [&](int j) {  // to the lane's filters among 32 j .. 32 j + 31
+#pragma unroll
+    for (int k = 0; k < 8; ++k) {
+      const int filter = first_filter + 32 * j + k;
+      const float b = bias && filter < g.filters ? gpu::to_float(bias[filter]) : 0.f;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) sums[i / 2][4 * j + k / 2][i % 2 * 2 + k % 2] += b;
+    }
+  };
+  if (g.channels_last) {  // the four lanes of a pixel write 64 bytes at once
+    if (!live) return;
+    int pixels[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) pixels[i] = g.position(strip, mine + 8 * i + lane / 4);
+#pragma unroll
+    for (int j = 0; j < kTile / 32; ++j) {
+      const int filter = first_filter + 32 * j;
+      add_bias(j);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        if (pixels[i] < 0 || filter >= g.filters) continue;
+        Octet<T> run;
+#pragma unroll
+        for (int k = 0; k < 8; ++k) run.v[k] = gpu::from_float<T>(sums[i / 2][4 * j + k / 2][i % 2 * 2 + k % 2]);
+        T* to = out + (pixels[i] * g.filters + filter);
+        if (g.octets) {
+          *reinterpret_cast<Octet<T>*>(to) = run;
+        } else {
+#pragma unroll
+          for (int k = 0; k < 8; ++k)
+            if (filter + k < g.filters) to[k] = run.v[k];
+        }
+      }
+    }
+  } else {  // each warp transposes 32 pixels x 32 filters at a time, then writes rows of pixels
+    __syncthreads();
+    if (!live) return;
+    const gpu::shared<T> buffer = gpu::shared_cast<T>(shared) + warp * (32 * kTransposed);
+    const int pixel = g.position(strip, mine + lane);
+#pragma unroll
+    for (int j = 0; j < kTile / 32; ++j) {
+      add_bias(j);
+      __syncwarp();
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+#pragma unroll
+        for (int k = 0; k < 8; ++k)
+          buffer[(quad * 8 + k) * kTransposed + 8 * i + lane / 4] =
+              gpu::from_float<T>(sums[i / 2][4 * j + k / 2][i % 2 * 2 + k % 2]);
+      __syncwarp();
+      const int filter = blockIdx.y * kTile + 32 * j, count = pixel < 0 ? 0 : min(32, g.filters - filter);
+      for (int k = 0; k < count; ++k) {
+        const T value = buffer[k * kTransposed + lane];
+        out[(filter + k) * plane + pixel] = value;
+      }
+    }
+  }
+}
+
+// ---- host ----------------------------------------------------------------------------------------------------------
+
+int packed_words(const Conv& conv) {
+  const int steps = conv.channels == 1 ? kPlan<1>.steps : conv.channels == 3 ? kPlan<3>.steps : kPlan<4>.steps;
+  return divide_up(conv.filters, filter_tile(conv)) * filter_tile(conv) * steps * 8;
+}
+
+template <class T, int kChannels, int kTile>
+gpu::error_t launch_tile(const Images& images, const void* x, const void* weight, const void* bias, void* y,
+                         const Conv& conv, float* workspace, gpu::stream_t stream) {
+  uint32_t* packed = reinterpret_cast<uint32_t*>(workspace);
+  const int words = packed_words(conv);
+  const gpu::error_t error = gpu::launch(
+      pack_kernel, dim3(divide_up(words, kThreads)), dim3(kThreads), 0, stream, static_cast<const uint16_t*>(weight),
+      packed, words, static_cast<int>(conv.filters), kTile, kPlan<kChannels>.steps, kChannels * 121, taps<kChannels>());
+  if (error != gpu::kSuccess) return error;
+  const Geometry geometry = geometry_of(images.channels_last, conv, y);
+  constexpr int kBytes = std::max(2 * kChannels * kPlane * 2, kThreads * kTransposed * 2);
+  return for_each_batch(images.n, int64_t{geometry.strips} * geometry.blocks, [&](int64_t first, int64_t count) {
+    return gpu::launch(
+        mma_kernel<T, kChannels, kTile>,
+        dim3(static_cast<unsigned>(count * geometry.strips * geometry.blocks), divide_up(conv.filters, kTile)),
+        dim3(kThreads), kBytes, stream, static_cast<const uint16_t*>(x),
+        reinterpret_cast<const gpu::Quad<uint32_t>*>(packed), static_cast<const T*>(bias), static_cast<T*>(y), first,
+        geometry, operands<kChannels>(geometry.strip_width + 2));
+  });
+}
+
+template <class T, int kChannels>
+gpu::error_t launch_channels(const Images& images, const void* x, const void* weight, const void* bias, void* y,
+                             const Conv& conv, float* workspace, gpu::stream_t stream) {
+  return filter_tile(conv) == 96 ? launch_tile<T, kChannels, 96>(images, x, weight, bias, y, conv, workspace, stream)
+                                 : launch_tile<T, kChannels, 64>(images, x, weight, bias, y, conv, workspace, stream);
+}
+
+}  // namespace
+
+int64_t conv2d_workspace(DType dtype, const Conv& conv) {
+  return on_tensor_cores(dtype, conv) ? packed_words(conv) : 0;
+}
+
+gpu::error_t launch_conv2d_mma(const Images& images, const void* x, const void* weight, const void* bias, void* y,
+                               const Conv& conv, float* workspace, gpu::stream_t stream) {
+  const auto run = [&](auto type) {
+    using T = typename decltype(type)::type;
+    const auto launch = conv.channels == 1   ? launch_channels<T, 1>
+                        : conv.channels == 3 ? launch_channels<T, 3>
+                                             : launch_channels<T, 4>;
+    return launch(images, x, weight, bias, y, conv, workspace, stream);
+  };
+  return images.dtype == kHalf ? run(Type<gpu::half>{}) : run(Type<gpu::bfloat16>{});
+}
+
+}  // namespace alexnet_cuda
