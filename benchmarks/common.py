@@ -7,12 +7,14 @@ import gc
 import json
 import os
 import platform
+import random
 import statistics
 import subprocess
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -185,10 +187,10 @@ class Timer:
         calls = 5 if self.cuda else 1
         gc.collect()
         gc.disable()
-        end = time.monotonic() + budget
+        end, order = time.monotonic() + budget, random.Random(0)
         for turn in range(repeats):
             samples = []
-            for i in sorted(range(len(forms)), key=lambda i: (i - turn) % len(forms)):
+            for i in order.sample(range(len(forms)), len(forms)):  # no form always follows the same other one
                 configure(**forms[i].settings)
                 samples.append((i, self.sample(forms[i].run, calls)))
             self.synchronize()
@@ -334,7 +336,10 @@ def measure_ceilings(device: str, dtypes: Iterable[str], timer: Timer, small: bo
         ceilings["clone"] = rate(source.clone, 8 * elements)
     for name in [*dtypes, *(["tf32"] if device == "cuda" else [])]:
         a, b = (torch.randn(n, n, device=device).to(DTYPES.get(name, torch.float32)) for _ in range(2))
-        ceilings["gemm"][name] = rate(lambda a=a, b=b: a @ b, 2 * n**3, tf32=name == "tf32")
+        pixels, filters = a.view(1, n, 1, n).permute(0, 3, 2, 1), b.view(n, n, 1, 1)
+        product, convolution = partial(torch.mm, a, b), partial(torch.conv2d, pixels, filters)  # two libraries
+        forms = (product, convolution) if device == "cpu" else (product,)
+        ceilings["gemm"][name] = max(rate(form, 2 * n**3, tf32=name == "tf32") for form in forms)
     console.print(f"copy {ceilings['copy'] / 1e9:.4g} GB/s; matrix product "
                   + ", ".join(f"{k} {v / 1e9:.4g} GFLOP/s" for k, v in ceilings["gemm"].items()))  # fmt: skip
     return ceilings

@@ -70,6 +70,7 @@ def runtimes(modules: Iterable[nn.Module], x: Tensor, scale: float = 1.0) -> dic
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # it would take a core from the others
         session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         calls["onnxruntime"] = lambda: session.run(None, {"x": array})
     if "openvino" in found:

@@ -55,6 +55,7 @@ def table(result: dict) -> list[str]:
         "input",
         "pass",
         *names,
+        "eager / ours",
         "best other / ours",
         "share",
         "saved, ours / eager",

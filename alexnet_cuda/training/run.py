@@ -3,7 +3,6 @@
 import json
 import logging
 import os
-import os
 import time
 import warnings
 from dataclasses import dataclass
