@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from typer.core import TyperGroup
@@ -184,14 +185,18 @@ def summary(
     with torch.device("meta"):
         layers = model_summary(AlexNet(variant, classes, channels))
     parameters, macs = (sum(getattr(layer, key) for layer in layers) for key in ("parameters", "macs"))
-    table = Table("layer", "type", "output", title=f"{variant}: {VARIANTS[variant].description}")
+    # narrow enough for 80 columns
+    table = Table("layer", "type", "output", title=f"{variant}: {VARIANTS[variant].description}", box=SIMPLE_HEAD,
+                  pad_edge=False, padding=(0, 1, 0, 0))  # fmt: skip
     for name in ("parameters", "share", "MACs", "share"):
         table.add_column(name, justify="right")
     for layer in layers:
         size = "x".join(map(str, layer.output_size))
-        table.add_row(layer.name, layer.type, size, *_shares(layer.parameters, parameters), *_shares(layer.macs, macs))
+        shares = _share(layer.parameters, parameters), _share(layer.macs, macs)
+        counts = f"{layer.parameters:,}" if layer.parameters else "", _millions(layer.macs)
+        table.add_row(layer.name, layer.type, size, counts[0], shares[0], counts[1], shares[1])
     table.add_section()
-    table.add_row("all", "", "", f"{parameters:,}", "", f"{macs:,}", "")
+    table.add_row("all", "", "", f"{parameters:,}", "", _millions(macs), "")
     console.print(table)
 
 
@@ -210,8 +215,12 @@ def info(json_: JSON = False) -> None:
     console.print(table)
 
 
-def _shares(part: int, whole: int) -> tuple[str, str]:
-    return (f"{part:,}", f"{part / whole:.1%}") if part else ("", "")
+def _share(part: int, whole: int) -> str:
+    return f"{part / whole:.1%}" if part else ""
+
+
+def _millions(count: int) -> str:
+    return f"{count / 1e6:,.1f} M" if count else ""
 
 
 def _more(arguments: list[str], pairs: list[str]) -> dict[str, str]:
