@@ -1,0 +1,5 @@
+"""`python -m alexnet_cuda.cli`."""
+
+from . import main
+
+main()

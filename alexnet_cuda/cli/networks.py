@@ -1,0 +1,75 @@
+"""`summary` and `info`: the networks, and what runs them."""
+
+import json
+from typing import Annotated
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from ._app import JSON, app, console, plain
+
+
+@app.command()
+def summary(
+    variant: Annotated[str | None, typer.Argument(help="Variant of AlexNet; none: list them.")] = None,
+    classes: Annotated[int | None, typer.Option(min=1, help="Classes; none: the variant's own.")] = None,
+    channels: Annotated[int | None, typer.Option(min=1, help="Channels of the input; none: the variant's own.")] = None,
+) -> None:
+    """Show the layers of a variant, with output sizes, parameters and multiplications."""
+    from ..variants import VARIANTS
+
+    if variant is None:
+        table = Table("variant", "input", "parameters", "what it is")
+        table.columns[2].justify = "right"
+        for name, v in VARIANTS.items():
+            table.add_row(
+                name, f"{v.channels}x{v.input_size}x{v.input_size}", f"{v.parameters:,}", plain(v.description)
+            )
+        console.print(table)
+        return
+    if variant not in VARIANTS:
+        raise typer.BadParameter(f"unknown variant {variant!r}; choose from {', '.join(VARIANTS)}")
+    import torch
+
+    from ..model import AlexNet, model_summary
+
+    with torch.device("meta"):
+        layers = model_summary(AlexNet(variant, classes, channels))
+    parameters, macs = (sum(getattr(layer, key) for layer in layers) for key in ("parameters", "macs"))
+    # narrow enough for 80 columns
+    table = Table("layer", "type", "output", title=f"{variant}: {VARIANTS[variant].description}", box=SIMPLE_HEAD,
+                  pad_edge=False, padding=(0, 1, 0, 0))  # fmt: skip
+    for name in ("parameters", "share", "MACs", "share"):
+        table.add_column(name, justify="right")
+    for layer in layers:
+        size = "x".join(map(str, layer.output_size))
+        shares = _share(layer.parameters, parameters), _share(layer.macs, macs)
+        counts = f"{layer.parameters:,}" if layer.parameters else "", _millions(layer.macs)
+        table.add_row(layer.name, layer.type, size, counts[0], shares[0], counts[1], shares[1])
+    table.add_section()
+    table.add_row("all", "", "", f"{parameters:,}", "", _millions(macs), "")
+    console.print(table)
+
+
+@app.command()
+def info(json_: JSON = False) -> None:
+    """Show versions, and which kernels are in use or why not."""
+    from .. import build_info
+
+    facts = {key: str(value) for key, value in build_info().items()}
+    if json_:
+        print(json.dumps(facts, indent=2))
+        return
+    table = Table("what", "value", title="alexnet_cuda")
+    for key, value in facts.items():
+        table.add_row(key, plain(value))
+    console.print(table)
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part / whole:.1%}" if part else ""
+
+
+def _millions(count: int) -> str:
+    return f"{count / 1e6:,.1f} M" if count else ""

@@ -1,0 +1,70 @@
+"""`evaluate` and `predict`: what a finished run knows."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from ._app import JSON, RUN, Failure, app, console, newest_run, plain, require_train
+
+
+@app.command()
+def evaluate(
+    run: RUN = None,
+    data_path: Annotated[str | None, typer.Option(help="Folder of the data; none: the one it was trained on.")] = None,
+    json_: JSON = False,
+) -> None:
+    """Test a run's weights again on the test split."""
+    require_train()
+    from ..data import load_images
+    from ..training import evaluation
+
+    model, recipe, classes = evaluation.load_weights(newest_run(run))
+    images = load_images(recipe.replace({"data_path": data_path} if data_path else {}))
+    if images.classes != classes:
+        raise Failure(f"the data has the classes {images.classes}, the run was trained on {classes}")
+    figures = evaluation.figures(evaluation.predict(model, images, recipe))
+    if json_:
+        print(json.dumps(figures, indent=2))
+        return
+    table = Table(
+        "figure", "value", title=f"{recipe.variant} on {len(images.test.labels)} test images of {recipe.name}"
+    )
+    table.columns[1].justify = "right"
+    for name, value in figures.items():
+        table.add_row(name, f"{value:.4f}")
+    console.print(table)
+
+
+@app.command()
+def predict(
+    images: Annotated[
+        list[Path], typer.Argument(help="Pictures: PNG, JPEG, anything Pillow reads.", metavar="IMAGE...")
+    ],
+    run: RUN = None,
+    top: Annotated[int, typer.Option(min=1, help="Classes to show for each picture.")] = 5,
+    json_: JSON = False,
+) -> None:
+    """Name what is on pictures."""
+    require_train()
+    from ..training import evaluation
+
+    model, recipe, classes = evaluation.load_weights(newest_run(run))
+    shares, order = evaluation.predict_files(model, recipe, images).sort(dim=1, descending=True)
+    rows = [
+        [(classes[label], share) for label, share in zip(labels[:top].tolist(), values[:top].tolist(), strict=True)]
+        for labels, values in zip(order, shares, strict=True)
+    ]
+    if json_:
+        tops = [[{"class": name, "probability": round(share, 6)} for name, share in row] for row in rows]
+        print(json.dumps([{"image": str(path), "top": top} for path, top in zip(images, tops, strict=True)], indent=2))
+        return
+    table = Table(
+        "image", *(f"{i + 1}." for i in range(len(rows[0]))), title=f"{recipe.variant} trained on {recipe.name}"
+    )
+    for path, row in zip(images, rows, strict=True):
+        cells = [f"{plain(name)} [dim]{share:.1%}[/]" for name, share in row]
+        table.add_row(plain(path.name), f"[bold]{cells[0]}[/]", *cells[1:])
+    console.print(table)
