@@ -1,5 +1,6 @@
-"""Any labelled pictures: an ImageFolder tree with train/ val/ test/, or class folders that are split here."""
+"""Any labelled pictures: a tree with train/ val/ test/, class folders that are split here, or a CSV of path,label."""
 
+import csv
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,7 @@ from .files import DataError
 from .imageset import ImageSet, Split, open_image, stratified_split
 
 SIZE = None
+FOLDERS = {"bike-ship": "bike_ship"}  # where --data-path may name the folder above
 Tree = tuple[list[Path], list[int]]  # image files and their labels
 
 
@@ -34,21 +36,29 @@ def load(recipe) -> ImageSet:
     """The pictures under `recipe.data_path`, RGB or, with one input channel, grey.
 
     With train/, the folders decide: test/ is the test split, or val/ where there is no test/; a missing validation
-    split is cut off train/. Without train/, the class folders are split in three with `recipe.split_seed`. Every
-    picture is decoded once before training: damaged ones are an error that lists them, or left out and listed with
-    `recipe.skip_corrupt`.
+    split is cut off train/. Without train/, the class folders are split in three with `recipe.split_seed`. A CSV file
+    with the columns path (from its own folder) and label does as well, and may have a column split of train, val, test.
+    With `recipe.verify` every picture is decoded once before training: damaged ones are an error that lists them, or
+    left out and listed with `recipe.skip_corrupt`.
     """
     if recipe.data_path is None:
-        raise DataError("folder needs --data-path DIR, with class folders in it (or in DIR/train, DIR/val, DIR/test)")
+        raise DataError(
+            f"{recipe.data} needs --data-path: a folder of class folders (or of train, val, test), or a CSV"
+        )
     root = Path(recipe.data_path)
-    if not root.is_dir():
+    if recipe.data in FOLDERS and (root / FOLDERS[recipe.data]).is_dir():
+        root = root / FOLDERS[recipe.data]
+    if root.is_dir():
+        classes = _classes(root / "train" if (root / "train").is_dir() else root)
+        trees = {name: _tree(root / name, classes) for name in ("train", "val", "test") if (root / name).is_dir()}
+        if "train" not in trees:
+            trees = {"all": _tree(root, classes)}
+    elif root.suffix.lower() == ".csv":
+        classes, trees = _table(root)
+    else:
         raise DataError(f"{root} is not a folder")
-    classes = _classes(root / "train" if (root / "train").is_dir() else root)
-    trees = {name: _tree(root / name, classes) for name in ("train", "val", "test") if (root / name).is_dir()}
-    if "train" not in trees:
-        trees = {"all": _tree(root, classes)}
 
-    damaged = _damaged([path for paths, _ in trees.values() for path in paths])
+    damaged = _damaged([path for paths, _ in trees.values() for path in paths]) if recipe.verify else {}
     notes = [f"left out: {message}" for message in damaged.values()]
     if damaged and not recipe.skip_corrupt:
         listing = "\n  ".join(damaged.values())
@@ -105,6 +115,36 @@ def _tree(folder: Path, classes: list[str]) -> Tree:
         paths += found
         labels += [classes.index(name)] * len(found)
     return paths, labels
+
+
+def _table(path: Path) -> tuple[list[str], dict[str, Tree]]:
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            columns, rows = reader.fieldnames or [], list(reader)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path} cannot be read as CSV: {error}") from error
+    if missing := {"path", "label"} - set(columns):
+        raise DataError(f"{path} has no column {min(missing)!r}; its columns are {', '.join(columns) or 'none'}")
+    for number, row in enumerate(rows, 2):
+        if not row["path"] or not row["label"]:
+            raise DataError(f"line {number} of {path} lacks a path or a label")
+    classes = sorted({row["label"] for row in rows})
+    if len(classes) < 2:
+        raise DataError(f"{path} has {len(classes)} label(s), expected two or more")
+    trees: dict[str, Tree] = {}
+    for number, row in enumerate(rows, 2):
+        name = row.get("split") or "all"
+        if name not in ("train", "val", "test", "all"):
+            raise DataError(f"line {number} of {path} has the split {name!r}, expected train, val or test")
+        if not (path.parent / row["path"]).is_file():
+            raise DataError(f"line {number} of {path} names {path.parent / row['path']}, which is no file")
+        paths, labels = trees.setdefault(name, ([], []))
+        paths.append(path.parent / row["path"])
+        labels.append(classes.index(row["label"]))
+    if ("all" in trees and len(trees) > 1) or not trees.keys() & {"all", "train"}:
+        raise DataError(f"the column split of {path} must be train, val or test in every line, with train among them")
+    return classes, trees
 
 
 def _damaged(paths: list[Path]) -> dict[Path, str]:

@@ -1,5 +1,6 @@
 """Batches: augmentation per image, resizing and normalisation per batch, an order that a resumed run finds again."""
 
+import functools
 import os
 from collections.abc import Iterator
 
@@ -10,7 +11,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import v2
 
-from ..variants import VARIANTS
 from .imageset import ImageSet, Split
 
 
@@ -86,7 +86,7 @@ class Normalise:
 
     def __init__(self, recipe):
         self.mean, self.std = (torch.tensor(v).reshape(1, -1, 1, 1) for v in (recipe.mean, recipe.std))
-        self.size, self.channels = VARIANTS[recipe.variant].input_size, recipe.channels
+        self.size, self.channels = recipe.input_size, recipe.channels
 
     def __call__(self, x: Tensor) -> Tensor:
         y = (x.float() / 255 - self.mean.to(x.device)) / self.std.to(x.device)
@@ -109,7 +109,9 @@ class ImageData(lightning.LightningDataModule):
         return self._loader(self.images.val, plain(self.recipe, self.images.size))
 
     def test_dataloader(self) -> ResumableLoader:
-        return self._loader(self.images.test, plain(self.recipe, self.images.size))
+        """Images (N, C, H, W), or (N, views, C, H, W) where the recipe has several views."""
+        transform = plain if self.recipe.views == 1 else views
+        return self._loader(self.images.test, transform(self.recipe, self.images.size))
 
     def on_after_batch_transfer(self, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:
         return self.normalise(batch[0]), batch[1]
@@ -134,21 +136,92 @@ class ImageData(lightning.LightningDataModule):
 
 
 def plain(recipe, size: int | None) -> v2.Transform:
-    """What testing does to one image: nothing, or resize to 8/7 of the edge and crop the centre."""
+    """What testing does to one image: nothing, or resize to `short_side` (8/7 of the edge) and crop the centre."""
     if size is not None:
         return v2.Identity()
-    edge = VARIANTS[recipe.variant].input_size
-    return v2.Compose([v2.Resize(edge * 8 // 7, antialias=True), v2.CenterCrop(edge)])
+    edge = recipe.input_size
+    return v2.Compose([v2.Resize(recipe.short_side or edge * 8 // 7, antialias=True), v2.CenterCrop(edge)])
+
+
+def views(recipe, size: int | None) -> v2.Transform:
+    """What a test with several views does to one image: (views, C, H, W), the centre first.
+
+    2: the centre and its mirror image. 10: with the four corners, as in section 4.1 of the paper; an image of fixed
+    size is first extended by `pad` reflected pixels.
+    """
+    if size is None:
+        edge = recipe.input_size
+        first: v2.Transform = v2.Resize(recipe.short_side or edge * 8 // 7, antialias=True)
+    else:
+        edge, first = size, v2.Pad(recipe.pad or max(1, size // 16), padding_mode="reflect")
+    crops = v2.TenCrop(edge) if recipe.views == 10 else v2.CenterCrop(edge)
+
+    def stack(x: Tensor) -> Tensor:
+        y = crops(first(x))
+        return torch.stack([y[4], *y[:4], *y[5:]]) if recipe.views == 10 else torch.stack([y, y.flip(-1)])
+
+    return v2.Lambda(stack)
 
 
 def augment(recipe, size: int | None) -> v2.Transform:
-    """What training does to one image, as the recipe's crop (of photographs), rotate, shift, zoom and flip say."""
-    steps: list[v2.Transform] = []
-    if size is None:
-        steps.append(v2.RandomResizedCrop(VARIANTS[recipe.variant].input_size, (recipe.crop, 1.0), antialias=True))
-    if recipe.rotate or recipe.shift or recipe.zoom:
-        shift, zoom = (recipe.shift, recipe.shift), (1 - recipe.zoom, 1 + recipe.zoom)
-        steps.append(v2.RandomAffine(recipe.rotate, shift, zoom, interpolation=v2.InterpolationMode.BILINEAR))
-    if recipe.flip:
+    """What training does to one image, as the recipe's section on augmentation says."""
+    r, steps = recipe, []
+    if size is None and r.short_side:
+        steps += [v2.Resize(r.short_side, antialias=True), v2.RandomCrop(r.input_size)]
+    elif size is None:
+        steps.append(v2.RandomResizedCrop(r.input_size, (r.crop, 1.0), antialias=True))
+    elif r.pad:
+        steps.append(ShiftedCrop(r.pad))
+    if r.rotate or r.shift or r.zoom:
+        shift, zoom = (r.shift, r.shift), (1 - r.zoom, 1 + r.zoom)
+        steps.append(v2.RandomAffine(r.rotate, shift, zoom, interpolation=v2.InterpolationMode.BILINEAR))
+    if r.flip:
         steps.append(v2.RandomHorizontalFlip())
+    if r.auto_augment != "none":
+        steps.append({"trivial": v2.TrivialAugmentWide, "rand": v2.RandAugment}[r.auto_augment]())
+    if r.jitter:
+        steps.append(v2.ColorJitter(r.jitter, r.jitter, r.jitter))
+    if r.pca_noise:
+        steps.append(ColourNoise(r.pca_noise))
+    if r.erase:
+        steps.append(v2.RandomErasing(r.erase))
     return v2.Compose(steps) if steps else v2.Identity()
+
+
+class ShiftedCrop(torch.nn.Module):
+    """An image of its own size from anywhere within its reflection beyond its edges: (C, H, W) to (C, H, W).
+
+    Equivalent to v2.RandomCrop(size, padding=pad, padding_mode="reflect"), in a third of the time.
+    """
+
+    def __init__(self, pad: int):
+        super().__init__()
+        self.pad = pad
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, columns = (_window(n, self.pad, int(torch.randint(2 * self.pad + 1, ()))) for n in x.shape[1:])
+        return x[:, rows][:, :, columns]
+
+
+@functools.cache
+def _window(n: int, pad: int, start: int) -> Tensor:
+    i = torch.arange(start - pad, start - pad + n).abs()
+    return torch.minimum(i, 2 * (n - 1) - i)
+
+
+class ColourNoise(torch.nn.Module):
+    """The paper's section 4.1: adds to every pixel a random multiple of each principal component of ImageNet's colours.
+
+    uint8 (3, H, W) to the same. Eigenvalues and vectors of RGB in 0..1 as published with fb.resnet.torch.
+    """
+
+    VALUES = torch.tensor([0.2175, 0.0188, 0.0045])
+    VECTORS = torch.tensor([[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]])
+
+    def __init__(self, deviation: float):
+        super().__init__()
+        self.deviation = deviation
+
+    def forward(self, x: Tensor) -> Tensor:
+        noise = self.VECTORS @ (self.VALUES * torch.randn(3) * self.deviation)
+        return (x + 255 * noise[:, None, None]).round().clamp(0, 255).to(torch.uint8)

@@ -1,15 +1,18 @@
 """AlexNet as a LightningModule: the loss, what is logged, the optimiser and its schedule."""
 
 import math
+import time
 
 import lightning
 import torch
 import torch.nn.functional as F
 import torchmetrics
-from torch import Tensor
+from torch import Tensor, nn
+from torchvision.transforms import v2
 
 from ..model import AlexNet
 from .recipe import Recipe
+from .transfer import frozen, parameter_groups, start_from
 
 
 class Diverged(Exception):
@@ -19,25 +22,52 @@ class Diverged(Exception):
 class Classifier(lightning.LightningModule):
     """Trains `AlexNet(recipe.variant)` on batches of images (N, C, H, W) and labels (N,).
 
-    Dropout is drawn from a generator seeded by (seed, step, process), so that a resumed run needs no generator state.
+    Dropout and MixUp are drawn from a generator seeded by (seed, step, process), so that a resumed run needs no
+    generator state.
     """
 
     def __init__(self, recipe: Recipe, classes: int):
         super().__init__()
         self.recipe = recipe
+        self.began, self.seen = time.monotonic(), 0  # of the epoch, or of the part since a run was resumed
         self.model = build(recipe, classes)
+        if recipe.weights:
+            start_from(self.model, recipe)
+        self.frozen = frozen(self.model, recipe)
+        mixes = [mix(alpha=alpha, num_classes=classes) for mix, alpha in
+                 ((v2.MixUp, recipe.mixup), (v2.CutMix, recipe.cutmix)) if alpha]  # fmt: skip
+        self.mix = v2.RandomChoice(mixes) if mixes else None
         self.train_metrics, self.val_metrics = _metrics("train", classes), _metrics("val", classes)
+        self.train()
 
     def forward(self, x: Tensor) -> Tensor:
         return self.model(x)
+
+    def train(self, mode: bool = True) -> "Classifier":
+        super().train(mode)
+        for module in self.frozen:  # batch normalisation would go on collecting statistics
+            module.eval()
+        return self
+
+    def on_train_epoch_start(self) -> None:
+        self.began, self.seen = time.monotonic(), 0
+
+    def on_train_epoch_end(self) -> None:
+        seconds = time.monotonic() - self.began
+        self.log("time/epoch_seconds", seconds)
+        self.log("time/images_per_second", self.seen * self.trainer.world_size / seconds)
 
     def on_train_batch_start(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         torch.manual_seed(hash((self.recipe.seed, self.global_step, self.global_rank)) % 2**63)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         x, labels = batch
+        self.seen += len(labels)
+        target = labels
+        if self.mix:
+            x, target = self.mix(x, labels)
         logits = self(x)
-        loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
+        loss = F.cross_entropy(logits, target, label_smoothing=self.recipe.label_smoothing)
         if not torch.isfinite(loss):
             where = f"step {self.global_step} (epoch {self.current_epoch + 1}, batch {batch_idx + 1})"
             raise Diverged(f"the loss is {loss.item()} at {where}")
@@ -57,24 +87,28 @@ class Classifier(lightning.LightningModule):
 
     def configure_optimizers(self):
         r = self.recipe
-        matrices = [p for p in self.model.parameters() if p.dim() > 1]
-        vectors = [p for p in self.model.parameters() if p.dim() <= 1]
-        groups = [
-            {"params": matrices, "name": "weights", "weight_decay": r.weight_decay},
-            {"params": vectors, "name": "biases", "weight_decay": 0.0},
-        ]
+        groups = parameter_groups(self.model, r)
         if r.opt == "sgd":
-            optimiser = torch.optim.SGD(groups, r.lr, momentum=r.momentum)
+            optimiser = torch.optim.SGD(groups, r.lr, momentum=r.momentum, nesterov=r.nesterov)
         else:
             optimiser = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[r.opt](groups, r.lr)
+        if r.schedule == "plateau":
+            plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimiser, patience=r.patience)
+            return {"optimizer": optimiser, "lr_scheduler": {"scheduler": plateau, "monitor": "val/loss", "name": "lr"}}
         total = len(self.trainer.datamodule.train_dataloader()) * self.trainer.max_epochs
         schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: rate(r, step, total))
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "lr"}}
 
 
-def build(recipe: Recipe, classes: int) -> AlexNet:
+def build(recipe: Recipe, classes: int) -> nn.Module:
     """The network of a recipe, in the memory format that is faster on every device."""
-    model = AlexNet(recipe.variant, classes, recipe.channels, recipe.dropout)
+    if recipe.variant.startswith("torchvision/"):
+        from torchvision.models import get_model
+
+        extra = {"aux_logits": False} if recipe.variant in ("torchvision/googlenet", "torchvision/inception_v3") else {}
+        model = get_model(recipe.variant.removeprefix("torchvision/"), num_classes=classes, **extra)
+    else:
+        model = AlexNet(recipe.variant, classes, recipe.channels, recipe.dropout)
     return model.to(memory_format=torch.channels_last)
 
 

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from ..data import DataError, ImageSet, atomic_path, source
 from ..data.module import ImageData, Normalise, plain
-from ..model import AlexNet
 from .classifier import build
 from .recipe import Recipe
 
@@ -41,18 +40,18 @@ def best_device() -> torch.device:
 
 
 @torch.inference_mode()
-def predict(model: AlexNet, images: ImageSet, recipe: Recipe) -> Predictions:
+def predict(model: torch.nn.Module, images: ImageSet, recipe: Recipe) -> Predictions:
     """The network's scores for the whole test split, with a progress bar where it takes long."""
     data = ImageData(images, recipe)
     loader, device = data.test_dataloader(), best_device()
     model.to(device).eval()
     batches = _progress(loader, "testing", len(images.test.labels) > 1000)
-    parts = [(model(data.normalise(x.to(device))).float().cpu(), labels) for x, labels in batches]
+    parts = [(_scores(model, data.normalise, x.to(device)), labels) for x, labels in batches]
     return Predictions(torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts]))
 
 
 @torch.inference_mode()
-def predict_files(model: AlexNet, recipe: Recipe, paths: list[Path]) -> Tensor:
+def predict_files(model: torch.nn.Module, recipe: Recipe, paths: list[Path]) -> Tensor:
     """Probabilities (N, classes) for picture files, read as the training images were."""
     images, device = source(recipe), best_device()
     normalise, transform = Normalise(recipe), plain(recipe, images.SIZE)
@@ -60,6 +59,12 @@ def predict_files(model: AlexNet, recipe: Recipe, paths: list[Path]) -> Tensor:
     pictures = _progress(paths, "reading", len(paths) > 100)
     rows = [model(normalise(transform(images.read(recipe, path))[None].to(device))).float().cpu() for path in pictures]
     return torch.cat(rows).softmax(1)
+
+
+def _scores(model: torch.nn.Module, normalise: Normalise, x: Tensor) -> Tensor:
+    """Scores of images (N, C, H, W); of images with views (N, V, C, H, W) the logarithm of the mean probability."""
+    scores = model(normalise(x.reshape(-1, *x.shape[-3:]))).float().cpu()
+    return scores if x.dim() == 4 else scores.reshape(*x.shape[:2], -1).softmax(-1).mean(1).clamp(min=1e-38).log()
 
 
 def _progress(items: Iterable, what: str, long: bool) -> Iterable:
@@ -79,7 +84,7 @@ def figures(predictions: Predictions) -> dict[str, float]:
     return {f"test/{name}": round(value.item(), 6) for name, value in values.items()}
 
 
-def save_weights(path: Path, model: AlexNet, recipe: Recipe, classes: list[str]) -> None:
+def save_weights(path: Path, model: torch.nn.Module, recipe: Recipe, classes: list[str]) -> None:
     """The network's tensors with, as text, the class names and the recipe: all that `load_weights` needs."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     metadata = {"format": "pt", "classes": json.dumps(classes), "recipe": recipe.to_yaml()}
@@ -87,7 +92,7 @@ def save_weights(path: Path, model: AlexNet, recipe: Recipe, classes: list[str])
         temporary.write_bytes(safetensors.torch.save(tensors, metadata))
 
 
-def load_weights(folder: Path) -> tuple[AlexNet, Recipe, list[str]]:
+def load_weights(folder: Path) -> tuple[torch.nn.Module, Recipe, list[str]]:
     """The network, recipe and class names of a run folder (or of a weights file). DataError where it has none."""
     path = folder / "weights.safetensors" if folder.is_dir() else folder
     if not path.exists():

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
@@ -65,14 +65,15 @@ def train(recipe: Recipe, images: ImageSet, folder: Path, console: Console, resu
     data = ImageData(images, recipe)
     steps = read_checkpoint(resume)["global_step"] if resume else 0
     stop = Stop(checkpoints / "last.ckpt", recipe.max_steps)
-    mode = "min" if recipe.monitor == "val/loss" else "max"
+    best = ModelCheckpoint(checkpoints, "best", recipe.monitor, mode="min" if recipe.monitor == "val/loss" else "max",
+                           enable_version_counter=False)  # fmt: skip
     bar = Bar(leave=True) if console.is_terminal else Lines(console)
     try:
         trainer = lightning.Trainer(
             accelerator=recipe.accelerator,
             devices=_devices(recipe),
             num_nodes=recipe.nodes,
-            precision=cast(Any, recipe.precision),
+            precision=cast(Any, precision(recipe)),
             max_epochs=recipe.epochs,
             gradient_clip_val=recipe.clip or None,
             deterministic="warn",
@@ -85,10 +86,11 @@ def train(recipe: Recipe, images: ImageSet, folder: Path, console: Console, resu
             logger=[csv_logger(folder, steps), TensorBoardLogger(folder, "tensorboard", "")],
             plugins=[AtomicCheckpointIO()],
             callbacks=[
+                *([EMAWeightAveraging(decay=recipe.ema)] if recipe.ema else []),  # before what writes checkpoints
                 stop,
                 bar,
                 LearningRateMonitor("step"),
-                ModelCheckpoint(checkpoints, "best", recipe.monitor, mode=mode, enable_version_counter=False),
+                *([best] if recipe.monitor != "none" else []),
                 ModelCheckpoint(checkpoints, "last", enable_version_counter=False),
             ],
         )
@@ -110,11 +112,10 @@ def train(recipe: Recipe, images: ImageSet, folder: Path, console: Console, resu
 def finish(recipe: Recipe, images: ImageSet, folder: Path, outcome: Outcome) -> tuple[dict, Predictions]:
     """Takes the best epoch's weights, tests them, and leaves weights.safetensors and metrics.json in `folder`.
 
-    A run stopped before its first validation is tested with the weights it had.
+    A run stopped before its first validation, or one that monitors nothing, is tested with the last weights.
     """
-    best = folder / "checkpoints" / "best.ckpt"
-    if best.exists():
-        outcome.module.load_state_dict(read_checkpoint(best)["state_dict"])
+    best, last = folder / "checkpoints" / "best.ckpt", folder / "checkpoints" / "last.ckpt"
+    outcome.module.load_state_dict(read_checkpoint(best if best.exists() else last)["state_dict"])
     model = outcome.module.model
     save_weights(folder / "weights.safetensors", model, recipe, images.classes)
     predictions = predict(model, images, recipe)
@@ -128,6 +129,7 @@ def finish(recipe: Recipe, images: ImageSet, folder: Path, outcome: Outcome) -> 
         "steps": outcome.steps,
         "seconds": round(outcome.seconds, 2),
         "images": {name: sum(counts) for name, counts in images.counts().items()},
+        "precision": precision(recipe),
         "seed": recipe.seed,
         "device": device_name(),
         "versions": versions(),
@@ -146,6 +148,18 @@ def read_checkpoint(path: Path) -> dict:
     except Exception as error:  # torch.load raises a different type for every kind of damage
         raise DataError(f"{path} is not a checkpoint of a training run: {str(error).splitlines()[0]}") from error
     return checkpoint
+
+
+def precision(recipe: Recipe) -> str:
+    """`recipe.precision`; for "auto" bf16-mixed on hardware that multiplies bfloat16, else 32-true."""
+    if recipe.precision != "auto":
+        return recipe.precision
+    if recipe.accelerator != "cpu" and torch.cuda.is_available():
+        able = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        capabilities = torch.cpu.get_capabilities()
+        able = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
+    return "bf16-mixed" if able else "32-true"
 
 
 def _devices(recipe: Recipe) -> str | int | list[int]:

@@ -1,0 +1,127 @@
+"""CIFAR-10 from any of its layouts: the published binary or Python batches, or lossless WebP sheets."""
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .files import DataError
+from .imageset import ImageSet, Split, open_image, resize, stratified_split
+
+SIZE = 32
+CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+TRAIN, TEST = [f"data_batch_{i}" for i in range(1, 6)], ["test_batch"]
+
+
+def load(recipe) -> ImageSet:
+    """The 32x32 colour images; `recipe.val_fraction` of the 50,000 is the validation split.
+
+    `recipe.data_path` (or a folder in it) holds data_batch_1.bin .. data_batch_5.bin and test_batch.bin, or the same
+    names without .bin (pickles, of which only arrays, lists and strings are read), or train_1.webp .. train_5.webp and
+    test.webp (100 rows of 100 images) with train_labels.npy and test_labels.npy. Raises DataError naming the file that
+    is missing or damaged. Source: A. Krizhevsky, "Learning multiple layers of features from tiny images", 2009.
+    """
+    if recipe.data_path is None:
+        raise DataError("cifar10 needs --data-path DIR, where DIR/cifar-10-batches-bin (or -py, or cifar10) lies")
+    root = Path(recipe.data_path)
+    folders = [root / name for name in ("cifar10", "cifar-10-batches-bin", "cifar-10-batches-py", ".")]
+    for folder, (marker, read_batches) in ((f, layout) for f in folders for layout in LAYOUTS.items()):
+        if (folder / marker).exists():
+            x, labels = read_batches(folder, TRAIN)
+            x_test, labels_test = read_batches(folder, TEST)
+            break
+    else:
+        raise DataError(f"{root} holds no {', no '.join(LAYOUTS)}, and neither do the usual folders of CIFAR-10 in it")
+    val, train = stratified_split(labels, (recipe.val_fraction,), recipe.split_seed)
+    splits = Split(x[train], labels[train]), Split(x[val], labels[val]), Split(x_test, labels_test)
+    return ImageSet(CLASSES, *splits, SIZE)
+
+
+def read(recipe, path: Path) -> Tensor:
+    """The middle square of a colour picture as the set holds its own: (3, 32, 32)."""
+    x = open_image(path, "RGB")
+    h, w = x.shape[1:]
+    edge = min(h, w)
+    top, left = (h - edge) // 2, (w - edge) // 2
+    return resize(x[None, :, top : top + edge, left : left + edge], SIZE)[0]
+
+
+def _binary(folder: Path, names: list[str]) -> tuple[Tensor, Tensor]:
+    return _joined([_records(_bytes(folder / f"{name}.bin"), folder / f"{name}.bin") for name in names])
+
+
+def _records(data: bytes, path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Records of 3,073 bytes: the label, then the red, green and blue planes."""
+    if not data or len(data) % 3073:
+        raise DataError(f"{path} holds {len(data)} bytes, expected a multiple of 3,073")
+    rows = np.frombuffer(data, np.uint8).reshape(-1, 3073)
+    return _checked(rows[:, 1:], rows[:, 0], path)
+
+
+def _python(folder: Path, names: list[str]) -> tuple[Tensor, Tensor]:
+    batches = []
+    for path in (folder / name for name in names):
+        try:
+            with path.open("rb") as file:
+                batch = _ArraysOnly(file, encoding="latin1").load()
+            data, labels = np.asarray(batch["data"], np.uint8), np.asarray(batch["labels"], np.int64)
+        except FileNotFoundError:
+            raise DataError(f"{path} does not exist") from None
+        except Exception as error:  # a damaged pickle raises almost anything
+            raise DataError(f"{path} is not a batch of CIFAR-10: {error}") from error
+        batches.append(_checked(data, labels, path))
+    return _joined(batches)
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """Rebuilds numpy arrays and nothing else: a pickle that names another function is refused, not run."""
+
+    def find_class(self, module: str, name: str):
+        if (module, name) == ("_codecs", "encode"):
+            return lambda text, encoding: text.encode("latin1")
+        if module.startswith("numpy") and name in ("_reconstruct", "ndarray", "dtype"):
+            return super().find_class(module.replace("numpy.core", "numpy._core"), name)
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+
+
+def _sheets(folder: Path, names: list[str]) -> tuple[Tensor, Tensor]:
+    part = "test" if names == TEST else "train"
+    files = [folder / ("test.webp" if part == "test" else f"train_{i}.webp") for i in range(1, len(names) + 1)]
+    images = []
+    for path in files:
+        sheet = open_image(path, "RGB").numpy()
+        if sheet.shape[1] % 32 or sheet.shape[2] % 32:
+            raise DataError(f"{path} is {sheet.shape[2]}x{sheet.shape[1]}, expected rows and columns of 32x32 images")
+        rows, columns = sheet.shape[1] // 32, sheet.shape[2] // 32
+        images.append(sheet.reshape(3, rows, 32, columns, 32).transpose(1, 3, 0, 2, 4).reshape(-1, 3072))
+    path = folder / f"{part}_labels.npy"
+    try:
+        labels = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"{path} cannot be read as an array: {error}") from error
+    return _joined([_checked(np.concatenate(images), labels, path)])
+
+
+LAYOUTS = {"data_batch_1.bin": _binary, "data_batch_1": _python, "train_1.webp": _sheets}
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _checked(images: np.ndarray, labels: np.ndarray, path: Path) -> tuple[np.ndarray, np.ndarray]:
+    if images.ndim != 2 or images.shape[1] != 3072 or labels.shape != images.shape[:1]:
+        raise DataError(f"{path} holds images {images.shape} and labels {labels.shape}, expected (N, 3072) and (N,)")
+    if len(labels) == 0 or labels.min() < 0 or labels.max() > 9:
+        raise DataError(f"{path} holds no label, or one outside 0..9")
+    return images, labels
+
+
+def _joined(batches: list[tuple[np.ndarray, np.ndarray]]) -> tuple[Tensor, Tensor]:
+    images, labels = (np.concatenate(parts) for parts in zip(*batches, strict=True))
+    return torch.from_numpy(images.reshape(-1, 3, 32, 32)), torch.from_numpy(labels.astype(np.int64))

@@ -1,0 +1,61 @@
+"""Oxford's 17 flowers: 80 photographs of each, numbered class by class."""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torchvision.transforms import v2
+
+from .files import DataError
+from .imageset import ImageSet, Split, open_image, stratified_split
+
+SIZE = None
+CLASSES = [
+    *("daffodil", "snowdrop", "lily of the valley", "bluebell", "crocus", "iris", "tigerlily", "tulip", "fritillary"),
+    *("sunflower", "daisy", "coltsfoot", "dandelion", "cowslip", "buttercup", "windflower", "pansy"),
+]
+PER_CLASS, SHORT_SIDE = 80, 256
+
+
+def load(recipe) -> ImageSet:
+    """The 1,360 photographs, decoded once and kept with a short side of 256, split with `recipe.split_seed`.
+
+    `recipe.data_path` holds flowers17/jpg, jpg, or the files image_0001.jpg .. image_1360.jpg themselves; image i shows
+    class (i - 1) // 80. Raises DataError naming the files that are missing or damaged. Source: M.-E. Nilsback and A.
+    Zisserman, "A visual vocabulary for flower classification", CVPR 2006.
+    """
+    if recipe.data_path is None:
+        raise DataError("flowers17 needs --data-path DIR, where DIR/flowers17/jpg or DIR/jpg holds image_0001.jpg ...")
+    root = Path(recipe.data_path)
+    folders = [root / "flowers17" / "jpg", root / "jpg", root]
+    folder = next((f for f in folders if (f / "image_0001.jpg").exists()), None)
+    if folder is None:
+        raise DataError(f"{folders[0]} holds no image_0001.jpg; --data-path was {root}")
+    paths = [folder / f"image_{i:04d}.jpg" for i in range(1, PER_CLASS * len(CLASSES) + 1)]
+    if missing := [path.name for path in paths if not path.exists()]:
+        raise DataError(f"{folder} lacks {len(missing)} of {len(paths)} images, among them {missing[0]}")
+    labels = torch.arange(len(paths)) // PER_CLASS
+    test, val, train = stratified_split(labels, (recipe.test_fraction, recipe.val_fraction), recipe.split_seed)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        images = list(pool.map(lambda path: read(recipe, path), paths))
+    train_split, val_split, test_split = (
+        Split(Decoded([images[i] for i in part]), labels[part]) for part in (train, val, test)
+    )
+    return ImageSet(CLASSES, train_split, val_split, test_split, SIZE)
+
+
+def read(recipe, path: Path) -> Tensor:
+    """A photograph (3, H, W), made smaller where its short side is above 256."""
+    x = open_image(path, "RGB")
+    return v2.functional.resize(x, [SHORT_SIDE], antialias=True) if min(x.shape[1:]) > SHORT_SIDE else x
+
+
+class Decoded(list):
+    """Images of different sizes in memory, which a tensor of indices can select from."""
+
+    def __getitem__(self, index):
+        if isinstance(index, Tensor) and index.dim() == 1:
+            return Decoded([self[i] for i in index.tolist()])
+        return super().__getitem__(index)

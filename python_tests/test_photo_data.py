@@ -1,0 +1,193 @@
+"""CIFAR-10 in its three layouts, the 17 flowers, and tables of paths and labels: the same images, or a clear word."""
+
+import pickle
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torchvision")
+pytest.importorskip("lightning")
+
+import torch
+from PIL import Image
+
+from alexnet_cuda.data import DataError, load_images, source
+from alexnet_cuda.training import Recipe
+
+
+def recipe(data, path, **values):
+    return Recipe().replace({"data": data, "data_path": str(path), **values})
+
+
+@pytest.fixture(scope="module")
+def batches():
+    """Six batches of 100 images (N, 3072) with labels 0..9 in turn; the red corner counts the images."""
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (6, 100, 3072), dtype=np.uint8)
+    images[:, :, 0] = np.arange(100)
+    return images, np.tile(np.arange(10, dtype=np.uint8), 10)
+
+
+def as_binary(folder, images, labels):
+    for name, x in zip([*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"], images, strict=True):
+        (folder / f"{name}.bin").write_bytes(np.column_stack([labels, x]).tobytes())
+
+
+def as_python(folder, images, labels):
+    for name, x in zip([*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"], images, strict=True):
+        content = {"data": x, "labels": labels.tolist(), "filenames": ["a.png"] * len(x), "batch_label": name}
+        (folder / name).write_bytes(pickle.dumps(content, protocol=2))
+
+
+def as_sheets(folder, images, labels):
+    for name, x in zip([*(f"train_{i}" for i in range(1, 6)), "test"], images, strict=True):
+        sheet = x.reshape(10, 10, 3, 32, 32).transpose(0, 3, 1, 4, 2).reshape(320, 320, 3)
+        Image.fromarray(sheet).save(folder / f"{name}.webp", lossless=True)
+    np.save(folder / "train_labels.npy", np.tile(labels, 5))
+    np.save(folder / "test_labels.npy", labels)
+
+
+@pytest.mark.parametrize(
+    ("write", "folder"),
+    [(as_binary, "cifar-10-batches-bin"), (as_python, "cifar-10-batches-py"), (as_sheets, "cifar10"), (as_binary, ".")],
+)
+def test_every_layout_of_cifar10_gives_the_same_images(batches, tmp_path, write, folder):
+    (tmp_path / folder).mkdir(exist_ok=True)
+    write(tmp_path / folder, *batches)
+    images = load_images(recipe("cifar10", tmp_path, val_fraction=0.1))
+    assert torch.equal(images.test.images, torch.from_numpy(batches[0][5]).reshape(-1, 3, 32, 32))
+    assert images.counts() == {"train": [45] * 10, "val": [5] * 10, "test": [10] * 10}
+    corners = torch.cat([images.train.images, images.val.images])[:, 0, 0, 0]
+    assert corners.bincount().tolist() == [5] * 100
+    assert images.classes[8] == "ship"
+
+
+class Opens:
+    def __reduce__(self):
+        return print, ("a pickle was run",)
+
+
+@pytest.mark.parametrize(
+    ("write", "damage", "message"),
+    [
+        (as_binary, lambda f: (f / "data_batch_3.bin").write_bytes(b"\0" * 3072), "data_batch_3.bin holds 3072 bytes"),
+        (as_binary, lambda f: (f / "data_batch_3.bin").write_bytes(b"\12" * 3073), "data_batch_3.bin holds no label"),
+        (as_binary, lambda f: (f / "test_batch.bin").unlink(), "test_batch.bin cannot be read"),
+        (as_python, lambda f: (f / "data_batch_2").unlink(), "data_batch_2 does not exist"),
+        (as_python, lambda f: (f / "data_batch_2").write_bytes(pickle.dumps(Opens())), "asks for builtins.print"),
+        (as_python, lambda f: (f / "data_batch_2").write_bytes(b"<html>"), "data_batch_2 is not a batch of CIFAR-10"),
+        (as_sheets, lambda f: np.save(f / "test_labels.npy", np.zeros(7, np.uint8)), r"test_labels.npy.*labels \(7,\)"),
+        (as_sheets, lambda f: (f / "train_labels.npy").unlink(), "train_labels.npy cannot be read"),
+        (as_sheets, lambda f: Image.new("RGB", (40, 32)).save(f / "test.webp"), "test.webp is 40x32"),
+        (as_sheets, lambda f: (f / "train_4.webp").write_bytes(b"RIFF"), "train_4.webp cannot be read as an image"),
+    ],
+)
+def test_damaged_cifar10_is_named_and_nothing_is_run(batches, tmp_path, capsys, write, damage, message):
+    write(tmp_path, *batches)
+    damage(tmp_path)
+    with pytest.raises(DataError, match=message):
+        load_images(recipe("cifar10", tmp_path))
+    assert "was run" not in capsys.readouterr().out
+
+
+def test_cifar10_says_what_it_looked_for(tmp_path):
+    with pytest.raises(DataError, match=r"data_batch_1\.bin, no data_batch_1, no train_1\.webp"):
+        load_images(recipe("cifar10", tmp_path))
+    with pytest.raises(DataError, match="--data-path"):
+        load_images(Recipe().replace({"data": "cifar10"}))
+
+
+def test_a_picture_for_cifar10_loses_its_longer_sides(tmp_path):
+    pixels = np.zeros((64, 128, 3), np.uint8)
+    pixels[:, 32:96] = 200
+    Image.fromarray(pixels).save(tmp_path / "wide.png")
+    values = recipe("cifar10", tmp_path)
+    assert source(values).read(values, tmp_path / "wide.png").unique().tolist() == [200]
+
+
+@pytest.fixture(scope="module")
+def flowers(tmp_path_factory):
+    """1,360 tiny photographs, the number of each in its colour."""
+    folder = tmp_path_factory.mktemp("flowers") / "flowers17" / "jpg"
+    folder.mkdir(parents=True)
+    for i in range(1, 1361):
+        Image.new("RGB", (12, 9), (i % 256, i // 256 * 40, 0)).save(folder / f"image_{i:04d}.jpg", quality=95)
+    return folder.parents[1]
+
+
+def test_flowers_are_labelled_by_number_and_split_as_the_source_does(flowers):
+    images = load_images(recipe("flowers17", flowers, val_fraction=0, monitor="none"))
+    assert images.counts()["train"] == [64] * 17
+    assert images.counts()["test"] == [16] * 17
+    assert images.val is images.test
+    numbers = []
+    for part in (images.train, images.test):
+        for x, label in zip(part.images, part.labels, strict=True):
+            red, green = x[:2].float().mean((1, 2)).round().int().tolist()
+            number = round(green / 40) * 256 + red
+            numbers.append((number - 1) // 80 == label)
+    assert sum(numbers) > 1300  # JPEG moves a colour by one now and then
+    values = recipe("flowers17", flowers)
+    assert source(values).read(values, flowers / "flowers17" / "jpg" / "image_0001.jpg").shape == (3, 9, 12)
+
+
+def test_missing_flowers_are_named(flowers, tmp_path):
+    with pytest.raises(DataError, match=r"holds no image_0001\.jpg"):
+        load_images(recipe("flowers17", tmp_path))
+    part = tmp_path / "jpg"
+    part.mkdir()
+    for i in (1, 2, 4):
+        (part / f"image_{i:04d}.jpg").symlink_to(flowers / "flowers17" / "jpg" / f"image_{i:04d}.jpg")
+    with pytest.raises(DataError, match=r"lacks 1357 of 1360 images, among them image_0003\.jpg"):
+        load_images(recipe("flowers17", tmp_path))
+
+
+@pytest.fixture
+def table(tmp_path):
+    """Ten images of each of two classes, listed in a table."""
+    lines = ["path,label"]
+    for label in ("cat", "dog"):
+        for i in range(10):
+            Image.new("RGB", (20, 16), (i, 0, 0)).save(tmp_path / f"{label}{i}.png")
+            lines.append(f"{label}{i}.png,{label}")
+    (tmp_path / "labels.csv").write_text("\n".join(lines))
+    return tmp_path / "labels.csv"
+
+
+def test_a_table_of_paths_and_labels_is_a_data_set(table):
+    images = load_images(recipe("folder", table))
+    assert images.classes == ["cat", "dog"]
+    assert images.counts() == {"train": [7, 7], "val": [1, 1], "test": [2, 2]}
+    rows = table.read_text().splitlines()
+    parts = ["split", *(["train"] * 6 + ["test"] * 4) * 2]
+    table.write_text("\n".join(f"{row},{part}" for row, part in zip(rows, parts, strict=True)))
+    images = load_images(recipe("folder", table))
+    assert images.counts() == {"train": [5, 5], "val": [1, 1], "test": [4, 4]}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.replace("path,label", "file,label"), "no column 'path'"),
+        (lambda t: t.replace("cat3.png,cat", "cat3.png,"), "line 5 of .*labels.csv lacks"),
+        (lambda t: t.replace("cat3.png", "lost.png"), "line 5 of .*labels.csv names .*lost.png, which is no file"),
+        (lambda t: t.replace(",dog", ",cat"), r"has 1 label\(s\)"),
+        (lambda t: t.replace("label", "label,split").replace(",cat", ",cat,training"), "the split 'training'"),
+        (lambda t: t.replace("label", "label,split").replace(",cat", ",cat,test"), "train among them"),
+        (lambda t: "", "no column"),
+    ],
+)
+def test_what_is_wrong_with_a_table_is_said(table, change, message):
+    table.write_text(change(table.read_text()))
+    with pytest.raises(DataError, match=message):
+        load_images(recipe("folder", table))
+
+
+def test_bike_ship_is_found_in_the_folder_of_all_data_sets(tmp_path):
+    for part in ("train", "val"):
+        for name in ("bike", "ship"):
+            (tmp_path / "bike_ship" / part / name).mkdir(parents=True)
+            for i in range(4):
+                Image.new("RGB", (20, 16), (i, 0, 0)).save(tmp_path / "bike_ship" / part / name / f"{i}.jpg")
+    for path in (tmp_path, tmp_path / "bike_ship"):
+        assert load_images(recipe("bike-ship", path, val_fraction=0.25)).counts()["train"] == [3, 3]

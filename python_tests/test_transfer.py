@@ -1,0 +1,135 @@
+"""Training that starts from trained weights: what is taken over, what stays fixed, what is refused."""
+
+import pickle
+
+import pytest
+
+pytest.importorskip("torchvision")
+pytest.importorskip("lightning")
+
+import safetensors.torch
+import torch
+from typer.testing import CliRunner
+
+from alexnet_cuda import AlexNet
+from alexnet_cuda.cli import app
+from alexnet_cuda.data import DataError
+from alexnet_cuda.training import Recipe, RecipeError
+from alexnet_cuda.training.classifier import Classifier, build
+from alexnet_cuda.training.run import read_checkpoint
+from alexnet_cuda.training.transfer import parameter_groups, start_from
+
+TINY = ["--limit", "40", "--batch-size", "16", "--max-steps", "2", "--accelerator", "cpu"]
+
+
+def cli(*arguments):
+    return CliRunner().invoke(app, [str(a) for a in arguments], catch_exceptions=False)
+
+
+def recipe(**values):
+    return Recipe().replace({"variant": "cifar", **values})
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "trained"
+    assert cli("train", "digits", *TINY, "--output", folder).exit_code == 0
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["run", "safetensors", "checkpoint", "state_dict"])
+def test_everything_but_the_last_layer_is_taken_over(trained, tmp_path, kind):
+    own = safetensors.torch.load_file(trained / "weights.safetensors")
+    path = {"run": trained, "safetensors": trained / "weights.safetensors",
+            "checkpoint": trained / "checkpoints" / "last.ckpt", "state_dict": tmp_path / "a.pth"}[kind]  # fmt: skip
+    if kind == "state_dict":
+        torch.save(own, path)
+    values = recipe(weights=str(path), channels=1)
+    model = build(values, 7)
+    fresh = model.classifier[-1].weight.clone()
+    start_from(model, values)
+    state = model.state_dict()
+    assert torch.equal(state.pop("classifier.3.weight"), fresh)
+    assert state.pop("classifier.3.bias").shape == (7,)
+    assert all(torch.equal(value, own[name]) for name, value in state.items())
+
+
+def test_weights_that_do_not_fit_are_named(trained):
+    values = recipe(weights=str(trained), channels=3)
+    with pytest.raises(RecipeError, match=r"features\.0\.weight \(48, 3, 3, 3\) they have \(48, 1, 3, 3\)"):
+        start_from(build(values, 10), values)
+    values = recipe(weights=str(trained), variant="torchvision")
+    with pytest.raises(RecipeError, match=r"do not fit torchvision: for features\.0"):
+        start_from(build(values, 10), values)
+
+
+class Runs:
+    def __reduce__(self):
+        return print, ("a pickle was run",)
+
+
+def test_a_file_that_is_no_weights_file_is_named_and_not_run(tmp_path, capsys):
+    (tmp_path / "bad.pth").write_bytes(pickle.dumps(Runs()))
+    (tmp_path / "bad.safetensors").write_bytes(b"no tensors")
+    for name in ("bad.pth", "bad.safetensors"):
+        values = recipe(weights=str(tmp_path / name))
+        with pytest.raises(DataError, match=f"{name} is not a file of tensors"):
+            start_from(build(values, 10), values)
+    assert "was run" not in capsys.readouterr().out
+    with pytest.raises(DataError, match="does not exist; weights must be"):
+        start_from(build(recipe(), 10), recipe(weights=str(tmp_path / "none")))
+
+
+def test_torchvision_weights_fit_the_variant_torchvision(monkeypatch):
+    state = AlexNet("torchvision").state_dict()
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", lambda url, **options: dict(state))
+    values = recipe(variant="torchvision", weights="torchvision")
+    model = build(values, 17)
+    start_from(model, values)
+    assert torch.equal(model.features[0].weight, state["features.0.weight"])
+    with pytest.raises(RecipeError, match="got paper"):
+        start_from(build(recipe(), 17), recipe(variant="paper", weights="torchvision"))
+
+    def offline(url, **options):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", offline)
+    with pytest.raises(DataError, match=r"alexnet.*cannot be downloaded: no route"):
+        start_from(model, values)
+
+
+@pytest.mark.parametrize(("freeze", "moving"), [("features", 4), ("backbone", 2)])
+def test_frozen_layers_and_their_statistics_stay_as_they_were(trained, tmp_path, freeze, moving):
+    folder = tmp_path / "run"
+    result = cli("train", "digits", *TINY, "--output", folder, "--weights", trained, "--freeze", freeze)
+    assert result.exit_code == 0, result.output
+    before = safetensors.torch.load_file(trained / "weights.safetensors")
+    after = safetensors.torch.load_file(folder / "weights.safetensors")
+    changed = [name for name in after if not torch.equal(before[name], after[name])]
+    assert len(changed) == moving
+    assert all(name.startswith("classifier.") for name in changed)
+    states = read_checkpoint(folder / "checkpoints" / "last.ckpt")["optimizer_states"][0]["state"]
+    assert len(states) == moving
+
+
+def test_earlier_layers_take_smaller_steps():
+    values = recipe(lr=0.1, layer_decay=0.5, weight_decay=0.01)
+    model = build(values, 10)
+    groups = parameter_groups(model, values)
+    rate = {id(p): group["lr"] for group in groups for p in group["params"]}
+    assert set(rate) == {id(p) for p in model.parameters()}
+    assert rate[id(model.classifier[-1].weight)] == 0.1
+    assert rate[id(model.features[0].weight)] == pytest.approx(0.1 * 0.5**6)
+    assert rate[id(model.features[1].weight)] == rate[id(model.features[0].weight)]  # batch normalisation
+    assert all(group["weight_decay"] == (0.01 if group["params"][0].dim() > 1 else 0) for group in groups)
+    assert len(parameter_groups(model, recipe())) == 2
+
+
+def test_mixed_images_and_moving_averages_train():
+    values = recipe(mixup=0.2, cutmix=1.0)
+    module = Classifier(values, 10)
+    torch.manual_seed(0)
+    x, target = module.mix(torch.rand(8, 3, 32, 32), torch.arange(8))
+    assert x.shape == (8, 3, 32, 32)
+    assert target.shape == (8, 10)
+    torch.testing.assert_close(target.sum(1), torch.ones(8))
