@@ -1,0 +1,194 @@
+"""Comparisons: equal settings for all, runs taken over, a failure that stays in its row."""
+
+import csv
+import json
+import signal
+import time
+
+import pytest
+
+pytest.importorskip("torchvision")
+pytest.importorskip("lightning")
+pytest.importorskip("sklearn")
+
+import torch
+import yaml
+from matplotlib.text import Text
+from PIL import Image
+from torchvision.models import get_model_weights
+from typer.testing import CliRunner
+
+from alexnet_cuda.cli import app
+from alexnet_cuda.cli.compare import _split
+from alexnet_cuda.data import load_images
+from alexnet_cuda.model import model_summary
+from alexnet_cuda.training import Recipe, classifier, comparison, load_recipe
+
+PEER = "torchvision/shufflenet_v2_x0_5"
+SMALL = ["--recipe", "digits", "--max-steps", "2", "--limit", "60", "--accelerator", "cpu", "--workers", "0"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Threads that wait for each other on a busy machine take longer than one alone."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def cli(*arguments, code=0):
+    arguments = ["compare", *map(str, arguments)]
+    result = CliRunner().invoke(app, arguments, catch_exceptions=False, env={"COLUMNS": "100"})
+    assert result.exit_code == code, result.output
+    assert "Traceback" not in result.output
+    return " ".join(result.output.split())
+
+
+def rows(folder):
+    return {row["model"]: row for row in json.loads((folder / "compare.json").read_text())["models"]}
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "both"
+    output = cli("cifar", PEER, *SMALL, "--size", 32, "--output", folder)
+    assert "2 networks on 60 held-out images" in output
+    assert "accuracy top-5 params MACs train s img/s" in output
+    return folder
+
+
+def test_the_table_holds_what_the_runs_reached(both):
+    found = rows(both)
+    assert set(found) == {"cifar", PEER}
+    for model, row in found.items():
+        metrics = json.loads((both / model.replace("/", "-") / "metrics.json").read_text())
+        assert (row["accuracy"], row["top5"]) == (metrics["test/accuracy"], metrics["test/top5"])
+        assert (row["parameters"], row["seconds"]) == (metrics["parameters"], metrics["seconds"])
+        assert row["images_per_second"] > 1
+        assert row["error"] is None
+    assert found["cifar"]["macs"] == sum(layer.macs for layer in model_summary("cifar"))
+    with (both / "compare.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert {line["model"]: int(line["macs"]) for line in lines} == {m: row["macs"] for m, row in found.items()}
+    accuracies = [float(line["accuracy"]) for line in lines]
+    assert accuracies == sorted(accuracies, reverse=True)
+    with Image.open(both / "compare.png") as picture:
+        assert picture.width > 1000
+
+
+def test_the_settings_are_equal(both):
+    one, two = (yaml.safe_load((both / name / "config.yaml").read_text()) for name in ("cifar", PEER.replace("/", "-")))
+    assert {key for key in one if one[key] != two[key]} == {"variant", "size", "output"}
+    assert one["channels"] == 3
+    assert two["size"] == 32
+
+
+def test_finished_runs_are_taken_over_and_an_open_one_is_gone_on_with(both):
+    peer = both / PEER.replace("/", "-")
+    before = (both / "cifar" / "metrics.json").stat().st_mtime_ns
+    (peer / "metrics.json").unlink()
+    output = cli("cifar", PEER, *SMALL, "--size", 32, "--output", both)
+    assert f"cifar: the run in {both / 'cifar'} is taken over" in output
+    assert f"going on from {peer / 'checkpoints' / 'last.ckpt'}" in output
+    assert (both / "cifar" / "metrics.json").stat().st_mtime_ns == before
+    assert (peer / "metrics.json").exists()
+    assert set(rows(both)) == {"cifar", PEER}
+
+
+def test_runs_with_other_values_are_not_mixed(both):
+    output = cli("cifar", *SMALL, "--channels", 3, "--lr", 1, "--output", both, code=2)
+    assert f"{both / 'cifar'} was trained with lr 0.002, not 1.0: give another --output" in output
+
+
+def test_a_model_that_fails_is_a_row_and_the_others_go_on(tmp_path):
+    # Its batch normalisation cannot train on one value per channel.
+    output = cli(PEER, "cifar", *SMALL, "--size", 32, "--batch-size", 1, "--output", tmp_path, code=1)
+    assert f"{PEER} failed: Expected more than 1 value per channel" in output
+    found = rows(tmp_path)
+    assert "Expected more than 1 value per channel" in found[PEER]["error"]
+    assert found[PEER]["accuracy"] is None
+    assert found["cifar"]["accuracy"] is not None
+    assert list(found) == ["cifar", PEER]
+
+
+def test_ctrl_c_ends_a_comparison_that_the_same_command_goes_on_with(tmp_path, monkeypatch):
+    step = classifier.Classifier.training_step
+
+    def interrupted(self, batch, index):
+        signal.raise_signal(signal.SIGINT)
+        return step(self, batch, index)
+
+    monkeypatch.setattr(classifier.Classifier, "training_step", interrupted)
+    assert "the same command goes on" in cli("cifar", PEER, *SMALL, "--batch-size", 20, "--output", tmp_path, code=130)
+    assert [path.name for path in tmp_path.iterdir()] == ["cifar"]
+    monkeypatch.undo()
+    output = cli("cifar", PEER, *SMALL, "--batch-size", 20, "--size", 32, "--output", tmp_path)
+    assert "going on from" in output
+    assert json.loads((tmp_path / "cifar" / "metrics.json").read_text())["steps"] == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["cifar", "resnet18", "--recipe", "digits"], "unknown variant 'resnet18'; choose from paper,"),
+        (["cifar", "torchvision/vgg99", "--recipe", "digits"], "unknown variant 'torchvision/vgg99'; torchvision has"),
+        (["cifar", "--recipe", "digit"], "unknown recipe 'digit'; choose from"),
+        (["cifar", "--recipe", "digits", "--momentun", "1"], "unknown key 'momentun'"),
+        (["cifar", "--recipe", "digits", "--variant", "paper"], "name the models instead"),
+        (["cifar", "--recipe", "digits", "--devices", "2"], "a comparison runs on 1 device, got devices 2"),
+        (["cifar", "--recipe", "digits", "--size", "64"], "size 64 is for torchvision/NAME"),
+        (["cifar"], "Missing option '--recipe'"),
+        (["--recipe", "digits"], "Missing argument 'MODEL...'"),
+    ],
+)
+def test_what_cannot_be_is_one_sentence_before_anything_is_trained(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert message in cli(*arguments, code=2)
+    assert not list(tmp_path.iterdir())
+
+
+def test_data_that_is_missing_is_no_failure_of_a_model(tmp_path):
+    assert "mnist needs --data-path" in cli("cifar", "--recipe", "mnist", "--output", tmp_path / "x", code=1)
+    assert not (tmp_path / "x").exists()
+
+
+def test_models_and_values_may_stand_in_any_order():
+    assert _split(["paper", "--limit", "6", "cifar", "--no-flip", "owt", "--lr=1", "caffe"]) == (
+        ["paper", "cifar", "owt", "caffe"],
+        ["--limit", "6", "--no-flip", "--lr=1"],
+    )
+
+
+@pytest.mark.parametrize("name", ["resnet18", "efficientnet_b0", "vit_b_16"])
+def test_multiply_accumulates_are_those_that_torchvision_publishes(name):
+    recipe = Recipe().replace({"variant": f"torchvision/{name}"})
+    published = get_model_weights(name).IMAGENET1K_V1.meta["_ops"]
+    assert comparison.macs(recipe, 1000) / 1e9 == pytest.approx(published, abs=6e-4)
+
+
+def test_speed_counts_images():
+    class Slow(torch.nn.Module):
+        def forward(self, x):
+            time.sleep(0.02)
+            return x.flatten(1)
+
+    recipe = load_recipe("digits", overrides={"limit": 60, "batch_size": 30, "workers": 0})
+    speed = comparison.images_per_second(Slow(), recipe, load_images(recipe))
+    assert 30 < speed <= 30 / 0.02
+
+
+def test_the_chart_has_room_for_every_text():
+    found = [
+        {"model": f"torchvision/a_long_name_{i}", "accuracy": a, "parameters": 10 ** (i + 4), "macs": 10 ** (i + 6),
+         "seconds": 12345.6, "images_per_second": 98765.4, "error": None}
+        for i, a in enumerate((1.0, 0.5, 0.001))
+    ]  # fmt: skip
+    figure = comparison.chart([*found, {**dict.fromkeys(found[0]), "model": "cifar"}], "four networks")
+    figure.draw_without_rendering()
+    boxes = [(t.get_text(), t.get_window_extent()) for t in figure.findobj(Text) if t.get_text() and t.get_visible()]
+    assert len(boxes) == 1 + 4 + 5 + 5 * 4
+    for i, (text, box) in enumerate(boxes):
+        assert min(box.x0, box.y0, figure.bbox.width - box.x1, figure.bbox.height - box.y1) >= 0, text
+        for other, second in boxes[i + 1 :]:
+            assert not box.overlaps(second), f"{text!r} and {other!r}"
