@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 from alexnet_cuda import cli as commands
 from alexnet_cuda.variants import VARIANTS
 
-PICTURES = ("curves.png", "confusion_matrix.png", "predictions.png", "filters.png")
+PICTURES = ("curves.png", "confusion_matrix.png", "predictions.png", "filters.png", "grad_cam.png")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -49,7 +49,7 @@ def run(tmp_path_factory):
     output = cli("train", "digits", "--epochs", 3, "--lr=3e-3", "--set", "batch_size=32", "--output", folder)
     assert "test/accuracy" in output
     assert "1,259" in output
-    assert "predictions.png" in output.replace("\n", "")
+    assert f"{folder}/report.html" in output.replace("\n", "")
     return folder
 
 

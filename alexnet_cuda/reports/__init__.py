@@ -1,5 +1,5 @@
-"""The pictures of a run."""
+"""The pictures of a run, its page, and what they show of the network."""
 
-from .pictures import write_pictures
+from .report import write_report
 
-__all__ = ["write_pictures"]
+__all__ = ["write_report"]

@@ -1,0 +1,43 @@
+"""`report`: the pictures and the page of a finished run, again."""
+
+import json
+from typing import Annotated
+
+import typer
+
+from ._app import JSON, RUN, Failure, app, console, newest_run, require_train
+
+
+@app.command()
+def report(
+    run: RUN = None,
+    data_path: Annotated[str | None, typer.Option(help="Folder of the data; none: the one it was trained on.")] = None,
+    json_: JSON = False,
+) -> None:
+    """Draw a run's pictures and report.html again, from its weights and the test split."""
+    require_train()
+    from ..data import load_images
+    from ..reports import write_report
+    from ..training import evaluation
+
+    folder = newest_run(run)
+    model, recipe, classes = evaluation.load_weights(folder)
+    folder = folder if folder.is_dir() else folder.parent
+    recipe = recipe.replace({"data_path": data_path} if data_path else {})
+    images = load_images(recipe)
+    if images.classes != classes:
+        raise Failure(f"the data has the classes {images.classes}, the run was trained on {classes}")
+    predictions = evaluation.predict(model, images, recipe)
+    metrics = {
+        "recipe": recipe.name,
+        "variant": recipe.variant,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        **(json.loads((folder / "metrics.json").read_text()) if (folder / "metrics.json").exists() else {}),
+        **evaluation.figures(predictions),
+        "images": {name: sum(counts) for name, counts in images.counts().items()},
+    }
+    paths = write_report(folder, recipe, images, model, predictions, metrics)
+    if json_:
+        print(json.dumps({"report": str(paths[0]), "files": [str(path) for path in paths[1:]]}, indent=2))
+        return
+    console.print(f"Report: {paths[0]}", soft_wrap=True, highlight=False)

@@ -1,0 +1,204 @@
+"""Pictures with a caption: test images, filters and maps, as tiles of a figure and of the page."""
+
+import functools
+import io
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+import torch
+import torch.nn.functional as F
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor, nn
+
+from ..data import ImageSet
+from ..data.module import Normalise, plain
+from .charts import BLUE, VERMILION, blank
+from .maps import feature_maps, first_filters, grad_cam, strongest_filters
+
+
+@dataclass
+class Card:
+    """Pixels, uint8 (C, H, W), and what to say of them; `right` colours the title."""
+
+    pixels: Tensor
+    title: str = ""
+    text: str = ""
+    right: bool | None = None
+
+    @functools.cached_property
+    def uri(self) -> str:
+        """The picture as a data URI: WebP, exact where it is small, at most 224 pixels wide."""
+        x = self.pixels.permute(1, 2, 0).contiguous().numpy()
+        image, buffer = Image.fromarray(x.squeeze(2) if x.shape[2] == 1 else x), io.BytesIO()
+        image.thumbnail((224, 224))
+        image.save(buffer, "webp", lossless=max(image.size) <= 64, quality=80, method=4)
+        return "data:image/webp;base64," + b64encode(buffer.getvalue()).decode()
+
+
+class Seen:
+    """Images of a split as the network takes them: uint8 (C, H, W), each decoded once; and normalised batches."""
+
+    def __init__(self, images: ImageSet, recipe):
+        self.images, self.transform, self.normalise = images.test.images, plain(recipe, images.size), Normalise(recipe)
+        self.pixels: dict[int, Tensor] = {}
+
+    def __getitem__(self, index: int) -> Tensor:
+        if index not in self.pixels:
+            self.pixels[index] = self.transform(self.images[index])
+        return self.pixels[index]
+
+    def batch(self, indices: Sequence[int], model: nn.Module) -> Tensor:
+        """(N, C, H, W), on the device and in the dtype of the network."""
+        return self.normalise(torch.stack([self[i] for i in indices])).to(next(model.parameters()))
+
+
+def gallery(cards: Sequence[Card], title: str, columns: int = 10, edge: float = 1.3) -> Figure:
+    """Cards in rows of `columns`, each `edge` inches wide, under their captions."""
+    return sheet({n: cards[n : n + columns] for n in range(0, len(cards), columns)}, title, edge)
+
+
+def sheet(rows: Mapping[Any, Sequence[Card]], title: str, edge: float, names: bool = False) -> Figure:
+    """Rows of cards, `edge` inches wide; under their captions or, with `names`, each row beside its key."""
+    lines = 0 if names else max(bool(c.title) + bool(c.text) for row in rows.values() for c in row)
+    gap, left, above = 0.06, 1.0 if names else 0.0, 0.17 * lines
+    step, top = edge + above + gap, 0.35
+    width = left + gap + max(map(len, rows.values())) * (edge + gap)
+    height = top + len(rows) * step
+    figure = blank(width, height, layout=False, dpi=110)
+    axis = figure.add_axes((0, 0, 1, 1))  # one for all, in inches: axes of their own take ten times as long to draw
+    for number, (name, cards) in enumerate(rows.items()):
+        y = height - top - number * step - above
+        if names:
+            axis.text(left - 0.05, y - edge / 2, name, ha="right", va="center", size=9)
+        for column, card in enumerate(cards):
+            x = left + gap + column * (edge + gap)
+            pixels = card.pixels.permute(1, 2, 0).numpy()
+            pixels = pixels.squeeze(2) if pixels.shape[2] == 1 else pixels
+            axis.imshow(pixels, cmap="gray", vmin=0, vmax=255, extent=(x, x + edge, y - edge, y))
+            if not names:
+                colour = {True: BLUE, False: VERMILION, None: matplotlib.rcParams["text.color"]}[card.right]
+                caption = "\n".join(filter(None, (card.title, card.text)))
+                axis.text(x + edge / 2, y + 0.03, caption, ha="center", va="bottom", size=7.5, color=colour)
+    axis.text(width / 2, height - 0.08, title, ha="center", va="top", size=11)
+    axis.set_axis_off()
+    axis.set(xlim=(0, width), ylim=(0, height))
+    return figure
+
+
+def predicted(index: int, seen: Seen, classes: list[str], p: Tensor, labels: Tensor) -> Card:
+    """A test image with its predicted class, and with the true one where that differs."""
+    guess, label = int(p[index].argmax()), int(labels[index])
+    if guess == label:
+        return Card(seen[index], f"✓ {short(classes[guess])}, {p[index, guess]:.0%}", "", True)
+    true = f"true: {short(classes[label])}, {p[index, label]:.0%}"
+    return Card(seen[index], f"✗ {short(classes[guess])}, {p[index, guess]:.0%}", true, False)
+
+
+def worst(p: Tensor, labels: Tensor, count: int) -> list[int]:
+    """Indices of the wrong predictions, those first that gave the true class the smallest probability."""
+    wrong = (p.argmax(1) != labels).nonzero().flatten()
+    return wrong[p[wrong, labels[wrong]].argsort()][:count].tolist()
+
+
+def surest(p: Tensor, labels: Tensor, count: int) -> list[int]:
+    """Indices of the right predictions, the classes taking turns, the most confident of each first."""
+    right = (p.argmax(1) == labels).nonzero().flatten()
+    return _turns(right[p[right, labels[right]].argsort(descending=True)], labels)[:count]
+
+
+def sample(labels: Tensor, count: int) -> list[int]:
+    """Indices drawn by chance, the same every time, with the classes taking turns."""
+    return _turns(torch.randperm(len(labels), generator=torch.Generator().manual_seed(0)), labels)[:count]
+
+
+def filters(model: nn.Module, grey: bool) -> list[Card]:
+    """Every filter of the first layer, each stretched to its own range: colour where it has three channels."""
+    x = first_filters(model, grey)
+    x = x if x.shape[1] == 3 else x.mean(1, keepdim=True)
+    return [Card(stretch(f)) for f in x]
+
+
+def maps(model: nn.Module, index: int, seen: Seen, columns: int = 12, most: int = 12) -> dict[str, list[Card]]:
+    """The input, then the strongest channels of each convolution and pooling for one test image.
+
+    Of a deep network `most` layers, evenly spread.
+    """
+    rows = {f"input\n{_shape(seen[index])}": [Card(seen[index], "input")]}
+    found = feature_maps(model, seen.batch([index], model))
+    names = [name for name, y in found.items() if name.startswith(("conv", "pool")) and y[0].numel() > 1]
+    for place in torch.linspace(0, len(names) - 1, min(most, len(names))).round().int().tolist():
+        name, y = names[place], found[names[place]]
+        order = y.flatten(1).amax(1).nan_to_num().argsort(descending=True)[:columns].tolist()
+        rows[f"{name}\n{_shape(y)}"] = [Card(coloured(stretch(y[k])), f"channel {k}") for k in order]
+    return rows
+
+
+def attention(
+    model: nn.Module, indices: list[int], seen: Seen, classes: list[str], p: Tensor, labels: Tensor
+) -> list[Card]:
+    """For each test image three cards: it; Grad-CAM of the predicted class; that of the true or the second class.
+
+    Source: see `grad_cam`.
+    """
+    x, top = seen.batch(indices, model), p[indices].topk(2, dim=1).indices
+    true = labels[indices]
+    other = torch.where(top[:, 0] == true, top[:, 1], true)
+    first, second = (grad_cam(model, x, c).cpu().nan_to_num() for c in (top[:, 0], other))
+    cards = []
+    for n, i in enumerate(indices):
+        card, c = predicted(i, seen, classes, p, labels), int(other[n])
+        cards.append(Card(seen[i], f"true: {short(classes[labels[i]])}"))
+        cards.append(Card(overlay(seen[i], first[n]), card.title, "", card.right))
+        cards.append(Card(overlay(seen[i], second[n]), f"for {short(classes[c])}, {p[i, c]:.0%}"))
+    return cards
+
+
+def answers(model: nn.Module, indices: list[int], seen: Seen, tiles: list[Card], count: int = 6) -> list[list[Card]]:
+    """For each test image a row: it, then the first layer's filters (`tiles`) that fire most."""
+    order, _ = strongest_filters(model, seen.batch(indices, model), count)
+    return [
+        [Card(seen[i], "image"), *(Card(tiles[k].pixels, f"#{k}") for k in row)]
+        for i, row in zip(indices, order.tolist(), strict=True)
+    ]
+
+
+def stretch(x: Tensor) -> Tensor:
+    """Any values (C, H, W) or (H, W) to uint8 (C, H, W), the smallest to 0, the largest to 255; no number to 0."""
+    x = x.nan_to_num(0, 0, 0)
+    x = (x - x.min()) / (x.max() - x.min()).clamp(min=1e-12)
+    return (x if x.dim() == 3 else x[None]).mul(255).round().to(torch.uint8)
+
+
+def coloured(x: Tensor, name: str = "viridis") -> Tensor:
+    """Grey uint8 (1, H, W) to uint8 (3, H, W) by a colour map."""
+    return torch.from_numpy(matplotlib.colormaps[name](x[0].numpy(), bytes=True)[..., :3]).permute(2, 0, 1)
+
+
+def overlay(pixels: Tensor, heat: Tensor) -> Tensor:
+    """An image, greyed, under a heat map (H, W) in 0..1 of any size: uint8 (3, H, W)."""
+    grey = pixels.float().mean(0, keepdim=True)
+    heat = F.interpolate(heat[None, None], pixels.shape[1:], mode="bilinear", antialias=True)[0].clamp(0, 1)
+    colour = coloured(heat.mul(255).round().to(torch.uint8), "inferno").float()
+    share = 0.25 + 0.4 * heat
+    return (grey * (1 - share) + colour * share).round().to(torch.uint8)
+
+
+def short(name: str, limit: int = 13) -> str:
+    return name if len(name) <= limit else name[: limit - 1] + "…"
+
+
+def _turns(indices: Tensor, labels: Tensor) -> list[int]:
+    """Indices with the classes taking turns."""
+    queues: dict[int, list[int]] = {}
+    for index in indices.tolist():
+        queues.setdefault(int(labels[index]), []).append(index)
+    turns = sorted((turn, label, index) for label, queue in queues.items() for turn, index in enumerate(queue))
+    return [index for _, _, index in turns]
+
+
+def _shape(x: Tensor) -> str:
+    return "\N{MULTIPLICATION SIGN}".join(map(str, x.shape))

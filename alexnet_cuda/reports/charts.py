@@ -1,0 +1,180 @@
+"""Charts of one run: curves, speed, confusion matrix, calibration."""
+
+import csv
+import math
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import torch
+import torch.nn.functional as F
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+from torch import Tensor
+
+# Okabe and Ito's palette, which people with any form of colour blindness can tell apart.
+BLUE, ORANGE, GREEN, VERMILION, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#767676"
+# No colour is white or black: on the page, the background shows through and INK becomes the colour of the text.
+INK = "#1f2329"
+STYLE: dict[Any, Any] = {
+    **{f"{key}.color": INK for key in ("text", "xtick", "ytick")},
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.titlesize": 11,
+    "figure.titlesize": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "text.parse_math": False,  # a class may be called $
+    "svg.fonttype": "none",
+}
+SHADES = LinearSegmentedColormap.from_list("shades", [(0, 0.447, 0.698, 0), (0, 0.447, 0.698, 1)])
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a metrics.csv; none where there is no such file."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def curves(rows: list[dict[str, str]], title: str) -> Figure:
+    """Loss, accuracy and learning rate over training."""
+    figure = blank(11, 3.6)
+    axes = figure.subplots(1, 3)
+    for axis, name in zip(axes, ("loss", "accuracy"), strict=False):
+        for part, colour, marker in (("train", BLUE, "o"), ("val", ORANGE, "s")):
+            label = {"train": "training", "val": "validation"}[part]
+            if points := _points(rows, f"{part}/{name}"):
+                size = 4 if len(points) <= 40 else 0
+                axis.plot(*zip(*points, strict=True), color=colour, marker=marker, markersize=size, label=label)
+        axis.set(title=name.capitalize(), ylabel={"loss": "cross-entropy", "accuracy": "images right"}[name])
+        _epochs(axis)
+        if axis.has_data():
+            axis.legend()
+    axes[0].set_ylim(bottom=0)
+    axes[1].yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+    key = next((k for k in rows[0] if k.startswith("lr")), "") if rows else ""
+    steps = [(int(r["step"]), float(r[key])) for r in rows if r.get(key)]
+    if steps:
+        axes[2].plot(*zip(*steps, strict=True), color=GREEN, marker="o" if len(steps) == 1 else "")
+    axes[2].set(title="Learning rate", xlabel="step", ylabel="learning rate")
+    axes[2].grid(alpha=0.2)
+    axes[2].set_ylim(bottom=0)
+    axes[2].ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
+    figure.suptitle(f"{title} (training figures: augmented images, with dropout)")
+    return figure
+
+
+def throughput(rows: list[dict[str, str]], title: str) -> Figure | None:
+    """Images per second and seconds of every epoch; None where none was timed."""
+    columns = {"images per second": "time/images_per_second", "seconds per epoch": "time/epoch_seconds"}
+    if not any(_points(rows, key) for key in columns.values()):
+        return None
+    figure = blank(7.4, 3.2)
+    for axis, (name, key), colour in zip(figure.subplots(1, 2), columns.items(), (GREEN, BLUE), strict=True):
+        if points := _points(rows, key):
+            axis.plot(*zip(*points, strict=True), color=colour, marker="o" if len(points) <= 40 else "", markersize=4)
+            axis.set_ylim(0, 1.1 * max(value for _, value in points))
+        axis.set_title(name.capitalize())
+        _epochs(axis)
+    figure.suptitle(f"{title}: speed of training")
+    return figure
+
+
+def confusion_counts(predicted: Tensor, labels: Tensor, n: int) -> Tensor:
+    """How often each class (row) was taken for each class (column): (n, n)."""
+    return torch.bincount(labels * n + predicted, minlength=n * n).reshape(n, n)
+
+
+def confusion_matrix(counts: Tensor, classes: list[str], title: str) -> Figure:
+    """Counts of predicted against true class, shaded by the share of the true class; mistakes stand out by colour."""
+    n, total = len(classes), int(counts.sum())
+    share = counts / counts.sum(1, keepdim=True).clamp(min=1)
+    edge = min(9.0, max(3.6, 1.8 + 0.36 * n))
+    figure = blank(edge + 1.2, edge)
+    axis = figure.subplots()
+    block = math.ceil(n / 250)  # of many classes, cells are too small to see: the largest of each block is shown
+    cells = F.max_pool2d(share[None], block, ceil_mode=True)[0]
+    outline = (-0.5, len(cells) * block - 0.5, len(cells) * block - 0.5, -0.5)
+    image = axis.imshow(cells.numpy(), cmap=SHADES, vmin=0, vmax=1, interpolation="nearest", extent=outline)
+    axis.set(xlim=(-0.5, n - 0.5), ylim=(n - 0.5, -0.5))
+    axis.spines[["top", "right"]].set_visible(True)
+    figure.colorbar(image, ax=axis, shrink=0.8, format=PercentFormatter(1.0), label="share of the true class")
+    if n <= 30:
+        size = 9 if n <= 12 else 6.5
+        for row, column in counts.nonzero().tolist():
+            dark = share[row, column] > 0.5
+            colour = "white" if dark else VERMILION if row != column else matplotlib.rcParams["text.color"]
+            axis.text(
+                column, row, f"{counts[row, column]}", ha="center", va="center", color=colour, size=size,
+                weight="bold" if row != column else "normal",
+            )  # fmt: skip
+        names = [name if len(name) <= 20 else name[:19] + "…" for name in classes]
+        rotated = max(map(len, names)) > 3
+        axis.set_xticks(range(n), names, rotation=45 if rotated else 0, ha="right" if rotated else "center")
+        axis.set_yticks(range(n), names)
+    right = int(counts.diagonal().sum())
+    axis.set(xlabel="predicted class", ylabel="true class")
+    axis.set_title(f"{right:,} of {total:,} test images right ({right / total:.2%})")
+    figure.suptitle(title)
+    return figure
+
+
+def reliability(p: Tensor, labels: Tensor, bins: int = 15) -> tuple[Tensor, Tensor, Tensor]:
+    """Images, mean confidence and accuracy of equal bins of confidence, each (bins,); NaN where a bin is empty.
+
+    Source: C. Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, section 2.
+    """
+    confidence, predicted = p.max(1)
+    index = (confidence * bins).ceil().long().sub(1).clamp(0, bins - 1)
+    count = torch.bincount(index, minlength=bins)
+    sums = (torch.bincount(index, v.double(), minlength=bins) for v in (confidence, predicted == labels))
+    mean_confidence, accuracy = (s / count for s in sums)
+    return count, mean_confidence, accuracy
+
+
+def calibration(p: Tensor, labels: Tensor, error: float, title: str) -> Figure:
+    """How often the network is right (top) and how many images there are (bottom), by how confident it is."""
+    count, confidence, accuracy = (v.numpy() for v in reliability(p, labels))
+    bins = len(count)
+    left = np.arange(bins) / bins
+    figure = blank(5.4, 5.4)
+    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    top.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="as often right as confident")
+    top.bar(left, accuracy, 1 / bins, align="edge", color=BLUE, alpha=0.75, linewidth=0, label="accuracy of the bin")
+    top.plot(confidence, accuracy, "o", color=VERMILION, markersize=4, label="at its mean confidence")
+    top.set(ylim=(0, 1.02), xlim=(0, 1), ylabel="images right")
+    top.yaxis.set_major_formatter(PercentFormatter(1.0))
+    figure.legend(loc="outside lower center", ncols=3, fontsize=7.5)
+    top.set_title(f"calibration error {error:.2%}")
+    bars = bottom.bar(left, count, 1 / bins, align="edge", color=GREY, alpha=0.6, linewidth=0)
+    bottom.bar_label(bars, [f"{n}" if n else "" for n in count.tolist()], size=7)
+    bottom.margins(y=0.25)
+    bottom.set(xlabel="confidence", ylabel="images")
+    bottom.xaxis.set_major_formatter(PercentFormatter(1.0))
+    figure.suptitle(f"{title}: calibration")
+    return figure
+
+
+def blank(width: float, height: float, layout: bool = True, dpi: int = 150) -> Figure:
+    """A figure of that size in inches, off screen; with `layout`, its parts are arranged not to overlap."""
+    figure = Figure((width, height), dpi, layout="constrained" if layout else None)
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _points(rows: list[dict[str, str]], key: str) -> list[tuple[int, float]]:
+    return [(int(row["epoch"]) + 1, float(row[key])) for row in rows if row.get(key)]
+
+
+def _epochs(axis) -> None:
+    axis.set_xlabel("epoch")
+    axis.grid(alpha=0.2)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if not axis.has_data():
+        axis.text(0.5, 0.5, "no epoch ended", ha="center", transform=axis.transAxes, color=GREY)

@@ -1,0 +1,132 @@
+"""report.html: one page that needs nothing else."""
+
+import dataclasses
+import io
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import jinja2
+from markupsafe import Markup
+from matplotlib.figure import Figure
+from scipy.stats import binomtest
+
+from ..data import ImageSet
+from .cards import Card
+from .charts import INK
+
+MISSING = "\N{EN DASH}"
+
+if TYPE_CHECKING:
+    from ..training.recipe import Recipe
+
+
+@dataclass
+class Findings:
+    """What the page tells of a run; `metrics` is the contents of metrics.json, `history` the rows of metrics.csv."""
+
+    folder: Path
+    recipe: "Recipe"
+    images: ImageSet
+    metrics: dict
+    history: list[dict[str, str]]
+    per_class: list[dict]
+    confused: list[tuple[str, str, int, int]]
+    filters: list[Card]
+    sample: list[Card]
+    worst: list[Card]
+    surest: list[Card]
+    attention: list[Card]
+    answers: list[list[Card]]
+    maps: dict[str, list[Card]]
+
+
+def html(found: Findings, charts: dict[str, Markup]) -> str:
+    """The page; `charts` are drawings from `svg`, by name."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("alexnet_cuda.reports", ""),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(percent=percent, number=number)
+    m, recipe, counts = found.metrics, found.recipe, found.images.counts()
+    default = type(recipe)()
+    return environment.get_template("report.html.jinja").render(
+        vars(found),
+        charts=charts,
+        m=m,
+        title=f"{recipe.name}, {recipe.variant}",
+        figures=key_figures(m),
+        epochs=_epochs(found.history),
+        counts=list(zip(found.images.classes, *counts.values(), strict=True)),
+        weakest=sorted((row for row in found.per_class if math.isfinite(row["f1"])), key=lambda row: row["f1"])[:10],
+        totals=[sum(values) for values in counts.values()],
+        values=[
+            (f.name, str(getattr(recipe, f.name)), getattr(recipe, f.name) != getattr(default, f.name))
+            for f in dataclasses.fields(recipe)
+        ],
+    )
+
+
+def key_figures(m: dict) -> list[tuple[str, str, str]]:
+    """Name, value and explanation of what a reader wants to know first, of what metrics.json has."""
+    n = m["images"]["test"]
+    share = m["test/accuracy"]
+    rows = []
+    if math.isfinite(share):
+        low, high = binomtest(round(share * n), n).proportion_ci(method="wilson")
+        rows.append(
+            ("test accuracy", percent(share), f"of {n:,} images; 95% interval {100 * low:.1f} to {percent(high, 1)}")
+        )
+    for key, name, form, note in (
+        ("test/top5", "top-5 accuracy", percent, "true class among the five most probable"),
+        ("test/loss", "loss", number, "cross-entropy on the test images"),
+        ("test/f1", "macro F1", percent, "mean over the classes"),
+        ("test/calibration_error", "calibration error", percent, "how far confidence is from accuracy"),
+        ("parameters", "parameters", number, m.get("variant", "")),
+        ("seconds", "training time", duration, f"epochs: {m.get('epochs')}, steps: {m.get('steps', 0):,}"),
+    ):
+        if key in m:
+            rows.append((name, form(m[key]), note))
+    return rows
+
+
+def svg(figure: Figure) -> Markup:
+    """A drawing to put into the page: no title, no background, the colour of the text around it instead of INK."""
+    title = figure.get_suptitle()
+    figure.suptitle("")
+    buffer = io.StringIO()
+    figure.savefig(
+        buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Type": None, "Format": None}
+    )
+    figure.suptitle(title)
+    text = buffer.getvalue()
+    return Markup(text[text.index("<svg") :].replace(INK, "currentColor"))
+
+
+def percent(value: float, digits: int = 2) -> str:
+    return f"{value:.{digits}%}" if math.isfinite(value) else MISSING
+
+
+def number(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if math.isfinite(value) else MISSING
+
+
+def duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    if not minutes:
+        return f"{seconds:.1f} s"
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _epochs(history: list[dict[str, str]]) -> list[dict[str, float]]:
+    """The figures of every epoch, which metrics.csv spreads over several rows."""
+    epochs: dict[int, dict[str, float]] = {}
+    for row in history:
+        for key, value in row.items():
+            if value and key not in ("epoch", "step") and not key.startswith("lr"):
+                epochs.setdefault(int(row["epoch"]), {})[key] = float(value)
+    return [{"epoch": number + 1, **values} for number, values in sorted(epochs.items())]

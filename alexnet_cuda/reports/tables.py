@@ -1,0 +1,52 @@
+"""Figures of every class, and which are taken for which."""
+
+import csv
+import io
+import math
+
+import torchmetrics.functional.classification as tm
+from sklearn.metrics import precision_recall_fscore_support
+from torch import Tensor
+
+
+def per_class(p: Tensor, labels: Tensor, classes: list[str]) -> list[dict]:
+    """Precision, recall, F1, number of test images and, of more than five classes, top-5 of every class.
+
+    From probabilities p (N, classes) and labels (N,). NaN where a figure is undefined: nothing to divide by.
+    """
+    n = len(classes)
+    names = ("precision", "recall", "f1", "support")
+    columns: dict[str, list] = dict(
+        zip(
+            names,
+            precision_recall_fscore_support(labels, p.argmax(1), labels=range(n), zero_division=math.nan),
+            strict=True,
+        )
+    )
+    if n > 5:
+        top5 = tm.multiclass_recall(p, labels, n, average=None, top_k=5).tolist()
+        columns["top5"] = [v if s else math.nan for v, s in zip(top5, columns["support"], strict=True)]
+    return [
+        {"class": name, **{key: int(v) if key == "support" else float(v) for key, v in zip(columns, row, strict=True)}}
+        for name, row in zip(classes, zip(*columns.values(), strict=True), strict=True)
+    ]
+
+
+def to_csv(rows: list[dict]) -> str:
+    """The rows as CSV, with six decimals; undefined figures stay empty."""
+    file = io.StringIO()
+    writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow(
+            {k: ("" if math.isnan(v) else round(v, 6)) if isinstance(v, float) else v for k, v in row.items()}
+        )
+    return file.getvalue()
+
+
+def confused_pairs(counts: Tensor, classes: list[str], most: int = 12) -> list[tuple[str, str, int, int]]:
+    """The commonest mistakes: true class, predicted class, how often, out of how many."""
+    wrong = counts.clone().fill_diagonal_(0)
+    values, places = wrong.flatten().sort(descending=True, stable=True)
+    pairs = [divmod(place, len(classes)) for place in places[: min(most, int((values > 0).sum()))].tolist()]
+    return [(classes[t], classes[g], int(wrong[t, g]), int(counts[t].sum())) for t, g in pairs]

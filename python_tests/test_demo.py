@@ -1,0 +1,324 @@
+"""The demo page as a person meets it, in Chromium; and what it makes of pictures, drawings and rubbish."""
+
+import io
+import json
+import math
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from base64 import b64encode
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torchvision")
+pytest.importorskip("lightning")
+pytest.importorskip("sklearn")
+pytest.importorskip("gradio")
+
+import torch
+from PIL import Image, ImageDraw
+from sklearn.datasets import load_digits
+from typer.testing import CliRunner
+
+import alexnet_cuda
+from alexnet_cuda import cli as commands
+from alexnet_cuda import demo
+from alexnet_cuda.data import DataError
+from alexnet_cuda.training import Recipe, evaluation
+from alexnet_cuda.training.classifier import build
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+def cli(*arguments, code=0):
+    result = CliRunner().invoke(
+        commands.app, [str(a) for a in arguments], catch_exceptions=False, env={"COLUMNS": "120"}
+    )
+    assert result.exit_code == code, result.output
+    assert "Traceback" not in result.output
+    return result.output
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """runs/digits, which knows some digits, and the older runs/photos, of two classes and random weights."""
+    folder = tmp_path_factory.mktemp("work") / "runs"
+    (folder / "photos").mkdir(parents=True)
+    recipe = Recipe().replace({"name": "birds", "data": "folder", "variant": "cifar"})
+    evaluation.save_weights(folder / "photos" / "weights.safetensors", build(recipe, 2), recipe, ["duck", "swan"])
+    os.utime(folder / "photos" / "weights.safetensors", (0, 0))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    cli("train", "digits", "--epochs", 3, "--lr", 3e-3, "--batch-size", 32, "--output", folder / "digits")
+    torch.set_num_threads(threads)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Pictures, good and bad."""
+    folder = tmp_path_factory.mktemp("files")
+    digit = (255 - load_digits().images[4] / 16 * 255).astype(np.uint8)
+    Image.fromarray(digit).resize((200, 200), Image.Resampling.BICUBIC).save(folder / "four.png")
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (300, 400, 3), np.uint8)).save(folder / "photo.jpg")
+    (folder / "text.png").write_text("no picture")
+    (folder / "cut.png").write_bytes((folder / "four.png").read_bytes()[:3000])
+    Image.new("1", (8001, 8001)).save(folder / "huge.png")
+    Image.new("1", (20_000, 20_000)).save(folder / "bomb.png")
+    (folder / "heavy.png").write_bytes(bytes(demo.MOST_BYTES + 1))
+    return folder
+
+
+def data_url(image):
+    buffer = io.BytesIO()
+    image.save(buffer, "png")
+    return "data:image/png;base64," + b64encode(buffer.getvalue()).decode()
+
+
+def ring(size=400):
+    paper = Image.new("L", (size, size), 255)
+    ImageDraw.Draw(paper).ellipse((140, 90, 290, 290), outline=0, width=34)
+    return paper
+
+
+@pytest.mark.parametrize(("run", "name"), [("digits", "four.png"), ("photos", "photo.jpg"), ("photos", "four.png")])
+def test_the_page_says_what_predict_says(runs, files, run, name):
+    network = demo.load(runs / run)
+    answer = demo.look(network, files / name)
+    (expected,) = evaluation.predict_files(*evaluation.load_weights(runs / run)[:2], [files / name])
+    shares, labels = expected.topk(min(5, len(network.classes)))
+    assert list(answer.top) == [network.classes[k] for k in labels]
+    assert list(answer.top.values()) == pytest.approx(shares.tolist(), abs=1e-5)
+    assert answer.seen.size == answer.attention.size == (320, 320)
+    assert len(answer.attention.convert("RGB").getcolors(2**20)) > 50
+    assert answer.filters.size == (8 * 88 - 8, 80)
+    assert len(answer.filters.getcolors(2**20)) > 20
+    if run == "digits":
+        assert next(iter(answer.top)) == "4"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("text.png", "text.png is not an image"),
+        ("cut.png", "cut.png cannot be read as an image"),
+        ("huge.png", "huge.png has 8001x8001 pixels; 64 million are the most"),
+        ("bomb.png", "bomb.png has too many pixels; 64 million are the most"),
+    ],
+)
+def test_what_is_no_picture_is_a_sentence(runs, files, name, message):
+    with pytest.raises(DataError, match=message):
+        demo.look(demo.load(runs / "digits"), files / name)
+    picture, text, *rest = demo._ask_picture(str(runs / "digits"), str(files / name))
+    assert message in text
+    assert str(files) not in text
+    assert picture is None
+    assert rest == [None] * 4
+
+
+def test_a_drawing_is_framed_as_the_set_frames_its_own():
+    frame = demo.framed(ring(), "mnist")
+    left, top, right, bottom = frame.getbbox()
+    assert frame.width == frame.height == pytest.approx(201 * 28 / 20, abs=2)
+    assert top == pytest.approx(frame.height * 4 / 28, abs=2)
+    assert abs((left + right) - (top + bottom)) <= 2
+    assert frame.getpixel((frame.width // 2, top + 5)) == 255
+    assert frame.getpixel((0, 0)) == frame.getpixel((frame.width // 2, frame.height // 2)) == 0
+    with pytest.raises(DataError, match="Nothing is drawn yet"):
+        demo.framed(Image.new("L", (400, 400), 255), "digits")
+
+
+def test_drawings(runs):
+    message, top, *_ = demo._ask_drawing(str(runs / "digits"), data_url(ring()))
+    assert message == ""
+    assert next(iter(top)) == "0"
+    message, top, *_ = demo._ask_drawing(str(runs / "digits"), data_url(Image.new("L", (400, 400), 255)))
+    assert "Nothing is drawn yet" in message
+    assert top is None
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["", "data:text/html;base64,PGI+", "data:image/png;base64,???", "data:image/png;base64,PGI+", "A" * 2**21,
+     "data:image/png;base64," + "A" * 2**21, data_url(Image.new("1", (5000, 5000)))],
+    ids=["empty", "html", "no base64", "no png", "long", "long png", "large"],
+)  # fmt: skip
+def test_only_a_drawing_of_the_page_is_read(runs, url):
+    assert "did not arrive whole" in demo._ask_drawing(str(runs / "digits"), url)[0]
+
+
+def test_a_port_that_is_taken(runs):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        output = cli("demo", "--run", runs / "digits", "--port", port, code=1)
+    assert f"port {port} of 127.0.0.1 cannot be used (Address already in use)" in output
+
+
+def test_a_folder_that_is_no_run(tmp_path):
+    assert "does not exist" in cli("demo", "--run", tmp_path / "absent", "--port", 0, code=1)
+
+
+def test_without_gradio_the_extra_is_named(runs, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    monkeypatch.delitem(sys.modules, "alexnet_cuda.demo")
+    monkeypatch.delattr(alexnet_cuda, "demo")
+    assert "pip install 'alexnet_cuda[demo]'" in cli("demo", "--run", runs / "digits", code=1)
+
+
+@pytest.fixture(scope="module")
+def server(runs, tmp_path_factory):
+    """(address, process, its folder for temporary files) of `alexnet-cuda demo` beside runs/."""
+    temporary = tmp_path_factory.mktemp("temporary")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "alexnet_cuda.cli", "demo", "--port", "0"], cwd=runs.parent, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=os.environ | {"TMPDIR": str(temporary)},
+    )  # fmt: skip
+    line = process.stdout.readline()
+    assert "Ctrl-C" in line, line + process.stdout.read()
+    yield re.search(r"http://[^ ]+/", line).group(), process, temporary
+    process.kill()
+    process.wait()
+
+
+@pytest.fixture(scope="module")
+def browser(server):
+    if CHROMIUM is None:
+        pytest.skip("no Chromium")
+    webdriver = pytest.importorskip("selenium.webdriver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in ("headless=new", "no-sandbox", "disable-gpu", "disable-dev-shm-usage", "window-size=1280,1100"):
+        options.add_argument(f"--{flag}")
+    options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
+    driver = webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver")))
+    driver.get(server[0])
+    yield driver
+    driver.quit()
+
+
+def wait_for(condition, what):
+    end = time.monotonic() + 30
+    while time.monotonic() < end:
+        try:
+            if value := condition():
+                return value
+        except Exception as error:  # the page changes while it is read
+            what = f"{what} ({type(error).__name__})"[:200]
+        time.sleep(0.1)
+    raise AssertionError(f"no {what} within 30 s")
+
+
+def find(browser, selector):
+    return browser.find_element("css selector", selector)
+
+
+def text(browser, selector):
+    return find(browser, selector).text
+
+
+def open_tab(browser, name):
+    wait_for(lambda: [tab.click() or True for tab in browser.find_elements("css selector", "button[role=tab]")
+                      if tab.text == name], f"tab {name}")  # fmt: skip
+
+
+def upload(browser, path):
+    open_tab(browser, "Picture")
+    for button in browser.find_elements("css selector", "#picture button[aria-label='Remove Image']"):
+        button.click()
+        wait_for(lambda: not browser.find_elements("css selector", "#seen img"), "empty page")
+    wait_for(lambda: find(browser, "#picture input[type=file]"), "place to drop").send_keys(str(path))
+
+
+def loaded(browser, selector):
+    """Whether a picture is there, whole and larger than a placeholder."""
+    script = "const i = document.querySelector(arguments[0]); return i && i.complete ? i.naturalWidth : 0"
+    return browser.execute_script(script, f"{selector} img")
+
+
+def test_a_picture_is_named_in_the_browser(browser, files):
+    upload(browser, files / "four.png")
+    answer = wait_for(lambda: text(browser, "#answer") if "%" in text(browser, "#answer") else "", "answer")
+    assert answer.split("\n")[1] == "4"
+    assert len(re.findall(r"\d+%", answer)) == 5
+    assert wait_for(lambda: loaded(browser, "#attention"), "overlay") == 320
+    assert wait_for(lambda: loaded(browser, "#seen"), "input") == 320
+    assert wait_for(lambda: loaded(browser, "#filters"), "filters") == 8 * 88 - 8
+
+
+def test_what_is_no_picture_is_refused_in_the_browser(browser, files):
+    upload(browser, files / "four.png")
+    wait_for(lambda: loaded(browser, "#attention"), "overlay")
+    upload(browser, files / "text.png")
+    wait_for(lambda: "text.png is not an image" in text(browser, "#message"), "message")
+    assert "%" not in text(browser, "#answer")
+    assert not loaded(browser, "#attention")
+    upload(browser, files / "heavy.png")
+    wait_for(lambda: "maximum allowed size" in text(browser, "body"), "message")
+    assert "Traceback" not in text(browser, "body")
+
+
+def test_a_drawing_is_named_in_the_browser(browser):
+    from selenium.webdriver.common.action_chains import ActionChains
+
+    open_tab(browser, "Draw")
+    canvas = wait_for(lambda: find(browser, "#paper canvas"), "paper")
+    wait_for(canvas.is_displayed, "paper")
+    actions = ActionChains(browser, duration=10).move_to_element_with_offset(canvas, 0, -90).click_and_hold()
+    for step in range(1, 25):
+        angle = step / 24 * 2 * math.pi
+        actions.move_to_element_with_offset(canvas, round(65 * math.sin(angle)), round(-90 * math.cos(angle)))
+    actions.release().perform()
+    answer = wait_for(lambda: text(browser, "#answer") if "%" in text(browser, "#answer") else "", "answer")
+    assert answer.split("\n")[1] == "0"
+    assert wait_for(lambda: loaded(browser, "#attention"), "overlay")
+    find(browser, "#paper button").click()
+    wait_for(lambda: "Nothing is drawn yet" in text(browser, "#message"), "message")
+    assert "%" not in text(browser, "#answer")
+
+
+def test_another_run_is_chosen_in_the_browser(browser, files):
+    assert "trained on digits" in text(browser, "body")
+    find(browser, "#run input").click()
+    wait_for(lambda: [option for option in browser.find_elements("css selector", "[role=option]")
+                      if "photos" in option.text], "run")[0].click()  # fmt: skip
+    wait_for(lambda: "trained on birds, 2 classes" in text(browser, "body"), "title")
+    draw = [tab for tab in browser.find_elements("css selector", "button[role=tab]") if tab.text == "Draw"]
+    wait_for(lambda: not draw[0].is_enabled(), "photographs cannot be drawn")
+    upload(browser, files / "photo.jpg")
+    answer = wait_for(lambda: text(browser, "#answer") if "%" in text(browser, "#answer") else "", "answer")
+    assert {"duck", "swan"} <= set(answer.split("\n"))
+
+
+def test_nothing_leaves_this_machine(browser, server):
+    messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    urls = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
+    assert len(urls) > 10
+    assert not [url for url in urls if not url.startswith((server[0], "data:", "blob:"))]
+
+
+def test_the_page_answers_on_localhost_only(server):
+    port = int(server[0].rstrip("/").rsplit(":", 1)[1])
+    lines = [
+        line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]
+    ]
+    listening = [line[1] for line in lines if line[3] == "0A" and int(line[1].rsplit(":", 1)[1], 16) == port]
+    assert listening == [f"0100007F:{port:04X}"]
+
+
+def test_ctrl_c_ends_quietly(server):
+    _, process, temporary = server
+    assert list(temporary.glob("alexnet-demo-*"))
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert not output.strip()
+    assert not list(temporary.glob("alexnet-demo-*"))
