@@ -216,9 +216,9 @@ def test_two_processes_train_as_one_with_twice_the_batch(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["digits", "--lr", "0.1"], "lr cannot change in a resumed run"),
+        (["digits", "--lr", "0.1"], "lr would change in the resumed run"),
+        (["digits", "--opt", "sgd"], "opt cannot change in a resumed run"),
         (["mnist"], "is a run of 'digits', not of 'mnist'"),
-        (["--config", "pyproject.toml"], "--config cannot change"),
     ],
 )
 def test_what_a_resumed_run_cannot_change(whole, arguments, message):

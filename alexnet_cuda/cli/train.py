@@ -12,7 +12,7 @@ from ._app import app, console, require_train
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def train(
     ctx: typer.Context,
-    recipe: Annotated[str | None, typer.Argument(help="digits, mnist, fashion-mnist or folder.")] = None,
+    recipe: Annotated[str | None, typer.Argument(help="`alexnet-cuda recipes` lists them.")] = None,
     data_path: Annotated[str | None, typer.Option(help="Folder of the data.")] = None,
     output: Annotated[str | None, typer.Option(help="Run folder; none: runs/RECIPE-TIME.")] = None,
     epochs: Annotated[str | None, typer.Option(metavar="INTEGER")] = None,
@@ -25,7 +25,10 @@ def train(
     resume: Annotated[Path | None, typer.Option(help="Run folder or checkpoint to go on from.")] = None,
     devices: Annotated[str | None, typer.Option(help="How many, or which: auto, 2, 0,1.")] = None,
     nodes: Annotated[str | None, typer.Option(metavar="INTEGER", help="Machines.")] = None,
-    precision: Annotated[str | None, typer.Option(help="32-true, 16-mixed, bf16-mixed, bf16-true or 64-true.")] = None,
+    precision: Annotated[str | None, typer.Option(help="auto, 32-true, 16-mixed, bf16-mixed, ...")] = None,
+    allow_changes: Annotated[
+        bool, typer.Option("--allow-changes", help="Resume with other values of the recipe than the run had.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that --output holds.")] = False,
     config: Annotated[Path | None, typer.Option(help="YAML file with values of the recipe.")] = None,
     set_: Annotated[
@@ -36,11 +39,14 @@ def train(
     given = {"data_path": data_path, "output": output, "epochs": epochs, "max_steps": max_steps,
              "batch_size": batch_size, "lr": lr, "opt": opt, "seed": seed, "variant": variant, "devices": devices,
              "nodes": nodes, "precision": precision}  # fmt: skip
-    values = {key: value for key, value in given.items() if value is not None} | _more(ctx.args, set_ or [])
+    more = ctx.args
+    if recipe and recipe.startswith("--"):  # without a recipe, as with --resume, a value's key is taken for it
+        recipe, more = None, [recipe, *more]
+    values = {key: value for key, value in given.items() if value is not None} | _more(more, set_ or [])
     require_train()
     from ..training.main import main as run
 
-    raise typer.Exit(run(recipe, config, values, resume, overwrite, console))
+    raise typer.Exit(run(recipe, config, values, resume, overwrite, console, allow_changes))
 
 
 @app.command()

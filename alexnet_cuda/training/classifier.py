@@ -2,12 +2,14 @@
 
 import math
 import time
+from typing import Any, cast
 
 import lightning
 import torch
 import torch.nn.functional as F
 import torchmetrics
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 from torchvision.transforms import v2
 
 from ..model import AlexNet
@@ -29,7 +31,8 @@ class Classifier(lightning.LightningModule):
     def __init__(self, recipe: Recipe, classes: int):
         super().__init__()
         self.recipe = recipe
-        self.began, self.seen = time.monotonic(), 0  # of the epoch, or of the part since a run was resumed
+        self.began = self.ended = time.monotonic()  # of the epoch's batches, or of those since a run was resumed
+        self.seen = 0
         self.model = build(recipe, classes)
         if recipe.weights:
             start_from(self.model, recipe)
@@ -41,7 +44,7 @@ class Classifier(lightning.LightningModule):
         self.train()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.model(x)
+        return self.model(x.to(next(self.parameters()).dtype))
 
     def train(self, mode: bool = True) -> "Classifier":
         super().train(mode)
@@ -49,13 +52,34 @@ class Classifier(lightning.LightningModule):
             module.eval()
         return self
 
+    def on_train_start(self) -> None:
+        """Values that a resumed run was told to change count, not those that came with the optimiser's state."""
+        schedule = cast(Any, self.lr_schedulers())
+        groups = schedule.optimizer.param_groups
+        for group, own in zip(groups, parameter_groups(self.model, self.recipe), strict=True):
+            if own["lr"] != group["initial_lr"]:
+                group["lr"] *= own["lr"] / (group["initial_lr"] or 1.0)
+                group["initial_lr"] = own["lr"]
+            group["weight_decay"] = own["weight_decay"]
+            if self.recipe.opt == "sgd":
+                group |= {"momentum": self.recipe.momentum, "nesterov": self.recipe.nesterov}
+        if isinstance(schedule, ReduceLROnPlateau):
+            schedule.patience = self.recipe.patience
+        else:
+            schedule.base_lrs = [group["initial_lr"] for group in groups]
+            for group, share in zip(groups, schedule.lr_lambdas, strict=True):  # of the total as it is now
+                group["lr"] = group["initial_lr"] * share(schedule.last_epoch)
+
     def on_train_epoch_start(self) -> None:
         self.began, self.seen = time.monotonic(), 0
 
     def on_train_epoch_end(self) -> None:
-        seconds = time.monotonic() - self.began
+        seconds = self.ended - self.began  # without validation and checkpoint
         self.log("time/epoch_seconds", seconds)
-        self.log("time/images_per_second", self.seen * self.trainer.world_size / seconds)
+        self.log("time/images_per_second", self.seen * self.trainer.world_size / max(seconds, 1e-9))
+
+    def on_train_batch_end(self, outputs, batch, batch_idx: int) -> None:
+        self.ended = time.monotonic()
 
     def on_train_batch_start(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         torch.manual_seed(hash((self.recipe.seed, self.global_step, self.global_rank)) % 2**63)
@@ -79,6 +103,15 @@ class Classifier(lightning.LightningModule):
         logits = self(x)
         self._log("val", logits, labels, F.cross_entropy(logits, labels, reduction="none"))
 
+    def on_validation_epoch_end(self) -> None:
+        # Lightning would look for a plateau after the epoch's checkpoint, and not at all in a run resumed from it.
+        if isinstance(schedule := self.lr_schedulers(), ReduceLROnPlateau):
+            schedule.step(self.val_metrics["val/loss"].compute())
+
+    def lr_scheduler_step(self, scheduler, metric) -> None:
+        if not isinstance(scheduler, ReduceLROnPlateau):
+            scheduler.step()
+
     def _log(self, part: str, logits: Tensor, labels: Tensor, loss: Tensor) -> None:
         metrics = self.train_metrics if part == "train" else self.val_metrics
         metrics[f"{part}/accuracy"].update(logits, labels)
@@ -93,10 +126,12 @@ class Classifier(lightning.LightningModule):
         else:
             optimiser = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[r.opt](groups, r.lr)
         if r.schedule == "plateau":
-            plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimiser, patience=r.patience)
+            for group in optimiser.param_groups:
+                group["initial_lr"] = group["lr"]  # as the other schedules do
+            plateau = ReduceLROnPlateau(optimiser, patience=r.patience)
             return {"optimizer": optimiser, "lr_scheduler": {"scheduler": plateau, "monitor": "val/loss", "name": "lr"}}
         total = len(self.trainer.datamodule.train_dataloader()) * self.trainer.max_epochs
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: rate(r, step, total))
+        schedule = LambdaLR(optimiser, lambda step: rate(r, step, total))
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "lr"}}
 
 

@@ -12,14 +12,16 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..data import DataError, ImageSet, load_images
-from ..model import AlexNet
-from ..reports import write_pictures
+from ..reports import write_report
 from .callbacks import is_main_process
-from .classifier import Diverged
-from .recipe import Recipe, RecipeError, load_recipe, read_yaml
+from .classifier import Diverged, build
+from .recipe import TYPES, Recipe, RecipeError, load_recipe, read_yaml
 from .run import finish, run_folder, train
 
 RESUMABLE = ("data_path", "epochs", "max_steps", "devices", "nodes", "accelerator", "workers")
+# What the checkpoint fits alone, or what only the start of a run looks at.
+FIXED = ("variant", "size", "weights", "freeze", "layer_decay", "data", "limit", "split_seed", "val_fraction",
+         "test_fraction", "channels", "opt", "output")  # fmt: skip
 
 
 def main(
@@ -29,13 +31,17 @@ def main(
     resume: Path | None,
     overwrite: bool,
     console: Console,
+    allow: bool = False,
 ) -> int:
-    """Runs a recipe to its end, or resumes a run; returns the exit code, 130 after Ctrl-C."""
+    """Runs a recipe to its end, or resumes a run; returns the exit code, 130 after Ctrl-C.
+
+    A run resumes with other values only where they are in RESUMABLE, or with `allow`, which FIXED limits.
+    """
     console = console if is_main_process() else Console(quiet=True)
     started = time.monotonic()
     checkpoint = None
     if resume is not None:
-        recipe, folder, checkpoint = _resumed(name, config, values, resume)
+        recipe, folder, checkpoint = _resumed(name, config, values, resume, allow, console)
     elif name is None:
         raise RecipeError("expected a recipe; `alexnet-cuda recipes` lists them")
     else:
@@ -64,32 +70,39 @@ def main(
     if not outcome.main:
         return 0
     metrics, predictions = finish(recipe, images, folder, outcome)
-    model = outcome.module.model
-    filters = next(p for p in model.features.parameters() if p.dim() == 4).detach().cpu()
-    if images.test.images[0].shape[0] == 1:  # grey: the channels are copies, so that a filter acts as their sum
-        filters = filters.sum(1, keepdim=True)
-    title = f"{recipe.name}, {recipe.variant}"
-    pictures = write_pictures(folder, title, images, predictions.probabilities, predictions.labels, filters)
-    _report(metrics, folder, pictures, time.monotonic() - started, console)
+    paths = write_report(folder, recipe, images, outcome.module.model, predictions, metrics)
+    _report(metrics, folder, paths[0], time.monotonic() - started, console)
     return 0
 
 
 def _resumed(
-    name: str | None, config: Path | None, values: Mapping[str, Any], resume: Path
+    name: str | None, config: Path | None, values: Mapping[str, Any], resume: Path, allow: bool, console: Console
 ) -> tuple[Recipe, Path, Path]:
     checkpoint = resume / "checkpoints" / "last.ckpt" if resume.is_dir() else resume
     if not checkpoint.exists():
         raise DataError(f"{checkpoint} does not exist: nothing to resume")
     folder = checkpoint.parent.parent
-    recipe = Recipe().replace(read_yaml(folder / "config.yaml"))
-    if name not in (None, recipe.name):
-        raise RecipeError(f"{folder} is a run of {recipe.name!r}, not of {name!r}")
-    if config is not None or (
-        fixed := [key for key in values if key not in RESUMABLE and getattr(recipe, key, 0) != values[key]]
-    ):
-        what = "--config" if config is not None else fixed[0]
-        raise RecipeError(f"{what} cannot change in a resumed run; {', '.join(RESUMABLE)} can")
-    return recipe.replace(values), folder, checkpoint
+    run = Recipe().replace(read_yaml(folder / "config.yaml"))
+    if name not in (None, run.name):
+        raise RecipeError(f"{folder} is a run of {run.name!r}, not of {name!r}")
+    asked = run.replace({**(read_yaml(config) if config else {}), **values})
+    if asked.output and Path(asked.output).resolve() == folder.resolve():
+        asked = asked.replace({"output": run.output})
+    changed = [key for key in TYPES if key not in RESUMABLE and getattr(asked, key) != getattr(run, key)]
+    if not changed:
+        return asked, folder, checkpoint
+    table = Table("value", "run has", "asked", title=f"{escape(str(folder))}: changed values")
+    for key in changed:
+        table.add_row(key, *(escape(str(getattr(recipe, key))) for recipe in (run, asked)))
+    console.print(table)
+    fixed = [
+        key for key in changed if key in FIXED or (key == "schedule" and "plateau" in (run.schedule, asked.schedule))
+    ]
+    if fixed:
+        raise RecipeError(f"{', '.join(fixed)} cannot change in a resumed run; a new run with --weights {folder} can")
+    if not allow:
+        raise RecipeError(f"{', '.join(changed)} would change in the resumed run: --allow-changes, if that is meant")
+    return asked, folder, checkpoint
 
 
 def _announce(recipe: Recipe, images: ImageSet, folder: Path, checkpoint: Path | None, console: Console) -> None:
@@ -110,7 +123,7 @@ def _announce(recipe: Recipe, images: ImageSet, folder: Path, checkpoint: Path |
     table.add_row("all", *(f"{sum(n):,}" for n in counts.values()), f"{largest / min(counts['train']):.3g} : 1")
     console.print(table)
     with torch.device("meta"):
-        model = AlexNet(recipe.variant, len(images.classes), recipe.channels)
+        model = build(recipe, len(images.classes))
     parameters = sum(p.numel() for p in model.parameters())
     begins = f"going on from {checkpoint}" if checkpoint else f"{recipe.epochs} epochs"
     console.print(
@@ -118,7 +131,7 @@ def _announce(recipe: Recipe, images: ImageSet, folder: Path, checkpoint: Path |
     )
 
 
-def _report(metrics: dict, folder: Path, pictures: list[Path], seconds: float, console: Console) -> None:
+def _report(metrics: dict, folder: Path, page: Path, seconds: float, console: Console) -> None:
     table = Table(title=f"{metrics['recipe']}: {metrics['variant']} on {metrics['images']['test']:,} held-out images")
     table.add_column("figure")
     table.add_column("value", justify="right")
@@ -132,4 +145,4 @@ def _report(metrics: dict, folder: Path, pictures: list[Path], seconds: float, c
     table.add_row("seconds of training, in all", f"{metrics['seconds']:.1f}, {seconds:.1f}")
     console.print(table)
     console.print(f"Run folder: {folder}", soft_wrap=True, highlight=False)
-    console.print(f"Pictures: {', '.join(str(path) for path in pictures)}", soft_wrap=True, highlight=False)
+    console.print(f"Pictures, in one page: {page}", soft_wrap=True, highlight=False)

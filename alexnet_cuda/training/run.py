@@ -11,14 +11,14 @@ from typing import Any, cast
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateMonitor
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
 from ..data import DataError, ImageSet, write_text
 from ..data.module import ImageData
-from .callbacks import AtomicCheckpointIO, Bar, Lines, Stop, Stopped, csv_logger, is_main_process
+from .callbacks import AtomicCheckpointIO, Bar, Lines, ModelCheckpoint, Stop, Stopped, csv_logger, is_main_process
 from .classifier import Classifier
 from .evaluation import Predictions, device_name, figures, predict, save_weights, versions
 from .recipe import Recipe, RecipeError
@@ -116,7 +116,7 @@ def finish(recipe: Recipe, images: ImageSet, folder: Path, outcome: Outcome) -> 
     """
     best, last = folder / "checkpoints" / "best.ckpt", folder / "checkpoints" / "last.ckpt"
     outcome.module.load_state_dict(read_checkpoint(best if best.exists() else last)["state_dict"])
-    model = outcome.module.model
+    model = outcome.module.model.float()
     save_weights(folder / "weights.safetensors", model, recipe, images.classes)
     predictions = predict(model, images, recipe)
     metrics = {

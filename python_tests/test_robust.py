@@ -1,0 +1,192 @@
+"""Runs killed anywhere, moved, and resumed with other values: the same weights, or a clear word."""
+
+import csv
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from test_training import ONE_THREAD, ROOT, SMALL, assert_same_end, cli, one_thread, state, whole  # noqa: F401
+
+from alexnet_cuda.training.run import read_checkpoint
+
+# Runs the rest of its arguments once for each NAME=FOLDER, in a child of its own (the imports are made only once),
+# which kills itself there; prints how each child ended. An epoch has 5 batches.
+KILLED = """
+import os, signal, sys
+from alexnet_cuda.cli import main
+from alexnet_cuda.data import files
+from alexnet_cuda.training.classifier import Classifier
+import alexnet_cuda.training.main
+
+def kill():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def at_step(self, batch, index, step=Classifier.training_step):
+    return kill() if self.global_step == at else step(self, batch, index)
+
+def in_validation(self, batch, index, step=Classifier.validation_step):
+    return kill() if self.global_step == 10 else step(self, batch, index)
+
+def best_half_written(source, target, replace=os.replace):
+    global bests
+    bests += str(target).endswith("best.ckpt")
+    return kill() if bests == 2 else replace(source, target)
+
+def before_last(source, target, replace=os.replace):
+    global lasts
+    lasts += str(target).endswith("last.ckpt")
+    return kill() if lasts == 2 else replace(source, target)
+
+count = sys.argv.index("--")
+points, arguments = sys.argv[1:count], sys.argv[count + 1:]
+for point in points:
+    name, folder = point.split("=")
+    child = os.fork()
+    if child == 0:
+        bests = lasts = 0
+        at = {"first epoch": 3, "second epoch": 7}.get(name)
+        if at:
+            Classifier.training_step = at_step
+        elif name == "validation":
+            Classifier.validation_step = in_validation
+        else:
+            files.os.replace = {"writing best": best_half_written, "between best and last": before_last}[name]
+        sys.argv = ["alexnet-cuda", *arguments, "--output", folder]
+        main()
+    print(name, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+# What has a state of its own: a moving average, mixed batches, and a rate that falls when the loss no longer does.
+STATEFUL = [*SMALL, "--set", "ema=0.9", "--set", "mixup=0.2", "--set", "cutmix=1", "--set", "schedule=plateau"]
+STATEFUL += ["--set", "warmup=0", "--set", "patience=1", "--lr", "0.05", "--epochs", "4"]
+LATER = ("second epoch", "validation", "writing best", "between best and last")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_report():
+    """The pictures of a run take longer than all else here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("alexnet_cuda.training.main.write_report", lambda folder, *rest: [folder / "report.html"])
+        yield
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    """The run `whole`, killed at every point."""
+    folder = tmp_path_factory.mktemp("killed")
+    points = [f"{name}={folder / name}" for name in ("first epoch", *LATER)]
+    command = [sys.executable, "-c", KILLED, *points, "--", "train", "digits", *SMALL]
+    result = subprocess.run(command, env=ONE_THREAD, capture_output=True, text=True, cwd=ROOT, timeout=300)
+    ends = [line.rsplit(" ", 1) for line in result.stdout.splitlines() if line.endswith(f" {-signal.SIGKILL}")]
+    assert [name for name, _ in ends] == ["first epoch", *LATER], result.stdout + result.stderr
+    return folder
+
+
+@pytest.mark.parametrize("point", LATER)
+def test_a_run_killed_anywhere_resumes_to_the_same_weights(whole, killed, point):  # noqa: F811
+    folder = killed / point
+    assert state(folder)[0] == 5
+    assert cli("train", "--resume", folder).exit_code == 0
+    assert_same_end(folder, whole)
+    best, expected = (read_checkpoint(f / "checkpoints" / "best.ckpt") for f in (folder, whole))
+    assert best["global_step"] == expected["global_step"]
+    assert all(torch.equal(a, expected["state_dict"][name]) for name, a in best["state_dict"].items())
+    assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
+
+
+def test_a_run_killed_before_its_first_checkpoint_says_that_there_is_nothing_to_resume(killed):
+    folder = killed / "first epoch"
+    result = cli("train", "--resume", folder)
+    assert result.exit_code == 1
+    assert "last.ckpt does not exist: nothing to resume" in " ".join(result.output.split())
+    assert list((folder / "checkpoints").iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def stateful(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("stateful") / "run"
+    assert cli("train", "digits", *STATEFUL, "--output", folder).exit_code == 0
+    return folder
+
+
+@pytest.mark.parametrize("steps", [7, 15])
+def test_average_mixed_batches_and_plateau_resume_to_the_same_weights(stateful, tmp_path, steps):
+    assert cli("train", "digits", *STATEFUL, "--output", tmp_path / "run", "--max-steps", steps).exit_code == 0
+    assert cli("train", "--resume", tmp_path / "run", "--max-steps", 0).exit_code == 0
+    assert_same_end(tmp_path / "run", stateful)
+    ends = [read_checkpoint(f / "checkpoints" / "last.ckpt") for f in (tmp_path / "run", stateful)]
+    current = [end["current_model_state"] for end in ends]
+    assert all(torch.equal(a, current[1][name]) for name, a in current[0].items())
+    assert any(not torch.equal(a, ends[1]["state_dict"][name]) for name, a in current[1].items())
+    assert ends[0]["lr_schedulers"] == ends[1]["lr_schedulers"]
+    assert ends[1]["lr_schedulers"][0]["_last_lr"][0] < 0.05  # a plateau came
+
+
+def test_a_moved_run_still_knows_its_best_epoch(whole, tmp_path):  # noqa: F811
+    folder = tmp_path / "elsewhere"
+    shutil.copytree(whole, folder)
+    before = (whole / "checkpoints" / "best.ckpt").read_bytes()
+    checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    key = next(key for key in checkpoint["callbacks"] if key.startswith("ModelCheckpoint") and "val/loss" in key)
+    best = checkpoint["callbacks"][key]
+    best["best_model_score"] = torch.tensor(0.0)  # no further epoch can be better
+    best["best_k_models"] = dict.fromkeys(best["best_k_models"], torch.tensor(0.0))
+    torch.save(checkpoint, folder / "checkpoints" / "last.ckpt")
+    assert cli("train", "--resume", folder, "--epochs", 4).exit_code == 0
+    assert (folder / "checkpoints" / "best.ckpt").read_bytes() == before
+    assert (whole / "checkpoints" / "best.ckpt").read_bytes() == before
+
+
+@pytest.fixture
+def copy(whole, tmp_path):  # noqa: F811
+    return shutil.copytree(whole, tmp_path / "run")
+
+
+def test_changed_values_are_shown_and_refused(copy, tmp_path):
+    before = (copy / "config.yaml").read_text()
+    (tmp_path / "my.yaml").write_text("weight_decay: 0.5\nepochs: 4\n")
+    result = cli("train", "--resume", copy, "--config", tmp_path / "my.yaml", "--lr", "0.25", "--rotate", "10.0")
+    assert result.exit_code == 2
+    rows = [line.split() for line in result.output.replace("│", " ").splitlines()]
+    assert ["lr", "0.002", "0.25"] in rows
+    assert ["weight_decay", "0.01", "0.5"] in rows
+    assert not any(row and row[0] in ("rotate", "epochs") for row in rows)
+    assert "lr, weight_decay would change in the resumed run: --allow-changes" in " ".join(result.output.split())
+    assert (copy / "config.yaml").read_text() == before
+
+
+def test_values_that_were_meant_to_change_count_and_are_written_down(copy):
+    result = cli(
+        "train", "--resume", copy, "--lr", "0.004", "--set", "weight_decay=0.5", "--epochs", 4, "--allow-changes"
+    )
+    assert result.exit_code == 0, result.output
+    config = (copy / "config.yaml").read_text()
+    assert "lr: 0.004\n" in config
+    assert "weight_decay: 0.5\n" in config
+    checkpoint = read_checkpoint(copy / "checkpoints" / "last.ckpt")
+    groups = checkpoint["optimizer_states"][0]["param_groups"]
+    assert [group["weight_decay"] for group in groups] == [0.5, 0.0]
+    assert [group["initial_lr"] for group in groups] == [0.004, 0.004]
+    with (copy / "metrics.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if int(row["step"]) >= 15]
+    key = next(key for key in rows[0] if key.startswith("lr") and not key.endswith(("momentum", "decay")))
+    rates = [float(row[key]) for row in rows if row[key]]
+    # Of 20 steps, 5 are left of a cosine that has 19 after the warm-up's one.
+    assert max(rates) == pytest.approx(0.002 * (1 + math.cos(math.pi * 14 / 19)), rel=0.01)
+
+
+@pytest.mark.parametrize("change", [["--variant", "owt"], ["--opt", "sgd"], ["--output", "elsewhere"]])
+def test_what_no_word_can_change(copy, change):
+    result = cli("train", "--resume", copy, *change, "--allow-changes")
+    assert result.exit_code == 2
+    assert f"{change[0][2:]} cannot change in a resumed run" in " ".join(result.output.split())
+
+
+def test_naming_the_runs_own_folder_and_values_changes_nothing(copy, monkeypatch):
+    monkeypatch.chdir(copy.parent)
+    result = cli("train", "digits", *SMALL, "--resume", "run", "--output", os.path.join(".", "run"))
+    assert result.exit_code == 0, result.output

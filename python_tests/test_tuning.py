@@ -1,0 +1,192 @@
+"""lr-find and search: what they suggest, leave behind and refuse."""
+
+import csv
+import json
+import sqlite3
+
+import numpy as np
+import pytest
+
+pytest.importorskip("optuna")
+
+import optuna
+import yaml
+from PIL import Image
+from test_training import cli, one_thread  # noqa: F401
+
+from alexnet_cuda.training import RecipeError, load_recipe, tuning
+from alexnet_cuda.training.classifier import Classifier
+
+# 5 batches an epoch.
+SMALL = ["digits", "--variant", "keras_mnist", "--channels", "3", "--limit", "40", "--batch-size", "8"]
+SMALL += ["--accelerator", "cpu"]
+
+
+@pytest.fixture(autouse=True)
+def light(monkeypatch):
+    """A network of one layer instead of the recipe's: what is searched does not matter here."""
+    from torch import nn
+
+    def build(recipe, classes):
+        return nn.Sequential(nn.AdaptiveAvgPool2d(8), nn.Flatten(), nn.Linear(64 * recipe.channels, classes))
+
+    monkeypatch.setattr("alexnet_cuda.training.classifier.build", build)
+
+
+def test_a_sweep_suggests_a_rate_at_which_the_loss_falls_and_leaves_a_picture_and_no_litter(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = cli("lr-find", *SMALL, "--steps", 60, "--max-lr", 10, "--json")
+    assert result.exit_code == 0, result.output
+    rate = json.loads(result.stdout)["lr"]
+    assert 1e-5 < rate < 1
+    assert sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()) == [
+        "runs/lr-find-digits/lr_find.csv",
+        "runs/lr-find-digits/lr_find.png",
+    ]
+    with open("runs/lr-find-digits/lr_find.csv", newline="") as file:
+        rates, losses = zip(*((float(row["lr"]), float(row["loss"])) for row in csv.DictReader(file)), strict=True)
+    assert rates[0] == pytest.approx(1e-6)
+    assert list(rates) == sorted(rates)
+    assert 1.5 < losses[0] < 4  # of ten classes: log 10 and no less
+    assert rates[int(np.argmin(losses))] > rate
+    with Image.open("runs/lr-find-digits/lr_find.png") as picture:
+        assert len(picture.convert("RGB").getcolors(2**24)) > 50
+
+
+def test_the_steepest_fall_is_found_among_noise():
+    rates = np.geomspace(1e-6, 1, 100)
+    losses = 2.3 - 2 / (1 + (3e-3 / rates) ** 2) + np.where(rates > 0.1, 50 * (rates - 0.1), 0)
+    losses += np.random.default_rng(0).normal(0, 1e-3, 100)
+    assert 1e-3 < tuning.suggest(rates, losses) < 1e-2
+
+
+def test_a_sweep_keeps_the_shares_of_the_layers_and_ends_where_the_loss_is_no_number(tmp_path, monkeypatch):
+    seen, step = [], Classifier.training_step
+
+    def watched(self, batch, index):
+        groups = self.optimizers().param_groups
+        seen.append([group["lr"] / groups[0]["lr"] for group in groups])
+        return step(self, (batch[0] * float("nan") if len(seen) == 31 else batch[0], batch[1]), index)
+
+    class Shared(tuning._Swept):
+        def configure_optimizers(self):
+            optimiser = super().configure_optimizers()
+            self.shares = [1.0, 0.25]
+            return optimiser
+
+    monkeypatch.setattr(Classifier, "training_step", watched)
+    monkeypatch.setattr(tuning, "_Swept", Shared)
+    result = cli("lr-find", *SMALL, "--output", tmp_path, "--steps", 60)
+    assert result.exit_code == 0, result.output
+    assert len(seen) == 31
+    assert np.allclose(seen, [1.0, 0.25])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--min-lr", "0"], "--min-lr must be positive and below --max-lr, got 0 and 1"),
+        (["--steps", "5"], "--steps must be at least 20, got 5"),
+        (["--learning", "5"], "unknown key 'learning'"),
+    ],
+)
+def test_sweeps_that_cannot_be(arguments, message, tmp_path):
+    result = cli("lr-find", *SMALL, *arguments, "--output", tmp_path)
+    assert result.exit_code == 2
+    assert message in result.output
+
+
+def test_a_search_improves_on_the_recipe_resumes_and_its_best_values_train(tmp_path):
+    folder = tmp_path / "search"
+    arguments = ["search", *SMALL[:-4], *SMALL[-2:], "--set", "batch_size=8", "--epochs", 2, "--output", folder]
+    result = cli(*arguments, "--trials", 2)
+    assert result.exit_code == 0, result.output
+    with sqlite3.connect(folder / "search.db") as database:
+        assert database.execute("select count(*) from trials").fetchone() == (2,)
+    result = cli(*arguments, "--trials", 5)
+    assert result.exit_code == 0, result.output
+    assert "2 trials" in result.output
+    with (folder / "search.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert sorted(int(row["trial"]) for row in rows) == [1, 2, 3, 4, 5]
+    assert len({row["lr"] for row in rows}) == 5  # none drawn twice
+    first = next(row for row in rows if row["trial"] == "1")
+    assert float(first["lr"]) == load_recipe("digits").lr
+    scores = [float(row["val/accuracy"]) for row in rows if row["state"] == "complete"]
+    assert scores == sorted(scores, reverse=True)
+    assert scores[0] >= float(first["val/accuracy"]) > 0
+    best = yaml.safe_load((folder / "best.yaml").read_text())
+    assert set(best) == {"lr", "weight_decay", "label_smoothing"}
+    assert load_recipe("digits", folder / "best.yaml").lr == float(rows[0]["lr"])
+    assert sorted(p.name for p in folder.iterdir()) == ["best.yaml", "search.csv", "search.db", "search.png"]
+    result = cli(*arguments, "--trials", 6, "--set", "rotate=3")
+    assert result.exit_code == 2
+    assert "holds a search with rotate 10.0, not 3.0: give another --output" in " ".join(result.output.split())
+
+
+def test_a_trial_worse_than_the_others_is_ended_early_and_one_that_diverges_ends_no_search(tmp_path, monkeypatch):
+    def score(recipe, images, watch):
+        number = watch.trial.number
+        if number == 7:
+            raise optuna.TrialPruned
+        for epoch in range(1, 5):
+            watch.best = 0.1 if number == 6 else 0.5 + number / 100
+            watch.trial.report(watch.best, epoch)
+            if watch.trial.should_prune():
+                raise optuna.TrialPruned
+
+    monkeypatch.setattr(tuning, "_fit", score)
+    result = cli("search", *SMALL, "--epochs", 4, "--trials", 8, "--output", tmp_path, "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["trials"] == 8
+    with (tmp_path / "search.csv").open(newline="") as file:
+        ends = {int(row["trial"]): (row["state"], int(row["epochs"])) for row in csv.DictReader(file)}
+    assert ends[6] == ("complete", 4)
+    assert ends[7] == ("pruned", 2)
+    assert ends[8] == ("pruned", 0)
+
+
+def test_a_killed_trial_is_made_up_for_and_ctrl_c_says_how_to_go_on(tmp_path, monkeypatch):
+    def interrupted(recipe, images, watch):
+        if watch.trial.number == 1:
+            raise KeyboardInterrupt
+        watch.trial.report(0.5, 1)
+        watch.best = 0.5
+
+    monkeypatch.setattr(tuning, "_fit", interrupted)
+    arguments = ["search", *SMALL, "--epochs", 1, "--trials", 2, "--output", tmp_path]
+    result = cli(*arguments)
+    assert result.exit_code == 130, result.output
+    assert "the same command goes on" in result.output
+    study = optuna.load_study(study_name="search", storage=f"sqlite:///{tmp_path / 'search.db'}")
+    study.ask()  # runs for ever, as after a kill
+    assert cli(*arguments).exit_code == 0
+    states = [trial.state.name for trial in study.get_trials()]
+    assert states == ["COMPLETE", "FAIL", "FAIL", "COMPLETE"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--set", "val_fraction=0", "--set", "monitor=none"], "give --val-fraction 0.1"),
+        (["--devices", "2"], "a search runs on 1 device, got devices 2"),
+        (["--lr", "1", "--weight-decay", "0", "--label-smoothing", "0"], "nothing is left to search"),
+    ],
+)
+def test_searches_that_cannot_be(arguments, message, tmp_path):
+    result = cli("search", *SMALL, *arguments, "--output", tmp_path / "search")
+    assert result.exit_code == 2
+    assert message in " ".join(result.output.split())
+    assert not (tmp_path / "search").exists()
+
+
+def test_a_database_that_is_none_is_named(tmp_path):
+    (tmp_path / "search.db").write_text("no database " * 100)
+    result = cli("search", *SMALL, "--output", tmp_path)
+    assert result.exit_code == 1
+    assert "search.db is not the database of a search" in " ".join(result.output.split())
+
+
+def test_limits_need_an_order():
+    with pytest.raises(RecipeError, match=r"got 1 and 0\.1"):
+        tuning.lr_find(load_recipe("digits"), None, None, low=1, high=0.1)
