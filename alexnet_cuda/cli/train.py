@@ -39,9 +39,10 @@ def train(
     given = {"data_path": data_path, "output": output, "epochs": epochs, "max_steps": max_steps,
              "batch_size": batch_size, "lr": lr, "opt": opt, "seed": seed, "variant": variant, "devices": devices,
              "nodes": nodes, "precision": precision}  # fmt: skip
-    more = ctx.args
+    more = list(ctx.args)
     if recipe and recipe.startswith("--"):  # without a recipe, as with --resume, a value's key is taken for it
-        recipe, more = None, [recipe, *more]
+        more.insert(0, recipe)
+        recipe = None
     values = {key: value for key, value in given.items() if value is not None} | _more(more, set_ or [])
     require_train()
     from ..training.main import main as run

@@ -1,0 +1,124 @@
+"""The notebooks run to their end on small stand-ins for their data; the rendered pages are of them."""
+
+import gzip
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+nbformat = pytest.importorskip("nbformat")
+nbclient = pytest.importorskip("nbclient")
+pytest.importorskip("ipykernel")
+pytest.importorskip("lightning")
+datasets = pytest.importorskip("sklearn.datasets")
+
+ROOT = Path(__file__).parents[1]
+PAGES = ROOT / "docs" / "examples"
+MACHINE = re.compile(r"/(home|root|tmp|work|usr|opt|Users)/")  # a place on somebody's machine
+# What a notebook must have said, besides ending well, and how many pictures it must have shown.
+EXPECTED = {
+    "mnist": r"\b21,622,154\b.*'cifar': \(1124026,",
+    "flowers17": r"after 2 steps 98% of the start values are left with momentum \.01, 81% with \.1",
+    "cifar10": r"'cifar': \(1124026, [\d.e-]+\), 'cifar_no_lrn': \(1124026,",
+    "bike_ship": r"'test/accuracy': [\d.]+.*'test/accuracy': [\d.]+.*'test/accuracy': [\d.]+",
+    "folder": r"1 damaged image.*left out: .*'train': \[.*report\.html.*precision,recall,f1",
+}
+PICTURES = {"mnist": 6, "flowers17": 7, "cifar10": 9, "bike_ship": 8, "folder": 6}
+
+
+@pytest.fixture(scope="module")
+def digits():
+    """Real digits (N, 32, 32) with labels (N,)."""
+    from alexnet_cuda.data.imageset import resize
+
+    bunch = datasets.load_digits()
+    x = resize(torch.from_numpy(bunch.images * 15.9).to(torch.uint8)[:, None], 32)
+    return x[:, 0].numpy(), bunch.target.astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def data(digits, tmp_path_factory):
+    """A folder with all data sets in their formats: digits, and pieces of scikit-learn's two photographs."""
+    root, (x, y) = tmp_path_factory.mktemp("data"), digits
+    raw = root / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for part, of in (("train", slice(0, 300)), ("t10k", slice(300, 400))):
+        for name, values in (("images-idx3", x[of, 2:30, 2:30]), ("labels-idx1", y[of])):
+            header = bytes([0, 0, 8, values.ndim]) + np.array(values.shape, ">i4").tobytes()
+            (raw / f"{part}-{name}-ubyte.gz").write_bytes(gzip.compress(header + values.tobytes()))
+
+    cifar = root / "cifar10"
+    cifar.mkdir()
+    for number, name in enumerate(("train_1", "train_2", "train_3", "train_4", "train_5", "test")):
+        sheet = x[60 * number : 60 * number + 60].reshape(6, 10, 32, 32).transpose(0, 2, 1, 3).reshape(192, 320)
+        Image.fromarray(sheet).convert("RGB").save(cifar / f"{name}.webp", lossless=True)
+    np.save(cifar / "train_labels.npy", y[:300])
+    np.save(cifar / "test_labels.npy", y[300:360])
+
+    china, flower = (Image.fromarray(image) for image in datasets.load_sample_images().images)
+    flowers = root / "flowers17" / "jpg"
+    flowers.mkdir(parents=True)
+    for number in range(1360):
+        left, top = 15 * (number % 37), 10 * (number // 37)
+        flower.crop((left, top, left + 40, top + 40)).save(flowers / f"image_{number + 1:04d}.jpg")
+
+    for part, count in (("train", 30), ("val", 10)):
+        for name, photograph in (("bike", china), ("ship", flower)):
+            folder = root / "bike_ship" / part / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                photograph.crop((10 * number, 5 * number, 10 * number + 300, 5 * number + 200)).resize((90, 60)).save(
+                    folder / f"{part}_{number:02d}.jpg"
+                )
+    return root
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_runs(name, data, tmp_path, monkeypatch):
+    monkeypatch.setenv("ALEXNET_CUDA_DATA", str(data))
+    settings = "variant=cifar limit=40 epochs=1 max_steps=2 batch_size=8 views=1 workers=0 accelerator=cpu"
+    monkeypatch.setenv("ALEXNET_CUDA_SET", settings)
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    (tmp_path / "examples").mkdir()
+    notebook = nbformat.read(ROOT / "examples" / f"{name}.ipynb", 4)
+    metadata = {"metadata": {"path": str(tmp_path / "examples")}}
+    nbclient.NotebookClient(notebook, timeout=600, kernel_name="python3", resources=metadata).execute()
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    text = "".join(o.get("text", "") + o.get("data", {}).get("text/plain", "") for o in outputs)
+    assert re.search(EXPECTED[name], text, re.DOTALL)
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == PICTURES[name]
+    assert not [o for o in outputs if o.output_type == "error" or o.get("name") == "stderr"]
+    runs = list((tmp_path / "runs").glob("*/metrics.json"))
+    assert runs
+    assert all(0 <= json.loads(run.read_text())["test/accuracy"] <= 1 for run in runs)
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_source_is_clean(name):
+    path = ROOT / "examples" / f"{name}.ipynb"
+    notebook = nbformat.read(path, 4)
+    nbformat.validate(notebook)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert all(not cell.outputs and cell.execution_count is None for cell in code)
+    assert not MACHINE.search(path.read_text())
+
+
+@pytest.mark.parametrize("page", sorted(PAGES.glob("*.md")), ids=lambda page: page.stem)
+def test_page_is_of_the_source(page):
+    notebook, text = nbformat.read(ROOT / "examples" / f"{page.stem}.ipynb", 4), page.read_text()
+    for cell in notebook.cells:
+        assert cell.source in text, "render it again, as examples/README.md says"
+    assert not MACHINE.search(text)
+    pictures = re.findall(r"\]\((\S+\.png)\)", text)
+    assert len(pictures) == PICTURES[page.stem]
+    assert all((PAGES / picture).stat().st_size > 1000 for picture in pictures)
+
+
+def test_pages_are_small():
+    files = [path for path in PAGES.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 2_500_000
+    assert {path.suffix for path in files} <= {".md", ".png"}
