@@ -13,6 +13,7 @@ pytest.importorskip("torchvision")
 pytest.importorskip("lightning")
 pytest.importorskip("sklearn")
 
+import safetensors.torch
 import torch
 from PIL import Image
 from sklearn.datasets import load_digits
@@ -113,6 +114,10 @@ def test_a_folder_that_is_no_run_is_named(run, tmp_path, drawings):
     assert "weights.safetensors does not exist" in cli("evaluate", "--run", tmp_path, code=1)
     (tmp_path / "weights.safetensors").write_bytes((run / "weights.safetensors").read_bytes()[:3000])
     assert "is not a weights file" in cli("predict", drawings / "zero.png", "--run", tmp_path, code=1)
+    for recipe in ("a: [", "- a list", "3"):
+        metadata = {"recipe": recipe, "classes": "[]"}
+        safetensors.torch.save_file({"x": torch.zeros(1)}, tmp_path / "weights.safetensors", metadata)
+        assert "is not a weights file" in cli("evaluate", "--run", tmp_path, code=1)
 
 
 def test_a_run_is_not_written_over(run):

@@ -105,7 +105,7 @@ def load_weights(folder: Path) -> tuple[torch.nn.Module, Recipe, list[str]]:
         classes = json.loads(metadata["classes"])
         model = build(recipe, len(classes))
         model.load_state_dict(tensors)
-    except (safetensors.SafetensorError, KeyError, ValueError, RuntimeError, OSError) as error:
+    except Exception as error:  # every layer of such a file raises its own kind
         raise DataError(f"{path} is not a weights file of a run: {str(error).splitlines()[0]}") from error
     return model, recipe, classes
 
