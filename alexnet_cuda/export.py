@@ -95,12 +95,11 @@ def save_onnx(path: Path, model: nn.Module, recipe, classes: list[str]) -> None:
 def save_safetensors(path: Path, model: nn.Module, recipe, classes: list[str], dtype: str = "float32") -> None:
     """Writes the tensors, floating-point ones as `dtype`, with `description`: a file as that of a run, so that
     `evaluation.load_weights` reads it, too."""
-    import safetensors.torch
+    from .training.evaluation import write_tensors
 
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    tensors = {name: t.to(DTYPES[dtype]) if t.is_floating_point() else t for name, t in tensors.items()}
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(safetensors.torch.save(tensors, description(recipe, classes)))
+    state = model.state_dict()
+    tensors = {name: t.to(DTYPES[dtype]) if t.is_floating_point() else t for name, t in state.items()}
+    write_tensors(path, tensors, description(recipe, classes))
 
 
 def save_torch(path: Path, model: nn.Module, recipe, classes: list[str]) -> None:

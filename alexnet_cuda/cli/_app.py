@@ -44,6 +44,7 @@ app = typer.Typer(cls=Commands, no_args_is_help=True, add_completion=False, rich
                   pretty_exceptions_show_locals=False, help="AlexNet, from training to prediction.")  # fmt: skip
 
 RUN = Annotated[Path | None, typer.Option(help="Run folder, or a weights.safetensors; none: the newest in runs/.")]
+DATA_PATH = Annotated[str | None, typer.Option(help="Folder of the data; none: the one it was trained on.")]
 JSON = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
@@ -54,6 +55,19 @@ def newest_run(run: Path | None) -> Path:
     if not found:
         raise Failure("no finished run in runs/; train one, or name its folder with --run")
     return found[-1].parent
+
+
+def load_run(run: Path, data_path: str | None):
+    """A run's network, its recipe and the images that it was trained on, read from `data_path` where one is given."""
+    from ..data import load_images
+    from ..training.evaluation import load_weights
+
+    model, recipe, classes = load_weights(run)
+    recipe = recipe.replace({"data_path": data_path} if data_path else {})
+    images = load_images(recipe)
+    if images.classes != classes:
+        raise Failure(f"the data has the classes {images.classes}, the run was trained on {classes}")
+    return model, recipe, images
 
 
 def require_train() -> None:

@@ -1,32 +1,24 @@
 """`report`: the pictures and the page of a finished run, again."""
 
 import json
-from typing import Annotated
 
-import typer
-
-from ._app import JSON, RUN, Failure, app, console, newest_run, require_train
+from ._app import DATA_PATH, JSON, RUN, app, console, load_run, newest_run, require_train
 
 
 @app.command()
 def report(
     run: RUN = None,
-    data_path: Annotated[str | None, typer.Option(help="Folder of the data; none: the one it was trained on.")] = None,
+    data_path: DATA_PATH = None,
     json_: JSON = False,
 ) -> None:
     """Draw a run's pictures and report.html again, from its weights and the test split."""
     require_train()
-    from ..data import load_images
     from ..reports import write_report
     from ..training import evaluation
 
     folder = newest_run(run)
-    model, recipe, classes = evaluation.load_weights(folder)
+    model, recipe, images = load_run(folder, data_path)
     folder = folder if folder.is_dir() else folder.parent
-    recipe = recipe.replace({"data_path": data_path} if data_path else {})
-    images = load_images(recipe)
-    if images.classes != classes:
-        raise Failure(f"the data has the classes {images.classes}, the run was trained on {classes}")
     predictions = evaluation.predict(model, images, recipe)
     metrics = {
         "recipe": recipe.name,

@@ -7,24 +7,20 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from ._app import JSON, RUN, Failure, app, console, newest_run, plain, require_train
+from ._app import DATA_PATH, JSON, RUN, app, console, load_run, newest_run, plain, require_train
 
 
 @app.command()
 def evaluate(
     run: RUN = None,
-    data_path: Annotated[str | None, typer.Option(help="Folder of the data; none: the one it was trained on.")] = None,
+    data_path: DATA_PATH = None,
     json_: JSON = False,
 ) -> None:
     """Test a run's weights again on the test split."""
     require_train()
-    from ..data import load_images
     from ..training import evaluation
 
-    model, recipe, classes = evaluation.load_weights(newest_run(run))
-    images = load_images(recipe.replace({"data_path": data_path} if data_path else {}))
-    if images.classes != classes:
-        raise Failure(f"the data has the classes {images.classes}, the run was trained on {classes}")
+    model, recipe, images = load_run(newest_run(run), data_path)
     figures = evaluation.figures(evaluation.predict(model, images, recipe))
     if json_:
         print(json.dumps(figures, indent=2))

@@ -1,7 +1,5 @@
 """Oxford's 17 flowers: 80 photographs of each, numbered class by class."""
 
-import os
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -9,7 +7,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from .files import DataError
-from .imageset import ImageSet, Split, open_image, stratified_split
+from .imageset import ImageSet, Split, for_each_file, open_image, stratified_split
 
 SIZE = None
 CLASSES = [
@@ -38,8 +36,7 @@ def load(recipe) -> ImageSet:
         raise DataError(f"{folder} lacks {len(missing)} of {len(paths)} images, among them {missing[0]}")
     labels = torch.arange(len(paths)) // PER_CLASS
     test, val, train = stratified_split(labels, (recipe.test_fraction, recipe.val_fraction), recipe.split_seed)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        images = list(pool.map(lambda path: read(recipe, path), paths))
+    images = for_each_file(lambda path: read(recipe, path), paths, "reading images")
     train_split, val_split, test_split = (
         Split(Decoded([images[i] for i in part]), labels[part]) for part in (train, val, test)
     )

@@ -1,16 +1,14 @@
 """Any labelled pictures: a tree with train/ val/ test/, class folders that are split here, or a CSV of path,label."""
 
 import csv
-import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from .files import DataError
-from .imageset import ImageSet, Split, open_image, stratified_split
+from .imageset import ImageSet, Split, for_each_file, open_image, stratified_split
 
 SIZE = None
 FOLDERS = {"bike-ship": "bike_ship"}  # where --data-path may name the folder above
@@ -148,9 +146,6 @@ def _table(path: Path) -> tuple[list[str], dict[str, Tree]]:
 
 
 def _damaged(paths: list[Path]) -> dict[Path, str]:
-    from rich.console import Console
-    from rich.progress import track
-
     def check(path: Path) -> str | None:
         try:
             open_image(path, "RGB")
@@ -158,10 +153,8 @@ def _damaged(paths: list[Path]) -> dict[Path, str]:
             return str(error)
         return None
 
-    with ThreadPoolExecutor(min(16, 2 * (os.cpu_count() or 1))) as pool:
-        short = len(paths) < 500 or not Console().is_terminal
-        messages = track(pool.map(check, paths), "checking images", len(paths), transient=True, disable=short)
-        return {path: message for path, message in zip(paths, messages, strict=True) if message}
+    messages = for_each_file(check, paths, "checking images")
+    return {path: message for path, message in zip(paths, messages, strict=True) if message}
 
 
 def _without(tree: Tree, damaged: dict[Path, str]) -> Tree:

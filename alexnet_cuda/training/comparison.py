@@ -1,8 +1,6 @@
 """Several networks trained on one recipe, with equal settings, and what each of them costs and reaches."""
 
-import csv
 import dataclasses
-import io
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -10,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -20,6 +17,8 @@ from rich.table import Table
 from ..data import ImageSet, atomic_path, load_images, write_text
 from ..data.module import ImageData
 from ..model import AlexNet, model_summary
+from ..reports.charts import BLUE, ORANGE, blank
+from ..reports.tables import to_csv
 from .classifier import build
 from .evaluation import best_device, device_name, load_weights
 from .main import main
@@ -130,8 +129,7 @@ def _recipes(
         own = {key: value for key, value in values.items() if key != "size" or model in peers or not peers}
         run = folder / model.replace("/", "-")
         recipe = load_recipe(name, config, {**equal, **own, "variant": model, "output": str(run)})
-        if recipe.devices not in ("auto", "1") or recipe.nodes > 1:
-            raise RecipeError(f"a comparison runs on 1 device, got devices {recipe.devices} and nodes {recipe.nodes}")
+        recipe.require_one_device("a comparison")
         recipes[model] = recipe.replace({"devices": "1"})
         if (run / "config.yaml").exists():
             _check_equal(recipe, run)
@@ -174,11 +172,7 @@ def _row(model: str, recipe: Recipe, images: ImageSet, error: str | None) -> dic
 
 def _write(rows: list[dict[str, Any]], name: str, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(folder / "compare.csv", text.getvalue())
+    write_text(folder / "compare.csv", to_csv(rows))
     facts = {"recipe": name, "device": device_name(), "models": rows}
     write_text(folder / "compare.json", json.dumps(facts, indent=2) + "\n")
     with atomic_path(folder / "compare.png") as temporary:
@@ -199,10 +193,9 @@ FIGURES = {
 def chart(rows: list[dict[str, Any]], title: str) -> Figure:
     """A line of bars for every model, the best first; failed models have a line without bars."""
     keys = [key for key in FIGURES if key != "top5" and any(row[key] is not None for row in rows)]
-    figure = Figure(figsize=(2.4 + 2.1 * max(1, len(keys)), 1.3 + 0.42 * len(rows)), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = blank(2.4 + 2.1 * max(1, len(keys)), 1.3 + 0.42 * len(rows))
     figure.suptitle(title, size=11)
-    colours = ["#0072B2" if not row["model"].startswith("torchvision/") else "#E69F00" for row in rows]
+    colours = [ORANGE if row["model"].startswith("torchvision/") else BLUE for row in rows]
     for i, axis in enumerate(figure.subplots(1, max(1, len(keys)), squeeze=False)[0]):
         axis.spines[["top", "right", "bottom"]].set_visible(False)
         axis.set_xticks([])

@@ -86,8 +86,14 @@ def figures(predictions: Predictions) -> dict[str, float]:
 
 def save_weights(path: Path, model: torch.nn.Module, recipe: Recipe, classes: list[str]) -> None:
     """The network's tensors with, as text, the class names and the recipe: all that `load_weights` needs."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    metadata = {"format": "pt", "classes": json.dumps(classes), "recipe": recipe.to_yaml()}
+    write_tensors(
+        path, model.state_dict(), {"format": "pt", "classes": json.dumps(classes), "recipe": recipe.to_yaml()}
+    )
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """A safetensors file, whole or not at all."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with atomic_path(path) as temporary:
         temporary.write_bytes(safetensors.torch.save(tensors, metadata))
 

@@ -99,6 +99,11 @@ class Recipe:
         changed._check()
         return changed
 
+    def require_one_device(self, what: str) -> None:
+        """RecipeError where the recipe asks for more devices than `what` runs on."""
+        if self.devices not in ("auto", "1") or self.nodes > 1:
+            raise RecipeError(f"{what} runs on 1 device, got devices {self.devices} and nodes {self.nodes}")
+
     def to_yaml(self) -> str:
         values = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
         return yaml.safe_dump(values, sort_keys=False)

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateMonitor
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, LearningRateMonitor
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
@@ -65,39 +65,27 @@ def train(recipe: Recipe, images: ImageSet, folder: Path, console: Console, resu
     data = ImageData(images, recipe)
     steps = read_checkpoint(resume)["global_step"] if resume else 0
     stop = Stop(checkpoints / "last.ckpt", recipe.max_steps)
-    best = ModelCheckpoint(checkpoints, "best", recipe.monitor, mode="min" if recipe.monitor == "val/loss" else "max",
-                           enable_version_counter=False)  # fmt: skip
+    kept = [ModelCheckpoint(checkpoints, "last", enable_version_counter=False)]
+    if recipe.monitor != "none":
+        mode = "min" if recipe.monitor == "val/loss" else "max"
+        kept.insert(0, ModelCheckpoint(checkpoints, "best", recipe.monitor, mode=mode, enable_version_counter=False))
     bar = Bar(leave=True) if console.is_terminal else Lines(console)
     try:
-        trainer = lightning.Trainer(
-            accelerator=recipe.accelerator,
+        trainer = new_trainer(
+            recipe,
             devices=_devices(recipe),
             num_nodes=recipe.nodes,
-            precision=cast(Any, precision(recipe)),
             max_epochs=recipe.epochs,
-            gradient_clip_val=recipe.clip or None,
-            deterministic="warn",
-            use_distributed_sampler=False,
             sync_batchnorm=torch.cuda.is_available(),
-            num_sanity_val_steps=0,
             log_every_n_steps=max(1, min(10, len(images.train.labels) // recipe.batch_size // 10)),
-            enable_model_summary=False,
             enable_progress_bar=console.is_terminal,
             logger=[csv_logger(folder, steps), TensorBoardLogger(folder, "tensorboard", "")],
             plugins=[AtomicCheckpointIO()],
-            callbacks=[
-                *([EMAWeightAveraging(decay=recipe.ema)] if recipe.ema else []),  # before what writes checkpoints
-                stop,
-                bar,
-                LearningRateMonitor("step"),
-                *([best] if recipe.monitor != "none" else []),
-                ModelCheckpoint(checkpoints, "last", enable_version_counter=False),
-            ],
+            # The average comes before what writes checkpoints.
+            callbacks=[*averaging(recipe), stop, bar, LearningRateMonitor("step"), *kept],
         )
     except (MisconfigurationException, ValueError, TypeError) as error:
         raise RecipeError(f"no trainer for these devices: {error}") from error
-    # torch would fill all new memory, to make reads of it repeatable; no operator here reads what it has not written.
-    setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010
     ended = "finished"
     try:
         trainer.fit(module, data, ckpt_path=resume, weights_only=True)
@@ -107,6 +95,28 @@ def train(recipe: Recipe, images: ImageSet, folder: Path, console: Console, resu
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
     return Outcome(ended, module, epochs, steps, stop.seconds, main)
+
+
+def new_trainer(recipe: Recipe, **options: Any) -> lightning.Trainer:
+    """A Trainer with the settings that every training on a recipe shares."""
+    trainer = lightning.Trainer(
+        accelerator=recipe.accelerator,
+        precision=cast(Any, precision(recipe)),
+        gradient_clip_val=recipe.clip or None,
+        deterministic="warn",
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+        enable_model_summary=False,
+        **options,
+    )
+    # torch would fill all new memory, to make reads of it repeatable; no operator here reads what it has not written.
+    setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010
+    return trainer
+
+
+def averaging(recipe: Recipe) -> list[Callback]:
+    """The moving average of the weights, where the recipe has one."""
+    return [EMAWeightAveraging(decay=recipe.ema)] if recipe.ema else []
 
 
 def finish(recipe: Recipe, images: ImageSet, folder: Path, outcome: Outcome) -> tuple[dict, Predictions]:

@@ -19,7 +19,7 @@ def start_from(model: nn.Module, recipe: Recipe) -> None:
     Raises DataError where there is no such file or it is no weights file; RecipeError where a tensor does not fit.
     """
     assert recipe.weights is not None
-    tensors = _read(recipe, model)
+    tensors = _read(recipe)
     fresh = f"{layers(model)[-1][0]}."
     for name, own in model.state_dict().items():
         if name.startswith(fresh):
@@ -77,7 +77,7 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict]:
     return [groups[key] for key in sorted(groups, key=lambda key: (not key[1], -key[0]))]
 
 
-def _read(recipe: Recipe, model: nn.Module) -> dict[str, Tensor]:
+def _read(recipe: Recipe) -> dict[str, Tensor]:
     if recipe.weights == "torchvision":
         return _from_torchvision(recipe)
     path = Path(str(recipe.weights))

@@ -15,7 +15,7 @@ import numpy as np
 import optuna
 import torch
 import yaml
-from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.tuner import Tuner
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
@@ -29,7 +29,7 @@ from ..data.module import ImageData
 from ..reports.charts import BLUE, GREY, ORANGE, STYLE, blank
 from .classifier import Classifier, Diverged
 from .recipe import Recipe, RecipeError, load_recipe
-from .run import _quiet, precision
+from .run import _quiet, averaging, new_trainer
 
 SKIPPED = 10  # losses at the start of a sweep, where their running mean is still that of a few batches
 MACHINE = ("accelerator", "devices", "nodes", "workers", "data_path", "output")  # a search goes on when these change
@@ -159,8 +159,7 @@ def search(
     recipe = load_recipe(name, config, values)
     if recipe.val_fraction == 0:
         raise RecipeError("val_fraction 0 leaves only the test split to choose by; give --val-fraction 0.1, say")
-    if recipe.devices not in ("auto", "1") or recipe.nodes > 1:
-        raise RecipeError(f"a search runs on 1 device, got devices {recipe.devices} and nodes {recipe.nodes}")
+    recipe.require_one_device("a search")
     space = {key: limits for key, limits in _space(recipe).items() if key not in values}
     if not space:
         raise RecipeError("nothing is left to search: lr, weight_decay, label_smoothing and batch_size are all given")
@@ -257,9 +256,8 @@ class _Watch(Callback):
 
 
 def _fit(recipe: Recipe, images: ImageSet, watch: _Watch) -> None:
-    averaging = [EMAWeightAveraging(decay=recipe.ema)] if recipe.ema else []
     with tempfile.TemporaryDirectory() as scratch:
-        trainer = _trainer(recipe, scratch, [*averaging, watch], max_epochs=recipe.epochs)
+        trainer = _trainer(recipe, scratch, [*averaging(recipe), watch], max_epochs=recipe.epochs)
         try:
             trainer.fit(Classifier(recipe, len(images.classes)), ImageData(images, recipe))
         except Diverged as error:
@@ -272,24 +270,16 @@ def _trainer(recipe: Recipe, folder: str, callbacks: list[Callback], **options) 
     """As in a run, but on one device, and nothing is written."""
     _quiet()
     lightning.seed_everything(recipe.seed, workers=True, verbose=False)
-    trainer = lightning.Trainer(
-        accelerator=recipe.accelerator,
+    return new_trainer(
+        recipe,
         devices=1,
-        precision=cast(Any, precision(recipe)),
-        gradient_clip_val=recipe.clip or None,
-        deterministic="warn",
-        use_distributed_sampler=False,
-        num_sanity_val_steps=0,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
-        enable_model_summary=False,
         default_root_dir=folder,
         callbacks=callbacks,
         **options,
     )
-    setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010 - as in a run
-    return trainer
 
 
 def _space(recipe: Recipe) -> dict[str, list]:
