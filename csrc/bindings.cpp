@@ -4,6 +4,7 @@
 
 #include "build_info.h"
 #include "cpu/level.h"
+#include "cpu/memory.h"
 
 namespace py = pybind11;
 
@@ -18,4 +19,6 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
     return info;
   });
   m.def("cpu_level", [] { return alexnet_cuda::cpu_level(); });
+  m.def("kept_memory_limit", &alexnet_cuda::kept_memory_limit);
+  m.def("set_kept_memory", &alexnet_cuda::set_kept_memory);
 }

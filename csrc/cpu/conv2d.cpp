@@ -74,7 +74,7 @@ Tensor conv2d(const Tensor& x, const Tensor& weight, const std::optional<Tensor>
   const MemoryFormat format = format_of(x);
   PackedConv packed = pack_conv("conv2d", x, weight, bias, stride, padding, ceil_mode, format);
   const Conv& c = packed.args.conv;
-  Tensor y = empty(x, {x.size(0), c.filters, c.out_height, c.out_width}, format);
+  Tensor y = result(x, {x.size(0), c.filters, c.out_height, c.out_width}, format);
   packed.args.out = y.mutable_data_ptr();
   if (y.numel() == 0) return y;
   run(conv2d_forward_kernel(), packed.args, x.size(0) * c.out_height,
@@ -146,7 +146,7 @@ Tensor conv2d_input_grad(const Tensor& grad, const Tensor& weight, int64_t heigh
   const Images images = {
       dtype_of(op, grad), format == MemoryFormat::ChannelsLast, grad.size(0), c.channels, height, width};
   const Tensor gradient = dense(grad, format), filters = dense(weight, MemoryFormat::Contiguous);
-  Tensor dx = empty(grad, {grad.size(0), c.channels, height, width}, format);
+  Tensor dx = result(grad, {grad.size(0), c.channels, height, width}, format);
   if (dx.numel() == 0) return dx;
 
   const int64_t block = filter_block(images.dtype), taps = c.kernel_size * c.channels;

@@ -17,10 +17,10 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_relu_lrn_max_pool2d(
   const Pool pool = checked_pool(op, c.out_height, c.out_width, kernel_size, stride, padding, ceil_mode);
 
   const std::vector<int64_t> out_size = {x.size(0), c.filters, pool.out_height, pool.out_width};
-  Tensor y = empty(x, out_size, format);
+  Tensor y = result(x, out_size, format);
   Tensor a =
-      save ? empty(x, {x.size(0), c.filters, c.out_height, c.out_width}, format) : no_elements(x, x.scalar_type());
-  Tensor code = save ? empty(x, out_size, format, ScalarType::Byte) : no_elements(x, ScalarType::Byte);
+      save ? result(x, {x.size(0), c.filters, c.out_height, c.out_width}, format) : no_elements(x, x.scalar_type());
+  Tensor code = save ? result(x, out_size, format, ScalarType::Byte) : no_elements(x, ScalarType::Byte);
   if (y.numel() == 0) return {y, a, code};
   packed.args.out = save ? a.mutable_data_ptr() : nullptr;
   Images images = packed.args.images;

@@ -24,7 +24,7 @@ Tensor local_response_norm(const Tensor& x, int64_t size, int64_t front, double 
   const MemoryFormat format = format_of(x);
   const Images images = images_of(op, x, format);
   const Tensor input = dense(x, format);
-  Tensor y = empty(x, {x.size(0), x.size(1), x.size(2), x.size(3)}, format);
+  Tensor y = result(x, {x.size(0), x.size(1), x.size(2), x.size(3)}, format);
   if (y.numel() == 0) return y;
   run_lrn({input.const_data_ptr(), nullptr, y.mutable_data_ptr(), images, lrn}, spatial, false);
   return y;
@@ -40,7 +40,7 @@ Tensor local_response_norm_backward(const Tensor& grad, const Tensor& x, int64_t
   const MemoryFormat format = format_of(x);
   const Images images = images_of(op, x, format);
   const Tensor input = dense(x, format), gradient = dense(grad, format);
-  Tensor dx = empty(x, {x.size(0), x.size(1), x.size(2), x.size(3)}, format);
+  Tensor dx = result(x, {x.size(0), x.size(1), x.size(2), x.size(3)}, format);
   if (dx.numel() == 0) return dx;
   run_lrn({input.const_data_ptr(), gradient.const_data_ptr(), dx.mutable_data_ptr(), images, lrn}, spatial, true);
   return dx;

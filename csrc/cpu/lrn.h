@@ -3,9 +3,10 @@
 //   forward    d_i = k + alpha * sum of x_j^2 over the window of i       y_i = x_i d_i^-beta
 //   backward   dx_i = g_i d_i^-beta - 2 alpha beta x_i sum of g_j x_j d_j^(-beta-1) over the j whose window holds i
 //
-// A block of pixels is squared into a small buffer that has zeros round each pixel's channels, so that a window sum is
-// `size` unaligned loads from L1 and borders need no test. (The loads come a block later than the stores: a load that
-// spans two recent stores would wait for both.) Every window is summed afresh: sliding sums lose what cancels.
+// With a window of five, the usual one, everything stays in registers: Window5. Otherwise a block of pixels is squared
+// into a small buffer that has zeros round each pixel's channels, so that a window sum is `size` unaligned loads from
+// L1 and borders need no test. (The loads come a block later than the stores: a load that spans two recent stores would
+// wait for both.) Every window is summed afresh: sliding sums lose what cancels.
 #pragma once
 
 #include "rows.h"
@@ -14,13 +15,27 @@ namespace alexnet_cuda::ALEXNET_CPU_LEVEL {
 
 constexpr int64_t kLrnBlock = 16;  // pixels
 
-// d^-beta; for the usual betas from r = 1/sqrt(d) by multiplications.
+// d^-3/4, and 1/d. Two estimates give p, which one step of third order on h = 1 - d^3 p^4 makes exact; its factors stay
+// in range. Where it fails (d is 0, infinite or NaN) the estimate is already the answer.
+template <class A>
+struct Powers {
+  Vec<A> p, inverse;
+
+  explicit ALEXNET_INLINE Powers(Vec<A> d) {
+    const Vec<A> r = rsqrt_estimate<A>(d), q = r * r * rsqrt_estimate<A>(r);
+    const Vec<A> u = d * q, h = 1 - u * u * (u * q);
+    const Vec<A> better = q + q * h * (A(0.25) + A(0.15625) * h);
+    const auto good = better == better;
+    p = good ? better : r;
+    const Vec<A> root = good ? d * better * better : r;
+    inverse = root * root;
+  }
+};
+
+// d^-beta, r being 1 / sqrt(d).
 template <class A>
 ALEXNET_INLINE Vec<A> power(Vec<A> d, Vec<A> r, A beta) {
-  if (beta == A(0.75)) {
-    const Vec<A> p = r * r * rsqrt<A>(r);
-    return p == p ? p : r;  // d is 0, infinite or NaN
-  }
+  if (beta == A(0.75)) return Powers<A>(d).p;
   if (beta == A(0.5)) return r;
   if (beta == A(1)) return r * r;
   Vec<A> p;
@@ -53,12 +68,9 @@ struct LrnPass {
   }
 };
 
-// The sum of `size` channels from p on; SIZE is the size where that is known.
-template <class A, int SIZE>
+// The sum of `size` channels from p on.
+template <class A>
 ALEXNET_INLINE Vec<A> window_sum(const A* p, int64_t size) {
-  if constexpr (SIZE == 5) {
-    return ((load<A>(p) + load<A>(p + 1)) + (load<A>(p + 3) + load<A>(p + 4))) + load<A>(p + 2);
-  }
   Vec<A> sum = load<A>(p);
   for (int64_t j = 1; j < size; ++j) sum += load<A>(p + j);
   return sum;
@@ -81,7 +93,7 @@ ALEXNET_INLINE void square(const LrnPass<A>& pass, Pixels<const A> x, int64_t co
 }
 
 // y = lrn(x), or lrn(relu(x)), for `count` pixels of one group. `squares` has been cleared.
-template <class A, int SIZE, bool RELU>
+template <class A, bool RELU>
 inline void lrn_group(const LrnPass<A>& pass, Pixels<const A> x, Pixels<A> y, int64_t count, A* squares) {
   for (int64_t done = 0; done < count; done += kLrnBlock) {
     const int64_t block = lesser(kLrnBlock, count - done);
@@ -90,7 +102,7 @@ inline void lrn_group(const LrnPass<A>& pass, Pixels<const A> x, Pixels<A> y, in
     for (int64_t p = 0; p < block; ++p) {
       const A* window = squares + p * pass.pitch + pass.halo - pass.front;
       for (int64_t c = 0; c < pass.padded; c += kLanes<A>) {
-        const Vec<A> d = pass.k + pass.alpha * window_sum<A, SIZE>(window + c, pass.size);
+        const Vec<A> d = pass.k + pass.alpha * window_sum<A>(window + c, pass.size);
         store<A>(y[done + p] + c, activation<A, RELU>(from[p] + c) * power<A>(d, rsqrt<A>(d), pass.beta));
       }
     }
@@ -99,7 +111,7 @@ inline void lrn_group(const LrnPass<A>& pass, Pixels<const A> x, Pixels<A> y, in
 
 // dx for `count` pixels of one group; with RELU the gradient of lrn(relu(x)). `squares` and `terms` (what the sum of
 // the gradient runs over) have been cleared; `direct` holds g d^-beta.
-template <class A, int SIZE, bool RELU>
+template <class A, bool RELU>
 inline void lrn_group_backward(const LrnPass<A>& pass, Pixels<const A> x, Pixels<const A> grad, Pixels<A> dx,
                                int64_t count, A* squares, A* terms, A* direct) {
   const A scale = 2 * pass.alpha * pass.beta;
@@ -111,7 +123,7 @@ inline void lrn_group_backward(const LrnPass<A>& pass, Pixels<const A> x, Pixels
       const A* window = squares + p * pass.pitch + pass.halo - pass.front;
       A* term = terms + p * pass.pitch + pass.halo;
       for (int64_t c = 0; c < pass.padded; c += kLanes<A>) {
-        const Vec<A> d = pass.k + pass.alpha * window_sum<A, SIZE>(window + c, pass.size), r = rsqrt<A>(d);
+        const Vec<A> d = pass.k + pass.alpha * window_sum<A>(window + c, pass.size), r = rsqrt<A>(d);
         const Vec<A> v = load<A>(grad[done + p] + c) * power<A>(d, r, pass.beta);
         store<A>(direct + p * pass.padded + c, v);
         store<A>(term + c, v * activation<A, RELU>(from[p] + c) * (r * r));
@@ -123,7 +135,7 @@ inline void lrn_group_backward(const LrnPass<A>& pass, Pixels<const A> x, Pixels
     for (int64_t p = 0; p < block; ++p) {
       const A* window = terms + p * pass.pitch + pass.halo - pass.back;  // mirrored
       for (int64_t c = 0; c < pass.padded; c += kLanes<A>) {
-        const Vec<A> v = load<A>(from[p] + c), sum = window_sum<A, SIZE>(window + c, pass.size);
+        const Vec<A> v = load<A>(from[p] + c), sum = window_sum<A>(window + c, pass.size);
         const Vec<A> gradient = load<A>(direct + p * pass.padded + c) - scale * v * sum;
         store<A>(dx[done + p] + c, RELU ? (v <= A(0) ? Vec<A>{} : gradient) : gradient);
       }
@@ -131,16 +143,90 @@ inline void lrn_group_backward(const LrnPass<A>& pass, Pixels<const A> x, Pixels
   }
 }
 
-// The same for all groups, with memory of its own.
+// ---- windows of five with beta = 3/4: what every AlexNet has
+
+// Sums of five neighbours, two on either side, along a pixel: push(v) gives those of the vector pushed before v.
+// `pairs` are sums of an element and the one before it, which serve two windows.
+template <class A>
+struct Window5 {
+  Vec<A> current = {}, pairs = {}, pairs_before = {};
+
+  ALEXNET_INLINE Vec<A> push(Vec<A> next) {
+    constexpr int kN = kLanes<A>;
+    const Vec<A> pairs_next = shifted<A, kN - 1>(current, next) + next;
+    const Vec<A> sum = (shifted<A, kN - 1>(pairs_before, pairs) + shifted<A, 2>(pairs, pairs_next)) + current;
+    pairs_before = pairs;
+    pairs = pairs_next;
+    current = next;
+    return sum;
+  }
+};
+
+// Memory is asked for this many pixels before its use: hardware prefetchers do not keep up with the arithmetic between.
+constexpr int64_t kAhead = 8;
+
+template <class A, bool RELU>
+__attribute__((noinline)) void lrn_group5(const LrnPass<A>& pass, Pixels<const A> x, Pixels<A> y, int64_t count) {
+  const A alpha = pass.alpha, k = pass.k;
+  const int64_t last = pass.padded - kLanes<A>;
+  for (int64_t p = 0; p < count; ++p) {
+    Window5<A> squares;
+    Vec<A> v = activation<A, RELU>(x[p]);
+    squares.push(v * v);
+    for (int64_t c = 0; c <= last; c += kLanes<A>) {
+      __builtin_prefetch(x[p + kAhead] + c);
+      __builtin_prefetch(y[p + kAhead] + c, 1);
+      const Vec<A> next = c < last ? activation<A, RELU>(x[p] + c + kLanes<A>) : Vec<A>{};
+      store<A>(y[p] + c, v * Powers<A>(k + alpha * squares.push(next * next)).p);
+      v = next;
+    }
+  }
+}
+
+// A vector's gradient needs the terms of the next one and is written a step later.
+template <class A, bool RELU>
+__attribute__((noinline)) void lrn_group5_backward(const LrnPass<A>& pass, Pixels<const A> x, Pixels<const A> grad,
+                                                   Pixels<A> dx, int64_t count) {
+  const A alpha = pass.alpha, k = pass.k, scale = 2 * pass.alpha * pass.beta;
+  const int64_t last = pass.padded - kLanes<A>;
+  for (int64_t p = 0; p < count; ++p) {
+    Window5<A> squares, terms;
+    Vec<A> v = activation<A, RELU>(x[p]), before = {}, direct_before = {};
+    squares.push(v * v);
+    const auto finish = [&](int64_t c, Vec<A> sum) {
+      const Vec<A> gradient = direct_before - scale * before * sum;
+      store<A>(dx[p] + c, RELU ? (before <= A(0) ? Vec<A>{} : gradient) : gradient);
+    };
+    for (int64_t c = 0; c <= last; c += kLanes<A>) {
+      __builtin_prefetch(x[p + kAhead] + c);
+      __builtin_prefetch(grad[p + kAhead] + c);
+      __builtin_prefetch(dx[p + kAhead] + c, 1);
+      const Vec<A> next = c < last ? activation<A, RELU>(x[p] + c + kLanes<A>) : Vec<A>{};
+      const Powers<A> powers(k + alpha * squares.push(next * next));
+      const Vec<A> direct = load<A>(grad[p] + c) * powers.p, term = direct * v * powers.inverse;
+      // Beyond the last channel d is k, perhaps 0, and 0 / 0 must not reach the windows.
+      const Vec<A> sum = terms.push(c < last || pass.each == pass.padded ? term : keep<A>(term, pass.each - last));
+      if (c > 0) finish(c - kLanes<A>, sum);
+      before = v;
+      direct_before = direct;
+      v = next;
+    }
+    finish(last, terms.push(Vec<A>{}));
+  }
+}
+
+// The same for all groups, with memory of its own where that is needed.
 template <class A>
 class Normaliser {
  public:
   Normaliser(const Lrn& lrn, const Channels& c, bool backward)
       : pass_(lrn, c),
         groups_(c.groups),
-        squares_(pass_.buffer_size()),
-        terms_(backward ? pass_.buffer_size() : 0),
-        direct_(backward ? kLrnBlock * c.padded : 0) {
+        usual_(lrn.size == 5 && lrn.front == 2 && lrn.beta == 0.75),
+        squares_(usual_ ? 0 : pass_.buffer_size()),
+        terms_(usual_ || !backward ? 0 : pass_.buffer_size()),
+        direct_(usual_ || !backward ? 0 : kLrnBlock * c.padded) {
+    if (usual_) return;
     pass_.clear(squares_);
     if (backward) pass_.clear(terms_);
   }
@@ -148,10 +234,10 @@ class Normaliser {
   template <bool RELU>
   void forward(Pixels<const A> x, Pixels<A> y, int64_t count) {
     for (int64_t g = 0; g < groups_; ++g, x.data += pass_.padded, y.data += pass_.padded) {
-      if (pass_.size == 5) {
-        lrn_group<A, 5, RELU>(pass_, x, y, count, squares_);
+      if (usual_) {
+        lrn_group5<A, RELU>(pass_, x, y, count);
       } else {
-        lrn_group<A, 0, RELU>(pass_, x, y, count, squares_);
+        lrn_group<A, RELU>(pass_, x, y, count, squares_);
       }
     }
   }
@@ -159,10 +245,10 @@ class Normaliser {
   template <bool RELU>
   void backward(Pixels<const A> x, Pixels<const A> grad, Pixels<A> dx, int64_t count) {
     for (int64_t g = 0; g < groups_; ++g, x.data += pass_.padded, grad.data += pass_.padded, dx.data += pass_.padded) {
-      if (pass_.size == 5) {
-        lrn_group_backward<A, 5, RELU>(pass_, x, grad, dx, count, squares_, terms_, direct_);
+      if (usual_) {
+        lrn_group5_backward<A, RELU>(pass_, x, grad, dx, count);
       } else {
-        lrn_group_backward<A, 0, RELU>(pass_, x, grad, dx, count, squares_, terms_, direct_);
+        lrn_group_backward<A, RELU>(pass_, x, grad, dx, count, squares_, terms_, direct_);
       }
     }
   }
@@ -170,6 +256,7 @@ class Normaliser {
  private:
   LrnPass<A> pass_;
   int64_t groups_;
+  bool usual_;
   Scratch<A> squares_, terms_, direct_;
 };
 

@@ -14,8 +14,8 @@ std::tuple<Tensor, Tensor> max_pool2d(const Tensor& x, int64_t kernel_size, int6
   const Images images = images_of(op, x, format);
   const Tensor input = dense(x, format);
   const std::vector<int64_t> size = {x.size(0), x.size(1), pool.out_height, pool.out_width};
-  Tensor y = empty(x, size, format);
-  Tensor code = save_code ? empty(x, size, format, ScalarType::Byte) : no_elements(x, ScalarType::Byte);
+  Tensor y = result(x, size, format);
+  Tensor code = save_code ? result(x, size, format, ScalarType::Byte) : no_elements(x, ScalarType::Byte);
   if (y.numel() == 0) return {y, code};
   const PoolArgs args = {
       input.const_data_ptr(), nullptr, save_code ? static_cast<uint8_t*>(code.mutable_data_ptr()) : nullptr,
@@ -36,7 +36,7 @@ Tensor max_pool2d_backward(const Tensor& grad, const Tensor& code, int64_t heigh
   const Images images = {
       dtype_of(op, grad), format == MemoryFormat::ChannelsLast, grad.size(0), grad.size(1), height, width};
   const Tensor gradient = dense(grad, format), codes = dense(code, format);
-  Tensor dx = empty(grad, {grad.size(0), grad.size(1), height, width}, format);
+  Tensor dx = result(grad, {grad.size(0), grad.size(1), height, width}, format);
   if (dx.numel() == 0) return dx;
   const PoolArgs args = {nullptr,
                          gradient.const_data_ptr(),

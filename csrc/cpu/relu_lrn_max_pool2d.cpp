@@ -16,8 +16,8 @@ std::tuple<Tensor, Tensor> relu_lrn_max_pool2d(const Tensor& x, int64_t order, i
   const Images images = images_of(op, x, format);
   const Tensor input = dense(x, format);
   const std::vector<int64_t> out_size = {x.size(0), x.size(1), pool.out_height, pool.out_width};
-  Tensor y = empty(x, out_size, format);
-  Tensor code = save_code ? empty(x, out_size, format, ScalarType::Byte) : no_elements(x, ScalarType::Byte);
+  Tensor y = result(x, out_size, format);
+  Tensor code = save_code ? result(x, out_size, format, ScalarType::Byte) : no_elements(x, ScalarType::Byte);
   if (y.numel() == 0) return {y, code};
   const TailArgs args = {input.const_data_ptr(),
                          nullptr,
@@ -44,7 +44,7 @@ Tensor relu_lrn_max_pool2d_backward(const Tensor& grad, const Tensor& x, const T
   const MemoryFormat format = format_of(x);
   const Images images = images_of(op, x, format);
   const Tensor input = dense(x, format), gradient = dense(grad, format), codes = dense(code, format);
-  Tensor dx = empty(x, {x.size(0), x.size(1), x.size(2), x.size(3)}, format);
+  Tensor dx = result(x, {x.size(0), x.size(1), x.size(2), x.size(3)}, format);
   if (dx.numel() == 0) return dx;
   const TailArgs args = {input.const_data_ptr(),
                          gradient.const_data_ptr(),

@@ -251,19 +251,35 @@ ALEXNET_INLINE Vec<A> keep(Vec<A> v, int64_t n) {
   return lane < A(n) ? v : Vec<A>{};
 }
 
+// ---- lanes LANE of the 2 kLanes elements of a and then b
+template <class A, int... LANE>
+ALEXNET_INLINE Vec<A> pick(Vec<A> a, Vec<A> b, std::integer_sequence<int, LANE...>) {
+#if defined(__clang__)
+  return __builtin_shufflevector(a, b, LANE...);
+#else
+  using Index = decltype(a < b);
+  return __builtin_shuffle(a, b, Index{LANE...});
+#endif
+}
+
+template <class A, int SHIFT, int... I>
+ALEXNET_INLINE Vec<A> shifted(Vec<A> a, Vec<A> b, std::integer_sequence<int, I...>) {
+  return pick<A>(a, b, std::integer_sequence<int, (I + SHIFT)...>{});
+}
+
+// kLanes neighbours of a followed by b, from element SHIFT on.
+template <class A, int SHIFT>
+ALEXNET_INLINE Vec<A> shifted(Vec<A> a, Vec<A> b) {
+  return shifted<A, SHIFT>(a, b, std::make_integer_sequence<int, kLanes<A>>{});
+}
+
 // ---- transposition of kLanes vectors of kLanes elements, in log2(kLanes) steps that exchange ever larger blocks
 template <class A, int STEP, int... LANE>
 ALEXNET_INLINE void exchange(Vec<A>& a, Vec<A>& b, std::integer_sequence<int, LANE...>) {
   constexpr int kN = kLanes<A>;
   const Vec<A> x = a, y = b;
-#if defined(__clang__)
-  a = __builtin_shufflevector(x, y, (LANE & STEP ? kN + LANE - STEP : LANE)...);
-  b = __builtin_shufflevector(x, y, (LANE & STEP ? kN + LANE : LANE + STEP)...);
-#else
-  using Index = decltype(x < y);
-  a = __builtin_shuffle(x, y, Index{(LANE & STEP ? kN + LANE - STEP : LANE)...});
-  b = __builtin_shuffle(x, y, Index{(LANE & STEP ? kN + LANE : LANE + STEP)...});
-#endif
+  a = pick<A>(x, y, std::integer_sequence<int, (LANE & STEP ? kN + LANE - STEP : LANE)...>{});
+  b = pick<A>(x, y, std::integer_sequence<int, (LANE & STEP ? kN + LANE : LANE + STEP)...>{});
 }
 
 template <class A, int STEP = 1>
