@@ -16,7 +16,7 @@ void forward(const BlockArgs& a, int64_t begin, int64_t end) {
   const Channels saved = channels_of<A>(a.tail.images, a.tail.lrn.groups);
   const Channels passing = {k, 1, saved.groups, saved.each, saved.padded};  // a row of its own, always NHWC
   Scratch<A> out(room<A>(width, padded));
-  Scratch<T> unsaved(pool.kernel_size * width * k);  // as many rows as the tail may still look at
+  Scratch<T> unsaved(width * k);
   InputRows<T, E> input(a.conv);
 
   // The tail reads what was rounded to T, as it would from a saved tensor.
@@ -33,7 +33,7 @@ void forward(const BlockArgs& a, int64_t begin, int64_t end) {
     // A row belongs to one pooled row, although the windows of others overlap it: only its thread writes it.
     const int64_t owner = n * pool.out_height + lesser((row + pool.padding) / pool.stride, pool.out_height - 1);
     const bool save = a.conv.out != nullptr && owner >= begin && owner < end;
-    T* to = save ? saved_row(n, row) : unsaved + row % pool.kernel_size * width * k;
+    T* to = save ? saved_row(n, row) : static_cast<T*>(unsaved);
     const Channels& layout = save ? saved : passing;
     compute(n, row, to, layout);
     return pixels_at<A>(static_cast<const T*>(to), layout, width, slot);

@@ -162,7 +162,7 @@ struct Window5 {
   }
 };
 
-// Memory is asked for this many pixels before its use: hardware prefetchers do not keep up with the arithmetic between.
+// In pixels.
 constexpr int64_t kAhead = 8;
 
 template <class A, bool RELU>
@@ -174,8 +174,8 @@ __attribute__((noinline)) void lrn_group5(const LrnPass<A>& pass, Pixels<const A
     Vec<A> v = activation<A, RELU>(x[p]);
     squares.push(v * v);
     for (int64_t c = 0; c <= last; c += kLanes<A>) {
-      __builtin_prefetch(x[p + kAhead] + c);
-      __builtin_prefetch(y[p + kAhead] + c, 1);
+      prefetch(x[p + kAhead] + c);
+      prefetch(y[p + kAhead] + c);
       const Vec<A> next = c < last ? activation<A, RELU>(x[p] + c + kLanes<A>) : Vec<A>{};
       store<A>(y[p] + c, v * Powers<A>(k + alpha * squares.push(next * next)).p);
       v = next;
@@ -198,9 +198,9 @@ __attribute__((noinline)) void lrn_group5_backward(const LrnPass<A>& pass, Pixel
       store<A>(dx[p] + c, RELU ? (before <= A(0) ? Vec<A>{} : gradient) : gradient);
     };
     for (int64_t c = 0; c <= last; c += kLanes<A>) {
-      __builtin_prefetch(x[p + kAhead] + c);
-      __builtin_prefetch(grad[p + kAhead] + c);
-      __builtin_prefetch(dx[p + kAhead] + c, 1);
+      prefetch(x[p + kAhead] + c);
+      prefetch(grad[p + kAhead] + c);
+      prefetch(dx[p + kAhead] + c);
       const Vec<A> next = c < last ? activation<A, RELU>(x[p] + c + kLanes<A>) : Vec<A>{};
       const Powers<A> powers(k + alpha * squares.push(next * next));
       const Vec<A> direct = load<A>(grad[p] + c) * powers.p, term = direct * v * powers.inverse;

@@ -17,22 +17,19 @@ void forward(const PoolArgs& a, int64_t begin, int64_t end) {
   const Pool& pool = a.pool;
   const int64_t in_plane = pool.height * pool.width, out_plane = pool.out_height * pool.out_width;
   const int64_t most = planes_per_block(a.images), widest = round_up(most, kLanes<A>);
-  const int64_t row_size = room<A>(pool.width, widest), out_size = room<A>(pool.out_width, widest);
-  Scratch<A> rows(pool.kernel_size * row_size), out(out_size), codes(a.code ? out_size : 0);
-  Ring<Pixels<const A>> ring(pool.kernel_size);
+  Scratch<A> row(room<A>(pool.width, widest)), out(room<A>(pool.out_width, widest));
+  Scratch<A> codes(a.code ? room<A>(pool.out_width, widest) : 0);
+  Pooler<A, false> pooler(pool, widest, a.code != nullptr);
   for (int64_t t = begin; t < end; ++t) {
     const int64_t o = t % pool.out_height;
-    if (o == 0) ring.restart();
+    if (o == 0) pooler.restart();
     const Planes block = planes_of<A>(a.images, t / pool.out_height, most);
     const Channels in = block.layout(in_plane), pooled = block.layout(out_plane);
     const T* x = static_cast<const T*>(a.x) + block.offset(in_plane);
-    const Span span = window(pool, o, pool.height);
-    ring.advance(span.first, span.last, [&](int64_t row, int slot) {
-      return pixels_at<A>(x + row * pool.width * in.pixel_stride, in, pool.width, rows + slot * row_size);
-    });
     const int64_t offset = block.offset(out_plane) + o * pool.out_width * pooled.pixel_stride;
     const Result<A, T> y(static_cast<T*>(a.out) + offset, pooled, out);
-    pool_row<A, false>(pool, ring, o, in.padded, y.pixels, a.code ? static_cast<A*>(codes) : nullptr, in.padded);
+    pooler.row(o, in.padded, y.pixels, codes,
+               [&](int64_t r) { return pixels_at<A>(x + r * pool.width * in.pixel_stride, in, pool.width, row); });
     y.finish(pool.out_width);
     if (a.code) write_pixels<A>(codes, in.padded, pooled, pool.out_width, a.code + offset);
   }

@@ -37,64 +37,113 @@ ALEXNET_INLINE Vec<A> larger(Vec<A> a, Vec<A> b) {
   return a == a ? m : a;
 }
 
-// One output pixel: the window of `rows` x `columns` at `row`, whose first element has the code `first`. K = 3 is
-// unrolled.
-template <class A, int K, bool RELU, bool CODE>
-ALEXNET_INLINE void pool_pixel(const A* const* row, int64_t stride, int64_t rows, int64_t columns, int64_t first,
-                               int64_t kernel_size, int64_t channels, A* y, A* code) {
-  if (K > 0) rows = columns = kernel_size = K;
-  for (int64_t c = 0; c < channels; c += kLanes<A>) {
-    Vec<A> best = activation<A, RELU>(row[0] + c), position = fill<A>(A(first));
+// Takes v, which has the code `position`, into the maximum `best`.
+template <class A>
+ALEXNET_INLINE void take(Vec<A> v, Vec<A> position, Vec<A>& best, Vec<A>& best_position) {
+  const auto wins = (v > best) | (v != v);
+  best = wins ? v : best;
+  best_position = wins ? position : best_position;
+}
+
+// Pools an image's rows in ascending order. A row is pooled along itself when it comes, once, while it is read from end
+// to end; an output row is the maximum of the last few of these, which stay in the cache. Ties and NaN come out as in a
+// scan of the window, because both steps keep its order.
+template <class A, bool RELU>
+class Pooler {
+ public:
+  Pooler(const Pool& pool, int64_t channels, bool code)
+      : pool_(pool),
+        row_size_(room<A>(pool.out_width, channels)),
+        maxima_(pool.kernel_size * row_size_),
+        columns_(code ? pool.kernel_size * row_size_ : 0),
+        code_(code) {}
+
+  void restart() { next_ = 0; }
+
+  // Output row `o` and, if wanted, its codes, `channels` a pixel (no more than the constructor was told). make(row)
+  // gives the pixels of an input row, which are read at once.
+  template <class Make>
+  void row(int64_t o, int64_t channels, Pixels<A> y, A* code, Make make) {
+    channels_ = channels;
+    const Span rows = window(pool_, o, pool_.height);
+    for (next_ = greater(next_, rows.first); next_ < rows.last; ++next_) {
+      const Pixels<const A> x = make(next_);
+      code_ ? along<true>(x, next_) : along<false>(x, next_);
+    }
+    const int64_t top = o * pool_.stride - pool_.padding;
+    code_ ? across<true>(rows, top, y, code) : across<false>(rows, top, y, code);
+  }
+
+ private:
+  A* maxima(int64_t row) { return maxima_ + row % pool_.kernel_size * row_size_; }
+  A* columns(int64_t row) { return columns_ + row % pool_.kernel_size * row_size_; }
+
+  template <bool CODE>
+  __attribute__((noinline)) void along(Pixels<const A> x, int64_t row) {
+    A *max = maxima(row), *column = CODE ? columns(row) : nullptr;
+    for (int64_t w = 0; w < pool_.out_width; ++w, max += channels_, column += CODE ? channels_ : 0) {
+      const Span span = window(pool_, w, pool_.width);
+      const A first = A(span.first - (w * pool_.stride - pool_.padding));
+      if (pool_.kernel_size == 3 && span.last - span.first == 3) {
+        along_window<3, CODE>(x[span.first], x.stride, 3, first, max, column);
+      } else {
+        along_window<0, CODE>(x[span.first], x.stride, span.last - span.first, first, max, column);
+      }
+    }
+  }
+
+  template <int K, bool CODE>
+  ALEXNET_INLINE void along_window(const A* x, int64_t stride, int64_t count, A first, A* max, A* column) {
+    const int64_t n = K > 0 ? K : count;
+    for (int64_t c = 0; c < channels_; c += kLanes<A>) {
+      prefetch(x + 32 * stride + c);
+      prefetch(x + 33 * stride + c);
+      Vec<A> best = activation<A, RELU>(x + c), position = fill<A>(first);
 #pragma GCC unroll 3
-    for (int64_t i = 0; i < rows; ++i) {
-#pragma GCC unroll 3
-      for (int64_t j = 0; j < columns; ++j) {
-        const Vec<A> v = activation<A, RELU>(row[i] + j * stride + c);
+      for (int64_t j = 1; j < n; ++j) {
+        const Vec<A> v = activation<A, RELU>(x + j * stride + c);
         if constexpr (CODE) {
-          const auto wins = (v > best) | (v != v);
-          best = wins ? v : best;
-          position = wins ? fill<A>(A(first + i * kernel_size + j)) : position;
+          take<A>(v, fill<A>(first + A(j)), best, position);
         } else {
           best = larger<A>(best, v);
         }
       }
+      store<A>(max + c, best);
+      if constexpr (CODE) store<A>(column + c, position);
     }
-    store<A>(y + c, best);
-    if constexpr (CODE) store<A>(code + c, position);
   }
-}
 
-// Output row `o` from the rows of the image in `ring`. `code` may be null.
-template <class A, bool RELU>
-inline void pool_row(const Pool& pool, Ring<Pixels<const A>>& ring, int64_t o, int64_t channels, Pixels<A> y, A* code,
-                     int64_t code_stride) {
-  const Span rows = window(pool, o, pool.height);
-  const int64_t count = rows.last - rows.first,
-                first_code = (rows.first - (o * pool.stride - pool.padding)) * pool.kernel_size;
-  const A *row[kMaxKernel], *at[kMaxKernel];
-  for (int64_t i = 0; i < count; ++i) row[i] = ring[rows.first + i].data;
-  const int64_t stride = ring[rows.first].stride;
-  for (int64_t w = 0; w < pool.out_width; ++w) {
-    const Span columns = window(pool, w, pool.width);
-    const int64_t width = columns.last - columns.first;
-    const int64_t first = first_code + columns.first - (w * pool.stride - pool.padding);
-    for (int64_t i = 0; i < count; ++i) at[i] = row[i] + columns.first * stride;
-    A* to = y[w];
-    const bool three = pool.kernel_size == 3 && count == 3 && width == 3;
-    if (code != nullptr) {
-      A* position = code + w * code_stride;
-      if (three) {
-        pool_pixel<A, 3, RELU, true>(at, stride, 3, 3, first, 3, channels, to, position);
-      } else {
-        pool_pixel<A, 0, RELU, true>(at, stride, count, width, first, pool.kernel_size, channels, to, position);
+  template <bool CODE>
+  __attribute__((noinline)) void across(Span rows, int64_t top, Pixels<A> y, A* code) {
+    const A *max[kMaxKernel], *column[kMaxKernel];
+    const int64_t n = rows.last - rows.first;
+    const A first = A((rows.first - top) * pool_.kernel_size);
+    for (int64_t i = 0; i < n; ++i) max[i] = maxima(rows.first + i), column[i] = columns(rows.first + i);
+    for (int64_t w = 0; w < pool_.out_width; ++w) {
+      for (int64_t c = 0, at = w * channels_; c < channels_; c += kLanes<A>, at += kLanes<A>) {
+        prefetch(y[w + kAhead] + c);
+        Vec<A> best = load<A>(max[0] + at), position = {};
+        if constexpr (CODE) position = load<A>(column[0] + at) + first;
+        for (int64_t i = 1; i < n; ++i) {
+          const Vec<A> v = load<A>(max[i] + at);
+          if constexpr (CODE) {
+            take<A>(v, load<A>(column[i] + at) + (first + A(i * pool_.kernel_size)), best, position);
+          } else {
+            best = larger<A>(best, v);
+          }
+        }
+        store<A>(y[w] + c, best);
+        if constexpr (CODE) store<A>(code + at, position);
       }
-    } else if (three) {
-      pool_pixel<A, 3, RELU, false>(at, stride, 3, 3, first, 3, channels, to, nullptr);
-    } else {
-      pool_pixel<A, 0, RELU, false>(at, stride, count, width, first, pool.kernel_size, channels, to, nullptr);
     }
   }
-}
+
+  const Pool& pool_;
+  int64_t row_size_;
+  Scratch<A> maxima_, columns_;
+  bool code_;
+  int64_t channels_ = 0, next_ = 0;
+};
 
 // A row of pooled gradients and their codes.
 template <class A>
@@ -104,10 +153,11 @@ struct Pooled {
 
 // The sum over N windows (0: over `count`) of the gradients whose code is `tap`, the pixel's place in that window.
 template <class A, int N>
-ALEXNET_INLINE void gather(const A* const* grad, const A* const* code, const A* tap, int count, int64_t channels,
-                           A* dx) {
+ALEXNET_INLINE void gather(const A* const* grad, const A* const* code, const A* tap, int count, int64_t channels, A* dx,
+                           const A* later) {
   const int n = N > 0 ? N : count;
   for (int64_t c = 0; c < channels; c += kLanes<A>) {
+    prefetch(later + c);
     Vec<A> sum = {};
     for (int t = 0; t < n; ++t) sum += load<A>(code[t] + c) == tap[t] ? load<A>(grad[t] + c) : Vec<A>{};
     store<A>(dx + c, sum);
@@ -139,16 +189,16 @@ inline void pool_row_backward(const Pool& pool, Ring<Pooled<A>>& ring, int64_t h
     }
     switch (count) {
       case 1:
-        gather<A, 1>(grad, code, tap, count, channels, dx[w]);
+        gather<A, 1>(grad, code, tap, count, channels, dx[w], dx[w + 2 * kAhead]);
         break;
       case 2:
-        gather<A, 2>(grad, code, tap, count, channels, dx[w]);
+        gather<A, 2>(grad, code, tap, count, channels, dx[w], dx[w + 2 * kAhead]);
         break;
       case 4:
-        gather<A, 4>(grad, code, tap, count, channels, dx[w]);
+        gather<A, 4>(grad, code, tap, count, channels, dx[w], dx[w + 2 * kAhead]);
         break;
       default:
-        gather<A, 0>(grad, code, tap, count, channels, dx[w]);
+        gather<A, 0>(grad, code, tap, count, channels, dx[w], dx[w + 2 * kAhead]);
     }
   }
 }

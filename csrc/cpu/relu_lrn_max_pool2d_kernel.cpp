@@ -28,16 +28,16 @@ void backward(const TailArgs& a, int64_t begin, int64_t end) {
   const int64_t pooled_size = room<A>(pool.out_width, c.stride());
   const bool lrn_last = a.order == kReluPoolLrn;
   Scratch<A> grads(slots * pooled_size), codes(slots * pooled_size), gathered(row_size), x_row(row_size), dx(row_size);
-  Scratch<A> x_rows(lrn_last ? pool.kernel_size * row_size : 0), maxima(lrn_last ? pooled_size : 0);
+  Scratch<A> pooled_row(lrn_last ? row_size : 0), maxima(lrn_last ? pooled_size : 0);
   Scratch<A> through(lrn_last ? slots * pooled_size : 0);
   Normaliser<A> normaliser(a.lrn, c, true);
   Ring<Pooled<A>> ring(slots);
-  Ring<Pixels<const A>> x_ring(pool.kernel_size);
+  Pooler<A, true> pooler(pool, lrn_last ? c.stride() : 0, false);
   for (int64_t t = begin; t < end; ++t) {
     const int64_t n = t / pool.height, h = t % pool.height;
     if (h == 0) {
       ring.restart();
-      x_ring.restart();
+      pooler.restart();
     }
     const T* x = static_cast<const T*>(a.x) + n * a.images.channels * a.images.pixels();
     const auto read = [&](int64_t row, A* to) { return pixels_at<A>(x + row * width * c.pixel_stride, c, width, to); };
@@ -49,10 +49,8 @@ void backward(const TailArgs& a, int64_t begin, int64_t end) {
           pixels_at<A>(static_cast<const T*>(a.grad) + at, pooled, pool.out_width, grads + slot * pooled_size),
           pixels_at<A>(static_cast<const uint8_t*>(a.code) + at, pooled, pool.out_width, codes + slot * pooled_size)};
       if (lrn_last) {
-        const Span rows = window(pool, o, pool.height);
-        x_ring.advance(rows.first, rows.last, [&](int64_t r, int s) { return read(r, x_rows + s * row_size); });
         const Pixels<A> max = {maxima, c.stride()}, out = {through + slot * pooled_size, c.stride()};
-        pool_row<A, true>(pool, x_ring, o, c.stride(), max, nullptr, 0);
+        pooler.row(o, c.stride(), max, nullptr, [&](int64_t r) { return read(r, pooled_row); });
         normaliser.template backward<false>({max.data, max.stride}, row.grad, out, pool.out_width);
         row.grad = {out.data, out.stride};
       }
