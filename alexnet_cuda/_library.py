@@ -33,6 +33,10 @@ def _load_cpu() -> str:
         return "it was installed without a C++ compiler, or this is a source tree that was never installed"
     except ImportError as error:
         return f"its library does not load ({error})"
+    if mib := os.environ.get("ALEXNET_CUDA_KEPT_MIB"):
+        if not mib.isdecimal():
+            raise ValueError(f"ALEXNET_CUDA_KEPT_MIB: expected a whole number of MiB, got {mib!r}")
+        _C.set_kept_memory(int(mib) << 20)
     KERNEL_DTYPES["cpu"] = frozenset({torch.float32, torch.float64, torch.float16, torch.bfloat16})
     return ""
 
@@ -79,12 +83,32 @@ def _differentiating() -> bool:
     return not all(isinstance(level, VmapInterpreter) for level in retrieve_all_functorch_interpreters())
 
 
+def set_kept_memory(limit: int) -> int:
+    """Keep at most `limit` bytes of freed CPU results for later ones, and return the limit before.
+
+    The system maps the memory of a large new tensor page by page while it is first written. At 32 images that takes
+    longer than computing AlexNet's first layers, so our CPU operators use the memory of earlier results again, which
+    torch's profiler does not see. With 0 they use torch's allocator, and what was kept is given back. At first the
+    limit is 512 MiB, or ALEXNET_CUDA_KEPT_MIB.
+
+    Raises:
+        ValueError: `limit` is negative.
+    """
+    if limit < 0:
+        raise ValueError(f"set_kept_memory: expected limit to be at least 0, got {limit}")
+    if _C is None:
+        return 0
+    before = _C.kept_memory_limit()
+    _C.set_kept_memory(limit)
+    return before
+
+
 def build_info() -> dict[str, str]:
     """Versions, architectures and what is in use, each as one printable string.
 
     Keys: `version`, `torch` (running), and, when compiled, `built against torch`, `runs on torch`, `compiler`,
     `CUDA toolkit`, `CUDA architectures`; `CPU kernels` and `CUDA kernels` hold the instruction set in use and "loaded",
-    or the reason why the plain-torch versions serve instead.
+    or the reason why the plain-torch versions serve instead; `CPU memory kept`: see `set_kept_memory`.
     """
     from . import __version__
 
@@ -93,4 +117,6 @@ def build_info() -> dict[str, str]:
         info |= _C.build_info()
     info["CPU kernels"] = WHY_NOT["cpu"] or _C.cpu_level()
     info["CUDA kernels"] = WHY_NOT["cuda"] or "loaded"
+    if _C is not None:
+        info["CPU memory kept"] = f"up to {_C.kept_memory_limit() >> 20} MiB"
     return info

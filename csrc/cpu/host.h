@@ -15,7 +15,7 @@ inline Tensor result(const Tensor& like, const std::vector<int64_t>& size, Memor
   const ScalarType type = dtype.value_or(like.scalar_type());
   const int64_t c = size[1], h = size[2], w = size[3];
   const int64_t bytes = size[0] * c * h * w * (type == ScalarType::Byte ? 1 : like.element_size());
-  if (bytes == 0) return empty(like, size, format, type);
+  if (bytes < kLeastKept || kept_memory_limit() == 0) return empty(like, size, format, type);
   const bool last = format == MemoryFormat::ChannelsLast;
   const std::vector<int64_t> strides = {c * h * w, last ? 1 : h * w, last ? w * c : w, last ? c : 1};
   return torch::stable::from_blob(take_memory(bytes), size, strides, like.device(), type,

@@ -1,7 +1,7 @@
 #include "memory.h"
 
 #include <algorithm>
-#include <cstdlib>
+#include <atomic>
 #include <mutex>
 #include <new>
 #include <vector>
@@ -9,7 +9,6 @@
 namespace alexnet_cuda {
 namespace {
 
-constexpr int64_t kLeast = int64_t{1} << 20;  // smaller blocks stay in malloc's heap anyway
 constexpr std::align_val_t kAlign{64};
 
 struct Block {
@@ -21,7 +20,7 @@ struct Kept {
   std::mutex mutex;
   std::vector<Block> blocks;  // oldest first
   int64_t bytes = 0;
-  int64_t limit = int64_t{512} << 20;
+  std::atomic<int64_t> limit{int64_t{512} << 20};
 
   void drop_to(int64_t most) {
     size_t n = 0;
@@ -40,7 +39,7 @@ Kept& kept() {
 
 // Blocks come in steps of an eighth of their size at most, so that sizes that differ a little share them.
 int64_t block_bytes(int64_t bytes) {
-  int64_t step = kLeast / 8;
+  int64_t step = kLeastKept / 8;
   while (16 * step <= bytes) step *= 2;
   return (bytes + step - 1) / step * step;
 }
@@ -50,7 +49,6 @@ int64_t block_bytes(int64_t bytes) {
 // Whoever finds the list busy goes past it: nobody waits, not even in a child process that was forked while another
 // thread held the lock.
 void* take_memory(int64_t bytes) {
-  if (bytes < kLeast) return ::operator new(bytes, kAlign);
   bytes = block_bytes(bytes);
   {
     Kept& k = kept();
@@ -70,18 +68,14 @@ void* take_memory(int64_t bytes) {
 }
 
 void give_memory(void* data, int64_t bytes) {
-  if (bytes >= kLeast) {
-    bytes = block_bytes(bytes);
-    Kept& k = kept();
-    const std::unique_lock<std::mutex> lock(k.mutex, std::try_to_lock);
-    if (lock && bytes <= k.limit) {
-      k.drop_to(k.limit - bytes);
-      k.blocks.push_back({data, bytes});
-      k.bytes += bytes;
-      return;
-    }
-  }
-  ::operator delete(data, kAlign);
+  bytes = block_bytes(bytes);
+  Kept& k = kept();
+  const std::unique_lock<std::mutex> lock(k.mutex, std::try_to_lock);
+  const int64_t limit = k.limit;
+  if (!lock || bytes > limit) return ::operator delete(data, kAlign);
+  k.drop_to(limit - bytes);
+  k.blocks.push_back({data, bytes});
+  k.bytes += bytes;
 }
 
 void set_kept_memory(int64_t limit) {
@@ -92,9 +86,7 @@ void set_kept_memory(int64_t limit) {
 }
 
 int64_t kept_memory_limit() {
-  Kept& k = kept();
-  const std::lock_guard<std::mutex> lock(k.mutex);
-  return k.limit;
+  return kept().limit;
 }
 
 }  // namespace alexnet_cuda

@@ -7,11 +7,13 @@
 
 namespace alexnet_cuda {
 
-// `bytes` of uninitialised memory, aligned to 64; give_memory() gets the same number.
+constexpr int64_t kLeastKept = int64_t{1} << 20;  // smaller blocks stay in malloc's heap anyway
+
+// At least kLeastKept `bytes` of uninitialised memory, aligned to 64; give_memory() gets the same number.
 void* take_memory(int64_t bytes);
 void give_memory(void* data, int64_t bytes);
 
-// The most bytes kept while nobody uses them; 0 keeps none. The latest freed stay.
+// The most bytes kept while nobody uses them; with 0 results come from torch's allocator. The latest freed stay.
 void set_kept_memory(int64_t limit);
 int64_t kept_memory_limit();
 
