@@ -75,8 +75,13 @@ def has_kernel(x: torch.Tensor) -> bool:
     return x.dtype in KERNEL_DTYPES.get(x.device.type, ()) and not _differentiating()
 
 
+def transforming() -> bool:
+    """Whether this runs inside torch.vmap or a transform of torch.func."""
+    return torch._C._are_functorch_transforms_active()
+
+
 def _differentiating() -> bool:
-    if not torch._C._are_functorch_transforms_active():
+    if not transforming():
         return False
     from torch._functorch.pyfunctorch import VmapInterpreter, retrieve_all_functorch_interpreters
 

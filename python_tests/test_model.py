@@ -140,6 +140,21 @@ def test_unbatched_and_empty_batches():
     assert model(x.to(memory_format=torch.channels_last)).shape == (2, 10)
 
 
+def test_layout_on_a_cpu():
+    """Features are channels_last whatever the images were, and the scores the same."""
+    model, seen = AlexNet("cifar").eval(), []
+    model.features[-1].register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    x = torch.randn(4, 3, 32, 32)
+    scores = [model(x.to(memory_format=f)) for f in (torch.contiguous_format, torch.channels_last)]
+    assert all(features.is_contiguous(memory_format=torch.channels_last) for features in seen)
+    assert torch.equal(*scores)
+
+
+def test_vmap():
+    model, x = AlexNet("cifar").eval(), torch.randn(2, 3, 3, 32, 32)
+    torch.testing.assert_close(torch.vmap(model)(x), torch.stack([model(images) for images in x]))
+
+
 def test_dropout_is_the_variants_own_unless_given():
     def rates(*args, **kwargs):
         with torch.device("meta"):
