@@ -44,7 +44,7 @@ def accelerate(module: Module, inplace: bool = False, kernels: str | None = None
             child.__class__ = nn.Conv2d
         else:
             continue
-        child.kernels = kernels
+        child.kernels = kernels  # type: ignore[assignment]
     return module
 
 

@@ -29,7 +29,7 @@ _chosen: dict[tuple[str | None, str, int | None], tuple[str, ...]] = {}
 
 
 def operator(name: str, x: Tensor, kernels: str | None) -> Callable[..., Any]:
-    """`ops.name` or its twin in plain torch, for x and a network's choice; None: as the environment or the device says."""
+    """`ops.name` or its twin in plain torch; kernels: a network's choice, or None for the environment's."""
     return getattr(ops if uses(name, x, kernels) else reference, name)
 
 
@@ -58,7 +58,8 @@ def decide(kernels: str | None, device: str, index: int | None = None) -> tuple[
         return OPERATORS if kernels == "all" else (), f"{source} is {kernels}"
     if not set(names) <= set(OPERATORS):
         raise KernelsError(
-            f"{source}: expected auto, all, none, or some of {', '.join(OPERATORS)} with commas between, got {kernels!r}"
+            f"{source}: expected auto, all, none, or some of {', '.join(OPERATORS)} with commas between, "
+            f"got {kernels!r}"
         )
     return names, f"{source} is {kernels}"
 

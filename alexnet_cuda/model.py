@@ -46,8 +46,8 @@ class AlexNet(nn.Module):
             one op. Modules with hooks always run one by one. Results agree to rounding.
 
     Raises:
-        ValueError: an unknown variant, input or operator, fewer than one class or channel, dropout outside 0..1; in the forward
-            pass, an image with another number of channels or of a size the linear layers cannot take.
+        ValueError: an unknown variant, input or operator, fewer than one class or channel, dropout outside 0..1; in the
+            forward pass, an image with another number of channels or of a size the linear layers cannot take.
         TypeError: an image that is not floating-point.
 
     Sources: those of each variant, in `variants`.
@@ -84,7 +84,7 @@ class AlexNet(nn.Module):
         self.features, channels = _features(self.variant, in_channels)
         for module in self.features:
             if hasattr(module, "kernels"):
-                module.kernels = kernels
+                module.kernels = kernels  # type: ignore[assignment]
         self.avgpool = nn.AdaptiveAvgPool2d(side) if side else nn.Identity()
         units = channels * self.feature_size[0] * self.feature_size[1]
         self.classifier = _classifier(self.variant, units, self.num_classes, dropout)
@@ -111,7 +111,8 @@ class AlexNet(nn.Module):
         images = x if x.dim() == 4 else x[None]  # (N, C, H, W)
         if self.input_scale != 1:
             images = images * self.input_scale
-        features = self.avgpool(_run(self.features, images, self.fused, self.kernels))  # (N, 256, 6, 6) in most variants
+        features = _run(self.features, images, self.fused, self.kernels)
+        features = self.avgpool(features)  # (N, 256, 6, 6) in most variants
         scores = self.classifier(torch.flatten(features, 1))  # (N, num_classes)
         return scores if x.dim() == 4 else scores[0]
 

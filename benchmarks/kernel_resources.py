@@ -39,7 +39,7 @@ PTXAS = re.compile(
     r"Used (?P<registers>\d+) registers(?P<rest>.*)",
     re.DOTALL,
 )
-MACHINE_CODE = re.compile(r"^arch = sm_(\w+)$|Function : (\w+)\n(.*?)(?=^arch =|Function :|\Z)", re.DOTALL | re.MULTILINE)
+MACHINE_CODE = re.compile(r"(?ms)^arch = sm_(\w+)$|Function : (\w+)\n(.*?)(?=^arch =|Function :|\Z)")
 
 
 @dataclass
@@ -71,7 +71,7 @@ def cuobjdump() -> str | None:
 
 
 def compile_kernels(source: Path, architectures: tuple[str, ...]) -> list[Kernel]:
-    """Every kernel of a source on every architecture; raises RuntimeError with what nvcc says if it does not compile."""
+    """Every kernel of a source on every architecture; RuntimeError with what nvcc says if it does not compile."""
     with tempfile.TemporaryDirectory() as folder:
         binary = Path(folder) / "out.fatbin"
         targets = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in architectures]
@@ -152,7 +152,7 @@ def plain_argument(parameter: str, argument: str, text: str) -> str:
 
 
 def dynamic_shared(kernel: str, arguments: dict[str, str], text: str) -> str:
-    """What the launch adds: "" for nothing, " + 1234" where it is a constant, or " + n" where it depends on the call."""
+    """What the launch adds: nothing, " + 1234" where it is a constant, or " + n" where it depends on the call."""
     launch = re.search(rf"gpu::launch\(\s*{kernel}\b[^;]*?,\s*(\w+),\s*stream\b", text)
     if not launch or launch[1] == "0":
         return ""
@@ -166,8 +166,9 @@ def dynamic_shared(kernel: str, arguments: dict[str, str], text: str) -> str:
 
 def evaluate(expression: str, constants: dict[str, str]) -> int:
     """A C++ expression of integers and constants; those that are templates have the caller's arguments."""
-    while (known := re.sub(r"\b(k[A-Z]\w*)(?:<\w+>)?", lambda m: f"({constants.get(m[1], m[1])})", expression)) \
-            != expression:
+    while (
+        known := re.sub(r"\b(k[A-Z]\w*)(?:<\w+>)?", lambda m: f"({constants.get(m[1], m[1])})", expression)
+    ) != expression:
         if len(known) > 10_000:
             raise NameError(expression)
         expression = known

@@ -90,15 +90,16 @@ def section(name: str, result: dict) -> list[str]:
     what = "operators" if result["kind"] == "ops" else "whole networks"
     kernels = f"{m['threads']} threads, {m['cpu_kernels']}" if m["kind"] == "cpu" else f"CUDA {m['cuda']}"
     facts = f"{m['device']} ({kernels}), torch {m['torch']}, commit {m['commit']}, {m['date'][:10]}"
+    copy = round(ceilings["copy"] / 1e9, 1)
     return [
-        f"**{KINDS[m['kind']]}, {what}**: {facts}; copy {ceilings['copy'] / 1e9:.3g} GB/s, matrix product {products}"
+        f"**{KINDS[m['kind']]}, {what}**: {facts}; copy {copy:g} GB/s, matrix product {products}"
         + ("." if result["complete"] else "; this run was stopped before its end."),
         "",
         *table(result),
         "",
         f"![How many times as fast as the best other form]({picture(name).as_posix()})",
         "",
-        *([f"![The same times under the machine's roofline]({roofline(name).as_posix()})", ""] if points(result) else []),
+        *([f"![The same under the roofline]({roofline(name).as_posix()})", ""] if points(result) else []),
     ]
 
 
@@ -107,8 +108,8 @@ def measured(results: dict[str, dict]) -> str:
     lines = [
         "Medians in ms of all forms run in turn in one process, each in its best setting. *share*: the larger of the",
         "shares of the copy rate (fewest bytes possible) and of the matrix product rate, measured in the same run.",
-        "*saved* for backward and *peak* memory in MiB, ours / eager, best layout. Under the roofline, a point is at the",
-        "operations and the bytes that cannot be avoided; small marks are the second block, 256x27x27.",
+        "*saved* for backward and *peak* memory in MiB, ours / eager, best layout. Rooflines count the operations and",
+        "the bytes that cannot be avoided; their small marks are the second block, 256x27x27.",
         "",
     ]
     for name, result in results.items():
@@ -182,7 +183,7 @@ def draw_roofline(name: str, result: dict, root: Path) -> None:
             label = f"torch's matrix product, {key}: {rate / 1e12:.3g} TFLOP/s"
             axes.annotate(label, (rate / copy, rate), (-4, 4), textcoords="offset points", ha="right")
         middle = (left * products[dtype] / copy) ** 0.5
-        label = f"torch's copy: {copy / 1e9:.3g} GB/s"
+        label = f"torch's copy: {round(copy / 1e9, 1):g} GB/s"
         axes.annotate(label, (middle, copy * middle), (-8, 4), textcoords="offset points", ha="right")
         for x, (r, ours, other) in zip(intensities, shown):
             heights = [x * r["bytes"] / (1e-3 * record["median_ms"]) for record in (other, ours)]
@@ -191,9 +192,10 @@ def draw_roofline(name: str, result: dict, root: Path) -> None:
             axes.plot([x, x], heights, color=style["color"], linewidth=0.8)
             axes.plot(x, heights[0], **style, markerfacecolor="white")
             axes.plot(x, heights[1], **style)
-        batch = shown[0][0]["batch"]
-        axes.set(xscale="log", yscale="log", xlabel="operations per byte that has to be moved",
-                 ylabel="operations per second", title=f"{result['machine']['device']}, {dtype}, batch {batch}")  # fmt: skip
+        axes.set(
+            xscale="log", yscale="log", title=f"{result['machine']['device']}, {dtype}, batch {shown[0][0]['batch']}"
+        )
+        axes.set(xlabel="operations per byte that has to be moved", ylabel="operations per second")
         axes.grid(color="0.9", linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
         key = [axes.plot([], [], "o", color=colours[c], label=c)[0] for c in operators]

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
-sys.path.append(str(ROOT / "benchmarks"))
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 import kernel_resources as resources
 
+ROOT = resources.ROOT
 TEST_KERNELS = ROOT / "csrc/emulator/test_kernels.cu"
 ALL = " ".join(resources.ARCHITECTURES)
 ARCHITECTURES = tuple(os.environ.get("ALEXNET_CUDA_ARCHITECTURES", "80 90a").replace("all", ALL).split())
@@ -63,7 +63,7 @@ def test_convolution_is_tensor_core_instructions(name, expected):
     found = {}
     for k in compiled(ROOT / f"csrc/cuda/conv2d_{name}.cu"):
         if match := re.search(rf"\d{name}_kernelI(\w+?)Li(\d+)ELi(\d+)E", k.name):
-            found[k.architecture, *match.groups()] = (k.count("HMMA"), k.count("LDSM"))
+            found[(k.architecture, *match.groups())] = (k.count("HMMA"), k.count("LDSM"))
     assert len(found) == 2 * len(expected) * len(ARCHITECTURES)  # for each dtype
     for key, counts in found.items():
         assert counts == expected[int(key[2]), int(key[3])], key
