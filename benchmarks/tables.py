@@ -62,6 +62,8 @@ def table(result: dict) -> list[str]:
         "saved, ours / eager",
         "peak, ours / eager",
     ]
+    counted = any("kernels" in r for r in result["records"])
+    header += ["kernels, ours / eager"] * counted
     lines = ["| " + " | ".join(header) + " |", "|---|---|---|" + "---:|" * (len(header) - 3)]
     for records in cases(result):
         r = records[0]
@@ -74,14 +76,15 @@ def table(result: dict) -> list[str]:
         share = max(fast.get("copy_share", 0), fast.get("gemm_share", 0)) if fast else 0
         cells += [f"**{times:.3g}**" if times else "-" for times in (ratio(records, "eager"), ratio(records))]
         cells.append(f"{share:.0%}" if share else "-")
-        cells += [" / ".join(megabytes(rs, key) for rs in (ours, eager)) for key in ("saved_bytes", "peak_bytes")]
+        cells += [" / ".join(least(rs, key, 2**20) for rs in (ours, eager)) for key in ("saved_bytes", "peak_bytes")]
+        cells += [" / ".join(least(rs, "kernels") for rs in (ours, eager))] * counted
         lines.append("| " + " | ".join(cells) + " |")
     return lines
 
 
-def megabytes(records: list[dict], key: str) -> str:
+def least(records: list[dict], key: str, unit: int = 1) -> str:
     values = [r[key] for r in records if key in r]
-    return f"{min(values) / 2**20:.3g}" if values else "-"
+    return f"{min(values) / unit:.3g}" if values else "-"
 
 
 def section(name: str, result: dict) -> list[str]:
