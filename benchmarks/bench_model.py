@@ -1,8 +1,8 @@
 """Times whole AlexNets: ours against the same network of torch's own layers, inference and training step.
 
-"ours" is `alexnet_cuda.AlexNet`; "eager" a copy whose layers are torch.nn's; "compile" that copy, and "ours compile" our
-own network, under torch.compile (--compile); on the CPU "onnxruntime" and "openvino" if they are installed (inference,
-float32); on CUDA "graph" is a captured CUDA graph, and cudnn.benchmark is on for every form.
+"ours" is `alexnet_cuda.AlexNet`; "eager" a copy whose layers are torch.nn's; "compile" that copy and "ours compile" ours
+under torch.compile (--compile); on the CPU "onnxruntime" and "openvino" if they are installed (inference, float32); on
+CUDA "graph" is a captured CUDA graph, and cudnn.benchmark is on for every form.
 
 inference: model.eval() under no_grad. training: forward, cross-entropy, backward and a step of SGD with momentum and
 weight decay (torch's fused one), dropout on. The weights are float32; --dtype tf32 allows TF32 (CUDA), and autocast
