@@ -1,6 +1,6 @@
 """Times whole AlexNets: ours against the same network of torch's own layers, inference and training step.
 
-"ours" is `alexnet_cuda.AlexNet`; "eager" a copy whose layers are torch.nn's; "compile" that copy and "ours compile" ours
+"ours" is `alexnet_cuda.AlexNet`; "eager" a copy with torch.nn's layers; "compile" that copy and "ours compile" ours,
 under torch.compile (--compile); on the CPU "onnxruntime" and "openvino" if they are installed (inference, float32); on
 CUDA "graph" is a captured CUDA graph, and cudnn.benchmark is on for every form.
 

@@ -31,7 +31,7 @@ block, declared + added by the launch (n: depends on the size of the images). HM
 FLAGS = {  # template parameters: what false and true mean
     "kLast": ("NCHW", "NHWC"),
     "kChannelsLast": ("NCHW", "NHWC"),
-    "kAlexNet": ("any LRN", "LRN 5, 0.75"),
+    "kAlexNet": ("any LRN", "AlexNet's LRN"),
 }
 PTXAS = re.compile(
     r"Compiling entry function '(?P<name>\w+)' for 'sm_(?P<architecture>\w+)'.*?"
@@ -39,7 +39,6 @@ PTXAS = re.compile(
     r"Used (?P<registers>\d+) registers(?P<rest>.*)",
     re.DOTALL,
 )
-MACHINE_CODE = re.compile(r"(?ms)^arch = sm_(\w+)$|Function : (\w+)\n(.*?)(?=^arch =|Function :|\Z)")
 
 
 @dataclass
@@ -82,11 +81,11 @@ def compile_kernels(source: Path, architectures: tuple[str, ...]) -> list[Kernel
         tool, code = cuobjdump(), {}
         if tool:
             text = subprocess.run([tool, "-sass", binary], check=True, capture_output=True, text=True).stdout
-            for architecture, name, body in MACHINE_CODE.findall(text):
-                if architecture:
-                    here = architecture
-                else:
-                    code[here, name] = body
+            for binary_code in text.split("Fatbin elf code:")[1:]:
+                architecture = re.findall(r"arch = sm_(\w+)", binary_code)[0]
+                for function in binary_code.split("Function : ")[1:]:
+                    name, body = function.split("\n", 1)
+                    code[architecture, name] = body
     kernels = []
     for part in done.stderr.split("Compiling entry function")[1:]:
         found = PTXAS.match("Compiling entry function" + part)
