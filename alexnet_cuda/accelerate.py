@@ -7,12 +7,13 @@ from typing import TypeVar
 
 import torch
 
+from . import kernels as choice
 from . import nn
 
 Module = TypeVar("Module", bound=torch.nn.Module)
 
 
-def accelerate(module: Module, inplace: bool = False) -> Module:
+def accelerate(module: Module, inplace: bool = False, kernels: str | None = None) -> Module:
     """Let `module` and everything in it use this package's kernels where it has one; results agree to rounding.
 
     Exchanged are torch.nn.LocalResponseNorm, MaxPool2d 3x3 with stride 2, and Conv2d 11x11 with stride 4 on 1, 3 or 4
@@ -23,13 +24,15 @@ def accelerate(module: Module, inplace: bool = False) -> Module:
     Args:
         module: any module.
         inplace: change `module` itself; otherwise a deep copy of it.
+        kernels: as in AlexNet, for the modules that this call exchanges.
 
     Returns: the changed module.
 
-    Raises: TypeError if `module` is not a torch.nn.Module.
+    Raises: TypeError if `module` is not a torch.nn.Module; ValueError for unknown `kernels`.
     """
     if not isinstance(module, torch.nn.Module):
         raise TypeError(f"accelerate: expected module to be a torch.nn.Module, got {type(module).__name__}")
+    choice.decide(kernels, "cpu")  # raises if there is no such choice
     if not inplace:
         module = copy.deepcopy(module)
     for child in module.modules():
@@ -39,6 +42,9 @@ def accelerate(module: Module, inplace: bool = False) -> Module:
             child.__class__ = nn.MaxPool2d
         elif type(child) is torch.nn.Conv2d and _is_first_layer(child):
             child.__class__ = nn.Conv2d
+        else:
+            continue
+        child.kernels = kernels  # type: ignore[assignment]
     return module
 
 

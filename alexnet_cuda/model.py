@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from . import kernels as choice
 from . import nn as layers
 from . import ops, variants
 from ._library import transforming
@@ -38,14 +39,16 @@ class AlexNet(nn.Module):
         in_channels: channels of the image; None for the variant's number.
         dropout: probability of every dropout layer; None for the variant's (.5, but .4 in flowers_bn, .3 in cifar).
         input: "normalized" (mean 0, standard deviation 1) or "pixels" (0..255 minus the mean, for such variants).
+        kernels: the operators that use this package's kernels: "all", "none", names of `ops` with commas between, or
+            "auto" for what suits the device; None for what the environment's ALEXNET_CUDA_KERNELS says, or "auto".
 
     Attributes:
         fused: while True, ReLU, LRN and max pooling that follow each other, and a first convolution before them, run as
             one op. Modules with hooks always run one by one. Results agree to rounding.
 
     Raises:
-        ValueError: an unknown variant or input, fewer than one class or channel, dropout outside 0..1; in the forward
-            pass, an image with another number of channels or of a size the linear layers cannot take.
+        ValueError: an unknown variant, input or operator, fewer than one class or channel, dropout outside 0..1; in the
+            forward pass, an image with another number of channels or of a size the linear layers cannot take.
         TypeError: an image that is not floating-point.
 
     Sources: those of each variant, in `variants`.
@@ -59,6 +62,7 @@ class AlexNet(nn.Module):
         dropout: float | None = None,
         *,
         input: str = "normalized",
+        kernels: str | None = None,
     ) -> None:
         super().__init__()
         self.variant = variant if isinstance(variant, Variant) else get_variant(variant)
@@ -71,12 +75,17 @@ class AlexNet(nn.Module):
             raise ValueError(f"AlexNet: expected dropout to be between 0 and 1, got {dropout!r}")
         if input not in ("normalized", "pixels"):
             raise ValueError(f"AlexNet: expected input to be 'normalized' or 'pixels', got {input!r}")
+        choice.decide(kernels, "cpu")  # raises if there is no such choice
+        self.kernels = kernels
         self.input_scale = PIXELS_PER_UNIT if self.variant.pixels and input == "normalized" else 1.0
         self.fused = True
 
         side = self.variant.average_pool
         self.feature_size = (side,) * 2 if side else self.variant.feature_size(*(self.variant.input_size,) * 2)
         self.features, channels = _features(self.variant, in_channels)
+        for module in self.features:
+            if hasattr(module, "kernels"):
+                module.kernels = kernels  # type: ignore[assignment]
         self.avgpool = nn.AdaptiveAvgPool2d(side) if side else nn.Identity()
         units = channels * self.feature_size[0] * self.feature_size[1]
         self.classifier = _classifier(self.variant, units, self.num_classes, dropout)
@@ -104,7 +113,8 @@ class AlexNet(nn.Module):
         # On a CPU oneDNN's convolutions are faster so, and our kernels no slower. (vmap knows no memory formats.)
         if images.device.type == "cpu" and not transforming():
             images = images.contiguous(memory_format=torch.channels_last)
-        features = self.avgpool(_run(self.features, images, self.fused, self.input_scale))  # (N, 256, 6, 6) in most
+        features = _run(self.features, images, self.fused, self.kernels, self.input_scale)
+        features = self.avgpool(features)  # (N, 256, 6, 6) in most variants
         scores = self.classifier(torch.flatten(features, 1))  # (N, num_classes)
         return scores if x.dim() == 4 else scores[0]
 
@@ -127,7 +137,8 @@ class AlexNet(nn.Module):
             )
 
     def extra_repr(self) -> str:
-        return f"variant={self.variant.name!r}, input_scale={self.input_scale:g}"
+        kernels = "" if self.kernels is None else f", kernels={self.kernels!r}"
+        return f"variant={self.variant.name!r}, input_scale={self.input_scale:g}{kernels}"
 
 
 def _features(variant: Variant, channels: int) -> tuple[nn.Sequential, int]:
@@ -203,15 +214,17 @@ def _initialise(module: nn.Conv2d | nn.Linear, init: variants.Init) -> None:
 _STEPS = {nn.ReLU: "relu", layers.LocalResponseNorm: "lrn", layers.MaxPool2d: "pool"}
 
 
-def _run(modules: nn.Sequential, x: Tensor, fused: bool, scale: float) -> Tensor:
+def _run(modules: nn.Sequential, x: Tensor, fused: bool, kernels: str | None, scale: float) -> Tensor:
     """The modules applied to `scale` * x."""
     chain: list[Any] = list(modules)
+    with_conv = fused and choice.uses("conv2d_relu_lrn_max_pool2d", x, kernels)
+    without = fused and choice.uses("relu_lrn_max_pool2d", x, kernels)
     while chain:
         conv = chain[0]
-        start = int(type(conv) is layers.Conv2d and conv.kernel_size == (11, 11) and conv._plain())
+        start = int(with_conv and type(conv) is layers.Conv2d and conv.kernel_size == (11, 11) and conv._plain())
         tail = chain[start : start + 3]
         order = "-".join(_STEPS.get(type(module), "") for module in tail)
-        fusible = fused and order in ORDERS and _fusible(chain[: start + 3])
+        fusible = (start or without) and order in ORDERS and _fusible(chain[: start + 3])
         if scale != 1 and not (start and fusible):
             x, scale = x * scale, 1
         if not fusible:

@@ -1,4 +1,7 @@
-"""Drop-in modules: subclasses of torch's own, so names, arguments, `isinstance` and `state_dict` stay what they are."""
+"""Drop-in modules: subclasses of torch's own, so names, arguments, `isinstance` and `state_dict` stay what they are.
+
+Their attribute `kernels` says whether they use our kernels, as `kernels` explains.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import ops
+from .kernels import operator
 from .reference import Size
 
 
@@ -19,6 +22,7 @@ class Conv2d(torch.nn.Conv2d):
     """
 
     ceil_mode = False
+    kernels: str | None = None
 
     def __init__(self, *args: Any, ceil_mode: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -35,7 +39,8 @@ class Conv2d(torch.nn.Conv2d):
         """(N, C, H, W) or (C, H, W) to (N, K, H', W') or (K, H', W')."""
         if not self._plain():
             return super().forward(x)
-        return ops.conv2d(x, self.weight, self.bias, self.stride[0], int(self.padding[0]), self.ceil_mode)
+        conv2d = operator("conv2d", x, self.kernels)
+        return conv2d(x, self.weight, self.bias, self.stride[0], int(self.padding[0]), self.ceil_mode)
 
     def extra_repr(self) -> str:
         return super().extra_repr() + (", ceil_mode=True" if self.ceil_mode else "")
@@ -48,6 +53,7 @@ class LocalResponseNorm(torch.nn.LocalResponseNorm):
     divide_alpha = True
     window = "torch"
     across = "channels"
+    kernels: str | None = None
 
     def __init__(
         self,
@@ -105,7 +111,8 @@ class LocalResponseNorm(torch.nn.LocalResponseNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, ...) to the same shape."""
-        return ops.local_response_norm(x, self.size, self.alpha, self.beta, self.k, **self.arguments())
+        local_response_norm = operator("local_response_norm", x, self.kernels)
+        return local_response_norm(x, self.size, self.alpha, self.beta, self.k, **self.arguments())
 
     def extra_repr(self) -> str:
         changed = {name: value for name, value in self.arguments().items() if value != getattr(type(self), name)}
@@ -115,16 +122,21 @@ class LocalResponseNorm(torch.nn.LocalResponseNorm):
 class MaxPool2d(torch.nn.MaxPool2d):
     """`torch.nn.MaxPool2d` over `ops.max_pool2d`; with dilation, torch's own."""
 
+    kernels: str | None = None
+
     def forward(self, x: Tensor) -> Any:
         """(N, C, H, W) or (C, H, W) to the pooled size."""
         if self.dilation not in (1, (1, 1)):
             return super().forward(x)
-        return ops.max_pool2d(x, self.kernel_size, self.stride, self.padding, self.ceil_mode, self.return_indices)
+        max_pool2d = operator("max_pool2d", x, self.kernels)
+        return max_pool2d(x, self.kernel_size, self.stride, self.padding, self.ceil_mode, self.return_indices)
 
 
 class ReLULRNMaxPool2d(torch.nn.Module):
     """ReLU, local response normalisation and max pooling as one op, in one of three orders; `ops.relu_lrn_max_pool2d`
     explains the arguments."""
+
+    kernels: str | None = None
 
     def __init__(
         self,
@@ -152,7 +164,8 @@ class ReLULRNMaxPool2d(torch.nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) or (C, H, W) to the pooled size."""
-        return ops.relu_lrn_max_pool2d(x, self.size, self.alpha, self.beta, self.k, **self.arguments)
+        relu_lrn_max_pool2d = operator("relu_lrn_max_pool2d", x, self.kernels)
+        return relu_lrn_max_pool2d(x, self.size, self.alpha, self.beta, self.k, **self.arguments)
 
     def extra_repr(self) -> str:
         names = ", ".join(f"{name}={value!r}" for name, value in self.arguments.items())

@@ -1,11 +1,12 @@
 """Times whole AlexNets: ours against the same network of torch's own layers, inference and training step.
 
-"ours" is `alexnet_cuda.AlexNet`; "eager" a copy whose layers are torch.nn's; "compile" that copy under torch.compile
-(--compile); on the CPU "onnxruntime" and "openvino" if they are installed (inference, float32); on CUDA "graph" is a
-captured CUDA graph, and cudnn.benchmark is on for every form.
+"ours" is `alexnet_cuda.AlexNet`; "eager" a copy with torch.nn's layers; "compile" that copy and "ours compile" ours,
+under torch.compile (--compile); on the CPU "onnxruntime" and "openvino" if they are installed (inference, float32); on
+CUDA "graph" is a captured CUDA graph, and cudnn.benchmark is on for every form.
 
 inference: model.eval() under no_grad. training: forward, cross-entropy, backward and a step of SGD with momentum and
-weight decay (torch's fused one), dropout on. --autocast also measures float32 weights under bfloat16 autocast.
+weight decay (torch's fused one), dropout on. The weights are float32; --dtype tf32 allows TF32 (CUDA), and autocast
+computes in bfloat16.
 """
 
 from __future__ import annotations
@@ -68,15 +69,16 @@ def training_step(model: Callable[[Tensor], Tensor], parameters: list[Any], x: T
     return step
 
 
-def forms(model: AlexNet, x: Tensor, layouts: list[str], training: bool, autocast: bool, modes: list[str]
+def forms(model: AlexNet, x: Tensor, layouts: list[str], training: bool, dtype: str, modes: list[str]
           ) -> Iterator[Form]:  # fmt: skip
-    cuda, settings = x.is_cuda, {"benchmark": x.is_cuda}
+    cuda, settings, autocast = x.is_cuda, {"benchmark": x.is_cuda, "tf32": dtype == "tf32"}, dtype == "autocast"
     target = torch.randint(model.num_classes, x.shape[:1], device=x.device)
     for layout in layouts:
         data = x.contiguous(memory_format=LAYOUTS[layout])
-        kinds = [("ours", ""), ("eager", ""), *((f"compile {mode}", mode) for mode in modes)]
+        kinds = [("ours", ""), ("eager", "")]
+        kinds += [(f"{name}compile {mode}", mode) for mode in modes for name in ("", "ours ")]
         for name, mode in kinds:
-            network = copy.deepcopy(model) if name == "ours" else stock(model)
+            network = copy.deepcopy(model) if name.startswith("ours") else stock(model)
             network = network.to(memory_format=LAYOUTS[layout]).train(training)
             parameters = list(network.parameters())
             call: Any = torch.compile(network, mode=mode, dynamic=False) if mode else network
@@ -100,7 +102,7 @@ def main(arguments: list[str] | None = None) -> None:
     flags = common.parser(__doc__)
     flags.formatter_class = argparse.RawDescriptionHelpFormatter
     flags.add_argument("--variants", nargs="+", choices=list_variants(), default=["paper"])
-    flags.add_argument("--dtype", nargs="+", choices=("float32", "autocast"), default=None,
+    flags.add_argument("--dtype", nargs="+", choices=("float32", "tf32", "autocast"), default=None,
                        help="none: float32 on the CPU, autocast (to bfloat16) on CUDA")  # fmt: skip
     flags.set_defaults(budget=20.0)
     args = flags.parse_args(arguments)
@@ -108,10 +110,12 @@ def main(arguments: list[str] | None = None) -> None:
         torch.set_num_threads(args.threads)
     cuda = args.device == "cuda"
     dtypes = args.dtype or ["autocast" if cuda else "float32"]
+    if "tf32" in dtypes and not cuda:
+        flags.error("--dtype tf32 needs --device cuda")
     batches = args.batch or ([256] if cuda else [1, 32])
     common.configure()
     timer, machine = Timer(args.device), common.machine(args.device)
-    products = sorted({"bfloat16" if d == "autocast" else d for d in dtypes})
+    products = sorted({"bfloat16" if d == "autocast" else "float32" for d in dtypes})
     ceilings = common.measure_ceilings(args.device, products, timer, small=args.budget < 1)
     end = time.monotonic() + args.time
     cases = [(v, d, b, p) for v in args.variants for d in dtypes for b in batches for p in args.passes]
@@ -127,7 +131,7 @@ def main(arguments: list[str] | None = None) -> None:
             x = torch.randn(batch, model.in_channels, *[model.variant.input_size] * 2, device=args.device)
             case = {"case": variant, "shape": list(x.shape[1:]), "pass": kind, "dtype": dtype, "batch": batch,
                     "flops": batch * flops(model, training)}  # fmt: skip
-            made = forms(model, x, args.layouts, training, dtype == "autocast", args.compile)
+            made = forms(model, x, args.layouts, training, dtype, args.compile)
             try:
                 records = common.measure(made, timer, args, ceilings, case, results)
             except ValueError as error:

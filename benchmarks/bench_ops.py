@@ -4,7 +4,7 @@ Forms of a case are run in turn in one process. "ours" is the operator; "eager" 
 under torch.compile (--compile); "space-to-depth" conv1 as a 3x3 convolution of 48 channels, with the rearrangement of
 the image inside the measured time or ("prepared") before it; on the CPU "onnxruntime" and "openvino" if they are
 installed; on CUDA also "graph" (a captured CUDA graph), and for convolutions "benchmark" (cudnn.benchmark, on in every
-form but "eager") and "TF32".
+form but "eager") and, in float32, each form with TF32 allowed.
 
 inference: the forward pass under no_grad. training: forward and backward; a convolution's image has no gradient, as in
 the first layer of a network.
@@ -109,26 +109,26 @@ def forms(op: str, x: Tensor, layouts: list[str], training: bool, modes: list[st
             return Form(name, layout, run, forward, settings, memory, parameters)
 
         call = lambda x, parameters=parameters: ours(x, *parameters)
-        settings: dict[str, bool] = {}
-        yield form("ours", call, settings)
-        yield form("eager", stock, settings)
-        if cuda and conv:
-            settings = {"benchmark": True}
-            yield form("eager benchmark", stock, settings)
-            if x.dtype == torch.float32:
-                yield form("eager benchmark TF32", stock, {"benchmark": True, "tf32": True})
-        if conv:
-            depth = lambda x, stock=stock, rearrange=space_to_depth: stock[1:](
-                depth_conv(rearrange(x), stock[0].weight, stock[0].bias)
-            )
-            yield form("space-to-depth", depth, settings)
-            prepared = space_to_depth(data).contiguous(memory_format=LAYOUTS[layout])
-            yield form("space-to-depth prepared", partial(depth, rearrange=lambda x: x), settings, prepared)
-        for mode in modes:
-            yield form(f"compile {mode}", torch.compile(stock, mode=mode, dynamic=False), settings)
-        if cuda:
-            yield form("ours graph", call, settings, graph=True)
-            yield form("eager graph", stock, settings, graph=True)
+        yield form("eager", stock, {})
+        tf32 = (False, True) if cuda and conv and x.dtype == torch.float32 else (False,)
+        for allowed, suffix in zip(tf32, ("", " TF32")):
+            settings = {"benchmark": cuda and conv, "tf32": allowed}
+            yield form(f"ours{suffix}", call, settings)
+            if cuda and conv:
+                yield form(f"eager benchmark{suffix}", stock, settings)
+            if conv:
+                depth = lambda x, stock=stock, rearrange=space_to_depth: stock[1:](
+                    depth_conv(rearrange(x), stock[0].weight, stock[0].bias)
+                )
+                yield form(f"space-to-depth{suffix}", depth, settings)
+                prepared = space_to_depth(data).contiguous(memory_format=LAYOUTS[layout])
+                straight = partial(depth, rearrange=lambda x: x)
+                yield form(f"space-to-depth prepared{suffix}", straight, settings, prepared)
+            for mode in modes:
+                yield form(f"compile {mode}{suffix}", torch.compile(stock, mode=mode, dynamic=False), settings)
+            if cuda:
+                yield form(f"ours graph{suffix}", call, settings, graph=True)
+                yield form(f"eager graph{suffix}", stock, settings, graph=True)
         if not cuda and not training and x.dtype == torch.float32 and layout == "contiguous":
             for name, run in runtimes(stock, data).items():
                 yield Form(name, layout, run, memory=False)

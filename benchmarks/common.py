@@ -248,8 +248,8 @@ def measure(
         configure(**form.settings)
         if form.memory:
             record["peak_bytes"] = peak_bytes(form.run, timer.cuda)
-            if timer.cuda:
-                record["kernels"] = kernels(form.run)
+        if timer.cuda:
+            record["kernels"] = kernels(form.run)
         if form.forward:
             record["saved_bytes"] = saved_bytes(form.forward, form.parameters)
         records.append(record)

@@ -4,10 +4,10 @@
 
 Blocks, in this order: environment and ceilings; parity of every operator with float64 (parity.py, one process per
 operator); bench_ops.py; bench_model.py; the test suite on the device, and at the same time compute-sanitizer's four
-tools over every kernel; both benchmarks again with torch.compile, as far as the time goes. Each block is a process
-with a time limit, so that a crash or a hang costs one block. What it measured until then is in DIR: a log per block,
-JSON lines per check, blocks.jsonl, and cuda-*.json, which belong in benchmarks/results. The exit code is 1 if any block
-failed or was not reached.
+tools over every kernel; both benchmarks again with torch.compile and with batches of 1 to 1024, as far as the time goes
+(--blocks "ops sweep" "ops compile" runs these another time). Each block is a process with a time limit, so that a crash
+or a hang costs one block. What it measured until then is in DIR: a log per block, JSON lines per check, blocks.jsonl,
+and cuda-*.json, which belong in benchmarks/results. The exit code is 1 if any block failed or was not reached.
 
 --dry-run goes through the same motions on the CPU with the smallest sizes.
 """
@@ -93,14 +93,18 @@ def blocks(out: Path, dry_run: bool) -> list[list[Block]]:
         for tool in SANITIZERS
         if sanitizer(tool)
     ]
-    compiled = ("--compile", "default", "--budget", 2)
+    compiled = ("--compile", "default", "--budget", 1)
+    sweep = ("--batch", 1, 32, 128, 1024, "--layouts", "channels_last", "--budget", 0.5)
     return [
         [parity(f"parity {op}", (op,)) for op in OPS],
-        [bench("ops", 130, "--budget", 2, "--time", 110)],
-        [bench("model", 80, "--budget", 6, "--time", 60)],
+        [bench("ops", 150, "--dtype", "bfloat16", "float32", "--budget", 1, "--time", 120)],
+        [bench("model", 80, "--dtype", "autocast", "tf32", "--budget", 4, "--time", 60)],
         [Block("tests", tests, 120, {"ALEXNET_CUDA_REQUIRE": "cpu,cuda"}), *sanitizers],
         [bench("model compile", 120, *compiled, optional=True)],
+        [bench("model sweep", 60, *sweep, optional=True)],
+        [bench("ops sweep", 120, *sweep, optional=True)],
         [bench("ops compile", 300, *compiled, "--ops", *OPS[1:], optional=True)],
+        [bench("model max-autotune", 400, "--compile", "max-autotune", "--budget", 1, optional=True)],
     ]
 
 

@@ -10,6 +10,7 @@ import json
 import sys
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- measured: from benchmarks/results by benchmarks/tables.py -->\n", "<!-- /measured -->"
@@ -61,6 +62,8 @@ def table(result: dict) -> list[str]:
         "saved, ours / eager",
         "peak, ours / eager",
     ]
+    counted = any("kernels" in r for r in result["records"])
+    header += ["kernels, ours / eager"] * counted
     lines = ["| " + " | ".join(header) + " |", "|---|---|---|" + "---:|" * (len(header) - 3)]
     for records in cases(result):
         r = records[0]
@@ -73,14 +76,15 @@ def table(result: dict) -> list[str]:
         share = max(fast.get("copy_share", 0), fast.get("gemm_share", 0)) if fast else 0
         cells += [f"**{times:.3g}**" if times else "-" for times in (ratio(records, "eager"), ratio(records))]
         cells.append(f"{share:.0%}" if share else "-")
-        cells += [" / ".join(megabytes(rs, key) for rs in (ours, eager)) for key in ("saved_bytes", "peak_bytes")]
+        cells += [" / ".join(least(rs, key, 2**20) for rs in (ours, eager)) for key in ("saved_bytes", "peak_bytes")]
+        cells += [" / ".join(least(rs, "kernels") for rs in (ours, eager))] * counted
         lines.append("| " + " | ".join(cells) + " |")
     return lines
 
 
-def megabytes(records: list[dict], key: str) -> str:
+def least(records: list[dict], key: str, unit: int = 1) -> str:
     values = [r[key] for r in records if key in r]
-    return f"{min(values) / 2**20:.3g}" if values else "-"
+    return f"{min(values) / unit:.3g}" if values else "-"
 
 
 def section(name: str, result: dict) -> list[str]:
@@ -89,14 +93,16 @@ def section(name: str, result: dict) -> list[str]:
     what = "operators" if result["kind"] == "ops" else "whole networks"
     kernels = f"{m['threads']} threads, {m['cpu_kernels']}" if m["kind"] == "cpu" else f"CUDA {m['cuda']}"
     facts = f"{m['device']} ({kernels}), torch {m['torch']}, commit {m['commit']}, {m['date'][:10]}"
+    copy = round(ceilings["copy"] / 1e9, 1)
     return [
-        f"**{KINDS[m['kind']]}, {what}**: {facts}; copy {ceilings['copy'] / 1e9:.3g} GB/s, matrix product {products}"
+        f"**{KINDS[m['kind']]}, {what}**: {facts}; copy {copy:g} GB/s, matrix product {products}"
         + ("." if result["complete"] else "; this run was stopped before its end."),
         "",
         *table(result),
         "",
         f"![How many times as fast as the best other form]({picture(name).as_posix()})",
         "",
+        *([f"![The same under the roofline]({roofline(name).as_posix()})", ""] if points(result) else []),
     ]
 
 
@@ -105,7 +111,8 @@ def measured(results: dict[str, dict]) -> str:
     lines = [
         "Medians in ms of all forms run in turn in one process, each in its best setting. *share*: the larger of the",
         "shares of the copy rate (fewest bytes possible) and of the matrix product rate, measured in the same run.",
-        "*saved* for backward and *peak* memory in MiB, ours / eager, best layout.",
+        "*saved* for backward and *peak* memory in MiB, ours / eager, best layout. Rooflines count the operations and",
+        "the bytes that cannot be avoided; their small marks are the second block, 256x27x27.",
         "",
     ]
     for name, result in results.items():
@@ -120,14 +127,92 @@ def picture(name: str) -> Path:
     return Path("docs") / f"measured-{name}.svg"
 
 
-def draw(name: str, result: dict, root: Path) -> None:
-    """Bars of best other / ours."""
+def roofline(name: str) -> Path:
+    return Path("docs") / f"roofline-{name}.svg"
+
+
+def pictures(results: dict[str, dict]) -> list[Path]:
+    return [*map(picture, results), *(roofline(name) for name, result in results.items() if points(result))]
+
+
+def operations(r: dict) -> int:
+    """Arithmetic of a case: that of the convolution, 9 operations per normalised element and 19 more for its gradient,
+    1 and 1 for ReLU, 8 comparisons per pooled output and 1 addition for its gradient."""
+    channels, height, width = r["shape"]
+    if r["case"].startswith("conv2d"):
+        channels, height, width = 96, (height - 11) // 4 + 1, (width - 11) // 4 + 1
+    elements = r["batch"] * channels * height * width
+    pooled = r["batch"] * channels * ((height - 3) // 2 + 1) * ((width - 3) // 2 + 1)
+    training = r["pass"] == "training"
+    normalised = 9 + 19 * training if "lrn" in r["case"] or "norm" in r["case"] else 0
+    rectified = 1 + training if "relu" in r["case"] else 0
+    return r["flops"] + elements * (normalised + rectified) + pooled * ((8 + training) if "pool" in r["case"] else 0)
+
+
+def points(result: dict) -> list[tuple[dict, dict, dict]]:
+    """(a record of the case, ours, best other) of each operator with the largest batch."""
+    known = [records for records in cases(result) if records[0].get("bytes")]
+    largest = max((records[0]["batch"] for records in known), default=0)
+    pairs = [(rs[0], fastest(rs, "ours"), fastest(rs, *set(FAMILIES.values()) - {"ours"})) for rs in known]
+    return [(r, ours, other) for r, ours, other in pairs if ours and other and r["batch"] == largest]
+
+
+def pyplot(name: str) -> Any:
     import matplotlib
 
     matplotlib.use("svg")
     matplotlib.rcParams["svg.hashsalt"] = name
     import matplotlib.pyplot as plt
 
+    return plt
+
+
+def draw_roofline(name: str, result: dict, root: Path) -> None:
+    """Operations a second over operations a byte, below the measured rates; a panel for each dtype."""
+    plt = pyplot(name)
+    dtypes = list(dict.fromkeys(r["dtype"] for r, _, _ in points(result)))
+    size = (9, 0.8 + 4.6 * len(dtypes))
+    figure, panels = plt.subplots(len(dtypes), figsize=size, layout="constrained", squeeze=False)
+    operators = list(dict.fromkeys(r["case"] for r, _, _ in points(result)))
+    colours = dict(zip(operators, ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple")))
+    for axes, dtype in zip(panels[:, 0], dtypes):
+        shown = [point for point in points(result) if point[0]["dtype"] == dtype]
+        intensities = [operations(r) / r["bytes"] for r, _, _ in shown]
+        copy, gemm = result["ceilings"]["copy"], result["ceilings"]["gemm"]
+        products = {key: gemm[key] for key in (dtype, *(["tf32"] if dtype == "float32" else [])) if key in gemm}
+        left, right = min(intensities) / 2, 4 * max(*intensities, *(rate / copy for rate in products.values()))
+        for key, rate in products.items():
+            axes.plot([left, rate / copy, right], [copy * left, rate, rate], color="black", linewidth=1.2)
+            label = f"torch's matrix product, {key}: {rate / 1e12:.3g} TFLOP/s"
+            axes.annotate(label, (rate / copy, rate), (-4, 4), textcoords="offset points", ha="right")
+        middle = (left * products[dtype] / copy) ** 0.5
+        label = f"torch's copy: {round(copy / 1e9, 1):g} GB/s"
+        axes.annotate(label, (middle, copy * middle), (-8, 4), textcoords="offset points", ha="right")
+        for x, (r, ours, other) in zip(intensities, shown):
+            heights = [x * r["bytes"] / (1e-3 * record["median_ms"]) for record in (other, ours)]
+            marker = "o" if r["pass"] == "inference" else "s"
+            style = {"color": colours[r["case"]], "marker": marker, "markersize": 9 if r["shape"][0] <= 96 else 6}
+            axes.plot([x, x], heights, color=style["color"], linewidth=0.8)
+            axes.plot(x, heights[0], **style, markerfacecolor="white")
+            axes.plot(x, heights[1], **style)
+        axes.set(
+            xscale="log", yscale="log", title=f"{result['machine']['device']}, {dtype}, batch {shown[0][0]['batch']}"
+        )
+        axes.set(xlabel="operations per byte that has to be moved", ylabel="operations per second")
+        axes.grid(color="0.9", linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+        key = [axes.plot([], [], "o", color=colours[c], label=c)[0] for c in operators]
+        for kind, marker in (("inference", "o"), ("training", "s")):
+            key.append(axes.plot([], [], marker, color="0.4", label=f"ours, {kind}")[0])
+            key.append(axes.plot([], [], marker, color="0.4", markerfacecolor="white", label=f"best other, {kind}")[0])
+        axes.legend(handles=key, fontsize="small", loc="lower right")
+    figure.savefig(root / roofline(name), metadata={"Date": None})
+    plt.close(figure)
+
+
+def draw(name: str, result: dict, root: Path) -> None:
+    """Bars of best other / ours."""
+    plt = pyplot(name)
     rows = [(records[0], times) for records in cases(result) if (times := ratio(records))]
     labels = [f"{r['case']} {r['batch']}x{'x'.join(map(str, r['shape']))} {r['dtype']}, {r['pass']}" for r, _ in rows]
     figure, axes = plt.subplots(figsize=(9, 0.6 + 0.3 * len(rows)), layout="constrained")
@@ -159,13 +244,15 @@ def main(arguments: list[str] | None = None) -> int:
     tail = rest.split(END, 1)[1]
     wanted = head + BEGIN + measured(results) + END + tail
     if args.check:
-        missing = [str(picture(name)) for name in results if not (args.readme.parent / picture(name)).exists()]
+        missing = [path for path in pictures(results) if not (args.readme.parent / path).exists()]
         if wanted != text or missing:
             print(f"tables: {args.readme} and its pictures are not what the results say; run benchmarks/tables.py")
         return int(wanted != text or bool(missing))
     args.readme.write_text(wanted)
     for name, result in results.items():
         draw(name, result, args.readme.parent)
+        if points(result):
+            draw_roofline(name, result, args.readme.parent)
     return 0
 
 

@@ -61,6 +61,24 @@ def test_tables(tmp_path):
     assert tables.main([*arguments, "--check"]) == 1
 
 
+def test_roofline(tmp_path):
+    machine = {"device": "toy", "kind": "cuda"}
+    case = {"case": "relu_lrn_max_pool2d", "shape": [96, 55, 55], "pass": "training", "flops": 0, "bytes": 10**9}
+    records = [
+        {**case, "dtype": dtype, "batch": batch, "form": form, "layout": "contiguous", "median_ms": ms}
+        for batch in (1, 256) for dtype in ("float32", "bfloat16") for form, ms in (("ours", 1), ("eager", 9))
+    ]  # fmt: skip
+    ceilings = {"copy": 4e12, "gemm": {"float32": 5e13, "tf32": 4e14, "bfloat16": 7e14}}
+    result = {"kind": "ops", "machine": machine, "ceilings": ceilings, "records": records}
+    assert [(r["batch"], r["dtype"]) for r, _, _ in tables.points(result)] == [(256, "float32"), (256, "bfloat16")]
+    assert tables.operations(records[-1]) == 256 * 96 * (3025 * (28 + 2) + 729 * 9)
+    assert tables.operations({**case, "case": "conv2d", "shape": [3, 227, 227], "batch": 2, "flops": 7}) == 7
+    (tmp_path / "docs").mkdir()
+    tables.draw_roofline("toy", result, tmp_path)
+    assert (tmp_path / tables.roofline("toy")).exists()
+    assert tables.pictures({"toy": result}) == [tables.picture("toy"), tables.roofline("toy")]
+
+
 def test_interrupted_results(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         results(tmp_path, complete=False)

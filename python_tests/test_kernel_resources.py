@@ -1,55 +1,52 @@
-"""What ptxas says of every kernel: nothing may spill or use a stack frame, on any architecture.
+"""What ptxas and the machine code say of every kernel: nothing spills or has a stack frame on any architecture, the
+tensor cores' loops hold what they should, and docs/kernel_resources.md is true.
 
 Compiles for one old and one new architecture; ALEXNET_CUDA_ARCHITECTURES=all (or a list such as "80 100") for others.
 """
 
-import importlib.util
 import os
 import re
 import shutil
-import subprocess
+import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
-KERNELS = ["conv2d", "conv2d_mma", "conv2d_weight_grad_mma", "local_response_norm", "max_pool2d", "relu_lrn_max_pool2d"]
-SOURCES = [*(f"csrc/cuda/{name}.cu" for name in KERNELS), "csrc/emulator/test_kernels.cu"]
-ALL = "80 86 89 90a 100 120"
-ARCHITECTURES = os.environ.get("ALEXNET_CUDA_ARCHITECTURES", "80 90a").replace("all", ALL).split()
-NVCC = shutil.which("nvcc")
-COMPILE = ["-std=c++17", "-O3", "--expt-relaxed-constexpr"]
-KERNEL = re.compile(
-    r"Compiling entry function '(?P<name>\w+)' for '(?P<architecture>\w+)'.*?"
-    r"(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads.*?"
-    r"Used (?P<registers>\d+) registers",
-    re.DOTALL,
-)
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+import kernel_resources as resources
+
+ROOT = resources.ROOT
+TEST_KERNELS = ROOT / "csrc/emulator/test_kernels.cu"
+ALL = " ".join(resources.ARCHITECTURES)
+ARCHITECTURES = tuple(os.environ.get("ALEXNET_CUDA_ARCHITECTURES", "80 90a").replace("all", ALL).split())
+pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")
+no_machine_code = pytest.mark.skipif(resources.cuobjdump() is None, reason="no cuobjdump")
 
 
-@pytest.mark.skipif(NVCC is None, reason="no nvcc")
-@pytest.mark.parametrize("source", SOURCES, ids=lambda s: Path(s).stem)
-def test_no_spills(source, tmp_path):
-    targets = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in ARCHITECTURES]
-    command = [NVCC, *COMPILE, "-Xptxas=-v", *targets]
-    result = subprocess.run(
-        [*command, "-cubin" if len(targets) == 1 else "-c", "-o", tmp_path / "out", ROOT / source],
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stderr
-    assert "C7510" not in result.stderr, "a wgmma is serialised"
-    kernels = [k.groupdict() for k in KERNEL.finditer(result.stderr)]
-    assert len(kernels) == result.stderr.count("Compiling entry function") >= len(ARCHITECTURES)
-    guilty = [k for k in kernels if int(k["stack"]) or int(k["stores"]) or int(k["loads"])]
-    assert not guilty, "\n".join(f"{k['architecture']} {k['name']}: {k['stack']} bytes of stack" for k in guilty)
+@cache
+def compiled(source):
+    return resources.compile_kernels(source, ARCHITECTURES)
 
 
-def cuobjdump():
-    """That of the CUDA toolkit, or the one that comes with Triton."""
-    triton = importlib.util.find_spec("triton")
-    bundled = Path(triton.origin).parent / "backends/nvidia/bin/cuobjdump" if triton and triton.origin else None
-    return shutil.which("cuobjdump") or (bundled if bundled and bundled.exists() else None)
+@pytest.mark.parametrize("source", [*resources.SOURCES, TEST_KERNELS], ids=lambda s: s.stem)
+def test_no_spills(source):
+    kernels = compiled(source)
+    assert {k.architecture for k in kernels} == set(ARCHITECTURES)
+    assert not [(k.name, k.architecture) for k in kernels if k.spilled or k.stack or k.count("STL|LDL")]
+
+
+@no_machine_code
+@pytest.mark.parametrize("source", resources.SOURCES, ids=lambda s: s.stem)
+def test_table(source):
+    version, table = resources.read()
+    assert list(table) == [s.name for s in resources.SOURCES], "run benchmarks/kernel_resources.py"
+    if version != resources.nvcc_version():
+        pytest.skip(f"the numbers are those of {version}")
+    expected = {key: cells for key, cells in table[source.name].items() if key[1] in ARCHITECTURES}
+    rows = resources.rows(source, compiled(source))
+    assert len(rows) == len(compiled(source)), "two kernels have one name"
+    assert rows == expected, "run benchmarks/kernel_resources.py"
 
 
 # (channels, filters of a tile) to the instructions of one step: products of 16x8x16, and ldmatrix.
@@ -61,19 +58,30 @@ WEIGHT_GRAD = {
 }
 
 
-@pytest.mark.skipif(NVCC is None or cuobjdump() is None, reason="no nvcc or no cuobjdump")
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@no_machine_code
 @pytest.mark.parametrize(("name", "expected"), [("mma", FORWARD), ("weight_grad_mma", WEIGHT_GRAD)])
-def test_convolution_is_tensor_core_instructions(name, expected, architecture, tmp_path):
-    """The loops hold exactly the products that the algorithm needs, and nothing touches local memory."""
-    target = f"-gencode=arch=compute_{architecture},code=sm_{architecture}"
-    source = ROOT / f"csrc/cuda/conv2d_{name}.cu"
-    subprocess.run([NVCC, *COMPILE, target, "-cubin", "-o", tmp_path / "out.cubin", source], check=True)
-    command = [cuobjdump(), "-sass", tmp_path / "out.cubin"]
-    code = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    kernel = re.compile(rf"Function : \w*\d{name}_kernel\w*Li(\d+)ELi(\d+)E\w*\n(.*?)(?=Function|\Z)", re.DOTALL)
-    kernels = kernel.findall(code)
-    assert len(kernels) == 2 * len(expected)  # for each dtype
-    for channels, tile, instructions in kernels:
-        found = [len(re.findall(rf"\b{i}\b", instructions)) for i in ("HMMA", "LDSM", "STL", "LDL")]
-        assert found == [*expected[int(channels), int(tile)], 0, 0], (channels, tile)
+def test_convolution_is_tensor_core_instructions(name, expected):
+    """The loops hold exactly the products that the algorithm needs."""
+    found = {}
+    for k in compiled(ROOT / f"csrc/cuda/conv2d_{name}.cu"):
+        if match := re.search(rf"\d{name}_kernelI(\w+?)Li(\d+)ELi(\d+)E", k.name):
+            found[(k.architecture, *match.groups())] = (k.count("HMMA"), k.count("LDSM"))
+    assert len(found) == 2 * len(expected) * len(ARCHITECTURES)  # for each dtype
+    for key, counts in found.items():
+        assert counts == expected[int(key[2]), int(key[3])], key
+
+
+def test_names_and_launches():
+    text = (ROOT / "csrc/cuda/local_response_norm.cu").read_text() + (ROOT / "csrc/cuda/lrn.h").read_text()
+    symbol = "_ZN12alexnet_cuda12_GLOBAL__N_114spatial_kernelIfLNS0_4PassE1EEEvPKT_S5_PS3_Pf"
+    problem = "_ZN12alexnet_cuda19lrn_backward_kernelINS_12_GLOBAL__N_18BackwardI6__halfLb1ELb0EEEEEvT_"
+    names = resources.plain_names([symbol, problem], text)
+    plain = [(name, [resources.plain_argument(*a, text) for a in arguments]) for name, arguments in names.values()]
+    assert plain == [("spatial_kernel", ["float", "terms"]),
+                     ("lrn_backward_kernel", ["Backward", "half", "NHWC", "any LRN"])]  # fmt: skip
+    assert resources.dynamic_shared("lrn_backward_tile_kernel", {}, text) == " + n"
+    assert resources.dynamic_shared("lrn_backward_kernel", {}, text) == ""
+    launch = """constexpr int kRows = 128 / 2, kWide = 4 * kRows; template <int kTile> constexpr int kRow = kTile + 8;
+        constexpr int kBytes = std::max(2 * kChannels * kRow<kTile>, kWide);
+        return gpu::launch(kernel<T, kChannels>, dim3(1, divide_up(2, kTile)), dim3(2), kBytes, stream, x);"""
+    assert resources.dynamic_shared("kernel", {"kChannels": "3", "kTile": "96"}, launch) == " + 624"

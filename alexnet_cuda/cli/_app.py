@@ -35,7 +35,7 @@ class Commands(TyperGroup):
 
 def _exit_code(error: Exception) -> int | None:
     names = {kind.__name__ for kind in type(error).__mro__}
-    if "RecipeError" in names:
+    if names & {"RecipeError", "KernelsError"}:
         return 2
     return 1 if isinstance(error, Failure | OSError) or names & {"DataError", "Diverged"} else None
 

@@ -55,9 +55,9 @@ def summary(
 @app.command()
 def info(json_: JSON = False) -> None:
     """Show versions, and which kernels are in use or why not."""
-    from .. import build_info
+    from .. import build_info, kernels
 
-    facts = {key: str(value) for key, value in build_info().items()}
+    facts = {key: str(value) for key, value in (build_info() | kernels.describe()).items()}
     if json_:
         print(json.dumps(facts, indent=2))
         return
