@@ -111,6 +111,8 @@ def forms(op: str, x: Tensor, layouts: list[str], training: bool, modes: list[st
         call = lambda x, parameters=parameters: ours(x, *parameters)
         settings: dict[str, bool] = {}
         yield form("ours", call, settings)
+        if cuda and conv and x.dtype == torch.float32:
+            yield form("ours TF32", call, {"tf32": True})
         yield form("eager", stock, settings)
         if cuda and conv:
             settings = {"benchmark": True}

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import reference
-from .._library import has_kernel
+from .._library import KERNEL_DTYPES, has_kernel
 from ._registration import empty, output_size, register
 
 _op = torch.ops.alexnet_cuda
@@ -82,6 +82,15 @@ def _conv2d_input_grad_backward(ctx, grad_x):
 register("conv2d", conv2d_fake, _conv2d_setup, _conv2d_backward, (0,))
 register("_conv2d_weight_grad", _conv2d_weight_grad_fake, _conv2d_weight_grad_setup, _conv2d_weight_grad_backward, ())
 register("_conv2d_input_grad", _conv2d_input_grad_fake, _conv2d_input_grad_setup, _conv2d_input_grad_backward, (0,))
+
+
+def _allows_tf32() -> bool:
+    """Whether torch may round float32 convolutions to TF32: CUDA kernels ask at every call, also of compiled graphs."""
+    return torch.backends.cudnn.conv.fp32_precision == "tf32"
+
+
+if KERNEL_DTYPES:
+    torch.library.impl("alexnet_cuda::_allows_tf32", "CompositeExplicitAutograd", _allows_tf32)
 
 
 def autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
