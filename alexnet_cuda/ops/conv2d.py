@@ -90,7 +90,7 @@ def _allows_tf32() -> bool:
 
 
 if KERNEL_DTYPES:
-    torch.library.impl("alexnet_cuda::_allows_tf32", "CompositeExplicitAutograd", _allows_tf32)
+    torch.library.impl("alexnet_cuda::_allows_tf32", "default", _allows_tf32)
 
 
 def autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -113,7 +113,8 @@ def conv2d(
 
     Equivalent to `torch.nn.functional.conv2d(x, weight, bias, stride, padding)`. With `ceil_mode` the output size is
     rounded up and the last window reads zeros beyond the right and bottom edge, as cuda-convnet (the 2012 code) does:
-    equivalent to padding x there first.
+    equivalent to padding x there first. On CUDA, float32 is rounded to TF32, forward and backward, wherever torch does
+    so for its own convolutions: `torch.backends.cudnn.conv.fp32_precision`, formerly `allow_tf32`.
 
     Args:
         x: (N, C, H, W) or (C, H, W); the output keeps its memory format. Under autocast, cast as torch's conv2d does.

@@ -32,9 +32,15 @@ __global__ void __launch_bounds__(kThreads)
   packed[i] = word_of(v);
 }
 
-struct Masks {
-  uint64_t needed[kShifts];  // bit 8 p + e: element e of plane p, at each shift
-};
+// Which elements of a plane filters meet at a shift: a bit each. Only shifts of 2 leave some out.
+constexpr int needed_of(int channels, int plane, int by, int bx) {
+  int mask = 0;
+  for (int e = 0; e < 8; ++e) mask |= element_of(channels, 8 * plane + e).needed(by, bx) << e;
+  return mask;
+}
+constexpr bool some(int mask) {
+  return mask != 0 && mask != 0xff;
+}
 
 // Planes of the gradient, as [plane][output][16 bytes], from output `first` of a strip on: the row that is two above
 // the first cells, the columns from two to their left; 0 outside.
@@ -56,7 +62,7 @@ GPU_DEVICE void stage_gradient(gpu::shared<uint32_t> to, const Stored<T>* image,
 template <class T, int kChannels>
 __global__ void __launch_bounds__(kThreads, kChannels == 4 ? 1 : 2)
     input_grad_mma_kernel(const Stored<T>* __restrict__ grad, const gpu::Quad<uint32_t>* __restrict__ packed,
-                          T* __restrict__ dx, int64_t first_image, int rows, Geometry g, Masks masks) {
+                          T* __restrict__ dx, int64_t first_image, int rows, Geometry g) {
   constexpr int kElementPlanes = 2 * kChannels;
   const gpu::shared<uint32_t> shared = gpu::dynamic_shared<uint32_t>();
   const int pitch = g.pitch(), warp = threadIdx.x / 32, lane = threadIdx.x % 32, quad = lane % 4;
@@ -82,7 +88,6 @@ __global__ void __launch_bounds__(kThreads, kChannels == 4 ? 1 : 2)
 #pragma unroll 1
       for (int shift = 0; shift < kShifts; ++shift) {
         const int offset = (2 - shift / 3) * pitch + 2 - shift % 3;
-        const uint64_t all_needed = masks.needed[shift];
         uint32_t a[2][2][4];
 #pragma unroll
         for (int k = 0; k < 2; ++k)
@@ -91,14 +96,16 @@ __global__ void __launch_bounds__(kThreads, kChannels == 4 ? 1 : 2)
         gpu::Quad<uint32_t> b[kElementPlanes];
 #pragma unroll
         for (int p = 0; p < kElementPlanes; ++p) b[p] = weights[p * 32];
-#pragma unroll
-        for (int p = 0; p < kElementPlanes; ++p) {
-          const int needed = all_needed >> 8 * p & 0xff;
+        unroll<kElementPlanes>([&](auto p) {
+          constexpr int kBottom = needed_of(kChannels, decltype(p)::value, 2, 0);
+          constexpr int kRight = needed_of(kChannels, decltype(p)::value, 0, 2);
+          const int needed = (shift / 3 == 2 ? kBottom : 0xff) & (shift % 3 == 2 ? kRight : 0xff);
           const uint32_t halves[2][2] = {{b[p].v[0], b[p].v[1]}, {b[p].v[2], b[p].v[3]}};
-          if (needed == 0xff) {
+          if (!needed) return;
+          if (!(some(kBottom) || some(kRight)) || needed == 0xff) {
 #pragma unroll
             for (int i = 0; i < 4; ++i) mma<T>(sums[i % 2][p], a[i / 2][i % 2], halves[i / 2]);
-          } else if (needed) {  // apart, since the weights of the others are 0, but 0 * NaN is not
+          } else {  // apart, since the weights of the others are 0, but 0 * NaN is not
             float part[2][4] = {};
 #pragma unroll
             for (int i = 0; i < 4; ++i) mma<T>(part[i % 2], a[i / 2][i % 2], halves[i / 2]);
@@ -106,7 +113,7 @@ __global__ void __launch_bounds__(kThreads, kChannels == 4 ? 1 : 2)
             for (int i = 0; i < 8; ++i)
               if (needed >> (2 * quad + i % 2) & 1) sums[i / 4][p][i % 4] += part[i / 4][i % 4];
           }
-        }
+        });
         weights += kElementPlanes * 32;
       }
     }
@@ -139,14 +146,6 @@ __global__ void __launch_bounds__(kThreads, kChannels == 4 ? 1 : 2)
 
 // ---- host ----------------------------------------------------------------------------------------------------------
 
-template <int kChannels>
-Masks masks() {
-  Masks masks = {};
-  for (const Slab& slab : kPlan<kChannels>.slabs)
-    masks.needed[slab.by * 3 + slab.bx] |= uint64_t(slab.mask) << 8 * slab.plane;
-  return masks;
-}
-
 template <class T, int kChannels>
 gpu::error_t launch_channels(const Images& images, const void* grad, const void* weight, void* dx, const Conv& conv,
                              float* workspace, gpu::stream_t stream) {
@@ -164,8 +163,7 @@ gpu::error_t launch_channels(const Images& images, const void* grad, const void*
   return for_each_batch(images.n, int64_t{g.strips} * g.blocks, [&](int64_t first, int64_t count) {
     return gpu::launch(input_grad_mma_kernel<T, kChannels>, dim3(static_cast<unsigned>(count * g.strips * g.blocks)),
                        dim3(kThreads), kPlanes * kPlane * 2, stream, static_cast<const Stored<T>*>(grad),
-                       reinterpret_cast<const gpu::Quad<uint32_t>*>(packed), static_cast<T*>(dx), first, rows, g,
-                       masks<kChannels>());
+                       reinterpret_cast<const gpu::Quad<uint32_t>*>(packed), static_cast<T*>(dx), first, rows, g);
   });
 }
 
