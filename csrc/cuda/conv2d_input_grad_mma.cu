@@ -159,7 +159,7 @@ gpu::error_t launch_channels(const Images& images, const void* grad, const void*
   const int rows = divide_up(conv.height + conv.padding, 4), columns = divide_up(conv.width + conv.padding, 4);
   g.strips = divide_up(columns, kStrip);
   g.strip_width = divide_up(columns, g.strips);
-  g.blocks = divide_up(rows * g.pitch(), kBlockPixels);
+  g.blocks = divide_up(rows * (g.strip_width + 2), kBlockPixels);
   return for_each_batch(images.n, int64_t{g.strips} * g.blocks, [&](int64_t first, int64_t count) {
     return gpu::launch(input_grad_mma_kernel<T, kChannels>, dim3(static_cast<unsigned>(count * g.strips * g.blocks)),
                        dim3(kThreads), kPlanes * kPlane * 2, stream, static_cast<const Stored<T>*>(grad),
