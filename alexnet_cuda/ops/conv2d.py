@@ -86,7 +86,7 @@ register("_conv2d_input_grad", _conv2d_input_grad_fake, _conv2d_input_grad_setup
 
 def _allows_tf32() -> bool:
     """Whether torch may round float32 convolutions to TF32: CUDA kernels ask at every call, also of compiled graphs."""
-    return torch.backends.cudnn.conv.fp32_precision == "tf32"
+    return torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
 
 
 if KERNEL_DTYPES:
