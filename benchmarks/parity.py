@@ -109,12 +109,13 @@ def small(op: str) -> list[Case]:
     return [case for case in cases(op) if not case.big]
 
 
-def compare(actual: Tensor, exact: Tensor, fraction: float = 0.0) -> float:
-    """Norm of the difference over norm; AssertionError if more than `fraction` of the elements are off."""
+def compare(actual: Tensor, exact: Tensor, fraction: float = 0.0, dtype: torch.dtype | None = None) -> float:
+    """Norm of the difference over norm; AssertionError if more than `fraction` of the elements are off by more than
+    dtype's (else actual's) tolerance."""
     assert actual.shape == exact.shape, f"shape {tuple(actual.shape)}, expected {tuple(exact.shape)}"
     if exact.numel() == 0:
         return 0.0
-    tolerance, a = TOLERANCE[actual.dtype], actual.to(exact)
+    tolerance, a = TOLERANCE[dtype or actual.dtype], actual.to(exact)
     finite = exact.isfinite()
     scale = exact.where(finite, 0).abs().max().item()
     wrong = ~torch.isclose(a, exact, rtol=tolerance, atol=tolerance * scale, equal_nan=True)
@@ -150,24 +151,31 @@ def exact(case: Case, inputs: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
     return run(case.exact(dtype), [x.to(device).double() for x in inputs], grad)
 
 
-def match(case: Case, n: int, dtype: torch.dtype, device: str, layouts: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
+def match(case: Case, n: int, dtype: torch.dtype, device: str, layouts: tuple[str, ...],
+          tf32: bool = False) -> Iterator[tuple[str, Any]]:  # fmt: skip
     """Output and gradients against float64, in every layout."""
     inputs = case.inputs(n, dtype, device)
     expected = cache(lambda: exact(case, inputs, dtype))
-    flips = FLIPS[dtype] if "lrn_max_pool" in case.op else 0.0
+    precision = torch.float16 if tf32 else dtype  # TF32 has the mantissa of float16
+    flips = FLIPS[precision] if "lrn_max_pool" in case.op else 0.0
 
     def check(layout: str) -> float:
-        got, want = run(case.function(), [in_layout(inputs[0], layout), *inputs[1:]]), expected()
+        torch.backends.cudnn.allow_tf32 = tf32
+        try:
+            got = run(case.function(), [in_layout(inputs[0], layout), *inputs[1:]])
+        finally:
+            torch.backends.cudnn.allow_tf32 = False
+        want = expected()
         # a weight's gradient sums over many pixels, each flip changes all of it a little: the norm says enough
-        compare(got[0].to(want[0].device), want[0])
-        errors = [compare(g.to(w.device), w, flips if w.shape == inputs[0].shape or not flips else 1.0)
+        compare(got[0].to(want[0].device), want[0], dtype=precision)
+        errors = [compare(g.to(w.device), w, flips if w.shape == inputs[0].shape or not flips else 1.0, precision)
                   for g, w in zip(got[1:], want[1:])]  # fmt: skip
-        limit = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}[dtype] + (2 * flips) ** 0.5
+        limit = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}[precision] + (2 * flips) ** 0.5
         assert max(errors) <= limit, f"relative norm of a gradient's error {max(errors):.3g}, limit {limit:.3g}"
         return max(errors)
 
     for layout in layouts:
-        yield f"{case} n={n} {str(dtype)[6:]} {layout}", partial(check, layout)
+        yield f"{case} n={n} {'TF32' if tf32 else str(dtype)[6:]} {layout}", partial(check, layout)
 
 
 def special(case: Case, dtype: torch.dtype, device: str, layout: str) -> Iterator[tuple[str, Any]]:
@@ -292,6 +300,9 @@ def checks(op: str, device: str, tiny: bool) -> Iterator[tuple[str, Any]]:
     for case, dtype in product(small(op), dtypes):
         for n in (0, 2) if tiny else (0, 1, 3):
             yield from match(case, n, dtype, device, layouts)
+    if "conv2d" in op and device == "cuda":
+        for case in cases(op):
+            yield from match(case, 3, torch.float32, device, layouts[:2], tf32=True)
     for layout in LAYOUTS[:2] if tiny or (device == "cuda" and torch.cuda.mem_get_info()[0] > 60e9) else ():
         yield from large(main, device, layout, 1 << 15 if tiny else 1 << 31)
     if tiny:
@@ -300,7 +311,7 @@ def checks(op: str, device: str, tiny: bool) -> Iterator[tuple[str, Any]]:
         yield from match(case, n, dtype, device, layouts if n == 5 else layouts[:2])
 
 
-def smoke(device: str) -> int:
+def smoke(device: str) -> None:
     for op in OPS:
         for case, dtype, layout in product(small(op), (torch.float32, torch.bfloat16), LAYOUTS[:2]):
             # everything comes from the CPU as the kernels want it: no kernel but ours writes what they read
@@ -309,7 +320,6 @@ def smoke(device: str) -> int:
             y = case.function()(*leaves)
             grad = torch.empty_like(y, device="cpu").copy_(torch.randn(y.shape)).to(device)
             torch.autograd.grad(y, leaves, grad)
-    return 0
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -322,7 +332,11 @@ def main(arguments: list[str] | None = None) -> int:
     flags.add_argument("--smoke", action="store_true", help="run every kernel, check nothing")
     args = flags.parse_args(arguments)
     if args.smoke:
-        return smoke(args.device)
+        for allow in (False, True):
+            torch.backends.cudnn.allow_tf32 = allow
+            smoke(args.device)
+        return 0
+    torch.backends.cudnn.allow_tf32 = False  # float32 means float32, but where a check says TF32
     end, failed, count = time.monotonic() + args.time, 0, 0
     file = open(args.output, "w") if args.output else sys.stdout  # noqa: SIM115
     for op in args.ops:

@@ -10,6 +10,8 @@
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(alexnet_cuda, m) {
+  // what torch.backends says of float32 convolutions: implemented in Python, for the CUDA kernels to ask at each call
+  m.def("_allows_tf32() -> bool");
   m.def("conv2d(Tensor x, Tensor weight, Tensor? bias, int stride, int padding, bool ceil_mode) -> Tensor");
   m.def("_conv2d_weight_grad(Tensor grad, Tensor x, int kernel_size, int stride, int padding) -> Tensor");
   m.def("_conv2d_input_grad(Tensor grad, Tensor weight, int height, int width, int stride, int padding) -> Tensor");

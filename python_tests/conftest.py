@@ -14,6 +14,7 @@ from alexnet_cuda._library import WHY_NOT
 
 REQUIRED = set(filter(None, os.environ.get("ALEXNET_CUDA_REQUIRE", "").split(",")))
 HAS_GPU = torch.cuda.is_available()
+torch.backends.cudnn.allow_tf32 = False  # tolerances are those of the dtypes; TF32 has tests of its own
 
 
 def pytest_report_header():

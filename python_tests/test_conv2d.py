@@ -181,3 +181,41 @@ def test_module_is_torchs():
     assert Conv2d(3, 6, 11, 4, ceil_mode=True)(x).shape == (2, 6, 7, 8)
     with pytest.raises(ValueError, match="ceil_mode"):
         Conv2d(3, 6, 11, 4, padding=(1, 2), ceil_mode=True)
+
+
+def test_tf32_follows_torch(kernels):
+    """What the CUDA kernels ask at each call; python_tests/test_emulator_tensor_cores.py tests what they then do."""
+    conv, before = torch.backends.cudnn.conv, torch.backends.cudnn.conv.fp32_precision
+    try:
+        for precision in ("tf32", "ieee"):
+            conv.fp32_precision = precision
+            assert torch.ops.alexnet_cuda._allows_tf32() is (precision == "tf32")
+        conv.fp32_precision = before
+        for allow in (True, False):
+            torch.backends.cudnn.allow_tf32 = allow
+            assert torch.ops.alexnet_cuda._allows_tf32() is allow
+    finally:
+        torch.backends.cudnn.allow_tf32 = False
+        conv.fp32_precision = before
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_tf32_on_a_gpu():
+    """Allowed, results change and stay close; in compiled code too, where it may be switched off again."""
+    x = torch.randn(2, 3, 47, 43, device="cuda", requires_grad=True)
+    weight = torch.randn(96, 3, 11, 11, device="cuda", requires_grad=True)
+    compiled = torch.compile(ops.conv2d, fullgraph=True)
+
+    def run(function, allow):
+        torch.backends.cudnn.allow_tf32 = allow
+        try:
+            y = function(x, weight)
+            return y, *torch.autograd.grad(y, (x, weight), torch.ones_like(y))
+        finally:
+            torch.backends.cudnn.allow_tf32 = False
+
+    for allow in (False, True, False):
+        for eager, graph in zip(run(ops.conv2d, allow), run(compiled, allow)):
+            assert torch.equal(eager, graph)
+    for a, b in zip(run(ops.conv2d, True), run(ops.conv2d, False)):
+        assert 2**-16 < (a - b).abs().max() / b.abs().max() < 2**-9

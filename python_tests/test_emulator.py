@@ -229,6 +229,7 @@ CONV = [  # shape, filters, kernel_size, stride, padding, ceil_mode
     pytest.param((2, 3, 23, 27), 24, 11, 4, 0, False, id="alexnet"),
     pytest.param((1, 1, 15, 16), 5, 11, 4, 2, True, id="grey-ceil"),
     pytest.param((2, 4, 7, 7), 33, 3, 1, 1, False, id="many-filters"),
+    pytest.param((1, 3, 9, 15), 95, 3, 1, 0, False, id="wide-tile"),
     pytest.param((3, 5, 6, 5), 3, 2, 3, 0, False, id="gaps"),
 ]
 
@@ -298,6 +299,19 @@ def test_tensor_cores(dtype):
     check(run(f"matrix_product_{name}", torch.cat([a[:16], b[:8]]), 128), exact[:16, :8])
     check(run(f"transposed_product_{name}", torch.cat([a[:16].ravel(), b[:8].T.ravel()]), 128), exact[:16, :8])
     check(run(f"warpgroup_product_{name}", torch.cat([a, b]), 64 * 96), exact)
+
+
+def tf32(x):
+    """Rounded to 10 bits of mantissa, ties away from zero."""
+    bits = x.float().view(torch.int32)
+    return torch.where(x.isfinite(), ((bits + 0x1000) & -0x2000).view(torch.float32), x.float()).to(x.dtype)
+
+
+def test_tf32_tensor_cores():
+    a, b = torch.randn(16, 8), torch.randn(8, 8)
+    exact = tf32(a).double() @ tf32(b).double().T
+    d = run("matrix_product_tf32", torch.cat([a, b]), 128).view(16, 8)
+    torch.testing.assert_close(d.double(), exact, rtol=1e-5, atol=1e-5)
 
 
 MISTAKES = {

@@ -1,10 +1,12 @@
-"""AlexNet's first convolution in half precision, on the CPU emulator: the kernels of conv2d_mma.cu and
-conv2d_weight_grad_mma.cu against the plain-torch reference in float64."""
+"""AlexNet's first convolution on tensor cores, on the CPU emulator: the kernels of conv2d_mma.cu,
+conv2d_weight_grad_mma.cu and conv2d_input_grad_mma.cu against the plain-torch reference in float64.
+
+The reference of TF32 gets inputs that are rounded to it, so that its results are those of float32 sums."""
 
 import pytest
 import torch
 from helpers import assert_close
-from test_emulator import DTYPES, Batch, _emulator, fibers, gradient, layouts, random  # noqa: F401
+from test_emulator import Batch, _emulator, fibers, gradient, layouts, random, tf32  # noqa: F401
 
 from alexnet_cuda import reference
 
@@ -17,46 +19,114 @@ TENSOR_CORES = [  # shape, filters, padding, ceil_mode: 11x11, stride 4
     pytest.param((131, 1, 11, 11), 3, 0, False, id="more-images-than-slices"),
     pytest.param((1, 1, 11, 277), 16, 0, False, id="two-strips"),
 ]
+dtypes = pytest.mark.parametrize("dtype", ["tf32", "float16", "bfloat16"])
 
 
-@pytest.mark.parametrize("dtype", DTYPES[1:], ids=lambda d: str(d)[6:])
+def batch_of(shape, dtype, channels_last):
+    """The dtype in memory, the batch, and the function that rounds as the kernels do what they multiply."""
+    stored = torch.float32 if dtype == "tf32" else getattr(torch, dtype)
+    batch = Batch(shape, stored, channels_last)
+    batch.images = (dtype, *batch.images[1:])
+    return stored, batch, tf32 if dtype == "tf32" else lambda x: x
+
+
+@dtypes
 @layouts
 @pytest.mark.parametrize(("shape", "filters", "padding", "ceil_mode"), TENSOR_CORES)
 def test_conv2d_on_tensor_cores(shape, filters, padding, ceil_mode, dtype, channels_last):
-    batch, x = Batch(shape, dtype, channels_last), random(*shape, dtype=dtype)
+    dtype, batch, rounded = batch_of(shape, dtype, channels_last)
+    x = random(*shape, dtype=dtype)
     weight, bias = random(filters, shape[1], 11, 11, dtype=dtype, scale=0.1), random(filters, dtype=dtype)
     x[-1, -1, shape[2] // 2, shape[3] // 3] = torch.nan  # spoils the windows it lies in and no others
     x[0, 0, -1, -1] = torch.nan
-    expected = reference.conv2d(x, weight, bias, 4, padding, ceil_mode)
+    expected = reference.conv2d(rounded(x), rounded(weight), bias, 4, padding, ceil_mode)
     assert not expected.isnan().all()
     w, b = batch.raw(weight, image=False), batch.raw(bias, image=False)
     y = _emulator.conv2d(batch.images, batch.raw(x), w, b, filters, 11, 4, padding, ceil_mode)
     assert_close(batch.tensor(y, expected.shape), expected)
 
 
-@pytest.mark.parametrize("dtype", DTYPES[1:], ids=lambda d: str(d)[6:])
+@dtypes
 @layouts
 @pytest.mark.parametrize(("shape", "filters", "padding", "ceil_mode"), TENSOR_CORES)
 def test_conv2d_weight_grad_on_tensor_cores(shape, filters, padding, ceil_mode, dtype, channels_last):
-    batch, x = Batch(shape, dtype, channels_last), random(*shape, dtype=dtype)
+    dtype, batch, rounded = batch_of(shape, dtype, channels_last)
+    x = random(*shape, dtype=dtype)
     weight = torch.zeros(filters, shape[1], 11, 11).double()
     x[-1, -1, shape[2] // 2, shape[3] // 3] = torch.nan  # spoils the taps that meet it and no others
+    x[0, 0, -1, -1] = torch.nan
     expected = reference.conv2d(x, weight, None, 4, padding, ceil_mode)
     grad = random(*expected.shape, dtype=dtype)
     geometry = (filters, 11, 4, padding, ceil_mode)
     dw = _emulator.conv2d_weight_grad(batch.images, batch.raw(grad), batch.raw(x), *geometry)
-    exact = gradient(lambda w: reference.conv2d(x, w, None, 4, padding, ceil_mode), weight, grad)
+    exact = gradient(lambda w: reference.conv2d(rounded(x), w, None, 4, padding, ceil_mode), weight, rounded(grad))
     assert not exact.isnan().all()
     assert_close(batch.tensor(dw, weight.shape, image=False), exact)
 
 
+@dtypes
+@layouts
+@pytest.mark.parametrize(("shape", "filters", "padding", "ceil_mode"), TENSOR_CORES)
+def test_conv2d_input_grad_on_tensor_cores(shape, filters, padding, ceil_mode, dtype, channels_last):
+    dtype, batch, rounded = batch_of(shape, dtype, channels_last)
+    x, weight = torch.zeros(shape).double(), random(filters, shape[1], 11, 11, dtype=dtype, scale=0.1)
+    grad = random(*reference.conv2d(x, weight, None, 4, padding, ceil_mode).shape, dtype=dtype)
+    grad[-1, -1, -1, grad.shape[3] // 2] = torch.nan  # spoils the pixels of its window and no others
+    geometry = (filters, 11, 4, padding, ceil_mode)
+    dx = _emulator.conv2d_input_grad(batch.images, batch.raw(grad), batch.raw(weight, image=False), *geometry)
+    exact = gradient(lambda x: reference.conv2d(x, rounded(weight), None, 4, padding, ceil_mode), x, rounded(grad))
+    assert not exact.isnan().all()
+    assert_close(batch.tensor(dx, shape), exact)
+
+
+@pytest.mark.parametrize("dtype", ["tf32", "float16"])
 @pytest.mark.parametrize("channels", [1, 3, 4])
-def test_every_tap_on_tensor_cores(channels):
+def test_every_tap_on_tensor_cores(channels, dtype):
     """A NaN at each pixel in turn: each reaches the windows it lies in, whatever slab it was sorted into."""
+    _, batch, _ = batch_of((64, channels, 15, 15), dtype, False)
     x = random(64, channels, 15, 15, dtype=torch.float16)  # four windows
     weight = random(1, channels, 11, 11, dtype=torch.float16)
     for n in range(64):
         x[n, n % channels, (n * 4) % 15, (n * 7 + n // 15) % 15] = torch.nan
-    batch = Batch(x.shape, torch.float16, False)
     y = _emulator.conv2d(batch.images, batch.raw(x), batch.raw(weight, image=False), None, 1, 11, 4, 0, False)
     assert_close(batch.tensor(y, (64, 1, 2, 2)), reference.conv2d(x, weight, None, 4))
+
+
+@pytest.mark.parametrize("fibers", ["random"], indirect=True)
+@pytest.mark.parametrize(("size", "padding", "ceil_mode"), [(227, 0, False), (224, 2, False), (224, 0, True)])
+def test_tf32_of_a_whole_image(size, padding, ceil_mode):
+    """Rounding leaves up to 2^-11 of either factor, so up to 2^-10 of a product. Most of it cancels in a sum of 363
+    products: errors stay below that part of the largest result."""
+    x, weight = random(1, 3, size, size), random(64, 3, 11, 11, scale=0.05)
+    _, batch, _ = batch_of(x.shape, "tf32", True)
+    w = batch.raw(weight, image=False)
+    y = _emulator.conv2d(batch.images, batch.raw(x), w, None, 64, 11, 4, padding, ceil_mode)
+    exact = reference.conv2d(x, weight, None, 4, padding, ceil_mode)
+    error = (batch.tensor(y, (1, 64, 55, 55)) - exact).abs().max() / exact.abs().max()
+    assert 2**-16 < error < 2**-10
+
+
+def test_tf32_against_float32():
+    x, weight = random(1, 3, 27, 31), random(96, 3, 11, 11, scale=0.05)
+    results = []
+    for dtype in ("tf32", "float32"):
+        _, batch, _ = batch_of(x.shape, dtype, False)
+        w, geometry = batch.raw(weight, image=False), (96, 11, 4, 0, False)
+        y = batch.tensor(_emulator.conv2d(batch.images, batch.raw(x), w, None, *geometry), (1, 96, 5, 6))
+        dw = batch.tensor(
+            _emulator.conv2d_weight_grad(batch.images, batch.raw(y), batch.raw(x), *geometry), weight.shape
+        )
+        dx = batch.tensor(_emulator.conv2d_input_grad(batch.images, batch.raw(y), w, *geometry), x.shape)
+        results.append((y, dw, dx))
+    for a, b in zip(*results):
+        assert 2**-16 < (a - b).abs().max() / b.abs().max() < 2**-9  # the gradients' y is rounded as well
+
+
+@layouts
+def test_tf32_of_extremes(channels_last):
+    """Infinities stay what they are, and products may be as large as float32's."""
+    _, batch, _ = batch_of((3, 1, 11, 11), "tf32", channels_last)
+    x, weight = random(3, 1, 11, 11), random(1, 1, 11, 11).abs() / 121
+    x[0, 0, 3, 10], x[1, 0, 10, 5], x[2] = torch.inf, -torch.inf, 2.0**127
+    y = _emulator.conv2d(batch.images, batch.raw(x), batch.raw(weight, image=False), None, 1, 11, 4, 0, False)
+    assert_close(batch.tensor(y, (3, 1, 1, 1)), reference.conv2d(x, tf32(weight), None, 4))

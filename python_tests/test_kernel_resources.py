@@ -49,26 +49,33 @@ def test_table(source):
     assert rows == expected, "run benchmarks/kernel_resources.py"
 
 
-# (channels, filters of a tile) to the instructions of one step: products of 16x8x16, and ldmatrix.
+# (channels, filters of a tile) to the instructions of one step: products of 16x8x16 (TF32: 16x8x8), and ldmatrix.
 FORWARD = {(c, tile): (tile // 4, 2) for c in (1, 3, 4) for tile in (64, 96)}
 SLAB_PAIRS = {1: 2, 3: 3, 4: 4}  # of a warp
 WEIGHT_GRAD = {
     (c, tile): (tile // 16 * 2 * SLAB_PAIRS[c], tile // 16 + SLAB_PAIRS[c])
     for c, tile in [(1, 64), (1, 96), (3, 64), (3, 96), (4, 64)]
 }
+# Of a shift, 4 products a plane; again in another branch for each plane of which some shifts leave elements out.
+INPUT_GRAD = {(c, 0): (4 * (2 * c + again), 4) for c, again in [(1, 1), (3, 1), (4, 2)]}
 
 
 @no_machine_code
-@pytest.mark.parametrize(("name", "expected"), [("mma", FORWARD), ("weight_grad_mma", WEIGHT_GRAD)])
+@pytest.mark.parametrize(
+    ("name", "expected"), [("mma", FORWARD), ("weight_grad_mma", WEIGHT_GRAD), ("input_grad_mma", INPUT_GRAD)]
+)
 def test_convolution_is_tensor_core_instructions(name, expected):
     """The loops hold exactly the products that the algorithm needs."""
     found = {}
     for k in compiled(ROOT / f"csrc/cuda/conv2d_{name}.cu"):
-        if match := re.search(rf"\d{name}_kernelI(\w+?)Li(\d+)ELi(\d+)E", k.name):
+        if match := re.search(rf"\d{name}_kernelI(\w*?)Li(\d+)E(?:Li(\d+)E)?", k.name):
             found[(k.architecture, *match.groups())] = (k.count("HMMA"), k.count("LDSM"))
-    assert len(found) == 2 * len(expected) * len(ARCHITECTURES)  # for each dtype
-    for key, counts in found.items():
-        assert counts == expected[int(key[2]), int(key[3])], key
+    assert len(found) == 3 * len(expected) * len(ARCHITECTURES)  # for each dtype
+    for (architecture, dtype, channels, tile), (products, matrices) in found.items():
+        wanted = expected[int(channels), int(tile or 0)]
+        if (name, dtype) == ("weight_grad_mma", "f"):
+            wanted = wanted[0], 0  # ldmatrix cannot transpose 32-bit elements
+        assert (products, matrices) == wanted, (architecture, dtype, channels, tile)
 
 
 def test_names_and_launches():

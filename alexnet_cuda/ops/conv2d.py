@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import reference
-from .._library import has_kernel
+from .._library import KERNEL_DTYPES, has_kernel
 from ._registration import empty, output_size, register
 
 _op = torch.ops.alexnet_cuda
@@ -84,6 +84,15 @@ register("_conv2d_weight_grad", _conv2d_weight_grad_fake, _conv2d_weight_grad_se
 register("_conv2d_input_grad", _conv2d_input_grad_fake, _conv2d_input_grad_setup, _conv2d_input_grad_backward, (0,))
 
 
+def _allows_tf32() -> bool:
+    """Whether torch may round float32 convolutions to TF32: CUDA kernels ask at every call, also of compiled graphs."""
+    return torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
+
+
+if KERNEL_DTYPES:
+    torch.library.impl("alexnet_cuda::_allows_tf32", "default", _allows_tf32)
+
+
 def autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
     """The arguments in the autocast dtype, as torch casts those of its convolutions."""
     device = x.device.type
@@ -104,7 +113,8 @@ def conv2d(
 
     Equivalent to `torch.nn.functional.conv2d(x, weight, bias, stride, padding)`. With `ceil_mode` the output size is
     rounded up and the last window reads zeros beyond the right and bottom edge, as cuda-convnet (the 2012 code) does:
-    equivalent to padding x there first.
+    equivalent to padding x there first. On CUDA, float32 is rounded to TF32, forward and backward, wherever torch does
+    so for its own convolutions: `torch.backends.cudnn.conv.fp32_precision`, formerly `allow_tf32`.
 
     Args:
         x: (N, C, H, W) or (C, H, W); the output keeps its memory format. Under autocast, cast as torch's conv2d does.

@@ -1,49 +1,53 @@
-// AlexNet's first convolution (11x11, stride 4, 1, 3 or 4 channels) for half and bfloat16 on tensor cores.
+// AlexNet's first convolution (11x11, stride 4, 1, 3 or 4 channels) on tensor cores: half, bfloat16 and TF32.
 //
-// slabs.h says how it becomes a product of matrices: cells of 4x4 pixels, slabs of 8 of their 16 C channels.
+// slabs.h says how it becomes a product of matrices: cells of 4x4 pixels, slabs of 8 (TF32: 4) of their 16 C channels.
 //
 // A block of 8 warps makes 256 output pixels x 64 or 96 filters, a warp 32 pixels. The cells lie in shared memory as
-// [plane][cell][8]: a shift is an address offset, and the rows that ldmatrix reads are consecutive. Output columns are
-// cut into strips of at most 64. Pixels of a strip are numbered along its rows of cells, which are 2 longer than the
-// rows of outputs: of these two results in each row nothing is stored.
+// [plane][cell][16 bytes]: a shift is an address offset, and the rows that ldmatrix reads are consecutive. Output
+// columns are cut into strips of at most 64. Pixels of a strip are numbered along its rows of cells, which are 2 longer
+// than the rows of outputs: of these two results in each row nothing is stored.
 //
 // Weights come straight from global memory, packed so that a lane reads its fragments of 16 filters with one load. All
-// warps and blocks read the same few ten kilobytes, which L1 keeps.
+// warps and blocks read the same few ten kilobytes, which L1 keeps; TF32's 140 come from L2.
 #include "images.h"
 #include "slabs.h"
 
 namespace alexnet_cuda {
 namespace {
 
-constexpr int kTransposed = kWarpPixels + 2;  // row length when a warp transposes its output: no bank conflicts
+template <class T>
+constexpr int kTransposed = kWarpPixels + 4 / sizeof(T);  // row length of transposed output: no bank conflicts
 
 // ---- weights -------------------------------------------------------------------------------------------------------
 
-// packed[filter tile][step][16 filters][lane][4]: b[0] and b[1] of two mma_m16n8k16. The filters of a tile are
+// packed[filter tile][step][16 filters][lane][4]: b[0] and b[1] of two products. The filters of a tile are
 // permuted: column 8 j + 2 q + e of the product is filter 32 (j / 4) + 8 q + 2 (j % 4) + e, so that a lane ends up with
 // runs of 8.
-__global__ void __launch_bounds__(kThreads) pack_kernel(const uint16_t* weight, uint32_t* packed, int words,
-                                                        int filters, int tile, int steps, int length, Taps taps) {
+template <class E>
+__global__ void __launch_bounds__(kThreads)
+    pack_kernel(const E* weight, uint32_t* packed, int words, int filters, int tile, int steps, int length, Taps taps) {
+  constexpr int kWidth = kWidthOf<E>, kEach = kWidth / 4;  // elements of a slab, of a word
   const int i = blockIdx.x * kThreads + threadIdx.x;
   if (i >= words) return;
   const int word = i % 4, lane = i / 4 % 32, pair = i / 128 % (tile / 16), rest = i / (8 * tile);
-  const int j = 2 * pair + word / 2, column = lane / 4, k = rest % steps * 16 + word % 2 * 8 + lane % 4 * 2;
+  const int j = 2 * pair + word / 2, column = lane / 4, slab = rest % steps * 2 + word % 2;
   const int filter = rest / steps * tile + j / 4 * 32 + column / 2 * 8 + j % 4 * 2 + column % 2;
-  uint32_t both = 0;
+  E v[kEach];
 #pragma unroll
-  for (int e = 0; e < 2; ++e) {
-    const int tap = taps.tap[k + e];
-    if (tap >= 0 && filter < filters) both |= uint32_t{weight[filter * length + tap]} << 16 * e;
+  for (int e = 0; e < kEach; ++e) {
+    const int tap = taps.tap[slab * kWidth + lane % 4 * kEach + e];
+    v[e] = tap >= 0 && filter < filters ? weight[filter * length + tap] : E{0};
   }
-  packed[i] = both;
+  packed[i] = word_of(v);
 }
 
 // ---- the product ---------------------------------------------------------------------------------------------------
 
 // Clears what a fragment holds of elements that no filter element meets: their weights are 0, but 0 * NaN is not.
+template <class T>
 GPU_DEVICE void clear_unneeded(int mask, uint32_t& first, uint32_t& second) {
-  const int two = mask >> threadIdx.x % 4 * 2;
-  const uint32_t keep = (two & 1 ? 0xffffu : 0) | (two & 2 ? 0xffff0000u : 0);
+  const int mine = mask >> threadIdx.x % 4 * (kWidthOf<T> / 4);
+  const uint32_t keep = sizeof(T) == 4 ? (mine & 1 ? ~0u : 0) : (mine & 1 ? 0xffffu : 0) | (mine & 2 ? 0xffff0000u : 0);
   first &= keep;
   second &= keep;
 }
@@ -55,9 +59,9 @@ struct alignas(16) Octet {
 
 template <class T, int kChannels, int kTile>
 __global__ void __launch_bounds__(kThreads, 2)
-    mma_kernel(const uint16_t* __restrict__ x, const gpu::Quad<uint32_t>* __restrict__ packed,
+    mma_kernel(const Stored<T>* __restrict__ x, const gpu::Quad<uint32_t>* __restrict__ packed,
                const T* __restrict__ bias, T* __restrict__ y, int64_t first_image, Geometry g, Operands operands) {
-  constexpr int kSteps = kPlan<kChannels>.steps, kPairs = kTile / 16;
+  constexpr int kSteps = kPlan<kChannels, kWidthOf<T>>.steps, kPairs = kTile / 16;
   const gpu::shared<uint32_t> shared = gpu::dynamic_shared<uint32_t>();
   const int pitch = g.pitch(), warp = threadIdx.x / 32, lane = threadIdx.x % 32, quad = lane % 4;
   const int64_t image = first_image + blockIdx.x / (g.blocks * g.strips);
@@ -65,7 +69,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   const int mine = first + warp * kWarpPixels, first_filter = blockIdx.y * kTile + quad * 8;
   const bool live = mine < g.out_height * pitch;
 
-  const uint16_t* in = x + image * kChannels * g.height * g.width;
+  const Stored<T>* in = x + image * kChannels * g.height * g.width;
   if (g.channels_last)
     stage<kChannels, true>(shared, in, g, strip, first);
   else
@@ -84,8 +88,8 @@ __global__ void __launch_bounds__(kThreads, 2)
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         gpu::ldmatrix_x4(a[i], cells + (operands.slab[2 * step + lane / 16].offset + i * 16 * 8));
-        clear_unneeded(low.mask, a[i][0], a[i][1]);
-        clear_unneeded(high.mask, a[i][2], a[i][3]);
+        clear_unneeded<T>(low.mask, a[i][0], a[i][1]);
+        clear_unneeded<T>(high.mask, a[i][2], a[i][3]);
       }
 #pragma unroll
       for (int pair = 0; pair < kPairs; ++pair) {
@@ -93,8 +97,8 @@ __global__ void __launch_bounds__(kThreads, 2)
         const uint32_t even[2] = {b.v[0], b.v[1]}, odd[2] = {b.v[2], b.v[3]};
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
-          gpu::mma_m16n8k16<T>(sums[i][2 * pair], a[i], even);
-          gpu::mma_m16n8k16<T>(sums[i][2 * pair + 1], a[i], odd);
+          mma<T>(sums[i][2 * pair], a[i], even);
+          mma<T>(sums[i][2 * pair + 1], a[i], odd);
         }
       }
       weights += kPairs * 32;
@@ -140,7 +144,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   } else {  // each warp transposes 32 pixels x 32 filters at a time, then writes rows of pixels
     __syncthreads();
     if (!live) return;
-    const gpu::shared<T> buffer = gpu::shared_cast<T>(shared) + warp * (32 * kTransposed);
+    const gpu::shared<T> buffer = gpu::shared_cast<T>(shared) + warp * (32 * kTransposed<T>);
     const int pixel = g.position(strip, mine + lane);
 #pragma unroll
     for (int j = 0; j < kTile / 32; ++j) {
@@ -150,12 +154,12 @@ __global__ void __launch_bounds__(kThreads, 2)
       for (int i = 0; i < 4; ++i)
 #pragma unroll
         for (int k = 0; k < 8; ++k)
-          buffer[(quad * 8 + k) * kTransposed + 8 * i + lane / 4] =
+          buffer[(quad * 8 + k) * kTransposed<T> + 8 * i + lane / 4] =
               gpu::from_float<T>(sums[i / 2][4 * j + k / 2][i % 2 * 2 + k % 2]);
       __syncwarp();
       const int filter = blockIdx.y * kTile + 32 * j, count = pixel < 0 ? 0 : min(32, g.filters - filter);
       for (int k = 0; k < count; ++k) {
-        const T value = buffer[k * kTransposed + lane];
+        const T value = buffer[k * kTransposed<T> + lane];
         out[(filter + k) * plane + pixel] = value;
       }
     }
@@ -164,8 +168,14 @@ __global__ void __launch_bounds__(kThreads, 2)
 
 // ---- host ----------------------------------------------------------------------------------------------------------
 
-int packed_words(const Conv& conv) {
-  const int steps = conv.channels == 1 ? kPlan<1>.steps : conv.channels == 3 ? kPlan<3>.steps : kPlan<4>.steps;
+template <int kWidth>
+int steps_of(const Conv& conv) {
+  return conv.channels == 1   ? kPlan<1, kWidth>.steps
+         : conv.channels == 3 ? kPlan<3, kWidth>.steps
+                              : kPlan<4, kWidth>.steps;
+}
+int packed_words(DType dtype, const Conv& conv) {
+  const int steps = dtype == kTF32 ? steps_of<4>(conv) : steps_of<8>(conv);
   return divide_up(conv.filters, filter_tile(conv)) * filter_tile(conv) * steps * 8;
 }
 
@@ -173,20 +183,21 @@ template <class T, int kChannels, int kTile>
 gpu::error_t launch_tile(const Images& images, const void* x, const void* weight, const void* bias, void* y,
                          const Conv& conv, float* workspace, gpu::stream_t stream) {
   uint32_t* packed = reinterpret_cast<uint32_t*>(workspace);
-  const int words = packed_words(conv);
-  const gpu::error_t error = gpu::launch(
-      pack_kernel, dim3(divide_up(words, kThreads)), dim3(kThreads), 0, stream, static_cast<const uint16_t*>(weight),
-      packed, words, static_cast<int>(conv.filters), kTile, kPlan<kChannels>.steps, kChannels * 121, taps<kChannels>());
+  const int words = packed_words(images.dtype, conv);
+  const gpu::error_t error =
+      gpu::launch(pack_kernel<Stored<T>>, dim3(divide_up(words, kThreads)), dim3(kThreads), 0, stream,
+                  static_cast<const Stored<T>*>(weight), packed, words, static_cast<int>(conv.filters), kTile,
+                  kPlan<kChannels, kWidthOf<T>>.steps, kChannels * 121, taps<kChannels, kWidthOf<T>>());
   if (error != gpu::kSuccess) return error;
   const Geometry geometry = geometry_of(images.channels_last, conv, y);
-  constexpr int kBytes = std::max(2 * kChannels * kPlane * 2, kThreads * kTransposed * 2);
+  constexpr int kBytes = std::max<int>(kPlanesOf<T, kChannels> * kPlane * 2, kThreads * kTransposed<T> * sizeof(T));
   return for_each_batch(images.n, int64_t{geometry.strips} * geometry.blocks, [&](int64_t first, int64_t count) {
     return gpu::launch(
         mma_kernel<T, kChannels, kTile>,
         dim3(static_cast<unsigned>(count * geometry.strips * geometry.blocks), divide_up(conv.filters, kTile)),
-        dim3(kThreads), kBytes, stream, static_cast<const uint16_t*>(x),
+        dim3(kThreads), kBytes, stream, static_cast<const Stored<T>*>(x),
         reinterpret_cast<const gpu::Quad<uint32_t>*>(packed), static_cast<const T*>(bias), static_cast<T*>(y), first,
-        geometry, operands<kChannels>(geometry.strip_width + 2));
+        geometry, operands<kChannels, kWidthOf<T>>(geometry.strip_width + 2));
   });
 }
 
@@ -200,7 +211,7 @@ gpu::error_t launch_channels(const Images& images, const void* x, const void* we
 }  // namespace
 
 int64_t conv2d_workspace(DType dtype, const Conv& conv) {
-  return on_tensor_cores(dtype, conv) ? packed_words(conv) : 0;
+  return on_tensor_cores(dtype, conv) ? packed_words(dtype, conv) : 0;
 }
 
 gpu::error_t launch_conv2d_mma(const Images& images, const void* x, const void* weight, const void* bias, void* y,
@@ -212,7 +223,7 @@ gpu::error_t launch_conv2d_mma(const Images& images, const void* x, const void* 
                                              : launch_channels<T, 4>;
     return launch(images, x, weight, bias, y, conv, workspace, stream);
   };
-  return images.dtype == kHalf ? run(Type<gpu::half>{}) : run(Type<gpu::bfloat16>{});
+  return dispatch(images.dtype, run);
 }
 
 }  // namespace alexnet_cuda

@@ -88,10 +88,22 @@ GPU_DEVICE float sqrt(float v) {
   return r;
 }
 
+// The nearest number with TF32's 10 bits of mantissa, as the bits of a float.
+GPU_DEVICE uint32_t to_tf32(float v) {
+  uint32_t r;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(r) : "f"(v));
+  return r;
+}
+
 // Four neighbours, moved by one load or store; the address must be a multiple of 4 * sizeof(T).
 template <class T>
 struct alignas(4 * sizeof(T)) Quad {
   T v[4];
+};
+
+template <class T>
+struct alignas(2 * sizeof(T)) Pair {
+  T v[2];
 };
 
 // ---- shared memory -------------------------------------------------------------------------------------------------
@@ -116,6 +128,10 @@ GPU_DEVICE shared<T> shared_slice(shared<T> p, int) {
   return p;
 }
 
+template <class T>
+GPU_DEVICE Pair<T> load2(shared<T> p) {
+  return *reinterpret_cast<const Pair<T>*>(p);
+}
 template <class T>
 GPU_DEVICE Quad<T> load4(shared<T> p) {
   return *reinterpret_cast<const Quad<T>*>(p);
@@ -184,6 +200,16 @@ GPU_DEVICE void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32
 GPU_MMA(half, "f16")
 GPU_MMA(bfloat16, "bf16")
 #undef GPU_MMA
+
+// d (16x8) += a (16x8) * b (8x8) of TF32 numbers (to_tf32; other bits of a float would be cut off): a holds rows g and
+// g + 8 of column q, then of q + 4, b rows q and q + 4 of column g, d as above.
+GPU_DEVICE void mma_m16n8k8_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
 
 // ---- barriers in shared memory (sm_90) -----------------------------------------------------------------------------
 

@@ -142,6 +142,7 @@ template <class Body>
 gpu::error_t dispatch(DType dtype, Body body) {
   switch (dtype) {
     case kFloat:
+    case kTF32:
       return body(Type<float>{});
     case kHalf:
       return body(Type<gpu::half>{});

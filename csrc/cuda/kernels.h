@@ -7,7 +7,8 @@
 
 namespace alexnet_cuda {
 
-enum DType : int { kFloat = 0, kHalf = 1, kBFloat16 = 2 };
+// kTF32: float in memory, but a convolution may round what it multiplies to TF32.
+enum DType : int { kFloat = 0, kHalf = 1, kBFloat16 = 2, kTF32 = 3 };
 
 // A batch in memory: (n, c, h, w) elements of `dtype`, as NCHW or, with channels_last, as NHWC. Every other image-like
 // argument of a launcher has the same dtype and the same format.
@@ -39,7 +40,7 @@ gpu::error_t launch_relu_lrn_max_pool2d_backward(const Images& images, const voi
 // weight is (filters, channels, k, k), contiguous; bias may be null. `images` describes x (or dx).
 gpu::error_t launch_conv2d(const Images& images, const void* x, const void* weight, const void* bias, void* y,
                            const Conv& conv, float* workspace, gpu::stream_t stream);
-// Floats that launch_conv2d needs; none where it does not use tensor cores, which are launch_conv2d_mma's.
+// Floats that the launcher needs; none where it does not use tensor cores, which are the business of ..._mma.
 int64_t conv2d_workspace(DType dtype, const Conv& conv);
 gpu::error_t launch_conv2d_mma(const Images& images, const void* x, const void* weight, const void* bias, void* y,
                                const Conv& conv, float* workspace, gpu::stream_t stream);
@@ -50,7 +51,10 @@ int64_t conv2d_weight_grad_workspace(DType dtype, int64_t n, const Conv& conv);
 gpu::error_t launch_conv2d_weight_grad_mma(const Images& images, const void* grad, const void* x, void* dweight,
                                            const Conv& conv, float* workspace, gpu::stream_t stream);
 gpu::error_t launch_conv2d_input_grad(const Images& images, const void* grad, const void* weight, void* dx,
-                                      const Conv& conv, gpu::stream_t stream);
+                                      const Conv& conv, float* workspace, gpu::stream_t stream);
+int64_t conv2d_input_grad_workspace(DType dtype, const Conv& conv);
+gpu::error_t launch_conv2d_input_grad_mma(const Images& images, const void* grad, const void* weight, void* dx,
+                                          const Conv& conv, float* workspace, gpu::stream_t stream);
 
 // The number of slices depends on the batch alone, so that a result does not depend on the device.
 inline int64_t conv2d_weight_grad_slices(int64_t n) {

@@ -43,6 +43,16 @@ Images images_of(const char* op, const Tensor& x, MemoryFormat format) {
   return {dtype_of(op, x), format == MemoryFormat::ChannelsLast, x.size(0), x.size(1), x.size(2), x.size(3)};
 }
 
+// The same for a convolution, which takes float32 as TF32 wherever torch's own does.
+Images conv_images_of(const char* op, const Tensor& x, MemoryFormat format) {
+  Images images = images_of(op, x, format);
+  if (images.dtype != kFloat) return images;
+  StableIValue allowed;
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("alexnet_cuda::_allows_tf32", "", &allowed, TORCH_ABI_VERSION));
+  if (torch::stable::detail::to<bool>(allowed)) images.dtype = kTF32;
+  return images;
+}
+
 Tensor dense(const Tensor& x, MemoryFormat format) {
   return torch::stable::contiguous(x, format);
 }
@@ -97,11 +107,11 @@ Tensor conv2d(const Tensor& x, const Tensor& weight, std::optional<Tensor> bias,
   const Tensor in = dense(x, format), w = dense(weight, MemoryFormat::Contiguous);
   std::optional<Tensor> b;
   if (bias) b = dense(*bias, MemoryFormat::Contiguous);
-  Tensor workspace = floats(x, conv2d_workspace(dtype_of(op, x), conv));
-  cuda_check(
-      launch_conv2d(images_of(op, x, format), in.const_data_ptr(), w.const_data_ptr(),
-                    b ? b->const_data_ptr() : nullptr, y.mutable_data_ptr(), conv, float_data(workspace), stream_of(x)),
-      op);
+  const Images images = conv_images_of(op, x, format);
+  Tensor workspace = floats(x, conv2d_workspace(images.dtype, conv));
+  cuda_check(launch_conv2d(images, in.const_data_ptr(), w.const_data_ptr(), b ? b->const_data_ptr() : nullptr,
+                           y.mutable_data_ptr(), conv, float_data(workspace), stream_of(x)),
+             op);
   return y;
 }
 
@@ -130,9 +140,10 @@ Tensor conv2d_weight_grad(const Tensor& grad, const Tensor& x, int64_t kernel_si
   Tensor dw = empty(x, {conv.filters, conv.channels, kernel_size, kernel_size}, MemoryFormat::Contiguous);
   if (x.numel() == 0 || dw.numel() == 0) return torch::stable::fill_(dw, 0.0);
   const Tensor in = dense(x, format), g = dense(grad, format);
-  Tensor workspace = floats(x, conv2d_weight_grad_workspace(dtype_of(op, x), x.size(0), conv));
-  cuda_check(launch_conv2d_weight_grad(images_of(op, x, format), g.const_data_ptr(), in.const_data_ptr(),
-                                       dw.mutable_data_ptr(), conv, float_data(workspace), stream_of(x)),
+  const Images images = conv_images_of(op, x, format);
+  Tensor workspace = floats(x, conv2d_weight_grad_workspace(images.dtype, x.size(0), conv));
+  cuda_check(launch_conv2d_weight_grad(images, g.const_data_ptr(), in.const_data_ptr(), dw.mutable_data_ptr(), conv,
+                                       float_data(workspace), stream_of(x)),
              op);
   return dw;
 }
@@ -150,8 +161,10 @@ Tensor conv2d_input_grad(const Tensor& grad, const Tensor& weight, int64_t heigh
   Tensor dx = empty(grad, {grad.size(0), conv.channels, height, width}, format);
   if (dx.numel() == 0) return dx;
   const Tensor g = dense(grad, format), w = dense(weight, MemoryFormat::Contiguous);
-  cuda_check(launch_conv2d_input_grad(images_of(op, dx, format), g.const_data_ptr(), w.const_data_ptr(),
-                                      dx.mutable_data_ptr(), conv, stream_of(grad)),
+  const Images images = conv_images_of(op, dx, format);
+  Tensor workspace = floats(grad, conv2d_input_grad_workspace(images.dtype, conv));
+  cuda_check(launch_conv2d_input_grad(images, g.const_data_ptr(), w.const_data_ptr(), dx.mutable_data_ptr(), conv,
+                                      float_data(workspace), stream_of(grad)),
              op);
   return dx;
 }

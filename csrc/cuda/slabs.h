@@ -2,19 +2,20 @@
 //
 // Space to depth: cut into cells of 4x4 pixels, the image has 16 C channels per cell and the convolution becomes 3x3
 // with stride 1, a sum of nine products (cells shifted by (by, bx)) x (weights). Tensor cores sum 16 channels at a
-// time; here each 16 are two slabs, a slab being 8 channels (a plane) at one shift. The 12x12 pixels of 3x3 cells are
-// one row and one column more than a filter has, so some (channel, shift) pairs are not needed. Channels are sorted so
-// that those fall into the same slabs, which are left out: 48 slabs instead of 54 for C = 3 (K = 384, of which 363
-// count).
+// time (8 of TF32); here these are two slabs, a slab being 16 bytes of channels (a plane) at one shift: 8 channels, or
+// 4 of TF32. The 12x12 pixels of 3x3 cells are one row and one column more than a filter has, so some (channel, shift)
+// pairs are not needed. Channels are sorted so that those fall into the same slabs, which are left out: 48 slabs
+// instead of 54 for C = 3 (K = 384, of which 363 count), 93 instead of 108 of TF32.
 #pragma once
 
+#include <type_traits>
 #include <utility>
 
 #include "images.h"
 
 namespace alexnet_cuda {
 
-constexpr int kMaxSteps = 32;
+constexpr int kMaxSlabs = 128, kMaxTaps = 512;
 
 struct Element {
   int c, y, x;  // channel and position within the 4x4 cell
@@ -24,10 +25,11 @@ struct Element {
   constexpr int tap(int by, int bx) const { return needed(by, bx) ? (c * 11 + 4 * by + y) * 11 + 4 * bx + x : -1; }
 };
 
-// First come the elements needed at all nine shifts (y, x < 3). What is left over modulo 8 of the bottom row (not
-// needed for by = 2) and the right column (bx = 2) fills up their last plane; the rest of both has planes of its own.
-constexpr Element element_of(int channels, int i) {
-  const int edge = 3 * channels, head = edge % 8;
+// First come the elements needed at all nine shifts (y, x < 3). What is left over modulo a slab's width of the bottom
+// row (not needed for by = 2) and the right column (bx = 2) fills up their last plane; the rest of both has planes of
+// its own.
+constexpr Element element_of(int channels, int i, int width = 8) {
+  const int edge = 3 * channels, head = edge % width;
   if (i < 3 * edge) return {i % channels, i / edge, i / channels % 3};
   i -= 3 * edge;
   if (i >= 2 * head && i < 2 * head + channels) return {i - 2 * head, 3, 3};
@@ -41,26 +43,27 @@ struct Slab {
   int plane, by, bx, mask;  // bit e of the mask: element e of the plane is needed at this shift
 };
 
-template <int kChannels>
+template <int kChannels, int kWidth = 8>
 struct Plan {
-  Slab slabs[2 * kMaxSteps] = {};
-  int steps = 0;
+  Slab slabs[kMaxSlabs] = {};  // behind the last one, of empty masks
+  int count = 0, steps = 0;
 
   constexpr Plan() {
-    int n = 0;
     for (int by = 0; by < 3; ++by)
       for (int bx = 0; bx < 3; ++bx)
-        for (int plane = 0; plane < 2 * kChannels; ++plane) {
+        for (int plane = 0; plane < 16 * kChannels / kWidth; ++plane) {
           int mask = 0;
-          for (int e = 0; e < 8; ++e) mask |= element_of(kChannels, 8 * plane + e).needed(by, bx) << e;
-          if (mask) slabs[n++] = {plane, by, bx, mask};
+          for (int e = 0; e < kWidth; ++e)
+            mask |= element_of(kChannels, kWidth * plane + e, kWidth).needed(by, bx) << e;
+          if (mask) slabs[count++] = {plane, by, bx, mask};
         }
-    steps = (n + 1) / 2;  // an odd slab's partner has an empty mask
+    steps = (count + 1) / 2;
   }
 };
-template <int kChannels>
-constexpr Plan<kChannels> kPlan{};
+template <int kChannels, int kWidth = 8>
+constexpr Plan<kChannels, kWidth> kPlan{};
 static_assert(kPlan<1>.steps == 9 && kPlan<3>.steps == 24 && kPlan<4>.steps == 32);
+static_assert(kPlan<1, 4>.steps == 17 && kPlan<3, 4>.steps == 47 && kPlan<4, 4>.steps == 61);
 
 template <int... i, class Body>
 GPU_DEVICE void unroll(std::integer_sequence<int, i...>, Body body) {
@@ -74,29 +77,60 @@ GPU_DEVICE void unroll(Body body) {
 
 // By value to a kernel: indexed kernel arguments are reads of the constant bank.
 struct Taps {
-  int16_t tap[16 * kMaxSteps];  // of filter[channel][ky][kx], for every summed index; -1 where there is none
+  int16_t tap[kMaxTaps];  // of filter[channel][ky][kx], for every summed index; -1 where there is none
 };
 
-template <int kChannels>
+template <int kChannels, int kWidth = 8>
 Taps taps() {
   Taps taps = {};
-  for (int i = 0; i < 16 * kPlan<kChannels>.steps; ++i) {
-    const Slab& slab = kPlan<kChannels>.slabs[i / 8];
-    const int tap = element_of(kChannels, 8 * slab.plane + i % 8).tap(slab.by, slab.bx);
+  for (int i = 0; i < kMaxTaps; ++i) {
+    const Slab& slab = kPlan<kChannels, kWidth>.slabs[i / kWidth];
+    const int tap = element_of(kChannels, kWidth * slab.plane + i % kWidth, kWidth).tap(slab.by, slab.bx);
     taps.tap[i] = static_cast<int16_t>(slab.mask ? tap : -1);
   }
   return taps;
 }
 
+// ---- elements ------------------------------------------------------------------------------------------------------
+
+// How tensor cores see what is T in memory, and how many make a slab: TF32 is stored as float.
+template <class T>
+using Stored = std::conditional_t<sizeof(T) == 4, float, uint16_t>;
+template <class T>
+constexpr int kWidthOf = 16 / sizeof(T);
+template <class T, int kChannels>
+constexpr int kPlanesOf = 16 * kChannels / kWidthOf<T>;
+
+// A word for the tensor cores: two elements of 16 bits, or one of TF32.
+GPU_DEVICE uint32_t word_of(const uint16_t* v) {
+  return v[0] | uint32_t{v[1]} << 16;
+}
+GPU_DEVICE uint32_t word_of(const float* v) {
+  return gpu::to_tf32(v[0]);
+}
+
+// The product of a step: two slabs.
+template <class T>
+GPU_DEVICE void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  if constexpr (sizeof(T) == 4)
+    gpu::mma_m16n8k8_tf32(d, a, b);
+  else
+    gpu::mma_m16n8k16<T>(d, a, b);
+}
+
 // ---- cells in shared memory ----------------------------------------------------------------------------------------
 
 constexpr int kWarpPixels = 32, kBlockPixels = kThreads / 32 * kWarpPixels;
-constexpr int kStrip = 64, kCells = kBlockPixels + 2 * (kStrip + 2) + 2;  // two rows and two cells beyond the pixels
-constexpr int kPlane = 8 * kCells;                                        // 16-bit words of a plane
+constexpr int kStrip = 64;
+template <int kPixels>
+constexpr int kCellsFor = kPixels + 2 * (kStrip + 2) + 2;  // two rows and two cells beyond the pixels
+template <int kPixels>
+constexpr int kPlaneFor = 8 * kCellsFor<kPixels>;  // 16-bit words of a plane
+constexpr int kCells = kCellsFor<kBlockPixels>, kPlane = kPlaneFor<kBlockPixels>;
 
 struct Geometry {
   int height, width, filters, padding, out_height, out_width;
-  int strips, strip_width, blocks;  // blocks: of 256 pixels in a strip
+  int strips, strip_width, blocks;  // blocks: of kBlockPixels in a strip, or as many as the kernel takes
   bool channels_last, octets;       // octets: runs of 8 channels of y are 16-byte aligned
 
   GPU_DEVICE int pitch() const { return strip_width + 2; }
@@ -107,50 +141,75 @@ struct Geometry {
   }
 };
 
-// Cells first .. first + kBlockPixels + 2 rows + 1 of a strip of one image, a cell per thread at a time; 0 outside.
-template <int kChannels, bool kLast>
-GPU_DEVICE void stage(gpu::shared<uint32_t> cells, const uint16_t* image, const Geometry& g, int strip, int first) {
+// Cells first .. first + kPixels + 2 rows + 1 of a strip of one image, a cell per thread at a time; 0 outside.
+template <int kChannels, bool kLast, int kPixels = kBlockPixels, class E>
+GPU_DEVICE void stage(gpu::shared<uint32_t> cells, const E* image, const Geometry& g, int strip, int first) {
+  constexpr int kWidth = kWidthOf<E>;
   const int pitch = g.pitch(), plane = g.height * g.width;
-  for (int i = threadIdx.x; i < kBlockPixels + 2 * pitch + 2; i += kThreads) {
+  for (int i = threadIdx.x; i < kPixels + 2 * pitch + 2; i += kThreads) {
     const int row = (first + i) / pitch, column = (first + i) % pitch + strip * g.strip_width;
     const int y = 4 * row - g.padding, x = 4 * column - g.padding, corner = y * g.width + x;
-    unroll<2 * kChannels>([&](auto p) {
-      uint16_t v[8];
-      unroll<8>([&](auto e) {
-        constexpr Element at = element_of(kChannels, 8 * decltype(p)::value + decltype(e)::value);
+    unroll<16 * kChannels / kWidth>([&](auto p) {
+      E v[kWidth];
+      unroll<kWidth>([&](auto e) {
+        constexpr Element at = element_of(kChannels, kWidth * decltype(p)::value + decltype(e)::value, kWidth);
         const bool inside = static_cast<unsigned>(y + at.y) < static_cast<unsigned>(g.height) &&
                             static_cast<unsigned>(x + at.x) < static_cast<unsigned>(g.width);
         const int pixel = corner + at.y * g.width + at.x;
-        v[e] = inside ? image[kLast ? pixel * kChannels + at.c : at.c * plane + pixel] : uint16_t{0};
+        v[e] = inside ? image[kLast ? pixel * kChannels + at.c : at.c * plane + pixel] : E{0};
       });
       gpu::Quad<uint32_t> words;
 #pragma unroll
-      for (int k = 0; k < 4; ++k) words.v[k] = v[2 * k] | uint32_t{v[2 * k + 1]} << 16;
-      gpu::store4(cells + (p * (kPlane / 2) + i * 4), words);
+      for (int k = 0; k < 4; ++k) words.v[k] = word_of(v + k * kWidth / 4);
+      gpu::store4(cells + (p * (kPlaneFor<kPixels> / 2) + i * 4), words);
     });
   }
+}
+
+// 16 bytes of the gradient as tensor cores take them: an output's filters from `filter` on; 0 where there are none, and
+// for an output of -1.
+template <class T>
+GPU_DEVICE gpu::Quad<uint32_t> gradient_words(const Stored<T>* image, const Geometry& g, int output, int filter) {
+  constexpr int kWidth = kWidthOf<T>;
+  struct alignas(16) {
+    Stored<T> v[kWidth];
+  } run = {};
+  if (g.octets && g.channels_last) {
+    if (output >= 0 && filter < g.filters)
+      run = *reinterpret_cast<const decltype(run)*>(image + (output * g.filters + filter));
+  } else {
+    const int plane = g.out_height * g.out_width;
+#pragma unroll
+    for (int k = 0; k < kWidth; ++k)
+      if (output >= 0 && filter + k < g.filters)
+        run.v[k] = image[g.channels_last ? output * g.filters + filter + k : (filter + k) * plane + output];
+  }
+  gpu::Quad<uint32_t> words;
+#pragma unroll
+  for (int k = 0; k < 4; ++k) words.v[k] = word_of(run.v + k * kWidth / 4);
+  return words;
 }
 
 // What the kernels need of the plan.
 struct Operands {
   struct {
     int offset, mask;  // offset in 16-bit words of shared memory
-  } slab[2 * kMaxSteps];
+  } slab[kMaxSlabs];
 };
 
 // ---- host ----------------------------------------------------------------------------------------------------------
 
-template <int kChannels>
+template <int kChannels, int kWidth = 8, int kPixels = kBlockPixels>
 Operands operands(int pitch) {
   Operands operands = {};
-  for (int i = 0; i < 2 * kPlan<kChannels>.steps; ++i) {
-    const Slab& slab = kPlan<kChannels>.slabs[i];
-    operands.slab[i] = {slab.plane * kPlane + (slab.by * pitch + slab.bx) * 8, slab.mask};
+  for (int i = 0; i < kMaxSlabs; ++i) {
+    const Slab& slab = kPlan<kChannels, kWidth>.slabs[i];
+    operands.slab[i] = {slab.plane * kPlaneFor<kPixels> + (slab.by * pitch + slab.bx) * 8, slab.mask};
   }
   return operands;
 }
 
-inline Geometry geometry_of(bool channels_last, const Conv& conv, const void* y) {
+inline Geometry geometry_of(bool channels_last, const Conv& conv, const void* y, int pixels = kBlockPixels) {
   const int strips = divide_up(conv.out_width, kStrip), strip_width = divide_up(conv.out_width, strips);
   return {static_cast<int>(conv.height),
           static_cast<int>(conv.width),
@@ -160,7 +219,7 @@ inline Geometry geometry_of(bool channels_last, const Conv& conv, const void* y)
           static_cast<int>(conv.out_width),
           strips,
           strip_width,
-          divide_up(conv.out_height * (strip_width + 2), kBlockPixels),
+          divide_up(conv.out_height * (strip_width + 2), pixels),
           channels_last,
           conv.filters % 8 == 0 && is_aligned(y, 16)};
 }

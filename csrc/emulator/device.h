@@ -116,6 +116,10 @@ T from_float(float v) {
   }
 }
 
+inline uint32_t to_tf32(float v) {  // ties go away from zero
+  return v != v ? 0x7fffffff : (std::bit_cast<uint32_t>(v) + 0x1000) & ~0x1fffu;
+}
+
 inline float rsqrt(float v) {
   return 1.f / std::sqrt(v);
 }
@@ -126,6 +130,11 @@ inline float sqrt(float v) {
 template <class T>
 struct alignas(4 * sizeof(T)) Quad {
   T v[4];
+};
+
+template <class T>
+struct alignas(2 * sizeof(T)) Pair {
+  T v[2];
 };
 
 // ---- shared memory: a pointer whose every access is checked --------------------------------------------------------
@@ -177,6 +186,10 @@ shared<T> shared_slice(shared<T> p, int count) {
   return shared<T>({p.range.offset, begin, std::min<uint32_t>(p.range.end, begin + count * sizeof(T))});
 }
 
+template <class T>
+Pair<T> load2(shared<T> p) {
+  return shared_cast<Pair<T>>(p)[0];
+}
 template <class T>
 Quad<T> load4(shared<T> p) {
   return shared_cast<Quad<T>>(p)[0];
@@ -265,6 +278,30 @@ void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
         for (int l = 0; l < 32; ++l)
           for (int i = 0; i < 4; ++i)
             for (int k = 0; k < 16; ++k)
+              static_cast<Lane*>(lanes[l])->d[i] += a[l / 4 + 8 * (i / 2)][k] * b[k][2 * (l % 4) + i % 2];
+      },
+      place);
+}
+
+inline void mma_m16n8k8_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                             const emulator::Place& place = emulator::Place::current()) {
+  struct Lane {
+    float* d;
+    const uint32_t *a, *b;
+  } mine{d, a, b};
+  emulator::warp_operation(
+      ~0u, &mine,
+      [](void** lanes) {
+        const auto cut = [](uint32_t bits) { return std::bit_cast<float>(bits & ~0x1fffu); };
+        float a[16][8], b[8][8];
+        for (int l = 0; l < 32; ++l) {
+          const Lane& lane = *static_cast<Lane*>(lanes[l]);
+          for (int i = 0; i < 4; ++i) a[l / 4 + 8 * (i % 2)][l % 4 + 4 * (i / 2)] = cut(lane.a[i]);
+          for (int i = 0; i < 2; ++i) b[l % 4 + 4 * i][l / 4] = cut(lane.b[i]);
+        }
+        for (int l = 0; l < 32; ++l)
+          for (int i = 0; i < 4; ++i)
+            for (int k = 0; k < 8; ++k)
               static_cast<Lane*>(lanes[l])->d[i] += a[l / 4 + 8 * (i / 2)][k] * b[k][2 * (l % 4) + i % 2];
       },
       place);

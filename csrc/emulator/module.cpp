@@ -1,8 +1,9 @@
 // The Python module _emulator: every launcher of ../cuda/kernels.h, on numpy arrays.
 //
-// Arrays are one-dimensional and raw: float32, or uint16 with the bits of float16 and bfloat16, in the memory order
-// that `images` = (dtype name, channels_last, n, c, h, w) states. Kernels work on copies between two guard zones. These
-// are full of NaN, as is an output before the launch; a changed guard is an error, a read beyond the end gives NaN.
+// Arrays are one-dimensional and raw: float32 (also of dtype tf32), or uint16 with the bits of float16 and bfloat16, in
+// the memory order that `images` = (dtype name, channels_last, n, c, h, w) states. Kernels work on copies between two
+// guard zones. These are full of NaN, as is an output before the launch; a changed guard is an error, a read beyond the
+// end gives NaN.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -24,13 +25,14 @@ using PoolTuple = std::tuple<int, int, int, bool>;                   // kernel_s
 
 Images images_of(const ImagesTuple& t) {
   const auto& [dtype, channels_last, n, c, h, w] = t;
-  const DType type = dtype == "float32" ? kFloat : dtype == "float16" ? kHalf : kBFloat16;
-  if (type == kBFloat16 && dtype != "bfloat16") throw py::value_error("dtype: expected float32, float16 or bfloat16");
-  return {type, channels_last, n, c, h, w};
+  static const std::map<std::string, DType> types = {
+      {"float32", kFloat}, {"float16", kHalf}, {"bfloat16", kBFloat16}, {"tf32", kTF32}};
+  if (!types.count(dtype)) throw py::value_error("dtype: expected float32, float16, bfloat16 or tf32, got " + dtype);
+  return {types.at(dtype), channels_last, n, c, h, w};
 }
 
 int64_t element_size(const Images& images) {
-  return images.dtype == kFloat ? 4 : 2;
+  return images.dtype == kFloat || images.dtype == kTF32 ? 4 : 2;
 }
 
 Lrn lrn_of(const LrnTuple& t) {
@@ -96,7 +98,7 @@ class Buffer {
 };
 
 const char* format_of(const Images& images) {
-  return images.dtype == kFloat ? "float32" : "uint16";
+  return element_size(images) == 4 ? "float32" : "uint16";
 }
 
 void check(gpu::error_t error) {
@@ -193,9 +195,12 @@ py::array conv2d_weight_grad(const ImagesTuple& shape, const py::array& grad, co
 py::array conv2d_input_grad(const ImagesTuple& shape, const py::array& grad, const py::array& weight, int64_t filters,
                             int k, int stride, int padding, bool ceil_mode) {
   const Images images = images_of(shape);
+  const Conv conv = conv_of(images, filters, k, stride, padding, ceil_mode);
   const Buffer g(grad), w(weight), out(images.n * images.c * images.h * images.w * element_size(images));
-  check(launch_conv2d_input_grad(images, g.data(), w.data(), out.data(),
-                                 conv_of(images, filters, k, stride, padding, ceil_mode), nullptr));
+  const Buffer workspace(conv2d_input_grad_workspace(images.dtype, conv) * 4);
+  check(launch_conv2d_input_grad(images, g.data(), w.data(), out.data(), conv, static_cast<float*>(workspace.data()),
+                                 nullptr));
+  workspace.check();
   return out.result(format_of(images));
 }
 

@@ -78,6 +78,21 @@ __global__ void matrix_product(const T* in, float* out) {
   for (int i = 0; i < 4; ++i) out[(lane / 4 + i / 2 * 8) * 8 + lane % 4 * 2 + i % 2] = d[i];
 }
 
+// The same with k = 8 and TF32: a (16 x 8), then b (8 x 8).
+__global__ void matrix_product_tf32(const float* in, float* out) {
+  const gpu::shared<uint32_t> s = gpu::dynamic_shared<uint32_t>();
+  const int lane = threadIdx.x;
+  for (int i = lane; i < 24 * 8; i += 32) s[i] = gpu::to_tf32(in[i]);
+  __syncwarp();
+  uint32_t a[4], b4[4];
+  gpu::ldmatrix_x4(a, s + (lane % 16 * 8 + lane / 16 * 4));
+  gpu::ldmatrix_x4(b4, s + (128 + lane % 8 * 8 + lane / 8 % 2 * 4));
+  const uint32_t b[2] = {b4[0], b4[1]};
+  float d[4] = {};
+  gpu::mma_m16n8k8_tf32(d, a, b);
+  for (int i = 0; i < 4; ++i) out[(lane / 4 + i / 2 * 8) * 8 + lane % 4 * 2 + i % 2] = d[i];
+}
+
 // A ring of two buffers between a producer warp and a consumer warp, with no __syncthreads after the start: out = 2 in,
 // 8 x 32 floats. full: 32 producers arrive; empty: 32 consumers.
 __global__ void ring(const float* in, float* out) {
@@ -142,6 +157,7 @@ const std::map<std::string, TestKernel>& test_kernels() {
       {"copies", run<copies, 64, 2048, float>},
       {"matrix_product_half", run<matrix_product<half, false>, 32, 768, half>},
       {"matrix_product_bfloat16", run<matrix_product<bfloat16, false>, 32, 768, bfloat16>},
+      {"matrix_product_tf32", run<matrix_product_tf32, 32, 768, float>},
       {"transposed_product_half", run<matrix_product<half, true>, 32, 768, half>},
       {"transposed_product_bfloat16", run<matrix_product<bfloat16, true>, 32, 768, bfloat16>},
       {"ring", run<ring, 64, 0, float>},
