@@ -40,14 +40,6 @@ __global__ void __launch_bounds__(kThreads) pack_kernel(const uint16_t* weight, 
 
 // ---- the product ---------------------------------------------------------------------------------------------------
 
-// Clears what a fragment holds of elements that no filter element meets: their weights are 0, but 0 * NaN is not.
-GPU_DEVICE void clear_unneeded(int mask, uint32_t& first, uint32_t& second) {
-  const int two = mask >> threadIdx.x % 4 * 2;
-  const uint32_t keep = (two & 1 ? 0xffffu : 0) | (two & 2 ? 0xffff0000u : 0);
-  first &= keep;
-  second &= keep;
-}
-
 template <class T>
 struct alignas(16) Octet {
   T v[8];
@@ -164,19 +156,18 @@ __global__ void __launch_bounds__(kThreads, 2)
 
 // ---- host ----------------------------------------------------------------------------------------------------------
 
+int steps_of(const Conv& conv) {
+  return conv.channels == 1 ? kPlan<1>.steps : conv.channels == 3 ? kPlan<3>.steps : kPlan<4>.steps;
+}
+
 int packed_words(const Conv& conv) {
-  const int steps = conv.channels == 1 ? kPlan<1>.steps : conv.channels == 3 ? kPlan<3>.steps : kPlan<4>.steps;
-  return divide_up(conv.filters, filter_tile(conv)) * filter_tile(conv) * steps * 8;
+  return divide_up(conv.filters, filter_tile(conv)) * filter_tile(conv) * steps_of(conv) * 8;
 }
 
 template <class T, int kChannels, int kTile>
 gpu::error_t launch_tile(const Images& images, const void* x, const void* weight, const void* bias, void* y,
                          const Conv& conv, float* workspace, gpu::stream_t stream) {
-  uint32_t* packed = reinterpret_cast<uint32_t*>(workspace);
-  const int words = packed_words(conv);
-  const gpu::error_t error = gpu::launch(
-      pack_kernel, dim3(divide_up(words, kThreads)), dim3(kThreads), 0, stream, static_cast<const uint16_t*>(weight),
-      packed, words, static_cast<int>(conv.filters), kTile, kPlan<kChannels>.steps, kChannels * 121, taps<kChannels>());
+  const gpu::error_t error = pack_conv2d_weight(weight, conv, workspace, stream);
   if (error != gpu::kSuccess) return error;
   const Geometry geometry = geometry_of(images.channels_last, conv, y);
   constexpr int kBytes = std::max(2 * kChannels * kPlane * 2, kThreads * kTransposed * 2);
@@ -185,7 +176,7 @@ gpu::error_t launch_tile(const Images& images, const void* x, const void* weight
         mma_kernel<T, kChannels, kTile>,
         dim3(static_cast<unsigned>(count * geometry.strips * geometry.blocks), divide_up(conv.filters, kTile)),
         dim3(kThreads), kBytes, stream, static_cast<const uint16_t*>(x),
-        reinterpret_cast<const gpu::Quad<uint32_t>*>(packed), static_cast<const T*>(bias), static_cast<T*>(y), first,
+        reinterpret_cast<const gpu::Quad<uint32_t>*>(workspace), static_cast<const T*>(bias), static_cast<T*>(y), first,
         geometry, operands<kChannels>(geometry.strip_width + 2));
   });
 }
@@ -201,6 +192,16 @@ gpu::error_t launch_channels(const Images& images, const void* x, const void* we
 
 int64_t conv2d_workspace(DType dtype, const Conv& conv) {
   return on_tensor_cores(dtype, conv) ? packed_words(conv) : 0;
+}
+
+gpu::error_t pack_conv2d_weight(const void* weight, const Conv& conv, float* packed, gpu::stream_t stream) {
+  const int words = packed_words(conv), length = static_cast<int>(conv.channels) * 121;
+  return gpu::launch(pack_kernel, dim3(divide_up(words, kThreads)), dim3(kThreads), 0, stream,
+                     static_cast<const uint16_t*>(weight), reinterpret_cast<uint32_t*>(packed), words,
+                     static_cast<int>(conv.filters), filter_tile(conv), steps_of(conv), length,
+                     conv.channels == 1   ? taps<1>()
+                     : conv.channels == 3 ? taps<3>()
+                                          : taps<4>());
 }
 
 gpu::error_t launch_conv2d_mma(const Images& images, const void* x, const void* weight, const void* bias, void* y,

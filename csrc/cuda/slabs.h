@@ -107,28 +107,46 @@ struct Geometry {
   }
 };
 
+// The elements of one plane of the cell whose upper left pixel is (y, x); 0 outside the image.
+template <int kChannels, bool kLast, int kWhich>
+GPU_DEVICE void load_cell(const uint16_t* image, int height, int width, int y, int x, uint16_t (&v)[8]) {
+  const int corner = y * width + x;
+  unroll<8>([&](auto e) {
+    constexpr Element at = element_of(kChannels, 8 * kWhich + decltype(e)::value);
+    const bool inside = static_cast<unsigned>(y + at.y) < static_cast<unsigned>(height) &&
+                        static_cast<unsigned>(x + at.x) < static_cast<unsigned>(width);
+    const int pixel = corner + at.y * width + at.x;
+    v[e] = inside ? image[kLast ? pixel * kChannels + at.c : at.c * height * width + pixel] : uint16_t{0};
+  });
+}
+GPU_DEVICE void store_cell(gpu::shared<uint32_t> to, const uint16_t (&v)[8]) {
+  gpu::Quad<uint32_t> words;
+#pragma unroll
+  for (int k = 0; k < 4; ++k) words.v[k] = v[2 * k] | uint32_t{v[2 * k + 1]} << 16;
+  gpu::store4(to, words);
+}
+
 // Cells first .. first + kBlockPixels + 2 rows + 1 of a strip of one image, a cell per thread at a time; 0 outside.
 template <int kChannels, bool kLast>
 GPU_DEVICE void stage(gpu::shared<uint32_t> cells, const uint16_t* image, const Geometry& g, int strip, int first) {
-  const int pitch = g.pitch(), plane = g.height * g.width;
+  const int pitch = g.pitch();
   for (int i = threadIdx.x; i < kBlockPixels + 2 * pitch + 2; i += kThreads) {
     const int row = (first + i) / pitch, column = (first + i) % pitch + strip * g.strip_width;
-    const int y = 4 * row - g.padding, x = 4 * column - g.padding, corner = y * g.width + x;
     unroll<2 * kChannels>([&](auto p) {
       uint16_t v[8];
-      unroll<8>([&](auto e) {
-        constexpr Element at = element_of(kChannels, 8 * decltype(p)::value + decltype(e)::value);
-        const bool inside = static_cast<unsigned>(y + at.y) < static_cast<unsigned>(g.height) &&
-                            static_cast<unsigned>(x + at.x) < static_cast<unsigned>(g.width);
-        const int pixel = corner + at.y * g.width + at.x;
-        v[e] = inside ? image[kLast ? pixel * kChannels + at.c : at.c * plane + pixel] : uint16_t{0};
-      });
-      gpu::Quad<uint32_t> words;
-#pragma unroll
-      for (int k = 0; k < 4; ++k) words.v[k] = v[2 * k] | uint32_t{v[2 * k + 1]} << 16;
-      gpu::store4(cells + (p * (kPlane / 2) + i * 4), words);
+      load_cell<kChannels, kLast, decltype(p)::value>(image, g.height, g.width, 4 * row - g.padding,
+                                                      4 * column - g.padding, v);
+      store_cell(cells + (p * (kPlane / 2) + i * 4), v);
     });
   }
+}
+
+// Clears what a fragment holds of elements that no filter element meets: their weights are 0, but 0 * NaN is not.
+GPU_DEVICE void clear_unneeded(int mask, uint32_t& first, uint32_t& second) {
+  const int two = mask >> threadIdx.x % 4 * 2;
+  const uint32_t keep = (two & 1 ? 0xffffu : 0) | (two & 2 ? 0xffff0000u : 0);
+  first &= keep;
+  second &= keep;
 }
 
 // What the kernels need of the plan.
@@ -169,6 +187,9 @@ inline bool on_tensor_cores(DType dtype, const Conv& conv) {
   return dtype != kFloat && conv.kernel_size == 11 && conv.stride == 4 &&
          (conv.channels == 1 || conv.channels == 3 || conv.channels == 4);
 }
+
+// The weights in the order in which conv2d_mma.cu, which says what it is, wants them: conv2d_workspace floats.
+gpu::error_t pack_conv2d_weight(const void* weight, const Conv& conv, float* packed, gpu::stream_t stream);
 
 // 64 or 96, whichever leaves less of the last tile empty.
 inline int filter_tile(const Conv& conv) {
