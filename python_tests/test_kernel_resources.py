@@ -14,6 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 KERNELS = ["conv2d", "conv2d_mma", "conv2d_weight_grad_mma", "local_response_norm", "max_pool2d", "relu_lrn_max_pool2d"]
+KERNELS += ["conv2d_relu_lrn_max_pool2d"]
 SOURCES = [*(f"csrc/cuda/{name}.cu" for name in KERNELS), "csrc/emulator/test_kernels.cu"]
 ALL = "80 86 89 90a 100 120"
 ARCHITECTURES = os.environ.get("ALEXNET_CUDA_ARCHITECTURES", "80 90a").replace("all", ALL).split()
@@ -59,21 +60,27 @@ WEIGHT_GRAD = {
     (c, tile): (tile // 16 * 2 * SLAB_PAIRS[c], tile // 16 + SLAB_PAIRS[c])
     for c, tile in [(1, 64), (1, 96), (3, 64), (3, 96), (4, 64)]
 }
+BLOCK = {(3, tile): (24 * tile // 4, 24 * 2) for tile in (64, 96)}  # its 24 steps are unrolled
+PRODUCTS = [  # source, kernel, expected, kernels for each: dtypes; for the block also layouts, with and without saving
+    ("conv2d_mma", "mma", FORWARD, 2),
+    ("conv2d_weight_grad_mma", "weight_grad_mma", WEIGHT_GRAD, 2),
+    ("conv2d_relu_lrn_max_pool2d", "block", BLOCK, 8),
+]
 
 
 @pytest.mark.skipif(NVCC is None or cuobjdump() is None, reason="no nvcc or no cuobjdump")
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize(("name", "expected"), [("mma", FORWARD), ("weight_grad_mma", WEIGHT_GRAD)])
-def test_convolution_is_tensor_core_instructions(name, expected, architecture, tmp_path):
+@pytest.mark.parametrize(("source", "name", "expected", "copies"), PRODUCTS, ids=[p[0] for p in PRODUCTS])
+def test_convolution_is_tensor_core_instructions(source, name, expected, copies, architecture, tmp_path):
     """The loops hold exactly the products that the algorithm needs, and nothing touches local memory."""
     target = f"-gencode=arch=compute_{architecture},code=sm_{architecture}"
-    source = ROOT / f"csrc/cuda/conv2d_{name}.cu"
+    source = ROOT / f"csrc/cuda/{source}.cu"
     subprocess.run([NVCC, *COMPILE, target, "-cubin", "-o", tmp_path / "out.cubin", source], check=True)
     command = [cuobjdump(), "-sass", tmp_path / "out.cubin"]
     code = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     kernel = re.compile(rf"Function : \w*\d{name}_kernel\w*Li(\d+)ELi(\d+)E\w*\n(.*?)(?=Function|\Z)", re.DOTALL)
     kernels = kernel.findall(code)
-    assert len(kernels) == 2 * len(expected)  # for each dtype
+    assert len(kernels) == copies * len(expected)
     for channels, tile, instructions in kernels:
         found = [len(re.findall(rf"\b{i}\b", instructions)) for i in ("HMMA", "LDSM", "STL", "LDL")]
         assert found == [*expected[int(channels), int(tile)], 0, 0], (channels, tile)

@@ -42,13 +42,6 @@ struct Layout {  // of shared memory, in 32-bit words
 };
 
 template <class T>
-GPU_DEVICE uint32_t pair_of(float low, float high) {
-  const T pair[2] = {gpu::from_float<T>(low), gpu::from_float<T>(high)};
-  uint32_t word;
-  memcpy(&word, pair, 4);
-  return word;
-}
-template <class T>
 GPU_DEVICE float half_of(uint32_t word, int which) {
   T pair[2];
   memcpy(pair, &word, 4);
@@ -99,14 +92,14 @@ GPU_DEVICE void store_maxima(gpu::shared<float> to, gpu::shared<uint8_t> rows, c
 template <class T, class L, bool kLast, bool kSave>
 __global__ void __launch_bounds__(kThreads, 1)
     block_kernel(const uint16_t* __restrict__ x, const uint32_t* __restrict__ packed, const T* __restrict__ bias,
-                 T* __restrict__ y, uint16_t* __restrict__ a, uint8_t* __restrict__ code, Bands b, LrnArgs lrn) {
+                 uint16_t* __restrict__ y, uint16_t* __restrict__ a, uint8_t* __restrict__ code, Bands b, LrnArgs lrn) {
   constexpr int kChannels = L::kChannels, kTile = L::kTile;
   constexpr int kSteps = kPlan<kChannels>.steps, kPlanes = 2 * kChannels, kRuns = kTile / 32;
   const gpu::shared<uint32_t> shared = gpu::dynamic_shared<uint32_t>();
   const gpu::shared<float> maxima = gpu::shared_cast<float>(shared + L::kMaxima);
   const gpu::shared<uint8_t> maximum_rows = gpu::shared_cast<uint8_t>(shared + L::kMaximumRows);
   const gpu::shared<float> biases = gpu::shared_cast<float>(shared + L::kBias);
-  // Shuffled, the compiler knows that it is the same in all lanes.
+  // Shuffled, so that the compiler knows it to be the same in all lanes.
   const int warp = __shfl_sync(~0u, static_cast<int>(threadIdx.x / 32), 0), lane = threadIdx.x % 32, quad = lane % 4;
   const int plane = b.out_height * b.out_width, pooled_plane = b.pool_height * b.pool_width;
   const int column = warp * 8 + lane / 4;
@@ -194,7 +187,7 @@ __global__ void __launch_bounds__(kThreads, 1)
               for (int k = 0; k < 2; ++k) {
                 const float (&sum)[4] = sums[r / 2][4 * j + 2 * half + k];
                 words[j][2 * half + k] =
-                    pair_of<T>(sum[r % 2 * 2] + add.v[2 * k], sum[r % 2 * 2 + 1] + add.v[2 * k + 1]);
+                    gpu::pack<T>(sum[r % 2 * 2] + add.v[2 * k], sum[r % 2 * 2 + 1] + add.v[2 * k + 1]);
               }
             }
           }
@@ -278,15 +271,15 @@ __global__ void __launch_bounds__(kThreads, 1)
         const int pixel = py * b.pool_width + px;
         const int64_t to =
             image * kTile * pooled_plane + (kLast ? pixel * kTile + channel : channel * pooled_plane + pixel);
-        gpu::Quad<T> values;
+        const uint32_t words[2] = {gpu::pack<T>(best[0].value, best[1].value),
+                                   gpu::pack<T>(best[2].value, best[3].value)};
+        gpu::Quad<uint16_t> values;
+        memcpy(&values, words, 8);
         gpu::Quad<uint8_t> codes;
 #pragma unroll
-        for (int k = 0; k < 4; ++k) {
-          values.v[k] = gpu::from_float<T>(best[k].value);
-          codes.v[k] = static_cast<uint8_t>(best[k].code);
-        }
+        for (int k = 0; k < 4; ++k) codes.v[k] = static_cast<uint8_t>(best[k].code);
         if constexpr (kLast) {
-          *reinterpret_cast<gpu::Quad<T>*>(y + to) = values;
+          *reinterpret_cast<gpu::Quad<uint16_t>*>(y + to) = values;
           if (kSave) *reinterpret_cast<gpu::Quad<uint8_t>*>(code + to) = codes;
         } else {
 #pragma unroll
@@ -347,7 +340,7 @@ gpu::error_t launch_conv2d_relu_lrn_max_pool2d(const Images& images, const void*
       return gpu::launch(block_kernel<T, decltype(layout), decltype(last)::value, decltype(save)::value>,
                          dim3(std::min(all.jobs, processors)), dim3(kThreads), decltype(layout)::kBytes, stream,
                          static_cast<const uint16_t*>(x), reinterpret_cast<const uint32_t*>(workspace),
-                         static_cast<const T*>(bias), static_cast<T*>(y), static_cast<uint16_t*>(a), code, all,
+                         static_cast<const T*>(bias), static_cast<uint16_t*>(y), static_cast<uint16_t*>(a), code, all,
                          LrnArgs(lrn));
     });
   };

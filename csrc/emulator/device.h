@@ -116,6 +116,11 @@ T from_float(float v) {
   }
 }
 
+template <class T>
+uint32_t pack(float low, float high) {
+  return std::bit_cast<uint16_t>(from_float<T>(low)) | uint32_t{std::bit_cast<uint16_t>(from_float<T>(high))} << 16;
+}
+
 inline float rsqrt(float v) {
   return 1.f / std::sqrt(v);
 }
