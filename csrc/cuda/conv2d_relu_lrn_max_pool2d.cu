@@ -89,6 +89,49 @@ GPU_DEVICE void store_maxima(gpu::shared<float> to, gpu::shared<uint8_t> rows, c
   }
 }
 
+// Maxima over three columns of two rows of maxima: pooled rows py and py + 1, as far as they lie in [first, end).
+template <class T, class L, bool kLast, bool kSave>
+GPU_DEVICE void pool_across(gpu::shared<float> maxima, gpu::shared<uint8_t> maximum_rows, const Bands& b, int py,
+                            int first, int end, uint16_t* y, uint8_t* code) {
+  // Four channels of a pooled pixel at a time: lanes take neighbours in memory.
+  constexpr int kTile = L::kTile, kAcross = kLast ? kTile / 4 : 2, kAlong = kLast ? 1 : 16;
+  constexpr int kGroups = kTile / 4 / kAcross;
+  const int blocks = divide_up(b.pool_width, kAlong), plane = b.pool_height * b.pool_width;
+  for (int i = threadIdx.x; i < 2 * blocks * kGroups * kAlong * kAcross; i += kThreads) {
+    const int rest = i / (kAcross * kAlong), block = rest / kGroups, which = block >= blocks, row = py + which;
+    const int column = (block - which * blocks) * kAlong + i / kAcross % kAlong;
+    const int channel = (rest % kGroups * kAcross + i % kAcross) * 4;
+    if (column >= b.pool_width || row < first || row >= end) continue;
+    Maximum best[4];
+#pragma unroll
+    for (int dx = 0; dx < 3; ++dx) {
+      const int from = which * kColumns + 2 * column + dx;
+      const gpu::Quad<float> v = gpu::load4(maxima + (from * L::kColumn + channel));
+      gpu::Quad<uint8_t> rows = {};
+      if constexpr (kSave) rows = gpu::load4(maximum_rows + (from * kTile + channel));
+#pragma unroll
+      for (int k = 0; k < 4; ++k) best[k].offer_unordered(v.v[k], rows.v[k] * 3 + dx);
+    }
+    const uint32_t words[2] = {gpu::pack<T>(best[0].value, best[1].value), gpu::pack<T>(best[2].value, best[3].value)};
+    gpu::Quad<uint16_t> values;
+    memcpy(&values, words, 8);
+    gpu::Quad<uint8_t> codes;
+#pragma unroll
+    for (int k = 0; k < 4; ++k) codes.v[k] = static_cast<uint8_t>(best[k].code);
+    const int pixel = row * b.pool_width + column, to = kLast ? pixel * kTile + channel : channel * plane + pixel;
+    if constexpr (kLast) {
+      *reinterpret_cast<gpu::Quad<uint16_t>*>(y + to) = values;
+      if constexpr (kSave) *reinterpret_cast<gpu::Quad<uint8_t>*>(code + to) = codes;
+    } else {
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        y[to + k * plane] = values.v[k];
+        if constexpr (kSave) code[to + k * plane] = codes.v[k];
+      }
+    }
+  }
+}
+
 template <class T, class L, bool kLast, bool kSave>
 __global__ void __launch_bounds__(kThreads, 1)
     block_kernel(const uint16_t* __restrict__ x, const uint32_t* __restrict__ packed, const T* __restrict__ bias,
@@ -250,45 +293,9 @@ __global__ void __launch_bounds__(kThreads, 1)
       }
       __syncthreads();
 
-      // Four channels of a pooled pixel at a time: lanes take neighbours in memory.
-      constexpr int kAcross = kLast ? kTile / 4 : 2, kAlong = kLast ? 1 : 16, kGroups = kTile / 4 / kAcross;
-      const int blocks = divide_up(b.pool_width, kAlong);
-      for (int i = threadIdx.x; i < 2 * blocks * kGroups * kAlong * kAcross; i += kThreads) {
-        const int rest = i / (kAcross * kAlong), block = rest / kGroups, which = block >= blocks;
-        const int px = (block - which * blocks) * kAlong + i / kAcross % kAlong, py = first + 2 * step - 1 + which;
-        const int channel = (rest % kGroups * kAcross + i % kAcross) * 4;
-        if (px >= b.pool_width || py < first || py >= end) continue;
-        Maximum best[4];
-#pragma unroll
-        for (int dx = 0; dx < 3; ++dx) {
-          const int from = which * kColumns + 2 * px + dx;
-          const gpu::Quad<float> v = gpu::load4(maxima + (from * L::kColumn + channel));
-          gpu::Quad<uint8_t> rows = {};
-          if constexpr (kSave) rows = gpu::load4(maximum_rows + (from * kTile + channel));
-#pragma unroll
-          for (int k = 0; k < 4; ++k) best[k].offer_unordered(v.v[k], rows.v[k] * 3 + dx);
-        }
-        const int pixel = py * b.pool_width + px;
-        const int64_t to =
-            image * kTile * pooled_plane + (kLast ? pixel * kTile + channel : channel * pooled_plane + pixel);
-        const uint32_t words[2] = {gpu::pack<T>(best[0].value, best[1].value),
-                                   gpu::pack<T>(best[2].value, best[3].value)};
-        gpu::Quad<uint16_t> values;
-        memcpy(&values, words, 8);
-        gpu::Quad<uint8_t> codes;
-#pragma unroll
-        for (int k = 0; k < 4; ++k) codes.v[k] = static_cast<uint8_t>(best[k].code);
-        if constexpr (kLast) {
-          *reinterpret_cast<gpu::Quad<uint16_t>*>(y + to) = values;
-          if (kSave) *reinterpret_cast<gpu::Quad<uint8_t>*>(code + to) = codes;
-        } else {
-#pragma unroll
-          for (int k = 0; k < 4; ++k) {
-            y[to + k * pooled_plane] = values.v[k];
-            if (kSave) code[to + k * pooled_plane] = codes.v[k];
-          }
-        }
-      }
+      pool_across<T, L, kLast, kSave>(maxima, maximum_rows, b, 2 * step - 1 + first, first, end,
+                                      y + image * kTile * pooled_plane,
+                                      kSave ? code + image * kTile * pooled_plane : nullptr);
     }
   }
 }
