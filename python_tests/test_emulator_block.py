@@ -55,21 +55,22 @@ def test_block(shape, filters, padding, ceil_mode, processors, dtype, channels_l
 @pytest.mark.parametrize("values", ["ties", "nan"])
 def test_block_of_special_values(values, channels_last):
     """Equal maxima and NaN: the same choice as the tail's, and NaN where a window meets one and nowhere else."""
-    dtype = torch.float16
-    batch, x = Batch((1, 3, 47, 51), dtype, channels_last), random(1, 3, 47, 51, dtype=dtype)
+    dtype, shape = torch.float16, (16, 3, 19, 35)
+    batch, x = Batch(shape, dtype, channels_last), random(*shape, dtype=dtype)
     weight = random(64, 3, 11, 11, dtype=dtype, scale=0.1)
     if values == "ties":
         x = torch.zeros_like(x)
         x[:, :, ::16, ::12] = 1
         weight = weight.sign()
-    else:
-        x[0, 1, 20, 24] = x[0, 0, 46, 50] = torch.nan
-    one, two = both(batch, x, weight, None, 0, False, 1)
+    else:  # at every place of a 4x4 cell
+        for n in range(16):
+            x[n, n % 3, 8 + n // 4, 8 + n % 4] = torch.nan
+    one, two = both(batch, x, weight, None, 0, False, 16)
     for got, expected in zip(one, two):
         np.testing.assert_array_equal(got, expected)
-    spoilt = batch.tensor(one[0], (1, 64, 4, 5)).isnan()
-    assert spoilt.any() == (values == "nan")
-    assert not spoilt.all()
+    spoilt = batch.tensor(one[0], (16, 64, 1, 3)).isnan()
+    assert spoilt[..., 0].all() == (values == "nan")
+    assert not spoilt[..., 2].any()
 
 
 def test_block_of_a_whole_image():
