@@ -9,7 +9,7 @@ from test_emulator import DTYPES, Batch, _emulator, fibers, layouts, random  # n
 
 from alexnet_cuda import reference
 
-POOL = (3, 2, 0, False)
+POOL, LRN = (3, 2, 0, False), (5, 2, 0.06, 0.75, 2.0, 1)
 BLOCK = [  # shape, filters, padding, ceil_mode, processors
     pytest.param((3, 3, 43, 59), 96, 0, False, 2, id="alexnet-more-images-than-processors"),
     pytest.param((1, 3, 48, 47), 64, 2, True, 9, id="bands-of-one-row"),
@@ -18,7 +18,7 @@ BLOCK = [  # shape, filters, padding, ceil_mode, processors
 ]
 
 
-def both(batch, x, weight, bias, padding, ceil_mode, processors, lrn=(5, 2, 0.06, 0.75, 2.0, 1), save=True):
+def both(batch, x, weight, bias, padding, ceil_mode, processors, lrn=LRN, save=True):
     """What the one kernel gives, and what the two give: (y, a, code) each."""
     x, w = batch.raw(x), batch.raw(weight, image=False)
     b = None if bias is None else batch.raw(bias, image=False)
@@ -82,7 +82,19 @@ def test_block_of_a_whole_image():
         np.testing.assert_array_equal(got, expected)
 
 
-def test_what_the_block_does_not_do():
-    batch, x, weight = Batch((1, 3, 47, 51), torch.float16, False), random(1, 3, 47, 51), random(64, 3, 11, 11)
+@pytest.mark.parametrize(
+    ("shape", "filters", "lrn"),
+    [
+        pytest.param((1, 3, 47, 51), 64, (5, 2, 0.06, 0.5, 2.0, 1), id="beta"),
+        pytest.param((1, 3, 47, 51), 64, (5, 2, 0.06, 0.75, 2.0, 2), id="groups"),
+        pytest.param((1, 3, 47, 51), 64, (3, 1, 0.06, 0.75, 2.0, 1), id="size"),
+        pytest.param((1, 3, 47, 51), 48, LRN, id="filters"),
+        pytest.param((1, 1, 47, 51), 64, LRN, id="grey"),
+        pytest.param((1, 3, 19, 235), 64, LRN, id="57-columns"),
+        pytest.param((1, 3, 16, 51), 64, LRN, id="nothing-to-pool"),
+    ],
+)
+def test_what_the_block_does_not_do(shape, filters, lrn):
+    batch, x = Batch(shape, torch.float16, False), random(*shape)
     with pytest.raises(ValueError, match="cannot"):
-        both(batch, x, weight, None, 0, False, 1, lrn=(5, 2, 0.06, 0.5, 2.0, 1))
+        both(batch, x, random(filters, shape[1], 11, 11), None, 0, False, 1, lrn)
