@@ -76,7 +76,7 @@ GPU_DEVICE bfloat16 from_float<bfloat16>(float v) {
   return __float2bfloat16_rn(v);
 }
 
-// Both rounded into one word, `low` into its lower half: one fast instruction, where from_float's is a slow one.
+// Both rounded into one word, `low` into its lower half, by one instruction.
 template <class T>
 GPU_DEVICE uint32_t pack(float low, float high);
 template <>
