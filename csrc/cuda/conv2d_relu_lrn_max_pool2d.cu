@@ -157,18 +157,22 @@ __global__ void __launch_bounds__(kThreads, 1)
     return Cell{x + int64_t{min(job, b.jobs - 1) / b.bands} * kChannels * b.height * b.width,
                 job < b.jobs ? y : b.height, 4 * cell_column - b.padding};
   };
+  // Rows of a job's cells, beginning with the first, by `threads` threads.
+  const auto stage_rows = [&](gpu::shared<uint32_t> to, int job, int rows, int thread, int threads) {
+    for (int i = thread; i < rows * kRowCells; i += threads) {
+      const Cell cell = cell_of(job, i / kRowCells, i % kRowCells);
+      unroll<kPlanes>([&](auto p) {
+        uint16_t v[8];
+        load_cell<kChannels, kLast, decltype(p)::value>(cell.image, b.height, b.width, cell.y, cell.x, v);
+        store_cell(to + (p * (kStepPlane / 2) + i * 4), v);
+      });
+    }
+  };
 
   for (int i = threadIdx.x; i < L::kCells / 4; i += kThreads) gpu::cp_async16(shared + 4 * i, packed + 4 * i, true);
   gpu::cp_async_commit();
   if (threadIdx.x < kTile) biases[threadIdx.x] = bias ? gpu::to_float(bias[threadIdx.x]) : 0.f;
-  for (int i = threadIdx.x; i < kStepCells; i += kThreads) {
-    const Cell cell = cell_of(blockIdx.x, i / kRowCells, i % kRowCells);
-    unroll<kPlanes>([&](auto p) {
-      uint16_t v[8];
-      load_cell<kChannels, kLast, decltype(p)::value>(cell.image, b.height, b.width, cell.y, cell.x, v);
-      store_cell(shared + (L::kCells + p * (kStepPlane / 2) + i * 4), v);
-    });
-  }
+  stage_rows(shared + L::kCells, blockIdx.x, 6, threadIdx.x, kThreads);
   gpu::cp_async_wait<0>();
   __syncthreads();
 
@@ -179,22 +183,22 @@ __global__ void __launch_bounds__(kThreads, 1)
     const int64_t image = job / b.bands;
     const int band = job % b.bands, first = band * b.rows, end = min(first + b.rows, b.pool_height);
     for (int step = 0; step < b.steps; ++step) {
-      // The next step's cells: its first two rows are this step's last two, unless another band begins.
+      // The next step's cells: its first two rows are this step's last two, unless another band begins. Then the
+      // warp without pixels, which has time, loads them. All warps load the other four while they multiply.
       const bool last_step = step + 1 == b.steps;
-      const int next_job = last_step ? job + gridDim.x : job, next_row = last_step ? 0 : (step + 1) * kRows;
-      const int staged_row = threadIdx.x / kRowCells, staged_column = threadIdx.x % kRowCells;
-      const Cell below = cell_of(next_job, next_row + 2 + staged_row, staged_column);
-      const Cell above = cell_of(next_job, next_row + staged_row, staged_column);
-      const bool stage_above = last_step && staged_row < 2;
+      const int next_job = last_step ? job + gridDim.x : job, next_row = last_step ? 2 : step * kRows + 6;
       const gpu::shared<uint32_t> cells = shared + (L::kCells + buffer * L::kBuffer);
-      const gpu::shared<uint32_t> next = shared + (L::kCells + (buffer ^ 1) * L::kBuffer) + threadIdx.x * 4;
-      if (!last_step && staged_row < 2) {
+      const gpu::shared<uint32_t> next = shared + (L::kCells + (buffer ^ 1) * L::kBuffer);
+      if (last_step) {
+        if (warp == kColumns / 8) stage_rows(next, next_job, 2, lane, 32);
+      } else if (threadIdx.x < 2 * kRowCells) {
 #pragma unroll
         for (int p = 0; p < kPlanes; ++p) {
-          const int at = p * (kStepPlane / 2);
-          gpu::store4(next + at, gpu::load4(cells + (at + (kRows * kRowCells + threadIdx.x) * 4)));
+          const int at = p * (kStepPlane / 2) + threadIdx.x * 4;
+          gpu::store4(next + at, gpu::load4(cells + (at + kRows * kRowCells * 4)));
         }
       }
+      const Cell cell = cell_of(next_job, next_row + threadIdx.x / kRowCells, threadIdx.x % kRowCells);
 
       float sums[2][kTile / 8][4] = {};
       const gpu::shared<uint16_t> mine =
@@ -202,16 +206,13 @@ __global__ void __launch_bounds__(kThreads, 1)
       unroll<kPlanes>([&](auto p) {
         constexpr int kPlaneIndex = decltype(p)::value;
         constexpr int kBegin = kPlaneIndex * kSteps / kPlanes, kEnd = (kPlaneIndex + 1) * kSteps / kPlanes;
-        uint16_t v[8], w[8];
-        load_cell<kChannels, kLast, kPlaneIndex>(below.image, b.height, b.width, below.y, below.x, v);
-        if (stage_above) load_cell<kChannels, kLast, kPlaneIndex>(above.image, b.height, b.width, above.y, above.x, w);
+        uint16_t v[8];
+        load_cell<kChannels, kLast, kPlaneIndex>(cell.image, b.height, b.width, cell.y, cell.x, v);
         if (live)
           unroll<kEnd - kBegin>([&](auto s) {
             multiply<T, kChannels, kTile, kBegin + decltype(s)::value>(mine, shared + lane * 4, sums);
           });
-        const gpu::shared<uint32_t> to = next + kPlaneIndex * (kStepPlane / 2);
-        store_cell(to + 2 * kRowCells * 4, v);
-        if (stage_above) store_cell(to, w);
+        store_cell(next + (kPlaneIndex * (kStepPlane / 2) + (2 * kRowCells + threadIdx.x) * 4), v);
       });
       buffer ^= 1;
 
