@@ -58,20 +58,25 @@ WEIGHT_GRAD = {
 }
 # Of a shift, 4 products a plane; again in another branch for each plane of which some shifts leave elements out.
 INPUT_GRAD = {(c, 0): (4 * (2 * c + again), 4) for c, again in [(1, 1), (3, 1), (4, 2)]}
+BLOCK = {(3, tile): (24 * tile // 4, 24 * 2) for tile in (64, 96)}  # its 24 steps are unrolled
+PRODUCTS = [  # source, kernel, expected, kernels for each: dtypes; of the block also layouts, with and without saving
+    ("conv2d_mma", "mma", FORWARD, 3),
+    ("conv2d_weight_grad_mma", "weight_grad_mma", WEIGHT_GRAD, 3),
+    ("conv2d_input_grad_mma", "input_grad_mma", INPUT_GRAD, 3),
+    ("conv2d_relu_lrn_max_pool2d", "block", BLOCK, 8),
+]
 
 
 @no_machine_code
-@pytest.mark.parametrize(
-    ("name", "expected"), [("mma", FORWARD), ("weight_grad_mma", WEIGHT_GRAD), ("input_grad_mma", INPUT_GRAD)]
-)
-def test_convolution_is_tensor_core_instructions(name, expected):
+@pytest.mark.parametrize(("source", "name", "expected", "copies"), PRODUCTS, ids=[p[0] for p in PRODUCTS])
+def test_convolution_is_tensor_core_instructions(source, name, expected, copies):
     """The loops hold exactly the products that the algorithm needs."""
-    found = {}
-    for k in compiled(ROOT / f"csrc/cuda/conv2d_{name}.cu"):
+    found = []
+    for k in compiled(ROOT / f"csrc/cuda/{source}.cu"):
         if match := re.search(rf"\d{name}_kernelI(\w*?)Li(\d+)E(?:Li(\d+)E)?", k.name):
-            found[(k.architecture, *match.groups())] = (k.count("HMMA"), k.count("LDSM"))
-    assert len(found) == 3 * len(expected) * len(ARCHITECTURES)  # for each dtype
-    for (architecture, dtype, channels, tile), (products, matrices) in found.items():
+            found.append((k.architecture, *match.groups(), k.count("HMMA"), k.count("LDSM")))
+    assert len(found) == copies * len(expected) * len(ARCHITECTURES)
+    for architecture, dtype, channels, tile, products, matrices in found:
         wanted = expected[int(channels), int(tile or 0)]
         if (name, dtype) == ("weight_grad_mma", "f"):
             wanted = wanted[0], 0  # ldmatrix cannot transpose 32-bit elements

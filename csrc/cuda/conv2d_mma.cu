@@ -43,15 +43,6 @@ __global__ void __launch_bounds__(kThreads)
 
 // ---- the product ---------------------------------------------------------------------------------------------------
 
-// Clears what a fragment holds of elements that no filter element meets: their weights are 0, but 0 * NaN is not.
-template <class T>
-GPU_DEVICE void clear_unneeded(int mask, uint32_t& first, uint32_t& second) {
-  const int mine = mask >> threadIdx.x % 4 * (kWidthOf<T> / 4);
-  const uint32_t keep = sizeof(T) == 4 ? (mine & 1 ? ~0u : 0) : (mine & 1 ? 0xffffu : 0) | (mine & 2 ? 0xffff0000u : 0);
-  first &= keep;
-  second &= keep;
-}
-
 template <class T>
 struct alignas(16) Octet {
   T v[8];
@@ -182,12 +173,7 @@ int packed_words(DType dtype, const Conv& conv) {
 template <class T, int kChannels, int kTile>
 gpu::error_t launch_tile(const Images& images, const void* x, const void* weight, const void* bias, void* y,
                          const Conv& conv, float* workspace, gpu::stream_t stream) {
-  uint32_t* packed = reinterpret_cast<uint32_t*>(workspace);
-  const int words = packed_words(images.dtype, conv);
-  const gpu::error_t error =
-      gpu::launch(pack_kernel<Stored<T>>, dim3(divide_up(words, kThreads)), dim3(kThreads), 0, stream,
-                  static_cast<const Stored<T>*>(weight), packed, words, static_cast<int>(conv.filters), kTile,
-                  kPlan<kChannels, kWidthOf<T>>.steps, kChannels * 121, taps<kChannels, kWidthOf<T>>());
+  const gpu::error_t error = pack_conv2d_weight(images.dtype, weight, conv, workspace, stream);
   if (error != gpu::kSuccess) return error;
   const Geometry geometry = geometry_of(images.channels_last, conv, y);
   constexpr int kBytes = std::max<int>(kPlanesOf<T, kChannels> * kPlane * 2, kThreads * kTransposed<T> * sizeof(T));
@@ -196,7 +182,7 @@ gpu::error_t launch_tile(const Images& images, const void* x, const void* weight
         mma_kernel<T, kChannels, kTile>,
         dim3(static_cast<unsigned>(count * geometry.strips * geometry.blocks), divide_up(conv.filters, kTile)),
         dim3(kThreads), kBytes, stream, static_cast<const Stored<T>*>(x),
-        reinterpret_cast<const gpu::Quad<uint32_t>*>(packed), static_cast<const T*>(bias), static_cast<T*>(y), first,
+        reinterpret_cast<const gpu::Quad<uint32_t>*>(workspace), static_cast<const T*>(bias), static_cast<T*>(y), first,
         geometry, operands<kChannels, kWidthOf<T>>(geometry.strip_width + 2));
   });
 }
@@ -212,6 +198,24 @@ gpu::error_t launch_channels(const Images& images, const void* x, const void* we
 
 int64_t conv2d_workspace(DType dtype, const Conv& conv) {
   return on_tensor_cores(dtype, conv) ? packed_words(dtype, conv) : 0;
+}
+
+gpu::error_t pack_conv2d_weight(DType dtype, const void* weight, const Conv& conv, float* packed,
+                                gpu::stream_t stream) {
+  const auto run = [&](auto element, auto width) {
+    using E = decltype(element);
+    constexpr int kWidth = decltype(width)::value;
+    const int words = packed_words(dtype, conv);
+    return gpu::launch(pack_kernel<E>, dim3(divide_up(words, kThreads)), dim3(kThreads), 0, stream,
+                       static_cast<const E*>(weight), reinterpret_cast<uint32_t*>(packed), words,
+                       static_cast<int>(conv.filters), filter_tile(conv), steps_of<kWidth>(conv),
+                       static_cast<int>(conv.channels) * 121,
+                       conv.channels == 1   ? taps<1, kWidth>()
+                       : conv.channels == 3 ? taps<3, kWidth>()
+                                            : taps<4, kWidth>());
+  };
+  return dtype == kTF32 ? run(float{}, std::integral_constant<int, 4>{})
+                        : run(uint16_t{}, std::integral_constant<int, 8>{});
 }
 
 gpu::error_t launch_conv2d_mma(const Images& images, const void* x, const void* weight, const void* bias, void* y,

@@ -76,6 +76,22 @@ GPU_DEVICE bfloat16 from_float<bfloat16>(float v) {
   return __float2bfloat16_rn(v);
 }
 
+// Both rounded into one word, `low` into its lower half, by one instruction.
+template <class T>
+GPU_DEVICE uint32_t pack(float low, float high);
+template <>
+GPU_DEVICE uint32_t pack<half>(float low, float high) {
+  uint32_t r;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
+  return r;
+}
+template <>
+GPU_DEVICE uint32_t pack<bfloat16>(float low, float high) {
+  uint32_t r;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
+  return r;
+}
+
 // One instruction each (relative error about 1e-7); IEEE-exact forms cost a dozen.
 GPU_DEVICE float rsqrt(float v) {
   float r;

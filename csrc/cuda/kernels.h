@@ -56,6 +56,17 @@ int64_t conv2d_input_grad_workspace(DType dtype, const Conv& conv);
 gpu::error_t launch_conv2d_input_grad_mma(const Images& images, const void* grad, const void* weight, void* dx,
                                           const Conv& conv, float* workspace, gpu::stream_t stream);
 
+// The whole first block in one kernel, for what `fuses` says it can do on a device whose blocks may have that much
+// shared memory. `images` describes x; a (the convolution's output) and code are both null or both not, and the outputs
+// are aligned to 16 bytes. The workspace is conv2d_workspace's; `processors` is the number of the device's
+// multiprocessors.
+bool fuses_conv2d_relu_lrn_max_pool2d(DType dtype, const Conv& conv, const Lrn& lrn, const Pool& pool, Order order,
+                                      int shared_memory_optin);
+gpu::error_t launch_conv2d_relu_lrn_max_pool2d(const Images& images, const void* x, const void* weight,
+                                               const void* bias, void* y, void* a, uint8_t* code, const Conv& conv,
+                                               const Lrn& lrn, const Pool& pool, int processors, float* workspace,
+                                               gpu::stream_t stream);
+
 // The number of slices depends on the batch alone, so that a result does not depend on the device.
 inline int64_t conv2d_weight_grad_slices(int64_t n) {
   return n < 16 ? 4 * n : 64;

@@ -12,6 +12,10 @@
 
 namespace alexnet_cuda {
 
+GPU_DEVICE float relu(float v) {
+  return v < 0 ? 0.f : v;
+}  // NaN stays NaN
+
 struct LrnArgs {
   int front, back;
   float alpha, beta, k;

@@ -35,6 +35,13 @@ struct Maximum {
       code = c;
     }
   }
+  // The same choice whatever the order in which they come.
+  GPU_DEVICE void offer_unordered(float v, int c) {
+    if (code < 0 || v > value || (v != v ? value == value || c > code : v == value && c < code)) {
+      value = v;
+      code = c;
+    }
+  }
 };
 
 // visit(code, y, x) for the elements of output (oy, ox)'s window that lie inside the image, in scan order.

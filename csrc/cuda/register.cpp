@@ -72,6 +72,12 @@ const uint8_t* code_data(const Tensor& code) {
   return static_cast<const uint8_t*>(code.const_data_ptr());
 }
 
+int attribute(const char* op, const Tensor& x, cudaDeviceAttr which) {
+  int value = 0;
+  cuda_check(cudaDeviceGetAttribute(&value, which, x.get_device_index()), op);
+  return value;
+}
+
 void check_on_device(const char* op, const char* name, const Tensor& x, const Tensor& like) {
   STD_TORCH_CHECK(x.device() == like.device(), op, ": expected ", name, " to be on the device of the other tensors");
 }
@@ -296,10 +302,35 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_relu_lrn_max_pool2d(
     const Tensor& x, const Tensor& weight, std::optional<Tensor> bias, int64_t conv_stride, int64_t conv_padding,
     bool conv_ceil_mode, int64_t order, int64_t size, int64_t front, double alpha, double beta, double k,
     int64_t groups, int64_t kernel_size, int64_t stride, int64_t padding, bool ceil_mode, bool save) {
-  Tensor a = conv2d(x, weight, bias, conv_stride, conv_padding, conv_ceil_mode);
-  auto [y, code] =
-      relu_lrn_max_pool2d(a, order, size, front, alpha, beta, k, groups, kernel_size, stride, padding, ceil_mode, save);
-  return {y, save ? a : no_elements(x, x.scalar_type()), code};
+  const char* op = "conv2d_relu_lrn_max_pool2d";
+  const Conv conv = conv_of(op, x, weight, bias, conv_stride, conv_padding, conv_ceil_mode);
+  const Lrn lrn = checked_lrn(op, conv.filters, size, front, alpha, beta, k, groups);
+  const Pool pool = checked_pool(op, conv.out_height, conv.out_width, kernel_size, stride, padding, ceil_mode);
+  const DeviceGuard guard(x.get_device_index());
+  const int shared_memory = attribute(op, x, cudaDevAttrMaxSharedMemoryPerBlockOptin);
+  if (x.size(0) == 0 ||
+      !fuses_conv2d_relu_lrn_max_pool2d(dtype_of(op, x), conv, lrn, pool, checked_order(op, order), shared_memory)) {
+    Tensor a = conv2d(x, weight, bias, conv_stride, conv_padding, conv_ceil_mode);
+    auto [y, code] = relu_lrn_max_pool2d(a, order, size, front, alpha, beta, k, groups, kernel_size, stride, padding,
+                                         ceil_mode, save);
+    return {y, save ? a : no_elements(x, x.scalar_type()), code};
+  }
+  const MemoryFormat format = format_of(x);
+  const std::vector<int64_t> out_size = {x.size(0), conv.filters, pool.out_height, pool.out_width};
+  Tensor y = empty(x, out_size, format);
+  Tensor a = save ? empty(x, {x.size(0), conv.filters, conv.out_height, conv.out_width}, format)
+                  : no_elements(x, x.scalar_type());
+  Tensor code = save ? empty(x, out_size, format, ScalarType::Byte) : no_elements(x, ScalarType::Byte);
+  const Tensor in = dense(x, format), w = dense(weight, MemoryFormat::Contiguous);
+  std::optional<Tensor> b;
+  if (bias) b = dense(*bias, MemoryFormat::Contiguous);
+  Tensor workspace = floats(x, conv2d_workspace(dtype_of(op, x), conv));
+  cuda_check(launch_conv2d_relu_lrn_max_pool2d(
+                 images_of(op, x, format), in.const_data_ptr(), w.const_data_ptr(), b ? b->const_data_ptr() : nullptr,
+                 y.mutable_data_ptr(), save ? a.mutable_data_ptr() : nullptr, code_data(code), conv, lrn, pool,
+                 attribute(op, x, cudaDevAttrMultiProcessorCount), float_data(workspace), stream_of(x)),
+             op);
+  return {y, a, code};
 }
 
 }  // namespace

@@ -10,9 +10,6 @@
 namespace alexnet_cuda {
 namespace {
 
-GPU_DEVICE float relu(float v) {
-  return v < 0 ? 0.f : v;
-}  // NaN stays NaN
 GPU_DEVICE float relu_gradient(float v, float g) {
   return v <= 0 ? 0.f : g;
 }

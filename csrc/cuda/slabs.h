@@ -141,29 +141,49 @@ struct Geometry {
   }
 };
 
+// The elements of one plane of the cell whose upper left pixel is (y, x); 0 outside the image.
+template <int kChannels, bool kLast, int kWhich, class E>
+GPU_DEVICE void load_cell(const E* image, int height, int width, int y, int x, E (&v)[16 / sizeof(E)]) {
+  constexpr int kWidth = kWidthOf<E>;
+  const int corner = y * width + x;
+  unroll<kWidth>([&](auto e) {
+    constexpr Element at = element_of(kChannels, kWidth * kWhich + decltype(e)::value, kWidth);
+    const bool inside = static_cast<unsigned>(y + at.y) < static_cast<unsigned>(height) &&
+                        static_cast<unsigned>(x + at.x) < static_cast<unsigned>(width);
+    const int pixel = corner + at.y * width + at.x;
+    v[e] = inside ? image[kLast ? pixel * kChannels + at.c : at.c * height * width + pixel] : E{0};
+  });
+}
+template <class E>
+GPU_DEVICE void store_cell(gpu::shared<uint32_t> to, const E (&v)[16 / sizeof(E)]) {
+  gpu::Quad<uint32_t> words;
+#pragma unroll
+  for (int k = 0; k < 4; ++k) words.v[k] = word_of(v + k * kWidthOf<E> / 4);
+  gpu::store4(to, words);
+}
+
 // Cells first .. first + kPixels + 2 rows + 1 of a strip of one image, a cell per thread at a time; 0 outside.
 template <int kChannels, bool kLast, int kPixels = kBlockPixels, class E>
 GPU_DEVICE void stage(gpu::shared<uint32_t> cells, const E* image, const Geometry& g, int strip, int first) {
-  constexpr int kWidth = kWidthOf<E>;
-  const int pitch = g.pitch(), plane = g.height * g.width;
+  const int pitch = g.pitch();
   for (int i = threadIdx.x; i < kPixels + 2 * pitch + 2; i += kThreads) {
     const int row = (first + i) / pitch, column = (first + i) % pitch + strip * g.strip_width;
-    const int y = 4 * row - g.padding, x = 4 * column - g.padding, corner = y * g.width + x;
-    unroll<16 * kChannels / kWidth>([&](auto p) {
-      E v[kWidth];
-      unroll<kWidth>([&](auto e) {
-        constexpr Element at = element_of(kChannels, kWidth * decltype(p)::value + decltype(e)::value, kWidth);
-        const bool inside = static_cast<unsigned>(y + at.y) < static_cast<unsigned>(g.height) &&
-                            static_cast<unsigned>(x + at.x) < static_cast<unsigned>(g.width);
-        const int pixel = corner + at.y * g.width + at.x;
-        v[e] = inside ? image[kLast ? pixel * kChannels + at.c : at.c * plane + pixel] : E{0};
-      });
-      gpu::Quad<uint32_t> words;
-#pragma unroll
-      for (int k = 0; k < 4; ++k) words.v[k] = word_of(v + k * kWidth / 4);
-      gpu::store4(cells + (p * (kPlaneFor<kPixels> / 2) + i * 4), words);
+    unroll<kPlanesOf<E, kChannels>>([&](auto p) {
+      E v[kWidthOf<E>];
+      load_cell<kChannels, kLast, decltype(p)::value>(image, g.height, g.width, 4 * row - g.padding,
+                                                      4 * column - g.padding, v);
+      store_cell(cells + (p * (kPlaneFor<kPixels> / 2) + i * 4), v);
     });
   }
+}
+
+// Clears what a fragment holds of elements that no filter element meets: their weights are 0, but 0 * NaN is not.
+template <class T>
+GPU_DEVICE void clear_unneeded(int mask, uint32_t& first, uint32_t& second) {
+  const int mine = mask >> threadIdx.x % 4 * (kWidthOf<T> / 4);
+  const uint32_t keep = sizeof(T) == 4 ? (mine & 1 ? ~0u : 0) : (mine & 1 ? 0xffffu : 0) | (mine & 2 ? 0xffff0000u : 0);
+  first &= keep;
+  second &= keep;
 }
 
 // 16 bytes of the gradient as tensor cores take them: an output's filters from `filter` on; 0 where there are none, and
@@ -228,6 +248,9 @@ inline bool on_tensor_cores(DType dtype, const Conv& conv) {
   return dtype != kFloat && conv.kernel_size == 11 && conv.stride == 4 &&
          (conv.channels == 1 || conv.channels == 3 || conv.channels == 4);
 }
+
+// The weights in the order in which conv2d_mma.cu, which says what it is, wants them: conv2d_workspace floats.
+gpu::error_t pack_conv2d_weight(DType dtype, const void* weight, const Conv& conv, float* packed, gpu::stream_t stream);
 
 // 64 or 96, whichever leaves less of the last tile empty.
 inline int filter_tile(const Conv& conv) {

@@ -120,6 +120,11 @@ inline uint32_t to_tf32(float v) {  // ties go away from zero
   return v != v ? 0x7fffffff : (std::bit_cast<uint32_t>(v) + 0x1000) & ~0x1fffu;
 }
 
+template <class T>
+uint32_t pack(float low, float high) {
+  return std::bit_cast<uint16_t>(from_float<T>(low)) | uint32_t{std::bit_cast<uint16_t>(from_float<T>(high))} << 16;
+}
+
 inline float rsqrt(float v) {
   return 1.f / std::sqrt(v);
 }

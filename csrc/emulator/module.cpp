@@ -204,6 +204,27 @@ py::array conv2d_input_grad(const ImagesTuple& shape, const py::array& grad, con
   return out.result(format_of(images));
 }
 
+py::tuple conv2d_relu_lrn_max_pool2d(const ImagesTuple& shape, const py::array& x, const py::array& weight,
+                                     const std::optional<py::array>& bias, int64_t filters, int padding, bool ceil_mode,
+                                     const LrnTuple& lrn, const PoolTuple& pool_, bool save, int processors) {
+  const Images images = images_of(shape);
+  const Conv conv = conv_of(images, filters, 11, 4, padding, ceil_mode);
+  const Pool pool =
+      pool_of(pool_, {images.dtype, images.channels_last, images.n, filters, conv.out_height, conv.out_width});
+  const int64_t outputs = images.n * filters * pool.out_height * pool.out_width;
+  const Buffer in(x), w(weight), b(bias ? *bias : py::array(py::dtype("uint16"), 0));
+  const Buffer out(outputs * 2), a(save ? images.n * filters * conv.out_height * conv.out_width * 2 : 0);
+  const Buffer code(save ? outputs : 0), workspace(conv2d_workspace(images.dtype, conv) * 4);
+  if (!fuses_conv2d_relu_lrn_max_pool2d(images.dtype, conv, lrn_of(lrn), pool, kReluLrnPool, 227 * 1024))
+    throw py::value_error("the kernel cannot do this");
+  check(launch_conv2d_relu_lrn_max_pool2d(images, in.data(), w.data(), bias ? b.data() : nullptr, out.data(),
+                                          save ? a.data() : nullptr,
+                                          save ? static_cast<uint8_t*>(code.data()) : nullptr, conv, lrn_of(lrn), pool,
+                                          processors, static_cast<float*>(workspace.data()), nullptr));
+  workspace.check();
+  return py::make_tuple(out.result("uint16"), a.result("uint16"), code.result("uint8"));
+}
+
 py::array run_kernel(const std::map<std::string, TestKernel>& kernels, const std::string& name, const py::array& in,
                      int64_t outputs) {
   const Buffer from(in), to(outputs * 4);
@@ -241,6 +262,7 @@ PYBIND11_MODULE(_emulator, m) {
   m.def("conv2d", &conv2d);
   m.def("conv2d_weight_grad", &conv2d_weight_grad);
   m.def("conv2d_input_grad", &conv2d_input_grad);
+  m.def("conv2d_relu_lrn_max_pool2d", &conv2d_relu_lrn_max_pool2d);
   m.def("test_kernels", [] { return names(test_kernels()); });
   m.def("broken_kernels", [] { return names(broken_kernels()); });
   m.def("run_test_kernel", [](const std::string& name, const py::array& in, int64_t outputs) {
