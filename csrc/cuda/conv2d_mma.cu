@@ -48,8 +48,16 @@ struct alignas(16) Octet {
   T v[8];
 };
 
+// Blocks that share an SM's registers. From sm_100 on ptxas would spill two words of TF32's if there were to be two.
+template <class T, int kTile>
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+constexpr int kMinBlocks = sizeof(T) == 4 && kTile == 96 ? 1 : 2;
+#else
+constexpr int kMinBlocks = 2;
+#endif
+
 template <class T, int kChannels, int kTile>
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(kThreads, kMinBlocks<T, kTile>)
     mma_kernel(const Stored<T>* __restrict__ x, const gpu::Quad<uint32_t>* __restrict__ packed,
                const T* __restrict__ bias, T* __restrict__ y, int64_t first_image, Geometry g, Operands operands) {
   constexpr int kSteps = kPlan<kChannels, kWidthOf<T>>.steps, kPairs = kTile / 16;
