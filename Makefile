@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: digits test lint build clean
+.PHONY: digits test lint sanitize build clean
 
 digits: $(VENV)/installed  # train on scikit-learn's handwritten digits; nothing is downloaded but packages
 	$(BIN)/alexnet-cuda train digits --output runs/digits --overwrite
@@ -13,6 +13,9 @@ test: $(VENV)/installed
 
 lint: $(VENV)/installed
 	PATH="$(CURDIR)/$(BIN):$$PATH" pre-commit run --all-files
+
+sanitize: $(VENV)/installed  # the CPU operators' tests under AddressSanitizer and UndefinedBehaviorSanitizer
+	tools/sanitize.sh
 
 build: $(VENV)/installed  # after a change in csrc only what changed is compiled
 
