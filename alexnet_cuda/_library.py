@@ -101,11 +101,7 @@ def set_kept_memory(limit: int) -> int:
     """
     if limit < 0:
         raise ValueError(f"set_kept_memory: expected limit to be at least 0, got {limit}")
-    if _C is None:
-        return 0
-    before = _C.kept_memory_limit()
-    _C.set_kept_memory(limit)
-    return before
+    return _C.set_kept_memory(limit) if _C is not None else 0
 
 
 def build_info() -> dict[str, str]:

@@ -10,7 +10,7 @@ cmake -S . -B $build -G Ninja -DPython_EXECUTABLE="$python" -DALEXNET_CUDA_WITH_
   -DCMAKE_BUILD_TYPE=RelWithDebInfo -DCMAKE_CXX_FLAGS="-fsanitize=address,undefined -fno-sanitize-recover=undefined"
 cmake --build $build --target _C
 rm -rf $build/package && mkdir $build/package
-cp -r alexnet_cuda $build/_C*.so $build/package && mv $build/package/_C*.so $build/package/alexnet_cuda
+cp -r alexnet_cuda $build/package && cp $build/_C*.so $build/package/alexnet_cuda
 
 LD_PRELOAD="$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
   "$python" - "$@" <<'PYTHON'

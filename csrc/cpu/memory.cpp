@@ -78,11 +78,12 @@ void give_memory(void* data, int64_t bytes) {
   k.bytes += bytes;
 }
 
-void set_kept_memory(int64_t limit) {
+int64_t set_kept_memory(int64_t limit) {
   Kept& k = kept();
   const std::lock_guard<std::mutex> lock(k.mutex);
-  k.limit = limit;
+  const int64_t before = k.limit.exchange(limit);
   k.drop_to(limit);
+  return before;
 }
 
 int64_t kept_memory_limit() {

@@ -14,7 +14,8 @@ void* take_memory(int64_t bytes);
 void give_memory(void* data, int64_t bytes);
 
 // The most bytes kept while nobody uses them; with 0 results come from torch's allocator. The latest freed stay.
-void set_kept_memory(int64_t limit);
+// Setting it returns what it was.
+int64_t set_kept_memory(int64_t limit);
 int64_t kept_memory_limit();
 
 }  // namespace alexnet_cuda

@@ -56,6 +56,12 @@ Images conv_images_of(const char* op, const Tensor& x, MemoryFormat format) {
 Tensor dense(const Tensor& x, MemoryFormat format) {
   return torch::stable::contiguous(x, format);
 }
+std::optional<Tensor> dense(const std::optional<Tensor>& x) {
+  return x ? std::optional(dense(*x, MemoryFormat::Contiguous)) : std::nullopt;
+}
+const void* data_or_null(const std::optional<Tensor>& x) {
+  return x ? x->const_data_ptr() : nullptr;
+}
 Tensor floats(const Tensor& like, int64_t n) {
   return empty(like, {n}, MemoryFormat::Contiguous, ScalarType::Float);
 }
@@ -111,12 +117,11 @@ Tensor conv2d(const Tensor& x, const Tensor& weight, std::optional<Tensor> bias,
   Tensor y = empty(x, {x.size(0), conv.filters, conv.out_height, conv.out_width}, format);
   if (y.numel() == 0) return y;
   const Tensor in = dense(x, format), w = dense(weight, MemoryFormat::Contiguous);
-  std::optional<Tensor> b;
-  if (bias) b = dense(*bias, MemoryFormat::Contiguous);
+  const std::optional<Tensor> b = dense(bias);
   const Images images = conv_images_of(op, x, format);
   Tensor workspace = floats(x, conv2d_workspace(images.dtype, conv));
-  cuda_check(launch_conv2d(images, in.const_data_ptr(), w.const_data_ptr(), b ? b->const_data_ptr() : nullptr,
-                           y.mutable_data_ptr(), conv, float_data(workspace), stream_of(x)),
+  cuda_check(launch_conv2d(images, in.const_data_ptr(), w.const_data_ptr(), data_or_null(b), y.mutable_data_ptr(), conv,
+                           float_data(workspace), stream_of(x)),
              op);
   return y;
 }
@@ -322,11 +327,10 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_relu_lrn_max_pool2d(
                   : no_elements(x, x.scalar_type());
   Tensor code = save ? empty(x, out_size, format, ScalarType::Byte) : no_elements(x, ScalarType::Byte);
   const Tensor in = dense(x, format), w = dense(weight, MemoryFormat::Contiguous);
-  std::optional<Tensor> b;
-  if (bias) b = dense(*bias, MemoryFormat::Contiguous);
+  const std::optional<Tensor> b = dense(bias);
   Tensor workspace = floats(x, conv2d_workspace(dtype_of(op, x), conv));
   cuda_check(launch_conv2d_relu_lrn_max_pool2d(
-                 images_of(op, x, format), in.const_data_ptr(), w.const_data_ptr(), b ? b->const_data_ptr() : nullptr,
+                 images_of(op, x, format), in.const_data_ptr(), w.const_data_ptr(), data_or_null(b),
                  y.mutable_data_ptr(), save ? a.mutable_data_ptr() : nullptr, code_data(code), conv, lrn, pool,
                  attribute(op, x, cudaDevAttrMultiProcessorCount), float_data(workspace), stream_of(x)),
              op);

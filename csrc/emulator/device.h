@@ -261,9 +261,9 @@ float half_of(uint32_t pair, int which) {
   return to_float(std::bit_cast<T>(static_cast<uint16_t>(pair >> 16 * which)));
 }
 
-template <class T>
-void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
-                  const emulator::Place& place = emulator::Place::current()) {
+// d (16x8) += a (16 x kDepth) * b (kDepth x 8); Unpack puts what a lane holds of a and b into the matrices.
+template <int kDepth, class Unpack>
+void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Unpack, const emulator::Place& place) {
   struct Lane {
     float* d;
     const uint32_t *a, *b;
@@ -271,45 +271,39 @@ void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
   emulator::warp_operation(
       ~0u, &mine,
       [](void** lanes) {
-        float a[16][16], b[16][8];
+        float a[16][kDepth], b[kDepth][8];
         for (int l = 0; l < 32; ++l) {
           const Lane& lane = *static_cast<Lane*>(lanes[l]);
-          const int g = l / 4, q = 2 * (l % 4);
-          for (int e = 0; e < 2; ++e) {
-            for (int i = 0; i < 4; ++i) a[g + 8 * (i % 2)][q + 8 * (i / 2) + e] = half_of<T>(lane.a[i], e);
-            for (int i = 0; i < 2; ++i) b[q + 8 * i + e][g] = half_of<T>(lane.b[i], e);
-          }
+          Unpack{}(l / 4, l % 4, lane.a, lane.b, a, b);
         }
         for (int l = 0; l < 32; ++l)
           for (int i = 0; i < 4; ++i)
-            for (int k = 0; k < 16; ++k)
+            for (int k = 0; k < kDepth; ++k)
               static_cast<Lane*>(lanes[l])->d[i] += a[l / 4 + 8 * (i / 2)][k] * b[k][2 * (l % 4) + i % 2];
       },
       place);
 }
 
+template <class T>
+void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                  const emulator::Place& place = emulator::Place::current()) {
+  const auto unpack = [](int g, int q, const uint32_t* from_a, const uint32_t* from_b, auto& a, auto& b) {
+    for (int e = 0; e < 2; ++e) {
+      for (int i = 0; i < 4; ++i) a[g + 8 * (i % 2)][2 * q + 8 * (i / 2) + e] = half_of<T>(from_a[i], e);
+      for (int i = 0; i < 2; ++i) b[2 * q + 8 * i + e][g] = half_of<T>(from_b[i], e);
+    }
+  };
+  mma<16>(d, a, b, unpack, place);
+}
+
 inline void mma_m16n8k8_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
                              const emulator::Place& place = emulator::Place::current()) {
-  struct Lane {
-    float* d;
-    const uint32_t *a, *b;
-  } mine{d, a, b};
-  emulator::warp_operation(
-      ~0u, &mine,
-      [](void** lanes) {
-        const auto cut = [](uint32_t bits) { return std::bit_cast<float>(bits & ~0x1fffu); };
-        float a[16][8], b[8][8];
-        for (int l = 0; l < 32; ++l) {
-          const Lane& lane = *static_cast<Lane*>(lanes[l]);
-          for (int i = 0; i < 4; ++i) a[l / 4 + 8 * (i % 2)][l % 4 + 4 * (i / 2)] = cut(lane.a[i]);
-          for (int i = 0; i < 2; ++i) b[l % 4 + 4 * i][l / 4] = cut(lane.b[i]);
-        }
-        for (int l = 0; l < 32; ++l)
-          for (int i = 0; i < 4; ++i)
-            for (int k = 0; k < 8; ++k)
-              static_cast<Lane*>(lanes[l])->d[i] += a[l / 4 + 8 * (i / 2)][k] * b[k][2 * (l % 4) + i % 2];
-      },
-      place);
+  const auto unpack = [](int g, int q, const uint32_t* from_a, const uint32_t* from_b, auto& a, auto& b) {
+    const auto cut = [](uint32_t bits) { return std::bit_cast<float>(bits & ~0x1fffu); };
+    for (int i = 0; i < 4; ++i) a[g + 8 * (i % 2)][q + 4 * (i / 2)] = cut(from_a[i]);
+    for (int i = 0; i < 2; ++i) b[q + 4 * i][g] = cut(from_b[i]);
+  };
+  mma<8>(d, a, b, unpack, place);
 }
 
 // ---- barriers in shared memory -------------------------------------------------------------------------------------
