@@ -179,10 +179,9 @@ gpu::error_t launch_conv2d_input_grad_mma(const Images& images, const void* grad
                                           const Conv& conv, float* workspace, gpu::stream_t stream) {
   return dispatch(images.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
-    const auto launch = conv.channels == 1   ? launch_channels<T, 1>
-                        : conv.channels == 3 ? launch_channels<T, 3>
-                                             : launch_channels<T, 4>;
-    return launch(images, grad, weight, dx, conv, workspace, stream);
+    return dispatch_channels(conv, [&](auto channels) {
+      return launch_channels<T, decltype(channels)::value>(images, grad, weight, dx, conv, workspace, stream);
+    });
   });
 }
 

@@ -169,9 +169,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<T, kTile>)
 
 template <int kWidth>
 int steps_of(const Conv& conv) {
-  return conv.channels == 1   ? kPlan<1, kWidth>.steps
-         : conv.channels == 3 ? kPlan<3, kWidth>.steps
-                              : kPlan<4, kWidth>.steps;
+  return dispatch_channels(conv, [](auto channels) { return kPlan<decltype(channels)::value, kWidth>.steps; });
 }
 int packed_words(DType dtype, const Conv& conv) {
   const int steps = dtype == kTF32 ? steps_of<4>(conv) : steps_of<8>(conv);
@@ -214,13 +212,11 @@ gpu::error_t pack_conv2d_weight(DType dtype, const void* weight, const Conv& con
     using E = decltype(element);
     constexpr int kWidth = decltype(width)::value;
     const int words = packed_words(dtype, conv);
-    return gpu::launch(pack_kernel<E>, dim3(divide_up(words, kThreads)), dim3(kThreads), 0, stream,
-                       static_cast<const E*>(weight), reinterpret_cast<uint32_t*>(packed), words,
-                       static_cast<int>(conv.filters), filter_tile(conv), steps_of<kWidth>(conv),
-                       static_cast<int>(conv.channels) * 121,
-                       conv.channels == 1   ? taps<1, kWidth>()
-                       : conv.channels == 3 ? taps<3, kWidth>()
-                                            : taps<4, kWidth>());
+    return gpu::launch(
+        pack_kernel<E>, dim3(divide_up(words, kThreads)), dim3(kThreads), 0, stream, static_cast<const E*>(weight),
+        reinterpret_cast<uint32_t*>(packed), words, static_cast<int>(conv.filters), filter_tile(conv),
+        steps_of<kWidth>(conv), static_cast<int>(conv.channels) * 121,
+        dispatch_channels(conv, [](auto channels) { return taps<decltype(channels)::value, kWidth>(); }));
   };
   return dtype == kTF32 ? run(float{}, std::integral_constant<int, 4>{})
                         : run(uint16_t{}, std::integral_constant<int, 8>{});
@@ -230,10 +226,9 @@ gpu::error_t launch_conv2d_mma(const Images& images, const void* x, const void* 
                                const Conv& conv, float* workspace, gpu::stream_t stream) {
   const auto run = [&](auto type) {
     using T = typename decltype(type)::type;
-    const auto launch = conv.channels == 1   ? launch_channels<T, 1>
-                        : conv.channels == 3 ? launch_channels<T, 3>
-                                             : launch_channels<T, 4>;
-    return launch(images, x, weight, bias, y, conv, workspace, stream);
+    return dispatch_channels(conv, [&](auto channels) {
+      return launch_channels<T, decltype(channels)::value>(images, x, weight, bias, y, conv, workspace, stream);
+    });
   };
   return dispatch(images.dtype, run);
 }

@@ -188,7 +188,7 @@ int tile_of(const Conv& conv) {
 }
 template <int kWidth>
 int steps_of(const Conv& conv) {
-  return conv.channels == 1 ? kSixteens<1, kWidth> : conv.channels == 3 ? kSixteens<3, kWidth> : kSixteens<4, kWidth>;
+  return dispatch_channels(conv, [](auto channels) { return kSixteens<decltype(channels)::value, kWidth>; });
 }
 int64_t slice_size(DType dtype, const Conv& conv) {
   const int steps = dtype == kTF32 ? steps_of<4>(conv) : steps_of<8>(conv);
@@ -232,11 +232,13 @@ gpu::error_t launch_conv2d_weight_grad_mma(const Images& images, const void* gra
                                            const Conv& conv, float* workspace, gpu::stream_t stream) {
   const auto run = [&](auto type) {
     using T = typename decltype(type)::type;
-    const bool wide = tile_of(conv) == 96;
-    const auto launch = conv.channels == 1   ? (wide ? launch_tile<T, 1, 96> : launch_tile<T, 1, 64>)
-                        : conv.channels == 3 ? (wide ? launch_tile<T, 3, 96> : launch_tile<T, 3, 64>)
-                                             : launch_tile<T, 4, 64>;
-    return launch(images, grad, x, dweight, conv, workspace, stream);
+    return dispatch_channels(conv, [&](auto channels) {
+      constexpr int kChannels = decltype(channels)::value;
+      if constexpr (kChannels < 4)
+        if (tile_of(conv) == 96)
+          return launch_tile<T, kChannels, 96>(images, grad, x, dweight, conv, workspace, stream);
+      return launch_tile<T, kChannels, 64>(images, grad, x, dweight, conv, workspace, stream);
+    });
   };
   return dispatch(images.dtype, run);
 }

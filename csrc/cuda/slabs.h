@@ -249,6 +249,14 @@ inline bool on_tensor_cores(DType dtype, const Conv& conv) {
          (conv.channels == 1 || conv.channels == 3 || conv.channels == 4);
 }
 
+// body(integral_constant) with the number of channels, of those that on_tensor_cores allows.
+template <class Body>
+auto dispatch_channels(const Conv& conv, Body body) {
+  return conv.channels == 1   ? body(std::integral_constant<int, 1>{})
+         : conv.channels == 3 ? body(std::integral_constant<int, 3>{})
+                              : body(std::integral_constant<int, 4>{});
+}
+
 // The weights in the order in which conv2d_mma.cu, which says what it is, wants them: conv2d_workspace floats.
 gpu::error_t pack_conv2d_weight(DType dtype, const void* weight, const Conv& conv, float* packed, gpu::stream_t stream);
 
