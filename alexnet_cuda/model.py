@@ -229,13 +229,13 @@ def _run(modules: nn.Sequential, x: Tensor, fused: bool, kernels: str | None, sc
         conv = chain[0]
         start = int(with_conv and type(conv) is layers.Conv2d and conv.kernel_size == (11, 11) and conv._plain())
         tail = chain[start : start + 3]
-        order = "-".join(_STEPS.get(type(module), "") for module in tail)
+        order = _order(tail)
         fusible = (start or without) and order in ORDERS and _fusible(chain[: start + 3])
         if scale != 1 and not (start and fusible):
             x, scale = x * scale, 1
         if not fusible:
-            tail_follows = "-".join(_STEPS.get(type(module), "") for module in chain[1:4]) in ORDERS
-            count = onednn.length(chain[:1] if tail_follows else chain, x) if with_onednn else 0
+            free = chain[: 1 if _order(chain[1:4]) in ORDERS else 2]  # of a convolution's ReLU and the tail it begins
+            count = onednn.length(free, x) if with_onednn else 0
             if count and _fusible(chain[:count]):
                 x = onednn.run(chain[:count], x)
                 del chain[:count]
@@ -256,6 +256,11 @@ def _run(modules: nn.Sequential, x: Tensor, fused: bool, kernels: str | None, sc
         else:
             x = ops.relu_lrn_max_pool2d(x, **more, **window)
     return x
+
+
+def _order(modules: list[nn.Module]) -> str:
+    """As in ORDERS, if they are such layers."""
+    return "-".join(_STEPS.get(type(module), "") for module in modules)
 
 
 def _fusible(modules: list[nn.Module]) -> bool:

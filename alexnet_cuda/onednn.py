@@ -25,7 +25,7 @@ def serves(x: Tensor) -> bool:
     """Whether x can go through oneDNN's operators, which know neither gradients nor transforms."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or transforming() or torch.is_grad_enabled():
         return False
-    available = hasattr(_op, "_linear_pointwise") and torch.backends.mkldnn.enabled
+    available = hasattr(_op, "_linear_pointwise") and bool(torch.backends.mkldnn.enabled)
     return available and _plain(x) and not torch.is_autocast_enabled("cpu")
 
 
@@ -33,10 +33,15 @@ def length(chain: list[nn.Module], x: Tensor) -> int:
     """How many of the chain's first modules `run` computes at once: a layer and the ReLU after it, the layer, or 0."""
     layer, relu = chain[0], len(chain) > 1 and type(chain[1]) is nn.ReLU
     if type(layer) is nn.Linear:
-        return (1 + relu) * (x.dim() == 2 and layer.weight.numel() >= LEAST and _plain(layer.weight))
+        return (1 + relu) * (x.dim() == 2 and layer.weight.numel() >= LEAST and _fits(layer, layer.in_features, x))
     if type(layer) is nn.Conv2d and layer.padding_mode == "zeros" and isinstance(layer.padding, tuple):
-        return 2 * (relu and x.dim() == 4 and _plain(layer.weight))
+        return 2 * (relu and x.dim() == 4 and _fits(layer, layer.in_channels, x))
     return 0
+
+
+def _fits(layer: nn.Linear | nn.Conv2d, channels: int, x: Tensor) -> bool:
+    """Otherwise torch has the better message."""
+    return x.shape[1] == channels and _plain(layer.weight) and (layer.bias is None or _plain(layer.bias))
 
 
 def _plain(x: Tensor) -> bool:

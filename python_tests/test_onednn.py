@@ -124,3 +124,11 @@ def test_a_hook_on_the_features_sees_scaled_images():
 def test_other_layers_are_torchs(layer):
     x = torch.randn(2, 8, 9, 9) if isinstance(layer, nn.modules.conv._ConvNd) else torch.randn(2, layer.in_features)
     assert onednn.length([layer, nn.ReLU()], x) == 0
+
+
+@torch.no_grad()
+def test_a_layer_that_does_not_fit_gets_torchs_message():
+    model = AlexNet(SMALL).eval()
+    model.classifier[0] = nn.Linear(1000, 9000)
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        model(images(2))
