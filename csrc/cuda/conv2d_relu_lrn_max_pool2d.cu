@@ -306,7 +306,12 @@ __global__ void __launch_bounds__(kThreads, 1)
 // body(Layout) of the convolution's channels and filters: the pairs that have kernels.
 template <class Body>
 auto dispatch_layout(const Conv& conv, Body body) {
-  return conv.filters == 96 ? body(Layout<3, 96>{}) : body(Layout<3, 64>{});
+  return dispatch_channels(conv, [&](auto channels) {
+    constexpr int kChannels = decltype(channels)::value;
+    if constexpr (kChannels < 4)
+      if (conv.filters == 96) return body(Layout<kChannels, 96>{});
+    return body(Layout<kChannels, 64>{});
+  });
 }
 
 }  // namespace
@@ -314,7 +319,8 @@ auto dispatch_layout(const Conv& conv, Body body) {
 bool fuses_conv2d_relu_lrn_max_pool2d(DType dtype, const Conv& conv, const Lrn& lrn, const Pool& pool, Order order,
                                       int shared_memory_optin) {
   const auto inside = [](int64_t out, int64_t size) { return out > 0 && 2 * out + 1 <= size; };
-  return on_tensor_cores(dtype, conv) && conv.channels == 3 && (conv.filters == 96 || conv.filters == 64) &&
+  // 96 filters of 4 channels would need 247 KB of shared memory, more than any GPU has.
+  return on_tensor_cores(dtype, conv) && (conv.filters == 64 || (conv.filters == 96 && conv.channels < 4)) &&
          conv.out_width <= kColumns && order == kReluLrnPool && is_alexnet(lrn) && lrn.groups == 1 &&
          pool.kernel_size == 3 && pool.stride == 2 && pool.padding == 0 && inside(pool.out_height, pool.height) &&
          inside(pool.out_width, pool.width) &&
