@@ -55,9 +55,10 @@ def test_block(shape, filters, padding, ceil_mode, processors, dtype, channels_l
 
 
 @layouts
-@pytest.mark.parametrize(("values", "channels"), [("ties", 3), ("nan", 1), ("nan", 3), ("nan", 4)])
+@pytest.mark.parametrize(("values", "channels"), [("ties", 3), ("zeros", 3), ("nan", 1), ("nan", 3), ("nan", 4)])
 def test_block_of_special_values(values, channels, channels_last):
-    """Equal maxima and NaN: the same choice as the tail's, and NaN where a window meets one and nowhere else."""
+    """Equal maxima, zeros of both signs and NaN: the same choice as the tail's, and NaN where a window meets one and
+    nowhere else."""
     dtype, shape = torch.float16, (16, channels, 19, 35)
     batch, x = Batch(shape, dtype, channels_last), random(*shape, dtype=dtype)
     weight = random(64, channels, 11, 11, dtype=dtype, scale=0.1)
@@ -65,6 +66,8 @@ def test_block_of_special_values(values, channels, channels_last):
         x = torch.zeros_like(x)
         x[:, :, ::16, ::12] = 1
         weight = weight.sign()
+    elif values == "zeros":  # small sums round to them
+        x, weight = (1e-5 * x).to(dtype).double(), (1e-3 * weight).to(dtype).double()
     else:  # at every place of a 4x4 cell
         for n in range(16):
             x[n, n % channels, 8 + n // 4, 8 + n % 4] = torch.nan
@@ -91,6 +94,7 @@ def test_block_of_a_whole_image():
         pytest.param((1, 3, 47, 51), 64, (5, 2, 0.06, 0.5, 2.0, 1), id="beta"),
         pytest.param((1, 3, 47, 51), 64, (5, 2, 0.06, 0.75, 2.0, 2), id="groups"),
         pytest.param((1, 3, 47, 51), 64, (3, 1, 0.06, 0.75, 2.0, 1), id="size"),
+        pytest.param((1, 3, 47, 51), 64, (5, 2, 0.06, 0.75, 0.0, 1), id="k"),
         pytest.param((1, 3, 47, 51), 48, LRN, id="filters"),
         pytest.param((1, 2, 47, 51), 64, LRN, id="two-channels"),
         pytest.param((1, 4, 47, 51), 96, LRN, id="four-channels-96-filters"),
