@@ -41,13 +41,6 @@ struct Layout {  // of shared memory, in 32-bit words
   static constexpr int kBytes = 4 * (kBias + kTile);
 };
 
-template <class T>
-GPU_DEVICE float half_of(uint32_t word, int which) {
-  T pair[2];
-  memcpy(pair, &word, 4);
-  return gpu::to_float(pair[which]);
-}
-
 // One of the plan's steps for 4 x 8 pixels: `cells` is where this lane's rows for ldmatrix begin.
 template <class T, int kChannels, int kTile, int kStep>
 GPU_DEVICE void multiply(gpu::shared<uint16_t> cells, gpu::shared<uint32_t> weights, float (&sums)[2][kTile / 8][4]) {
@@ -76,7 +69,9 @@ GPU_DEVICE void multiply(gpu::shared<uint16_t> cells, gpu::shared<uint32_t> weig
 
 // Maxima over three rows of 8 channels of a column, and with kSave in which row each is.
 template <bool kSave>
-GPU_DEVICE void store_maxima(gpu::shared<float> to, gpu::shared<uint8_t> rows, const Maximum* best) {
+using Best = std::conditional_t<kSave, Maximum, Greatest>;
+template <bool kSave>
+GPU_DEVICE void store_maxima(gpu::shared<float> to, gpu::shared<uint8_t> rows, const Best<kSave>* best) {
 #pragma unroll
   for (int k = 0; k < 8; k += 4) {
     gpu::store4(to + k, gpu::Quad<float>{best[k].value, best[k + 1].value, best[k + 2].value, best[k + 3].value});
@@ -102,7 +97,7 @@ GPU_DEVICE void pool_across(gpu::shared<float> maxima, gpu::shared<uint8_t> maxi
     const int column = (block - which * blocks) * kAlong + i / kAcross % kAlong;
     const int channel = (rest % kGroups * kAcross + i % kAcross) * 4;
     if (column >= b.pool_width || row < first || row >= end) continue;
-    Maximum best[4];
+    Best<kSave> best[4];
 #pragma unroll
     for (int dx = 0; dx < 3; ++dx) {
       const int from = which * kColumns + 2 * column + dx;
@@ -218,7 +213,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 
       __syncthreads();
       if (live) {
-        Maximum even[kTile / 4];
+        Best<kSave> even[kTile / 4];
 #pragma unroll
         for (int r = 0; r < kRows; ++r) {
           uint32_t words[kRuns][4];
@@ -254,6 +249,8 @@ __global__ void __launch_bounds__(kThreads, 1)
             }
           }
 #pragma unroll
+          for (int i = 0; i < 4 * kRuns; ++i) words[i / 4][i % 4] = gpu::max_nan<T>(words[i / 4][i % 4], 0);  // ReLU
+#pragma unroll
           for (int j = 0; j < kRuns; ++j) {
             // The first lane's left neighbour has the run before, the last lane's right neighbour the run after.
             const uint32_t to_right = quad < 3 ? words[j][3] : j > 0 ? words[max(j - 1, 0)][3] : 0;
@@ -264,23 +261,25 @@ __global__ void __launch_bounds__(kThreads, 1)
 #pragma unroll
             for (int k = 0; k < 12; ++k) {
               const uint32_t word = k < 2 ? left : k < 10 ? words[j][min(max(k / 2 - 1, 0), 3)] : right;
-              in[2 + k] = relu(half_of<T>(word, k % 2));
+              in[2 + k] = gpu::half_of<T>(word, k % 2);
             }
             normalise_run(in, lrn, out);
             const int at = column * L::kColumn + 32 * j + 8 * quad;
             const gpu::shared<uint8_t> rows = maximum_rows + (column * kTile + 32 * j + 8 * quad);
-            Maximum best[kRun];
+            Best<kSave> best[kRun];
 #pragma unroll
             for (int k = 0; k < kRun; ++k) {
               const int c = 8 * j + k;
               if (r == 0) {
-                best[k] = {carried[c], static_cast<int>(carried_rows >> c & 1)};
+                best[k].begin(carried[c], static_cast<int>(carried_rows >> c & 1));
                 best[k].offer(out[k], 2);
               }
-              if (r < 3) even[c].offer(out[k], r);
+              if (r == 0) even[c].begin(out[k], r);
+              if (r == 1 || r == 2) even[c].offer(out[k], r);
               if (r == 2) carried[c] = out[k];
               if (r == 3) {
-                Maximum two = {carried[c], 0};
+                Best<kSave> two;
+                two.begin(carried[c], 0);
                 two.offer(out[k], 1);
                 carried[c] = two.value;
                 carried_rows = (c == 0 ? 0 : carried_rows) | static_cast<uint32_t>(two.code) << c;
@@ -306,7 +305,12 @@ __global__ void __launch_bounds__(kThreads, 1)
 // body(Layout) of the convolution's channels and filters: the pairs that have kernels.
 template <class Body>
 auto dispatch_layout(const Conv& conv, Body body) {
-  return conv.filters == 96 ? body(Layout<3, 96>{}) : body(Layout<3, 64>{});
+  return dispatch_channels(conv, [&](auto channels) {
+    constexpr int kChannels = decltype(channels)::value;
+    if constexpr (kChannels < 4)
+      if (conv.filters == 96) return body(Layout<kChannels, 96>{});
+    return body(Layout<kChannels, 64>{});
+  });
 }
 
 }  // namespace
@@ -314,7 +318,8 @@ auto dispatch_layout(const Conv& conv, Body body) {
 bool fuses_conv2d_relu_lrn_max_pool2d(DType dtype, const Conv& conv, const Lrn& lrn, const Pool& pool, Order order,
                                       int shared_memory_optin) {
   const auto inside = [](int64_t out, int64_t size) { return out > 0 && 2 * out + 1 <= size; };
-  return on_tensor_cores(dtype, conv) && conv.channels == 3 && (conv.filters == 96 || conv.filters == 64) &&
+  // 96 filters of 4 channels would need 247 KB of shared memory, more than any GPU has.
+  return on_tensor_cores(dtype, conv) && (conv.filters == 64 || (conv.filters == 96 && conv.channels < 4)) &&
          conv.out_width <= kColumns && order == kReluLrnPool && is_alexnet(lrn) && lrn.groups == 1 &&
          pool.kernel_size == 3 && pool.stride == 2 && pool.padding == 0 && inside(pool.out_height, pool.height) &&
          inside(pool.out_width, pool.width) &&
