@@ -219,3 +219,17 @@ def test_tf32_on_a_gpu():
             assert torch.equal(eager, graph)
     for a, b in zip(run(ops.conv2d, True), run(ops.conv2d, False)):
         assert 2**-16 < (a - b).abs().max() / b.abs().max() < 2**-9
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf, 3e38, -1e30])
+@pytest.mark.parametrize("where", ["pixel", "unread pixel", "weight"])
+def test_special_values(value, where, device):
+    """Nothing but the windows that see a value may feel it, however the products are arranged."""
+    x, weight = torch.randn(2, 3, 49, 109, device=device), torch.randn(40, 3, 11, 11, device=device) / 100
+    if where == "weight":
+        weight[5, 1, 3, 4] = value
+    else:
+        x[1, 2, 20 if where == "pixel" else 48, 60] = value  # the last windows end with row 46
+    expected = F.conv2d(x, weight, stride=4)
+    y = ops.conv2d(x, weight)
+    torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-4, equal_nan=True)

@@ -26,7 +26,7 @@ ALEXNET_INLINE void multiply(Tile<A, P>& tile, const A* a, int64_t pixel_step, i
                              int64_t n) {
   for (int64_t i = 0; i < n; ++i, a += step, w += w_step) {
     const Vec<A> w0 = load<A>(w), w1 = load<A>(w + kLanes<A>);
-#pragma GCC unroll 11
+#pragma GCC unroll 16
     for (int p = 0; p < P; ++p) {
       const Vec<A> v = fill<A>(a[p * pixel_step]);
       tile.sum[p][0] += v * w0;
@@ -57,6 +57,13 @@ class InputRows {
   }
 
   const E* operator[](int64_t r) { return rows_ + r % conv_.kernel_size * row_size_; }
+
+  // Row r of image n alone, until the next.
+  const E* row(int64_t n, int64_t r) {
+    image_ = n;
+    fill_row(r);
+    return (*this)[r];
+  }
 
  private:
   void fill_row(int64_t r) {
@@ -166,22 +173,34 @@ inline void conv_tile(const ConvArgs& a, const E* const* row, int64_t first, int
   }
 }
 
-// Output row `o` of image n. The last tile of a row is moved back to end with it.
-template <class A, class T, class E>
-inline void conv_row(const ConvArgs& a, InputRows<T, E>& input, int64_t n, int64_t o, Pixels<A> out) {
-  input.advance(n, o);
-  const Conv& conv = a.conv;
-  Scratch<const E*> row(conv.kernel_size);
-  for (int i = 0; i < conv.kernel_size; ++i) row[i] = input[o * conv.stride + i];
-  const int64_t width = conv.out_width, blocks = (conv.filters + kFilters<A> - 1) / kFilters<A>;
-  const int tile = width >= kTile ? kTile : width >= 4 ? 4 : 1;
-  const bool rgb = conv.kernel_size == 11 && conv.stride == 4 && conv.channels == 3;
-  const auto run = tile == kTile ? (rgb ? &conv_tile<A, E, kTile, true> : &conv_tile<A, E, kTile, false>)
-                   : tile == 4   ? &conv_tile<A, E, 4, false>
-                                 : &conv_tile<A, E, 1, false>;
-  for (int64_t block = 0; block < blocks; ++block) {
-    for (int64_t w = 0; w < width; w += tile) run(a, row, lesser(w, width - tile), block, out);
+// Output rows, one at a time. The last tile of a row is moved back to end with it.
+template <class T, class E>
+class DirectRows {
+  using A = Accumulator<T>;
+
+ public:
+  explicit DirectRows(const ConvArgs& a) : a_(a), input_(a), row_(a.conv.kernel_size) {}
+
+  // Output row `o` of image n.
+  void compute(int64_t n, int64_t o, Pixels<A> out) {
+    input_.advance(n, o);
+    const Conv& conv = a_.conv;
+    for (int i = 0; i < conv.kernel_size; ++i) row_[i] = input_[o * conv.stride + i];
+    const int64_t width = conv.out_width, blocks = (conv.filters + kFilters<A> - 1) / kFilters<A>;
+    const int tile = width >= kTile ? kTile : width >= 4 ? 4 : 1;
+    const bool rgb = conv.kernel_size == 11 && conv.stride == 4 && conv.channels == 3;
+    const auto run = tile == kTile ? (rgb ? &conv_tile<A, E, kTile, true> : &conv_tile<A, E, kTile, false>)
+                     : tile == 4   ? &conv_tile<A, E, 4, false>
+                                   : &conv_tile<A, E, 1, false>;
+    for (int64_t block = 0; block < blocks; ++block) {
+      for (int64_t w = 0; w < width; w += tile) run(a_, row_, lesser(w, width - tile), block, out);
+    }
   }
-}
+
+ private:
+  const ConvArgs& a_;
+  InputRows<T, E> input_;
+  Scratch<const E*> row_;
+};
 
 }  // namespace alexnet_cuda::ALEXNET_CPU_LEVEL

@@ -3,6 +3,8 @@
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
 
+#include <cmath>
+
 #include "../dispatch.h"
 
 namespace alexnet_cuda {
@@ -108,6 +110,7 @@ Tensor conv2d_weight_grad(const Tensor& grad, const Tensor& x, int64_t kernel_si
                          gradient.const_data_ptr(),
                          nullptr,
                          nullptr,
+                         nullptr,
                          partial.mutable_data_ptr(),
                          images,
                          c,
@@ -158,8 +161,16 @@ Tensor conv2d_input_grad(const Tensor& grad, const Tensor& weight, int64_t heigh
     pack_taps(static_cast<const scalar_t*>(filters.const_data_ptr()),
               static_cast<Sum<scalar_t>*>(packed.mutable_data_ptr()), c, block);
   });
-  const ConvArgs args = {
-      nullptr, gradient.const_data_ptr(), packed.const_data_ptr(), nullptr, dx.mutable_data_ptr(), images, c, false, 0};
+  const ConvArgs args = {nullptr,
+                         gradient.const_data_ptr(),
+                         packed.const_data_ptr(),
+                         nullptr,
+                         nullptr,
+                         dx.mutable_data_ptr(),
+                         images,
+                         c,
+                         false,
+                         0};
   run(conv2d_input_grad_kernel(), args, images.count * height, width * c.channels * c.filters);
   return dx;
 }
@@ -184,12 +195,15 @@ PackedConv pack_conv(const char* op, const Tensor& x, const Tensor& weight, cons
   const int64_t unit = products ? 2 : 1, taps = blocks_of(c.kernel_size * c.channels, unit) * unit;
   PackedConv packed = {dense(x, format),
                        bytes(x, padded * c.kernel_size * taps * (products ? 2 : sum_bytes(images.dtype))),
+                       no_elements(x, ScalarType::Byte),
                        bytes(x, padded * sum_bytes(images.dtype)),
                        {}};
   const Tensor filters = dense(weight, MemoryFormat::Contiguous);
   const Tensor offsets = dense(bias.value_or(no_elements(x, x.scalar_type())), MemoryFormat::Contiguous);
+  bool winograd = c.kernel_size == 11 && c.stride == 4 && images.dtype != DType::kDouble && !products;
   ALEXNET_DISPATCH_FLOATING(x.scalar_type(), "conv2d", [&] {
     const auto* from = static_cast<const scalar_t*>(filters.const_data_ptr());
+    for (int64_t i = 0; i < filters.numel(); ++i) winograd &= std::abs(static_cast<float>(from[i])) < kWinogradLargest;
     if (products) {
       pack_weight<2>(from, static_cast<torch::headeronly::BFloat16*>(packed.weight.mutable_data_ptr()), c, block);
     } else {
@@ -202,12 +216,18 @@ PackedConv pack_conv(const char* op, const Tensor& x, const Tensor& weight, cons
   packed.args = {packed.x.const_data_ptr(),
                  nullptr,
                  packed.weight.const_data_ptr(),
+                 nullptr,
                  packed.bias.const_data_ptr(),
                  nullptr,
                  images,
                  c,
                  products,
                  0};
+  if (winograd) {
+    packed.winograd = bytes(x, padded * 16 * 16 * c.channels * sum_bytes(images.dtype));
+    packed.args.winograd = packed.winograd.mutable_data_ptr();
+    run(conv2d_winograd_weight_kernel(), packed.args, padded / block, 16 * 16 * c.channels * block);
+  }
   return packed;
 }
 

@@ -1,5 +1,5 @@
 // Convolution with its two gradients (conv.h has the tile that all three are made of).
-#include "conv.h"
+#include "winograd.h"
 
 namespace alexnet_cuda::ALEXNET_CPU_LEVEL {
 namespace {
@@ -16,19 +16,19 @@ Channels output_channels(const ConvArgs& a) {
   return c;
 }
 
-template <class T, class E>
+template <class T, class Rows>
 void forward(const ConvArgs& a, int64_t begin, int64_t end) {
   using A = Accumulator<T>;
   const Conv& conv = a.conv;
   const Channels c = output_channels<A>(a);
   Scratch<A> out(room<A>(conv.out_width, c.padded));
-  InputRows<T, E> input(a);
+  Rows rows(a);
   for (int64_t t = begin; t < end; ++t) {
     const int64_t n = t / conv.out_height, o = t % conv.out_height;
     const Result<A, T> y(static_cast<T*>(a.out) + n * conv.filters * conv.out_height * conv.out_width +
                              o * conv.out_width * c.pixel_stride,
                          c, out);
-    conv_row<A, T, E>(a, input, n, o, y.pixels);
+    rows.compute(n, o, y.pixels);
     y.finish(conv.out_width);
   }
 }
@@ -191,11 +191,14 @@ void input_grad(const ConvArgs& a, int64_t begin, int64_t end) {
 
 }  // namespace
 
+void conv2d_winograd_weight(const ConvArgs& a, int64_t begin, int64_t end) {
+  for (int64_t block = begin; block < end; ++block) {
+    winograd_weights(static_cast<const float*>(a.weight), static_cast<float*>(a.winograd), a.conv.channels, block);
+  }
+}
+
 void conv2d_forward(const ConvArgs& a, int64_t begin, int64_t end) {
-#if defined(__AVX512F__)
-  if (a.products) return forward<BFloat16, BFloat16>(a, begin, end);
-#endif
-  dispatch(a.images.dtype, [&](auto t) { forward<decltype(t), Accumulator<decltype(t)>>(a, begin, end); });
+  dispatch_rows(a, [&](auto t, auto rows) { forward<decltype(t), typename decltype(rows)::Type>(a, begin, end); });
 }
 
 void conv2d_weight_grad(const ConvArgs& a, int64_t begin, int64_t end) {

@@ -1,12 +1,12 @@
 // The whole first block: convolution rows are computed as the tail asks for them and, unless they are to be saved,
 // stay in the cache.
-#include "conv.h"
 #include "tail.h"
+#include "winograd.h"
 
 namespace alexnet_cuda::ALEXNET_CPU_LEVEL {
 namespace {
 
-template <class T, class E>
+template <class T, class Rows>
 void forward(const BlockArgs& a, int64_t begin, int64_t end) {
   using A = Accumulator<T>;
   const Conv& conv = a.conv.conv;
@@ -17,13 +17,13 @@ void forward(const BlockArgs& a, int64_t begin, int64_t end) {
   const Channels passing = {k, 1, saved.groups, saved.each, saved.padded};  // a row of its own, always NHWC
   Scratch<A> out(room<A>(width, padded));
   Scratch<T> unsaved(width * k);
-  InputRows<T, E> input(a.conv);
+  Rows rows(a.conv);
 
   // The tail reads what was rounded to T, as it would from a saved tensor.
   const auto compute = [&](int64_t n, int64_t row, T* to, const Channels& layout) {
     const Channels all = {layout.pixel_stride, layout.channel_stride, 1, k, padded};
     const Result<A, T> y(to, all, out);
-    conv_row<A, T, E>(a.conv, input, n, row, y.pixels);
+    rows.compute(n, row, y.pixels);
     y.finish(width);
   };
   const auto saved_row = [&](int64_t n, int64_t row) {
@@ -49,10 +49,7 @@ void forward(const BlockArgs& a, int64_t begin, int64_t end) {
 }  // namespace
 
 void block_forward(const BlockArgs& a, int64_t begin, int64_t end) {
-#if defined(__AVX512F__)
-  if (a.conv.products) return forward<BFloat16, BFloat16>(a, begin, end);
-#endif
-  dispatch(a.conv.images.dtype, [&](auto t) { forward<decltype(t), Accumulator<decltype(t)>>(a, begin, end); });
+  dispatch_rows(a.conv, [&](auto t, auto rows) { forward<decltype(t), typename decltype(rows)::Type>(a, begin, end); });
 }
 
 }  // namespace alexnet_cuda::ALEXNET_CPU_LEVEL

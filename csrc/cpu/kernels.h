@@ -70,9 +70,11 @@ ALEXNET_CPU_KERNEL(tail_backward, TailArgs)
 
 // A task is one row of the convolution's output; of the input gradient, one row of dx. The weight gradient sums a
 // fixed set of chunks of rows, each a task with a partial sum of its own, which the host adds up in order.
+constexpr float kWinogradLargest = 1e15f;  // the absolute value of numbers that take this way
 struct ConvArgs {
   const void *x, *grad;
   const void* weight;  // packed: see conv2d.h
+  void* winograd;      // the same as points (winograd.h), or null
   const void* bias;    // padded to whole blocks of filters, in the type of the sums
   void* out;
   Images images;
@@ -80,6 +82,7 @@ struct ConvArgs {
   bool products;   // bfloat16 with AVX512_BF16; weights are packed in pairs
   int64_t chunks;  // of the weight gradient
 };
+ALEXNET_CPU_KERNEL(conv2d_winograd_weight, ConvArgs)  // a task is a block of filters
 ALEXNET_CPU_KERNEL(conv2d_forward, ConvArgs)
 ALEXNET_CPU_KERNEL(conv2d_weight_grad, ConvArgs)
 ALEXNET_CPU_KERNEL(conv2d_input_grad, ConvArgs)

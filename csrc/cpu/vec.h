@@ -277,7 +277,8 @@ ALEXNET_INLINE Vec<A> shifted(Vec<A> a, Vec<A> b) {
 template <class A, int PART, int... I>
 ALEXNET_INLINE Vec<A> interleaved(Vec<A> a, Vec<A> b, Vec<A> c, std::integer_sequence<int, I...>) {
   constexpr int kN = kLanes<A>;
-  const Vec<A> ab = pick<A>(a, b, std::integer_sequence<int, ((PART * kN + I) % 3 * kN % (2 * kN) + (PART * kN + I) / 3)...>{});
+  const Vec<A> ab =
+      pick<A>(a, b, std::integer_sequence<int, ((PART * kN + I) % 3 * kN % (2 * kN) + (PART * kN + I) / 3)...>{});
   return pick<A>(ab, c, std::integer_sequence<int, ((PART * kN + I) % 3 < 2 ? I : kN + (PART * kN + I) / 3)...>{});
 }
 
