@@ -320,6 +320,7 @@ MISTAKES = {
     "missing_second_barrier": "without a barrier",
     "two_writers": "overwrites what was written",
     "warp_barrier_for_block": "uninitialised|without a barrier",
+    "warpgroup_barrier_for_block": "uninitialised|without a barrier",
     "read_out_of_bounds": "out of bounds: bytes 256 to 259 of an array of 256",
     "write_out_of_bounds": "out of bounds: bytes -4 to -1",
     "uninitialised": "uninitialised",

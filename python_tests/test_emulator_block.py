@@ -18,28 +18,33 @@ BLOCK = [  # shape, filters, padding, ceil_mode, processors
 ]
 
 
-def results(batch, x, weight, bias, padding, ceil_mode, processors, lrn=LRN, save=True):
-    """(y, a, code) as mma.sync's and wgmma's kernel give them, and as the two kernels do."""
-    x, w = batch.raw(x), batch.raw(weight, image=False)
+def one(batch, x, weight, bias, padding, ceil_mode, processors, lrn=LRN, save=True):
+    """(y, a, code) of mma.sync's kernel and of wgmma's."""
     b = None if bias is None else batch.raw(bias, image=False)
-    filters = len(weight)
-    mma, wgmma = (
-        _emulator.conv2d_relu_lrn_max_pool2d(
-            batch.images, x, w, b, filters, padding, ceil_mode, lrn, POOL, save, processors, kernel
-        )
-        for kernel in (False, True)
-    )
-    a = _emulator.conv2d(batch.images, x, w, b, filters, 11, 4, padding, ceil_mode)
+    inputs = batch.images, batch.raw(x), batch.raw(weight, image=False), b, len(weight), padding, ceil_mode
+    return [
+        _emulator.conv2d_relu_lrn_max_pool2d(*inputs, lrn, POOL, save, processors, wgmma) for wgmma in (False, True)
+    ]
+
+
+def two(batch, x, weight, bias, padding, ceil_mode):
+    """The same of the convolution and the tail."""
+    b, filters = None if bias is None else batch.raw(bias, image=False), len(weight)
+    w = batch.raw(weight, image=False)
+    a = _emulator.conv2d(batch.images, batch.raw(x), w, b, filters, 11, 4, padding, ceil_mode)
     dtype, channels_last, n, _, *size = batch.images
     size = [(s + 2 * padding - 11 + 3 * ceil_mode) // 4 + 1 for s in size]
-    y, code = _emulator.relu_lrn_max_pool2d((dtype, channels_last, n, filters, *size), a, 0, lrn, POOL, save)
-    return mma, wgmma, (y, a if save else mma[1][:0], code)
+    y, code = _emulator.relu_lrn_max_pool2d((dtype, channels_last, n, filters, *size), a, 0, LRN, POOL, True)
+    return y, a, code
 
 
-def check_same(mma, wgmma, two):
-    for expected, *got in zip(two, mma, wgmma):
-        for actual in got:
-            np.testing.assert_array_equal(actual, expected)
+def check(batch, x, weight, bias, padding, ceil_mode, processors):
+    """That all give the same; y."""
+    expected = two(batch, x, weight, bias, padding, ceil_mode)
+    for results in one(batch, x, weight, bias, padding, ceil_mode, processors):
+        for got, want in zip(results, expected):
+            np.testing.assert_array_equal(got, want)
+    return expected[0]
 
 
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=lambda d: str(d)[6:])
@@ -48,22 +53,20 @@ def check_same(mma, wgmma, two):
 def test_block(shape, filters, padding, ceil_mode, processors, dtype, channels_last):
     batch, x = Batch(shape, dtype, channels_last), random(*shape, dtype=dtype)
     weight, bias = random(filters, 3, 11, 11, dtype=dtype, scale=0.1), random(filters, dtype=dtype)
-    got = results(batch, x, weight, bias, padding, ceil_mode, processors)
-    check_same(*got)
+    y = check(batch, x, weight, bias, padding, ceil_mode, processors)
     expected = reference.conv2d_relu_lrn_max_pool2d(
         x, weight, bias, 5, 0.3, k=2.0, padding=padding, ceil_mode=ceil_mode
     )
-    assert_close(batch.tensor(got[0][0], expected.shape), expected)
-    without = results(batch, x, weight, bias, padding, ceil_mode, processors, save=False)
-    check_same(*without)
-    assert without[0][0].tobytes() == got[0][0].tobytes()
-    assert without[0][1].size == without[0][2].size == 0
+    assert_close(batch.tensor(y, expected.shape), expected)
+    for without, a, code in one(batch, x, weight, bias, padding, ceil_mode, processors, save=False):
+        assert without.tobytes() == y.tobytes()
+        assert a.size == code.size == 0
 
 
 @layouts
-@pytest.mark.parametrize("values", ["ties", "nan"])
+@pytest.mark.parametrize("values", ["ties", "nan", "inf"])
 def test_block_of_special_values(values, channels_last):
-    """Equal maxima and NaN: the same choice as the tail's, and NaN where a window meets one and nowhere else."""
+    """Equal maxima and NaN: the same choice as the tail's, and NaN where a window meets what makes one, nowhere else."""
     dtype, shape = torch.float16, (16, 3, 19, 35)
     batch, x = Batch(shape, dtype, channels_last), random(*shape, dtype=dtype)
     weight = random(64, 3, 11, 11, dtype=dtype, scale=0.1)
@@ -73,19 +76,18 @@ def test_block_of_special_values(values, channels_last):
         weight = weight.sign()
     else:  # at every place of a 4x4 cell
         for n in range(16):
-            x[n, n % 3, 8 + n // 4, 8 + n % 4] = torch.nan
-    got = results(batch, x, weight, None, 0, False, 16)
-    check_same(*got)
-    spoilt = batch.tensor(got[0][0], (16, 64, 1, 3)).isnan()
+            x[n, n % 3, 8 + n // 4, 8 + n % 4] = float(values)
+    spoilt = batch.tensor(check(batch, x, weight, None, 0, False, 16), (16, 64, 1, 3)).isnan()
     assert spoilt[..., 0].all() == (values == "nan")
     assert not spoilt[..., 2].any()
 
 
-def test_block_of_a_whole_image():
-    dtype = torch.bfloat16
-    batch, x = Batch((1, 3, 227, 227), dtype, True), random(1, 3, 227, 227, dtype=dtype)
+@pytest.mark.parametrize(("size", "padding"), [(227, 0), (224, 2)])
+def test_block_of_a_whole_image(size, padding):
+    dtype, shape = torch.bfloat16, (1, 3, size, size)
+    batch, x = Batch(shape, dtype, True), random(*shape, dtype=dtype)
     weight, bias = random(96, 3, 11, 11, dtype=dtype, scale=0.05), random(96, dtype=dtype)
-    check_same(*results(batch, x, weight, bias, 0, False, 1))
+    check(batch, x, weight, bias, padding, False, 1)
 
 
 @pytest.mark.parametrize(
@@ -103,4 +105,4 @@ def test_block_of_a_whole_image():
 def test_what_the_block_does_not_do(shape, filters, lrn):
     batch, x = Batch(shape, torch.float16, False), random(*shape)
     with pytest.raises(ValueError, match="cannot"):
-        results(batch, x, random(filters, shape[1], 11, 11), None, 0, False, 1, lrn)
+        one(batch, x, random(filters, shape[1], 11, 11), None, 0, False, 1, lrn)

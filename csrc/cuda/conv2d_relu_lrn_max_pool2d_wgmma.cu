@@ -109,7 +109,7 @@ __global__ void __launch_bounds__(kThreads, 1)
         load_cell<kChannels, kLast, kPlaneIndex>(cell.image, b.height, b.width, cell.y, cell.x, loaded[p % 2]);
         unroll<kEnd - kBegin>([&](auto s) {
           constexpr int kStep = kBegin + decltype(s)::value;
-          gpu::wgmma_fence();
+          gpu::wgmma_fence(fragments[kStep % 2]);
 #pragma unroll
           for (int i = 0; i < 2; ++i)
             gpu::wgmma_k16<T, (kStep > 0)>(sums[i], fragments[kStep % 2][i], weights + kStep * 2 * kTile);
@@ -172,7 +172,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     slot = (slot + 1) % 3;  // the next job's first pair follows this one's last
   }
 #else
-  asm("trap;");  // it is never chosen there
+  __trap();  // it is never chosen there
 #endif
 }
 

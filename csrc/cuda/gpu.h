@@ -266,7 +266,12 @@ GPU_DEVICE uint64_t wgmma_descriptor(uint32_t address, uint32_t k_stride, uint32
 }
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-GPU_DEVICE void wgmma_fence() {
+// What was done to the sums and to these fragments comes before the products that follow.
+template <int n>
+GPU_DEVICE void wgmma_fence(uint32_t (&a)[n][4]) {
+#pragma unroll
+  for (int i = 0; i < n; ++i)  // or the compiler might still have to compute them behind the fence
+    asm volatile("" : "+r"(a[i][0]), "+r"(a[i][1]), "+r"(a[i][2]), "+r"(a[i][3])::"memory");
   asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 }
 GPU_DEVICE void wgmma_commit() {

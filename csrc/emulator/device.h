@@ -329,7 +329,8 @@ inline void warpgroup_barrier(const emulator::Place& place = emulator::Place::cu
 inline uint64_t wgmma_descriptor(uint32_t address, uint32_t k_stride, uint32_t row_stride) {
   return uint64_t{(address & 0x3ffff) >> 4} | uint64_t{k_stride >> 4} << 16 | uint64_t{row_stride >> 4} << 32;
 }
-inline void wgmma_fence(const emulator::Place& place = emulator::Place::current()) {
+template <int n>
+void wgmma_fence(uint32_t (&)[n][4], const emulator::Place& place = emulator::Place::current()) {
   emulator::warpgroup_operation(nullptr, nullptr, place);
 }
 inline void wgmma_commit(const emulator::Place& place = emulator::Place::current()) {

@@ -131,13 +131,13 @@ __global__ void warpgroup_product(const T* in, float* out) {
   }
   gpu::fence_proxy_async();
   gpu::warpgroup_barrier();
-  uint32_t a[4];
-  gpu::ldmatrix_x4(a, s + ((t / 32 * 16 + lane % 16) * 16 + lane / 16 * 8));
+  uint32_t a[1][4];
+  gpu::ldmatrix_x4(a[0], s + ((t / 32 * 16 + lane % 16) * 16 + lane / 16 * 8));
   const uint64_t descriptor = gpu::wgmma_descriptor(gpu::shared_address(b), 128, 256);
   float d[kColumns / 8][4];
-  gpu::wgmma_fence();
-  gpu::wgmma_k16<T, false>(d, a, descriptor);
-  gpu::wgmma_k16<T, true>(d, a, descriptor);
+  gpu::wgmma_fence(a);
+  gpu::wgmma_k16<T, false>(d, a[0], descriptor);
+  gpu::wgmma_k16<T, true>(d, a[0], descriptor);
   gpu::wgmma_commit();
   gpu::wgmma_wait<0>();
   for (int j = 0; j < kColumns / 8; ++j)
