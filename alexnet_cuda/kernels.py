@@ -99,7 +99,7 @@ def describe() -> dict[str, str]:
     devices: list[tuple[str, int | None]] = [("cpu", None)]
     if torch.cuda.is_available():
         devices += [("cuda", index) for index in range(torch.cuda.device_count())]
-    rows = {VARIABLE: os.environ.get(VARIABLE) or "not set, which is auto; or all, none, or names of operators"}
+    rows = {VARIABLE: os.environ.get(VARIABLE) or "not set, which is auto; or all, none, wgmma, names of operators"}
     for device, index in devices:
         names, why = decide(None, device, index)
         name = device if index is None else f"{device}:{index}"

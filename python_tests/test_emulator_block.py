@@ -82,6 +82,7 @@ def test_block_of_special_values(values, channels_last):
     assert not spoilt[..., 2].any()
 
 
+@pytest.mark.parametrize("fibers", ["random"], indirect=True)
 @pytest.mark.parametrize(("size", "padding"), [(227, 0), (224, 2)])
 def test_block_of_a_whole_image(size, padding):
     dtype, shape = torch.bfloat16, (1, 3, size, size)

@@ -83,6 +83,14 @@ def test_convolution_is_tensor_core_instructions(source, name, expected, copies)
         assert (products, matrices) == wanted, (architecture, dtype, channels, tile)
 
 
+@no_machine_code
+def test_wgmma_is_where_it_can_be():
+    """The block's 24 steps, unrolled, of two products of 64 pixels, one behind the other; on sm_90a alone."""
+    for k in compiled(ROOT / "csrc/cuda/conv2d_relu_lrn_max_pool2d_wgmma.cu"):
+        found = [k.count(instruction) for instruction in ("HGMMA", "LDSM", r"WARPGROUP\.DEPBAR")]
+        assert found == ([48, 48, 24] if k.architecture == "90a" else [0, 0, 0]), (k.name, k.architecture)
+
+
 def test_names_and_launches():
     text = (ROOT / "csrc/cuda/local_response_norm.cu").read_text() + (ROOT / "csrc/cuda/lrn.h").read_text()
     symbol = "_ZN12alexnet_cuda12_GLOBAL__N_114spatial_kernelIfLNS0_4PassE1EEEvPKT_S5_PS3_Pf"

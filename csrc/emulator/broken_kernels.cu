@@ -123,7 +123,8 @@ __global__ void global_write_out_of_bounds(const float* in, float* out) {
 
 template <auto kKernel, int kBlock = 64>
 gpu::error_t run(const void* in, void* out) {
-  return gpu::launch(kKernel, dim3(1), dim3(kBlock), 256, nullptr, static_cast<const float*>(in), static_cast<float*>(out));
+  return gpu::launch(kKernel, dim3(1), dim3(kBlock), 256, nullptr, static_cast<const float*>(in),
+                     static_cast<float*>(out));
 }
 
 }  // namespace
