@@ -66,7 +66,7 @@ def test_block(shape, filters, padding, ceil_mode, processors, dtype, channels_l
 @layouts
 @pytest.mark.parametrize("values", ["ties", "nan", "inf"])
 def test_block_of_special_values(values, channels_last):
-    """Equal maxima and NaN: the same choice as the tail's, and NaN where a window meets what makes one, nowhere else."""
+    """The same choice of equal maxima as the tail's, and NaN where a window meets what makes one and nowhere else."""
     dtype, shape = torch.float16, (16, 3, 19, 35)
     batch, x = Batch(shape, dtype, channels_last), random(*shape, dtype=dtype)
     weight = random(64, 3, 11, 11, dtype=dtype, scale=0.1)
