@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from . import kernels as choice
 from . import nn as layers
-from . import ops, variants
+from . import onednn, ops, variants
 from ._library import transforming
 from .reference import ORDERS
 from .variants import Variant, get_variant
@@ -110,13 +110,18 @@ class AlexNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         self._check(x)
         images = x if x.dim() == 4 else x[None]  # (N, C, H, W)
-        # On a CPU oneDNN's convolutions are faster so, and our kernels no slower. (vmap knows no memory formats.)
-        if images.device.type == "cpu" and not transforming():
-            images = images.contiguous(memory_format=torch.channels_last)
-        features = _run(self.features, images, self.fused, self.kernels, self.input_scale)
+        if images.device.type == "cpu" and not transforming():  # vmap knows no memory formats
+            images = images.contiguous(memory_format=_cpu_format(images))
+        features = self._run(self.features, images, self.input_scale)
         features = self.avgpool(features)  # (N, 256, 6, 6) in most variants
-        scores = self.classifier(torch.flatten(features, 1))  # (N, num_classes)
+        scores = self._run(self.classifier, torch.flatten(features, 1))  # (N, num_classes)
         return scores if x.dim() == 4 else scores[0]
+
+    def _run(self, modules: nn.Module, x: Tensor, scale: float = 1) -> Tensor:
+        """The modules applied to `scale` * x; what has a hook or is no plain Sequential runs as torch would."""
+        if type(modules) is nn.Sequential and not _has_hooks(modules):
+            return _run(modules, x, self.fused, self.kernels, scale)
+        return modules(x if scale == 1 else x * scale)
 
     def _check(self, x: Tensor) -> None:
         if not x.is_floating_point():
@@ -219,16 +224,23 @@ def _run(modules: nn.Sequential, x: Tensor, fused: bool, kernels: str | None, sc
     chain: list[Any] = list(modules)
     with_conv = fused and choice.uses("conv2d_relu_lrn_max_pool2d", x, kernels)
     without = fused and choice.uses("relu_lrn_max_pool2d", x, kernels)
+    with_onednn = fused and onednn.serves(x) and choice.chosen(kernels, "cpu", None) != ()
     while chain:
         conv = chain[0]
         start = int(with_conv and type(conv) is layers.Conv2d and conv.kernel_size == (11, 11) and conv._plain())
         tail = chain[start : start + 3]
-        order = "-".join(_STEPS.get(type(module), "") for module in tail)
+        order = _order(tail)
         fusible = (start or without) and order in ORDERS and _fusible(chain[: start + 3])
         if scale != 1 and not (start and fusible):
             x, scale = x * scale, 1
         if not fusible:
-            x = chain.pop(0)(x)
+            free = chain[: 1 if _order(chain[1:4]) in ORDERS else 2]  # of a convolution's ReLU and the tail it begins
+            count = onednn.length(free, x) if with_onednn else 0
+            if count and _fusible(chain[:count]):
+                x = onednn.run(chain[:count], x)
+                del chain[:count]
+            else:
+                x = chain.pop(0)(x)
             continue
         del chain[: start + 3]
         steps = dict(zip(order.split("-"), tail))
@@ -246,18 +258,36 @@ def _run(modules: nn.Sequential, x: Tensor, fused: bool, kernels: str | None, sc
     return x
 
 
+def _order(modules: list[nn.Module]) -> str:
+    """As in ORDERS, if they are such layers."""
+    return "-".join(_STEPS.get(type(module), "") for module in modules)
+
+
 def _fusible(modules: list[nn.Module]) -> bool:
     """No module has a hook, LRN runs across channels, and pooling returns values only."""
     return not any(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
+        _has_hooks(module)
         or getattr(module, "across", "channels") != "channels"
         or getattr(module, "return_indices", False)
         or (isinstance(module, nn.MaxPool2d) and module.dilation not in (1, (1, 1)))
         for module in modules
     )
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    forward = module._forward_hooks or module._forward_pre_hooks
+    return bool(forward or module._backward_hooks or module._backward_pre_hooks)
+
+
+def _cpu_format(images: Tensor) -> torch.memory_format:
+    """In which oneDNN's convolutions are fastest; our kernels do not care.
+
+    With channels_last they are faster, but torch brings their weights into that order at each call, which a few images
+    do not pay back in inference.
+    """
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or images.shape[0] >= 8:
+        return torch.channels_last
+    return torch.contiguous_format
 
 
 @dataclass(frozen=True)

@@ -32,8 +32,8 @@ LAYOUTS = ("contiguous", "channels_last", "sliced", "permuted")
 PAPER = dict(size=5, alpha=1e-4, k=2.0)
 CONV: list[tuple[Any, int, dict]] = [
     ((3, 227, 227), 96, {}), ((3, 224, 224), 96, dict(padding=2)), ((3, 224, 224), 64, dict(ceil_mode=True)),
-    ((3, 35, 47), 96, {}), ((1, 28, 29), 96, {}), ((4, 23, 30), 7, dict(padding=3, ceil_mode=True)),
-    ((3, 11, 11), 1, {}),
+    ((3, 35, 47), 96, {}), ((1, 28, 29), 96, {}), ((4, 27, 24), 64, {}),
+    ((4, 23, 30), 7, dict(padding=3, ceil_mode=True)), ((3, 11, 11), 1, {}),
 ]  # fmt: skip
 LRN: list[tuple[Any, dict]] = [
     ((96, 55, 55), PAPER), ((256, 27, 27), PAPER), ((96, 15, 13), PAPER), ((1, 1, 1), dict(size=5)),

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -35,9 +36,9 @@ def cases():
             yield "conv2d_relu_lrn_max_pool2d", (image, *filters), LRN
 
 
-def results(module):
+def results(module, given=None):
     """The output and the gradients of every case."""
-    for name, inputs, arguments in list(cases()):
+    for name, inputs, arguments in given or list(cases()):
         leaves = [t.clone().requires_grad_() for t in inputs]
         y = getattr(module, name)(*leaves, **arguments)
         yield name, [y.detach(), *torch.autograd.grad(y, leaves, torch.linspace(-1, 1, y.numel()).view(y.shape))]
@@ -83,12 +84,23 @@ def test_any_number_of_threads_gives_the_same_bits():
         assert all(map(torch.equal, outcomes[0], other))
 
 
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_forked_workers_use_the_kernels_after_the_parent_did():
-    def collate(items):
-        return ops.relu_lrn_max_pool2d(torch.stack(items), 5)
+def pooled(images):
+    return ops.relu_lrn_max_pool2d(torch.stack(images), 5)
 
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_workers_use_the_kernels_after_the_parent_did(method):
     images = list(torch.randn(8, 96, 27, 27))  # enough work for every thread of the parent
-    expected = collate(images)
-    loader = DataLoader(images, 4, num_workers=2, collate_fn=collate, multiprocessing_context="fork", timeout=60)
+    expected = pooled(images)
+    loader = DataLoader(images, 4, num_workers=2, collate_fn=pooled, multiprocessing_context=method, timeout=120)
     assert torch.equal(torch.cat(list(loader)), expected)
+
+
+def test_python_threads_at_the_same_time():
+    given = list(cases())
+    expected = list(results(ops, given))
+    with ThreadPoolExecutor(4) as pool:
+        for outcome in pool.map(lambda _: list(results(ops, given)), range(8)):
+            for (name, tensors), (_, others) in zip(expected, outcome, strict=True):
+                assert all(map(torch.equal, tensors, others)), name

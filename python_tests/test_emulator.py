@@ -113,6 +113,11 @@ def test_local_response_norm_of_extremes(channels_last):
     )
     assert y[:, :4].isfinite().all()
     assert y[:, 6:].isnan().all()
+    batch, x = Batch((1, 16, 1, 2), torch.float32, channels_last), torch.full((1, 16, 1, 2), 1e-20).double()
+    y = batch.tensor(  # d is subnormal
+        _emulator.local_response_norm(batch.images, batch.raw(x), (5, 2, 0.2, 0.75, 0.0, 1), False), x.shape
+    )
+    assert_close(y, reference.local_response_norm(x, 5, 1.0, k=0.0))
     x, lrn = random(1, 16, 1, 2), (5, 2, 0.2, 0.75, 0.0, 1)
     x[:, :2] = x[:, 14:] = 0  # a window that reaches two channels over the edge finds only zeros
     batch, grad = Batch((1, 16, 1, 2), torch.float32, channels_last), torch.ones(1, 16, 1, 2).double()
@@ -262,6 +267,8 @@ def test_conv2d(shape, filters, kernel_size, stride, padding, ceil_mode, with_bi
 
 # ---- the emulator itself -------------------------------------------------------------------------------------------
 
+NAMES = {torch.float16: "half", torch.bfloat16: "bfloat16"}
+
 
 def run(name, values, outputs):
     x = values.contiguous()
@@ -288,8 +295,25 @@ def test_shared_memory_and_asynchronous_copies():
 
 
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=lambda d: str(d)[6:])
+def test_maxima(dtype):
+    a, b = torch.randn(2, 32)
+    a[:8] = torch.tensor([torch.nan, 1.0, 0.0, -0.0, -0.0, torch.inf, 1e-40, -1.0])
+    b[:8] = torch.tensor([1.0, torch.nan, -0.0, 0.0, -0.0, torch.nan, -1.0, 1e-40])
+    got = run(f"maxima_{NAMES[dtype]}", torch.cat([a, b]), 160).view(5, 32)
+    expected = torch.maximum(a, b)
+    expected[2:4] = 0.0  # not -0
+    rounded = torch.maximum(a.to(dtype), b.to(dtype)).float()
+    rounded[2:4] = 0.0
+    for value, want in zip(got, [expected, rounded, rounded]):
+        torch.testing.assert_close(value, want, rtol=0, atol=0, equal_nan=True)
+        assert torch.equal(value[2:5].signbit(), torch.tensor([False, False, True]))
+    normal = expected.where(expected != 1e-40, 0.0)  # what is subnormal counts as 0
+    torch.testing.assert_close(got[3:], torch.stack([normal.rsqrt(), normal.sqrt()]), equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=lambda d: str(d)[6:])
 def test_tensor_cores(dtype):
-    name = {torch.float16: "half", torch.bfloat16: "bfloat16"}[dtype]
+    name = NAMES[dtype]
     a, b = torch.randn(64, 16).to(dtype), torch.randn(96, 16).to(dtype)
     exact = a.double() @ b.double().T
 

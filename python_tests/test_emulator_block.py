@@ -15,6 +15,9 @@ BLOCK = [  # shape, filters, padding, ceil_mode, processors
     pytest.param((1, 3, 48, 47), 64, 2, True, 9, id="bands-of-one-row"),
     pytest.param((2, 3, 67, 19), 64, 0, False, 5, id="bands-of-two-rows-and-an-unpooled-row"),
     pytest.param((1, 3, 19, 231), 64, 0, True, 1, id="widest"),
+    pytest.param((2, 1, 43, 47), 96, 2, False, 3, id="grey"),
+    pytest.param((1, 1, 35, 60), 64, 0, True, 1, id="grey-64-filters"),
+    pytest.param((2, 4, 37, 48), 64, 1, True, 1, id="four-channels"),
 ]
 
 
@@ -52,7 +55,7 @@ def check(batch, x, weight, bias, padding, ceil_mode, processors):
 @pytest.mark.parametrize(("shape", "filters", "padding", "ceil_mode", "processors"), BLOCK)
 def test_block(shape, filters, padding, ceil_mode, processors, dtype, channels_last):
     batch, x = Batch(shape, dtype, channels_last), random(*shape, dtype=dtype)
-    weight, bias = random(filters, 3, 11, 11, dtype=dtype, scale=0.1), random(filters, dtype=dtype)
+    weight, bias = random(filters, shape[1], 11, 11, dtype=dtype, scale=0.1), random(filters, dtype=dtype)
     y = check(batch, x, weight, bias, padding, ceil_mode, processors)
     expected = reference.conv2d_relu_lrn_max_pool2d(
         x, weight, bias, 5, 0.3, k=2.0, padding=padding, ceil_mode=ceil_mode
@@ -64,19 +67,24 @@ def test_block(shape, filters, padding, ceil_mode, processors, dtype, channels_l
 
 
 @layouts
-@pytest.mark.parametrize("values", ["ties", "nan", "inf"])
-def test_block_of_special_values(values, channels_last):
-    """The same choice of equal maxima as the tail's, and NaN where a window meets what makes one and nowhere else."""
-    dtype, shape = torch.float16, (16, 3, 19, 35)
+@pytest.mark.parametrize(
+    ("values", "channels"), [("ties", 3), ("zeros", 3), ("nan", 1), ("nan", 3), ("nan", 4), ("inf", 3)]
+)
+def test_block_of_special_values(values, channels, channels_last):
+    """Equal maxima, zeros of both signs and NaN: the same choice as the tail's, and NaN where a window meets what makes
+    one and nowhere else."""
+    dtype, shape = torch.float16, (16, channels, 19, 35)
     batch, x = Batch(shape, dtype, channels_last), random(*shape, dtype=dtype)
-    weight = random(64, 3, 11, 11, dtype=dtype, scale=0.1)
+    weight = random(64, channels, 11, 11, dtype=dtype, scale=0.1)
     if values == "ties":
         x = torch.zeros_like(x)
         x[:, :, ::16, ::12] = 1
         weight = weight.sign()
+    elif values == "zeros":  # small sums round to them
+        x, weight = (1e-5 * x).to(dtype).double(), (1e-3 * weight).to(dtype).double()
     else:  # at every place of a 4x4 cell
         for n in range(16):
-            x[n, n % 3, 8 + n // 4, 8 + n % 4] = float(values)
+            x[n, n % channels, 8 + n // 4, 8 + n % 4] = float(values)
     spoilt = batch.tensor(check(batch, x, weight, None, 0, False, 16), (16, 64, 1, 3)).isnan()
     assert spoilt[..., 0].all() == (values == "nan")
     assert not spoilt[..., 2].any()
@@ -97,8 +105,10 @@ def test_block_of_a_whole_image(size, padding):
         pytest.param((1, 3, 47, 51), 64, (5, 2, 0.06, 0.5, 2.0, 1), id="beta"),
         pytest.param((1, 3, 47, 51), 64, (5, 2, 0.06, 0.75, 2.0, 2), id="groups"),
         pytest.param((1, 3, 47, 51), 64, (3, 1, 0.06, 0.75, 2.0, 1), id="size"),
+        pytest.param((1, 3, 47, 51), 64, (5, 2, 0.06, 0.75, 0.0, 1), id="k"),
         pytest.param((1, 3, 47, 51), 48, LRN, id="filters"),
-        pytest.param((1, 1, 47, 51), 64, LRN, id="grey"),
+        pytest.param((1, 2, 47, 51), 64, LRN, id="two-channels"),
+        pytest.param((1, 4, 47, 51), 96, LRN, id="four-channels-96-filters"),
         pytest.param((1, 3, 19, 235), 64, LRN, id="57-columns"),
         pytest.param((1, 3, 16, 51), 64, LRN, id="nothing-to-pool"),
     ],

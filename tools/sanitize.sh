@@ -25,5 +25,5 @@ import pytest
 
 ops = ["local_response_norm", "max_pool2d", "relu_lrn_max_pool2d", "conv2d", "conv2d_relu_lrn_max_pool2d"]
 files = [f"python_tests/test_{name}.py" for name in [*ops, "fuzz", "kept_memory", "cpu_kernels"]]
-sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "-k", "not cuda and not compile and not export", *files, *sys.argv[1:]]))
+sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "-k", "not cuda and not compile and not export and not spawn", *files, *sys.argv[1:]]))
 PYTHON

@@ -63,22 +63,24 @@ class InputRows {
     E* to = rows_ + r % conv_.kernel_size * row_size_;
     const int64_t row = r - conv_.padding, c = conv_.channels, left = conv_.padding * c;
     const int64_t count = lesser(conv_.width, width_ - conv_.padding);
+    const bool run = channels_.channel_stride == 1 || c == 1;  // of count * C numbers
     int64_t filled = 0;
     if (row >= 0 && row < conv_.height && count > 0) {
       const T* from = x_ + image_ * c * conv_.height * conv_.width + row * conv_.width * channels_.pixel_stride;
       for (int64_t i = 0; i < left; ++i) to[i] = E{};
       filled = left + count * c;
       if constexpr (__is_same(E, BFloat16)) {
-        if (channels_.channel_stride == 1) {
+        if (run) {
           __builtin_memcpy(to + left, from, count * c * sizeof(E));
         } else {
           for (int64_t i = 0; i < c; ++i) {
             for (int64_t p = 0; p < count; ++p) to[left + p * c + i] = from[i * channels_.channel_stride + p];
           }
         }
-      } else if (channels_.channel_stride == 1) {  // one run of width * C numbers
-        const Channels run = {0, 1, 1, count * c, count * c};
-        read_pixels<E>(from, run, 1, to + left, count * c);
+      } else if (run) {
+        read_pixels<E>(from, Channels{0, 1, 1, count * c, count * c}, 1, to + left, count * c);
+      } else if (c == 3) {
+        interleave3<E>(from, channels_.channel_stride, count, to + left);
       } else {
         read_pixels<E>(from, channels_, count, to + left, c);
       }
@@ -133,11 +135,11 @@ ALEXNET_BFLOAT16 inline void multiply_pairs(Tile<float, P>& tile, const BFloat16
 }
 #endif
 
-// P output pixels from `first` on, filters [block, block + 2 vectors). STEP is stride * C where that is known.
-template <class A, class E, int P, int STEP>
+// P output pixels from `first` on, filters [block, block + 2 vectors). RGB: 11x11, stride 4, 3 channels.
+template <class A, class E, int P, bool RGB>
 inline void conv_tile(const ConvArgs& a, const E* const* row, int64_t first, int64_t block, Pixels<A> out) {
-  const int64_t step = STEP > 0 ? STEP : a.conv.stride * a.conv.channels;
-  const int64_t taps = a.conv.kernel_size * a.conv.channels, f = block * kFilters<A>;
+  const int64_t step = RGB ? 12 : a.conv.stride * a.conv.channels;
+  const int64_t taps = RGB ? 33 : a.conv.kernel_size * a.conv.channels, f = block * kFilters<A>;
   Tile<A, P> tile;
   const Vec<A> b0 = load<A>(static_cast<const A*>(a.bias) + f);
   const Vec<A> b1 = load<A>(static_cast<const A*>(a.bias) + f + kLanes<A>);
@@ -173,10 +175,10 @@ inline void conv_row(const ConvArgs& a, InputRows<T, E>& input, int64_t n, int64
   for (int i = 0; i < conv.kernel_size; ++i) row[i] = input[o * conv.stride + i];
   const int64_t width = conv.out_width, blocks = (conv.filters + kFilters<A> - 1) / kFilters<A>;
   const int tile = width >= kTile ? kTile : width >= 4 ? 4 : 1;
-  const bool rgb = conv.stride * conv.channels == 12;
-  const auto run = tile == kTile ? (rgb ? &conv_tile<A, E, kTile, 12> : &conv_tile<A, E, kTile, 0>)
-                   : tile == 4   ? &conv_tile<A, E, 4, 0>
-                                 : &conv_tile<A, E, 1, 0>;
+  const bool rgb = conv.kernel_size == 11 && conv.stride == 4 && conv.channels == 3;
+  const auto run = tile == kTile ? (rgb ? &conv_tile<A, E, kTile, true> : &conv_tile<A, E, kTile, false>)
+                   : tile == 4   ? &conv_tile<A, E, 4, false>
+                                 : &conv_tile<A, E, 1, false>;
   for (int64_t block = 0; block < blocks; ++block) {
     for (int64_t w = 0; w < width; w += tile) run(a, row, lesser(w, width - tile), block, out);
   }

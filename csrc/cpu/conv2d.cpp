@@ -32,17 +32,20 @@ bool use_products(DType dtype, const Conv& c) {
 template <int UNIT, class T, class Out>
 void pack_weight(const T* from, Out* to, const Conv& c, int64_t block) {
   const int64_t k = c.kernel_size, row = blocks_of(k * c.channels, UNIT) * UNIT * block;
-  std::fill_n(to, blocks_of(c.filters, block) * k * row, Out(0.0f));
-  for (int64_t f = 0; f < c.filters; ++f) {
-    Out* filter = to + f / block * k * row + f % block * UNIT;
-    for (int64_t channel = 0; channel < c.channels; ++channel) {
-      for (int64_t i = 0; i < k; ++i) {
-        for (int64_t j = 0, tap = channel; j < k; ++j, tap += c.channels) {
-          filter[i * row + tap / UNIT * UNIT * block + tap % UNIT] = static_cast<Out>(*from++);
+  torch::stable::parallel_for(0, blocks_of(c.filters, block), 1, [&](int64_t begin, int64_t end) {
+    std::fill(to + begin * k * row, to + end * k * row, Out(0.0f));
+    const T* weight = from + begin * block * c.channels * k * k;
+    for (int64_t f = begin * block; f < std::min(end * block, c.filters); ++f) {
+      Out* filter = to + f / block * k * row + f % block * UNIT;
+      for (int64_t channel = 0; channel < c.channels; ++channel) {
+        for (int64_t i = 0; i < k; ++i) {
+          for (int64_t j = 0, tap = channel; j < k; ++j, tap += c.channels) {
+            filter[i * row + tap / UNIT * UNIT * block + tap % UNIT] = static_cast<Out>(*weight++);
+          }
         }
       }
     }
-  }
+  });
 }
 
 // The same weights for the input gradient: [kernel row][block of taps][filter][tap in block].

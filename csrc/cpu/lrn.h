@@ -22,7 +22,7 @@ struct Powers {
   Vec<A> p, inverse;
 
   explicit ALEXNET_INLINE Powers(Vec<A> d) {
-    const Vec<A> r = rsqrt_estimate<A>(d), q = r * r * rsqrt_estimate<A>(r);
+    const Vec<A> r = rsqrt_estimate<A>(d), q = r * (r * rsqrt_estimate<A>(r));
     const Vec<A> u = d * q, h = 1 - u * u * (u * q);
     const Vec<A> better = q + q * h * (A(0.25) + A(0.15625) * h);
     const auto good = better == better;

@@ -158,6 +158,21 @@ __attribute__((noinline)) void read_pixels(const T* x, const Channels& c, int64_
   }
 }
 
+// Converts three planes' `count` pixels to neighbouring channels; `out` has room for a vector's pixels more.
+template <class A, class T>
+ALEXNET_INLINE void interleave3(const T* x, int64_t plane, int64_t count, A* out) {
+  constexpr int kN = kLanes<A>;
+  constexpr auto kAll = std::make_integer_sequence<int, kN>{};
+  for (int64_t p = 0; p < count; p += kN, out += 3 * kN) {
+    const int64_t n = lesser(kN, count - p);
+    Vec<A> v[3];
+    for (int i = 0; i < 3; ++i) v[i] = n == kN ? load<A>(x + i * plane + p) : load_part<A>(x + i * plane + p, n);
+    store<A>(out, interleaved<A, 0>(v[0], v[1], v[2], kAll));
+    store<A>(out + kN, interleaved<A, 1>(v[0], v[1], v[2], kAll));
+    store<A>(out + 2 * kN, interleaved<A, 2>(v[0], v[1], v[2], kAll));
+  }
+}
+
 // The reverse; padding is read, but not written.
 template <class A, class T>
 __attribute__((noinline)) void write_pixels(const A* from, int64_t stride, const Channels& c, int64_t count, T* y) {

@@ -273,6 +273,14 @@ ALEXNET_INLINE Vec<A> shifted(Vec<A> a, Vec<A> b) {
   return shifted<A, SHIFT>(a, b, std::make_integer_sequence<int, kLanes<A>>{});
 }
 
+// ---- a0 b0 c0 a1 b1 c1 ...: vector PART of the three
+template <class A, int PART, int... I>
+ALEXNET_INLINE Vec<A> interleaved(Vec<A> a, Vec<A> b, Vec<A> c, std::integer_sequence<int, I...>) {
+  constexpr int kN = kLanes<A>;
+  const Vec<A> ab = pick<A>(a, b, std::integer_sequence<int, ((PART * kN + I) % 3 * kN % (2 * kN) + (PART * kN + I) / 3)...>{});
+  return pick<A>(ab, c, std::integer_sequence<int, ((PART * kN + I) % 3 < 2 ? I : kN + (PART * kN + I) / 3)...>{});
+}
+
 // ---- transposition of kLanes vectors of kLanes elements, in log2(kLanes) steps that exchange ever larger blocks
 template <class A, int STEP, int... LANE>
 ALEXNET_INLINE void exchange(Vec<A>& a, Vec<A>& b, std::integer_sequence<int, LANE...>) {

@@ -116,28 +116,30 @@ __global__ void __launch_bounds__(kThreads, 1)
 
       __syncthreads();
       if (live) {
-        Maximum even[kTile / 4];
+        Best<kSave> even[kTile / 4];
 #pragma unroll
         for (int r = 0; r < kRows; ++r) {
           const int row = 2 * first + step * kRows + r;  // the rows that two bands make belong to the second
           const bool saves = column < b.out_width && row < (band + 1 == b.bands ? b.out_height : 2 * end);
-          const int64_t pixel = row * b.out_width + column;
+          const int pixel = row * b.out_width + column;
           uint16_t* const save = kSave && saves ? a + (image * kTile * plane + pixel * (kLast ? kTile : 1)) : nullptr;
           finish_row<T, kTile, kLast>(sums[r / 2], r % 2, biases, save, plane, lrn, [&](int j, const float* values) {
             const int at = column * L::kColumn + 32 * j + 8 * quad;
             const gpu::shared<uint8_t> rows = maximum_rows + (column * kTile + 32 * j + 8 * quad);
-            Maximum best[kRun];
+            Best<kSave> best[kRun];
 #pragma unroll
             for (int k = 0; k < kRun; ++k) {
               const int c = 8 * j + k;
               if (r == 0) {
-                best[k] = {carried[c], static_cast<int>(carried_rows >> c & 1)};
+                best[k].begin(carried[c], static_cast<int>(carried_rows >> c & 1));
                 best[k].offer(values[k], 2);
               }
-              if (r < 3) even[c].offer(values[k], r);
+              if (r == 0) even[c].begin(values[k], r);
+              if (r == 1 || r == 2) even[c].offer(values[k], r);
               if (r == 2) carried[c] = values[k];
               if (r == 3) {
-                Maximum two = {carried[c], 0};
+                Best<kSave> two;
+                two.begin(carried[c], 0);
                 two.offer(values[k], 1);
                 carried[c] = two.value;
                 carried_rows = (c == 0 ? 0 : carried_rows) | static_cast<uint32_t>(two.code) << c;
@@ -170,7 +172,8 @@ __global__ void __launch_bounds__(kThreads, 1)
 bool fuses_conv2d_relu_lrn_max_pool2d(DType dtype, const Conv& conv, const Lrn& lrn, const Pool& pool, Order order,
                                       int shared_memory_optin) {
   const auto inside = [](int64_t out, int64_t size) { return out > 0 && 2 * out + 1 <= size; };
-  return on_tensor_cores(dtype, conv) && conv.channels == 3 && (conv.filters == 96 || conv.filters == 64) &&
+  // 96 filters of 4 channels would need 247 KB of shared memory, more than any GPU has.
+  return on_tensor_cores(dtype, conv) && (conv.filters == 64 || (conv.filters == 96 && conv.channels < 4)) &&
          conv.out_width <= kColumns && order == kReluLrnPool && is_alexnet(lrn) && lrn.groups == 1 &&
          pool.kernel_size == 3 && pool.stride == 2 && pool.padding == 0 && inside(pool.out_height, pool.height) &&
          inside(pool.out_width, pool.width) &&

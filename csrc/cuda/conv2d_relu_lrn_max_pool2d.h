@@ -84,11 +84,8 @@ GPU_DEVICE void finish_row(const float (&sums)[kTile / 8][4], int half, gpu::sha
       }
     }
   }
-  const auto half_of = [](uint32_t word, int which) {
-    T pair[2];
-    memcpy(pair, &word, 4);
-    return gpu::to_float(pair[which]);
-  };
+#pragma unroll
+  for (int i = 0; i < 4 * kRuns; ++i) words[i / 4][i % 4] = gpu::max_nan<T>(words[i / 4][i % 4], 0);  // ReLU
 #pragma unroll
   for (int j = 0; j < kRuns; ++j) {
     // The first lane's left neighbour has the run before, the last lane's right neighbour the run after.
@@ -100,7 +97,7 @@ GPU_DEVICE void finish_row(const float (&sums)[kTile / 8][4], int half, gpu::sha
 #pragma unroll
     for (int k = 0; k < 12; ++k) {
       const uint32_t word = k < 2 ? left : k < 10 ? words[j][min(max(k / 2 - 1, 0), 3)] : right;
-      in[2 + k] = relu(half_of(word, k % 2));
+      in[2 + k] = gpu::half_of<T>(word, k % 2);
     }
     normalise_run(in, lrn, out);
     body(j, out);
@@ -109,7 +106,9 @@ GPU_DEVICE void finish_row(const float (&sums)[kTile / 8][4], int half, gpu::sha
 
 // Maxima over three rows of 8 channels of a column, and with kSave in which row each is.
 template <bool kSave>
-GPU_DEVICE void store_maxima(gpu::shared<float> to, gpu::shared<uint8_t> rows, const Maximum* best) {
+using Best = std::conditional_t<kSave, Maximum, Greatest>;
+template <bool kSave>
+GPU_DEVICE void store_maxima(gpu::shared<float> to, gpu::shared<uint8_t> rows, const Best<kSave>* best) {
 #pragma unroll
   for (int k = 0; k < 8; k += 4) {
     gpu::store4(to + k, gpu::Quad<float>{best[k].value, best[k + 1].value, best[k + 2].value, best[k + 3].value});
@@ -134,7 +133,7 @@ GPU_DEVICE void pool_across(gpu::shared<float> maxima, gpu::shared<uint8_t> maxi
     const int rest = i / (kAcross * kAlong), column = rest / kGroups * kAlong + i / kAcross % kAlong;
     const int channel = (rest % kGroups * kAcross + i % kAcross) * 4;
     if (column >= b.pool_width) continue;
-    Maximum best[4];
+    Best<kSave> best[4];
 #pragma unroll
     for (int dx = 0; dx < 3; ++dx) {
       const int from = 2 * column + dx;
@@ -169,7 +168,12 @@ GPU_DEVICE void pool_across(gpu::shared<float> maxima, gpu::shared<uint8_t> maxi
 // body(Layout) of the convolution's channels and filters: the pairs that have kernels.
 template <class Body>
 auto dispatch_layout(const Conv& conv, Body body) {
-  return conv.filters == 96 ? body(Layout<3, 96>{}) : body(Layout<3, 64>{});
+  return dispatch_channels(conv, [&](auto channels) {
+    constexpr int kChannels = decltype(channels)::value;
+    if constexpr (kChannels < 4)
+      if (conv.filters == 96) return body(Layout<kChannels, 96>{});
+    return body(Layout<kChannels, 64>{});
+  });
 }
 
 // body(Type<T>, Layout, channels_last, save) with types for what a launch is given.

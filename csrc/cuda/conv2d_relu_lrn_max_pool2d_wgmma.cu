@@ -136,20 +136,20 @@ __global__ void __launch_bounds__(kThreads, 1)
         for (int r = 0; r < kRows; ++r) {
           const int row = 2 * first + step * kRows + r;  // the rows that two bands make belong to the second
           const bool saves = column < b.out_width && row < (band + 1 == b.bands ? b.out_height : 2 * end);
-          const int64_t pixel = row * b.out_width + column;
+          const int pixel = row * b.out_width + column;
           uint16_t* const save = kSave && saves ? a + (image * kTile * plane + pixel * (kLast ? kTile : 1)) : nullptr;
           finish_row<T, kTile, kLast>(sums[i], r, biases, save, plane, lrn, [&](int j, const float* values) {
-            Maximum best[kRun];
+            Best<kSave> best[kRun];
 #pragma unroll
             for (int k = 0; k < kRun; ++k) {
               float& two = carried[i][8 * j + k];
               const int which = 8 * j + k;
               if (r == 0) {
-                best[k] = {two, static_cast<int>(carried_rows[i] >> which & 1)};
+                best[k].begin(two, static_cast<int>(carried_rows[i] >> which & 1));
                 best[k].offer(values[k], 2);
                 two = values[k];
               } else {
-                best[k] = {two, 0};
+                best[k].begin(two, 0);
                 best[k].offer(values[k], 1);
                 two = best[k].value;
                 carried_rows[i] = (which == 0 ? 0 : carried_rows[i]) | static_cast<uint32_t>(best[k].code) << which;

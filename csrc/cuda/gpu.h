@@ -92,7 +92,40 @@ GPU_DEVICE uint32_t pack<bfloat16>(float low, float high) {
   return r;
 }
 
-// One instruction each (relative error about 1e-7); IEEE-exact forms cost a dozen.
+// The opposite: of which = 0 the lower half.
+template <class T>
+GPU_DEVICE float half_of(uint32_t word, int which);
+template <>
+GPU_DEVICE float half_of<half>(uint32_t word, int which) {
+  return __half2float(__ushort_as_half(static_cast<unsigned short>(word >> 16 * which)));
+}
+template <>
+GPU_DEVICE float half_of<bfloat16>(uint32_t word, int which) {
+  return __uint_as_float(which ? word & 0xffff0000u : word << 16);
+}
+
+// The greater one, +0 rather than -0; NaN if one is NaN. Of two pairs of T in words as well.
+GPU_DEVICE float max_nan(float a, float b) {
+  float r;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(r) : "f"(a), "f"(b));
+  return r;
+}
+template <class T>
+GPU_DEVICE uint32_t max_nan(uint32_t a, uint32_t b);
+template <>
+GPU_DEVICE uint32_t max_nan<half>(uint32_t a, uint32_t b) {
+  uint32_t r;
+  asm("max.NaN.f16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
+  return r;
+}
+template <>
+GPU_DEVICE uint32_t max_nan<bfloat16>(uint32_t a, uint32_t b) {
+  uint32_t r;
+  asm("max.NaN.bf16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
+  return r;
+}
+
+// A relative error of about 1e-7; IEEE-exact forms cost a dozen instructions, these four, the ones behind them one.
 GPU_DEVICE float rsqrt(float v) {
   float r;
   asm("rsqrt.approx.f32 %0, %1;" : "=f"(r) : "f"(v));
@@ -101,6 +134,17 @@ GPU_DEVICE float rsqrt(float v) {
 GPU_DEVICE float sqrt(float v) {
   float r;
   asm("sqrt.approx.f32 %0, %1;" : "=f"(r) : "f"(v));
+  return r;
+}
+// The same where v is not subnormal (which would count as 0).
+GPU_DEVICE float rsqrt_normal(float v) {
+  float r;
+  asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(v));
+  return r;
+}
+GPU_DEVICE float sqrt_normal(float v) {
+  float r;
+  asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(v));
   return r;
 }
 

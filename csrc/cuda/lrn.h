@@ -13,8 +13,8 @@
 namespace alexnet_cuda {
 
 GPU_DEVICE float relu(float v) {
-  return v < 0 ? 0.f : v;
-}  // NaN stays NaN
+  return gpu::max_nan(v, 0.f);
+}
 
 struct LrnArgs {
   int front, back;
@@ -28,15 +28,19 @@ struct LrnArgs {
         k(static_cast<float>(lrn.k)) {}
 };
 
-// AlexNet's own parameters have their own kernels, whose windows live in registers.
+// AlexNet's own parameters have their own kernels, whose windows live in registers. Their d is never subnormal.
 inline bool is_alexnet(const Lrn& lrn) {
-  return lrn.size == 5 && lrn.front == 2 && lrn.beta == 0.75;
+  return lrn.size == 5 && lrn.front == 2 && lrn.beta == 0.75 && lrn.k > 1e-6;
 }
 
 // d^-beta; d^-3/4 = r sqrt(r) with r = d^-1/2.
 template <bool kAlexNet>
 GPU_DEVICE float inverse_power(float d, float beta) {
-  if (kAlexNet || beta == 0.75f) {
+  if constexpr (kAlexNet) {
+    const float r = gpu::rsqrt_normal(d);
+    return r * gpu::sqrt_normal(r);
+  }
+  if (beta == 0.75f) {
     const float r = gpu::rsqrt(d);
     return r * gpu::sqrt(r);
   }
@@ -65,7 +69,7 @@ GPU_DEVICE void differentiate_run(const float (&x)[16], const float (&g)[16], co
   float t[kRun + 4];
 #pragma unroll
   for (int i = 0; i < kRun + 4; ++i) {  // channel c - 2 + i
-    const float d = denominator(x, i, lrn), r = gpu::rsqrt(d), gp = g[i + 2] * (r * gpu::sqrt(r));
+    const float d = denominator(x, i, lrn), r = gpu::rsqrt_normal(d), gp = g[i + 2] * (r * gpu::sqrt_normal(r));
     const bool inside = c - 2 + i >= low && c - 2 + i < high;
     t[i] = inside ? gp * x[i + 2] * (r * r) : 0.f;
     if (i >= 2 && i < kRun + 2) dx[i - 2] = gp;

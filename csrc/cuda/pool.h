@@ -29,6 +29,10 @@ struct Maximum {
   float value = -INFINITY;
   int code = -1;
 
+  GPU_DEVICE void begin(float v, int c) {
+    value = v;
+    code = c;
+  }
   GPU_DEVICE void offer(float v, int c) {
     if (code < 0 || v > value || v != v) {
       value = v;
@@ -42,6 +46,16 @@ struct Maximum {
       code = c;
     }
   }
+};
+
+// The same value for those who need no code: one instruction each.
+struct Greatest {
+  float value = -INFINITY;
+  static constexpr int code = 0;
+
+  GPU_DEVICE void begin(float v, int) { value = v; }
+  GPU_DEVICE void offer(float v, int) { value = gpu::max_nan(value, v); }
+  GPU_DEVICE void offer_unordered(float v, int) { offer(v, 0); }
 };
 
 // visit(code, y, x) for the elements of output (oy, ox)'s window that lie inside the image, in scan order.

@@ -125,11 +125,30 @@ uint32_t pack(float low, float high) {
   return std::bit_cast<uint16_t>(from_float<T>(low)) | uint32_t{std::bit_cast<uint16_t>(from_float<T>(high))} << 16;
 }
 
+template <class T>
+float half_of(uint32_t pair, int which) {
+  return to_float(std::bit_cast<T>(static_cast<uint16_t>(pair >> 16 * which)));
+}
+
+inline float max_nan(float a, float b) {
+  return a != a || a > b || (a == b && !std::signbit(a)) ? a : b;
+}
+template <class T>
+uint32_t max_nan(uint32_t a, uint32_t b) {
+  return pack<T>(max_nan(half_of<T>(a, 0), half_of<T>(b, 0)), max_nan(half_of<T>(a, 1), half_of<T>(b, 1)));
+}
+
 inline float rsqrt(float v) {
   return 1.f / std::sqrt(v);
 }
 inline float sqrt(float v) {
   return std::sqrt(v);
+}
+inline float rsqrt_normal(float v) {
+  return rsqrt(std::fpclassify(v) == FP_SUBNORMAL ? 0.f : v);
+}
+inline float sqrt_normal(float v) {
+  return sqrt(std::fpclassify(v) == FP_SUBNORMAL ? 0.f : v);
 }
 
 template <class T>
@@ -254,11 +273,6 @@ void ldmatrix_x4(uint32_t (&r)[4], shared<T> row, const emulator::Place& place =
 template <class T>
 void ldmatrix_x4_trans(uint32_t (&r)[4], shared<T> row, const emulator::Place& place = emulator::Place::current()) {
   load_matrices(r, row.range, true, place);
-}
-
-template <class T>
-float half_of(uint32_t pair, int which) {
-  return to_float(std::bit_cast<T>(static_cast<uint16_t>(pair >> 16 * which)));
 }
 
 // d (16x8) += a (16 x kDepth) * b (kDepth x 8); Unpack puts what a lane holds of a and b into the matrices.

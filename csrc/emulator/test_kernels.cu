@@ -93,6 +93,19 @@ __global__ void matrix_product_tf32(const float* in, float* out) {
   for (int i = 0; i < 4; ++i) out[(lane / 4 + i / 2 * 8) * 8 + lane % 4 * 2 + i % 2] = d[i];
 }
 
+// 32 pairs: out = their maxima, those of the values rounded to T (both halves of a word), and roots of maxima.
+template <class T>
+__global__ void maxima(const float* in, float* out) {
+  const int t = threadIdx.x;
+  const float a = in[t], b = in[32 + t], greater = gpu::max_nan(a, b);
+  const uint32_t pair = gpu::max_nan<T>(gpu::pack<T>(a, b), gpu::pack<T>(b, a));
+  out[t] = greater;
+  out[32 + t] = gpu::half_of<T>(pair, 0);
+  out[64 + t] = gpu::half_of<T>(pair, 1);
+  out[96 + t] = gpu::rsqrt_normal(greater);
+  out[128 + t] = gpu::sqrt_normal(greater);
+}
+
 // A ring of two buffers between a producer warp and a consumer warp, with no __syncthreads after the start: out = 2 in,
 // 8 x 32 floats. full: 32 producers arrive; empty: 32 consumers.
 __global__ void ring(const float* in, float* out) {
@@ -165,6 +178,8 @@ const std::map<std::string, TestKernel>& test_kernels() {
       {"matrix_product_tf32", run<matrix_product_tf32, 32, 768, float>},
       {"transposed_product_half", run<matrix_product<half, true>, 32, 768, half>},
       {"transposed_product_bfloat16", run<matrix_product<bfloat16, true>, 32, 768, bfloat16>},
+      {"maxima_half", run<maxima<half>, 32, 0, float>},
+      {"maxima_bfloat16", run<maxima<bfloat16>, 32, 0, float>},
       {"ring", run<ring, 64, 0, float>},
       {"warpgroup_product_96_half", run<warpgroup_product<half, 96>, 128, 5120, half>},
       {"warpgroup_product_96_bfloat16", run<warpgroup_product<bfloat16, 96>, 128, 5120, bfloat16>},

@@ -1,0 +1,134 @@
+"""AlexNet's layers after the first in oneDNN: the same scores as torch's own, and only where nobody else has a say."""
+
+import pytest
+import torch
+from torch import nn
+
+from alexnet_cuda import AlexNet, onednn
+from alexnet_cuda.variants import LRN, Conv, Dropout, Linear, MaxPool, ReLU, Variant
+
+pytestmark = pytest.mark.skipif(not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="torch without oneDNN")
+FEATURES = (Conv(16, 11, 4), ReLU(), LRN(alpha=0.1), MaxPool(), Conv(32, 3, padding=1, groups=2), ReLU(), MaxPool())
+CLASSIFIER = (Linear(9000), ReLU(), Dropout(), Linear(120), ReLU(), Linear())
+SMALL = Variant("small", "", FEATURES, CLASSIFIER, 0, input_size=99, num_classes=3)
+CALLS = ["Conv2d", "ReLU"], ["Linear", "ReLU"], ["Linear", "ReLU"]
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """The modules of each call of onednn.run."""
+    names, run = [], onednn.run
+    monkeypatch.setattr(
+        onednn, "run", lambda modules, x: (names.append([type(m).__name__ for m in modules]), run(modules, x))[1]
+    )
+    return names
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return AlexNet(SMALL).eval()
+
+
+def images(n):
+    return torch.randn(n, 3, 99, 99, generator=torch.Generator().manual_seed(1))
+
+
+def expected(model, x):
+    model.kernels = "none"
+    try:
+        return model(x)
+    finally:
+        model.kernels = None
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("n", [0, 1, 7, 8, 40, 129])
+def test_scores(n, model, calls):
+    scores = model(images(n))
+    assert calls == list(CALLS)
+    assert scores.is_contiguous()
+    stock = expected(model, images(n))
+    assert len(calls) == len(CALLS)
+    torch.testing.assert_close(scores, stock, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_layers_without_bias(calls):
+    layers = [nn.Linear(1024, 1024, bias=False), nn.ReLU()]
+    conv = [nn.Conv2d(8, 8, 3, bias=False), nn.ReLU()]
+    for n in (3, 9):
+        x = torch.randn(n, 1024)
+        torch.testing.assert_close(onednn.run(layers, x), layers[0](x).relu(), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(onednn.run(layers[:1], x), layers[0](x), rtol=1e-4, atol=1e-5)
+        x = torch.randn(n, 8, 9, 9)
+        torch.testing.assert_close(onednn.run(conv, x), conv[0](x).relu(), rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_transforms_and_precisions_are_torchs(model, calls):
+    x = images(2)
+    model(x)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        model(x)
+    with torch.no_grad(), torch.backends.mkldnn.flags(enabled=False):
+        model(x)
+    with torch.no_grad():
+        torch.vmap(model)(x[None])
+        model.double()(x.double())
+        model.float()
+        torch.compile(model, backend="eager", fullgraph=True)(x)
+    assert calls == []
+
+
+@torch.no_grad()
+def test_hooks_and_replaced_layers(model, calls):
+    x, seen = images(2), []
+    for module, left in (
+        (model.features[5], CALLS[1:]),
+        (model.classifier[0], [CALLS[0], CALLS[2]]),
+        (model.features, CALLS[1:]),
+        (model.classifier, CALLS[:1]),
+    ):
+        handle = module.register_forward_hook(lambda *args: seen.append(args[2]))
+        torch.testing.assert_close(model(x), expected(model, x), rtol=1e-4, atol=1e-5)
+        assert len(seen) == 2
+        assert calls == list(left)
+        handle.remove()
+        calls.clear()
+        seen.clear()
+    linear, model.classifier = model.classifier, nn.Linear(model.classifier[0].in_features, 2)
+    assert model(x).shape == (2, 2)
+    model.classifier = linear
+
+
+def test_a_hook_on_the_features_sees_scaled_images():
+    """As a module alone would: input_scale times the images."""
+    model, seen = AlexNet("paper", 2).eval(), []
+    x = torch.randn(1, 3, 227, 227)
+    model.features.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    with torch.no_grad():
+        model(x)
+    torch.testing.assert_close(seen[0], x * model.input_scale)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Linear(1023, 1024),  # small
+        nn.Linear(1024, 1024).bfloat16(),
+        nn.Conv2d(8, 8, 3, padding="same"),
+        nn.Conv2d(8, 8, 3, padding=1, padding_mode="reflect"),
+        nn.ConvTranspose2d(8, 8, 3),
+    ],
+)
+def test_other_layers_are_torchs(layer):
+    x = torch.randn(2, 8, 9, 9) if isinstance(layer, nn.modules.conv._ConvNd) else torch.randn(2, layer.in_features)
+    assert onednn.length([layer, nn.ReLU()], x) == 0
+
+
+@torch.no_grad()
+def test_a_layer_that_does_not_fit_gets_torchs_message():
+    model = AlexNet(SMALL).eval()
+    model.classifier[0] = nn.Linear(1000, 9000)
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        model(images(2))
