@@ -341,8 +341,7 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_relu_lrn_max_pool2d(
   const Tensor in = dense(x, format), w = dense(weight, MemoryFormat::Contiguous);
   const std::optional<Tensor> b = dense(bias);
   Tensor workspace = floats(x, conv2d_workspace(dtype_of(op, x), conv));
-  const auto launch =
-      wants_wgmma(op, x) ? launch_conv2d_relu_lrn_max_pool2d_wgmma : launch_conv2d_relu_lrn_max_pool2d;
+  const auto launch = wants_wgmma(op, x) ? launch_conv2d_relu_lrn_max_pool2d_wgmma : launch_conv2d_relu_lrn_max_pool2d;
   cuda_check(launch(images_of(op, x, format), in.const_data_ptr(), w.const_data_ptr(), data_or_null(b),
                     y.mutable_data_ptr(), save ? a.mutable_data_ptr() : nullptr, code_data(code), conv, lrn, pool,
                     attribute(op, x, cudaDevAttrMultiProcessorCount), float_data(workspace), stream_of(x)),
