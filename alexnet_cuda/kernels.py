@@ -3,6 +3,10 @@
 Decided once per device, from its properties. ALEXNET_CUDA_KERNELS decides instead for every network of a process, and
 the argument `kernels` of AlexNet and accelerate for one network. A value is "auto", "all", "none", or the operators
 that use our kernels, with commas between. Whatever is called in `ops` uses a kernel where there is one.
+
+ALEXNET_CUDA_KERNELS=wgmma is auto, and the first block's other kernel in half and bfloat16 on GPUs of compute
+capability 9.0: conv2d_relu_lrn_max_pool2d_wgmma.cu, which has not been measured yet. It holds for a whole process,
+`ops` included.
 """
 
 from __future__ import annotations
@@ -52,7 +56,7 @@ def decide(kernels: str | None, device: str, index: int | None = None) -> tuple[
     if kernels is None:
         kernels, source = os.environ.get(VARIABLE) or "auto", VARIABLE
     names = tuple(name.strip() for name in kernels.split(",")) if isinstance(kernels, str) else ("",)
-    if kernels == "auto":
+    if kernels == "auto" or (kernels, source) == ("wgmma", VARIABLE):
         return _automatic(device, index)
     if kernels in ("all", "none"):
         return OPERATORS if kernels == "all" else (), f"{source} is {kernels}"
@@ -95,7 +99,7 @@ def describe() -> dict[str, str]:
     devices: list[tuple[str, int | None]] = [("cpu", None)]
     if torch.cuda.is_available():
         devices += [("cuda", index) for index in range(torch.cuda.device_count())]
-    rows = {VARIABLE: os.environ.get(VARIABLE) or "not set, which is auto; or all, none, or names of operators"}
+    rows = {VARIABLE: os.environ.get(VARIABLE) or "not set, which is auto; or all, none, wgmma, names of operators"}
     for device, index in devices:
         names, why = decide(None, device, index)
         name = device if index is None else f"{device}:{index}"

@@ -4,7 +4,8 @@ Forms of a case are run in turn in one process. "ours" is the operator; "eager" 
 under torch.compile (--compile); "space-to-depth" conv1 as a 3x3 convolution of 48 channels, with the rearrangement of
 the image inside the measured time or ("prepared") before it; on the CPU "onnxruntime" and "openvino" if they are
 installed; on CUDA also "graph" (a captured CUDA graph), and for convolutions "benchmark" (cudnn.benchmark, on in every
-form but "eager") and, in float32, each form with TF32 allowed.
+form but "eager") and, in float32, each form with TF32 allowed; with --wgmma "ours wgmma" is the whole block's other
+kernel (alexnet_cuda/kernels.py).
 
 inference: the forward pass under no_grad. training: forward and backward; a convolution's image has no gradient, as in
 the first layer of a network.
@@ -87,7 +88,9 @@ def depth_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return F.conv2d(x, F.pixel_unshuffle(F.pad(weight, (0, 1, 0, 1)), 4), bias)
 
 
-def forms(op: str, x: Tensor, layouts: list[str], training: bool, modes: list[str]) -> Iterator[Form]:
+def forms(
+    op: str, x: Tensor, layouts: list[str], training: bool, modes: list[str], wgmma: bool = False
+) -> Iterator[Form]:
     layers, ours = OPS[op]
     conv, cuda = "conv" in layers, x.is_cuda
     for layout in layouts:
@@ -114,6 +117,8 @@ def forms(op: str, x: Tensor, layouts: list[str], training: bool, modes: list[st
         for allowed, suffix in zip(tf32, ("", " TF32")):
             settings = {"benchmark": cuda and conv, "tf32": allowed}
             yield form(f"ours{suffix}", call, settings)
+            if wgmma:
+                yield form("ours wgmma", call, settings | {"wgmma": True})
             if cuda and conv:
                 yield form(f"eager benchmark{suffix}", stock, settings)
             if conv:
@@ -156,6 +161,7 @@ def main(arguments: list[str] | None = None) -> None:
     flags.add_argument("--dtype", nargs="+", choices=DTYPES, help="none: float32 on the CPU, bfloat16 on CUDA")
     flags.add_argument("--ops", nargs="+", choices=OPS, default=list(OPS))
     flags.add_argument("--blocks", type=int, nargs="+", choices=(1, 2), default=[1, 2], help="96x55x55, 256x27x27")
+    flags.add_argument("--wgmma", action="store_true", help="also the whole block's kernel of that name")
     args = flags.parse_args(arguments)
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -182,7 +188,7 @@ def main(arguments: list[str] | None = None) -> None:
             least, flops = least_work(op, x.shape, x.element_size(), training)
             case = {"case": op, "shape": list(shape), "pass": kind, "dtype": dtype, "batch": batch, "bytes": least,
                     "flops": flops}  # fmt: skip
-            made = forms(op, x, args.layouts, training, args.compile)
+            made = forms(op, x, args.layouts, training, args.compile, args.wgmma)
             common.report(title, common.measure(made, timer, args, ceilings, case, results))
 
 

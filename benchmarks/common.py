@@ -25,10 +25,12 @@ from rich.console import Console
 from torch import Tensor
 
 import alexnet_cuda
+from alexnet_cuda.kernels import VARIABLE
 
 ROOT = Path(__file__).resolve().parents[1]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+KERNELS = os.environ.get(VARIABLE) or "auto"
 console = Console(highlight=False, soft_wrap=True)
 
 
@@ -139,7 +141,8 @@ class Form:
     parameters: Iterable[Tensor] = ()
 
 
-def configure(benchmark: bool = False, tf32: bool = False) -> None:
+def configure(benchmark: bool = False, tf32: bool = False, wgmma: bool = False) -> None:
+    os.environ[VARIABLE] = "wgmma" if wgmma else KERNELS
     torch.backends.cudnn.benchmark = benchmark
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
 

@@ -3,11 +3,12 @@
     python benchmarks/gpu_check.py --output DIR
 
 Blocks, in this order: environment and ceilings; parity of every operator with float64 (parity.py, one process per
-operator); bench_ops.py; bench_model.py; the test suite on the device, and at the same time compute-sanitizer's four
-tools over every kernel; both benchmarks again with torch.compile and with batches of 1 to 1024, as far as the time goes
-(--blocks "ops sweep" "ops compile" runs these another time). Each block is a process with a time limit, so that a crash
-or a hang costs one block. What it measured until then is in DIR: a log per block, JSON lines per check, blocks.jsonl,
-and cuda-*.json, which belong in benchmarks/results. The exit code is 1 if any block failed or was not reached.
+operator, and one for ALEXNET_CUDA_KERNELS=wgmma); that kernel's time; bench_ops.py; bench_model.py; the test suite on
+the device, and at the same time compute-sanitizer's four tools over every kernel; both benchmarks again with
+torch.compile and with batches of 1 to 1024, as far as the time goes (--blocks "ops sweep" "ops compile" runs these
+another time). Each block is a process with a time limit, so that a crash or a hang costs one block. What it measured
+until then is in DIR: a log per block, JSON lines per check, blocks.jsonl, and cuda-*.json, which belong in
+benchmarks/results. The exit code is 1 if any block failed or was not reached.
 
 --dry-run goes through the same motions on the CPU with the smallest sizes.
 """
@@ -33,6 +34,7 @@ from parity import OPS
 from rich.table import Table
 
 from alexnet_cuda._library import WHY_NOT
+from alexnet_cuda.kernels import VARIABLE
 
 HERE = Path(__file__).resolve().parent
 SANITIZERS = ("memcheck", "racecheck", "synccheck", "initcheck")
@@ -66,9 +68,10 @@ def blocks(out: Path, dry_run: bool) -> list[list[Block]]:
     def script(name: str, *arguments: object) -> list[str]:
         return [sys.executable, str(HERE / f"{name}.py"), "--device", device, *map(str, arguments)]
 
-    def parity(name: str, ops: tuple[str, ...], *arguments: object) -> Block:
+    def parity(name: str, ops: tuple[str, ...], *arguments: object, kernels: str = "auto") -> Block:
         lines = out / f"{name.replace(' ', '-')}.jsonl"
-        return Block(name, script("parity", "--ops", *ops, "--output", lines, "--time", 140, *arguments), 150)
+        command = script("parity", "--ops", *ops, "--output", lines, "--time", 140, *arguments)
+        return Block(name, command, 150, {VARIABLE: kernels})
 
     def bench(name: str, limit: float, *arguments: object, optional: bool = False) -> Block:
         file = out / f"{device}-{name.replace(' ', '-')}.json"
@@ -95,8 +98,10 @@ def blocks(out: Path, dry_run: bool) -> list[list[Block]]:
     ]
     compiled = ("--compile", "default", "--budget", 1)
     sweep = ("--batch", 1, 32, 128, 1024, "--layouts", "channels_last", "--budget", 0.5)
+    wgmma = ("--wgmma", "--ops", OPS[4], "--budget", 1, "--time", 30)
     return [
-        [parity(f"parity {op}", (op,)) for op in OPS],
+        [*(parity(f"parity {op}", (op,)) for op in OPS), parity("parity wgmma", OPS[4:], kernels="wgmma")],
+        [bench("ops wgmma", 40, *wgmma)],
         [bench("ops", 150, "--dtype", "bfloat16", "float32", "--budget", 1, "--time", 120)],
         [bench("model", 80, "--dtype", "autocast", "tf32", "--budget", 4, "--time", 60)],
         [Block("tests", tests, 120, {"ALEXNET_CUDA_REQUIRE": "cpu,cuda"}), *sanitizers],

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor
 
 from alexnet_cuda import ops, reference
+from alexnet_cuda.kernels import VARIABLE
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "python_tests"))
 from helpers import TOLERANCE, in_layout
@@ -332,8 +334,8 @@ def main(arguments: list[str] | None = None) -> int:
     flags.add_argument("--smoke", action="store_true", help="run every kernel, check nothing")
     args = flags.parse_args(arguments)
     if args.smoke:
-        for allow in (False, True):
-            torch.backends.cudnn.allow_tf32 = allow
+        for allow, kernels in ((False, "auto"), (True, "wgmma")):
+            torch.backends.cudnn.allow_tf32, os.environ[VARIABLE] = allow, kernels
             smoke(args.device)
         return 0
     torch.backends.cudnn.allow_tf32 = False  # float32 means float32, but where a check says TF32

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from conftest import HAS_GPU
 from helpers import assert_close, forward_and_gradients, in_layout, memory_format, saved_bytes
 from test_conv2d import exact as exact_conv2d
 from test_relu_lrn_max_pool2d import exact as exact_tail
@@ -129,3 +130,27 @@ def test_bad_input(changes, words):
     args = {"x": torch.zeros(1, 3, 35, 35), "weight": torch.zeros(6, 3, 11, 11), "bias": None, "size": 5, **changes}
     with pytest.raises(ValueError, match=f"max_pool2d: expected {words}"):
         ops.conv2d_relu_lrn_max_pool2d(**args)
+
+
+@pytest.mark.skipif(not HAS_GPU or torch.cuda.get_device_capability() != (9, 0), reason="no wgmma")
+@pytest.mark.parametrize("n", [1, 3, 300])
+@pytest.mark.parametrize(("size", "filters", "options"), [(227, 96, {}), (224, 96, dict(padding=2)), (99, 64, {})])
+def test_cuda_kernels_agree(size, filters, options, n, dtype, layout, monkeypatch):
+    """wgmma's kernel and mma.sync's: the same but for the order of sums."""
+    if dtype not in (torch.float16, torch.bfloat16):
+        pytest.skip("one kernel")
+    x = in_layout(torch.randn(n, 3, size, size, device="cuda").to(dtype), layout)
+    weight, bias = torch.randn(filters, 3, 11, 11, device="cuda") / 19, torch.randn(filters, device="cuda")
+    inputs = [x, weight.to(dtype).requires_grad_(), bias.to(dtype)]
+    results = []
+    for kernels in ("auto", "wgmma"):
+        monkeypatch.setenv("ALEXNET_CUDA_KERNELS", kernels)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+            y = ops.conv2d_relu_lrn_max_pool2d(*inputs, 5, 0.1, k=2.0, **options)
+            torch.cuda.synchronize()
+        assert ("block_wgmma_kernel" in str([e.name for e in profile.events()])) == (kernels == "wgmma")
+        results.append((y, *y.grad_fn.saved_tensors[2:]))
+    (y, a, code), (expected, a_expected, code_expected) = results
+    assert_close(y, expected.double())
+    assert_close(a, a_expected.double())
+    assert (code != code_expected).double().mean() < 0.01

@@ -85,6 +85,15 @@ def test_convolution_is_tensor_core_instructions(source, name, expected, copies)
         assert (products, matrices) == wanted, (architecture, dtype, channels, tile)
 
 
+@no_machine_code
+def test_wgmma_is_where_it_can_be():
+    """Two products of 64 pixels, and one wait, in each of the block's steps; on sm_90a alone."""
+    for k in compiled(ROOT / "csrc/cuda/conv2d_relu_lrn_max_pool2d_wgmma.cu"):
+        steps = STEPS[int(re.findall(r"Li(\d+)E", k.name)[0])] if k.architecture == "90a" else 0
+        found = [k.count(instruction) for instruction in ("HGMMA", "LDSM", r"WARPGROUP\.DEPBAR")]
+        assert found == [2 * steps, 2 * steps, steps], (k.name, k.architecture)
+
+
 def test_names_and_launches():
     text = (ROOT / "csrc/cuda/local_response_norm.cu").read_text() + (ROOT / "csrc/cuda/lrn.h").read_text()
     symbol = "_ZN12alexnet_cuda12_GLOBAL__N_114spatial_kernelIfLNS0_4PassE1EEEvPKT_S5_PS3_Pf"

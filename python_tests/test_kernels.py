@@ -87,6 +87,14 @@ def test_an_unknown_value_is_refused(value, monkeypatch):
             network()
 
 
+def test_wgmma_is_auto_for_a_whole_process(called, monkeypatch):
+    monkeypatch.setenv(choice.VARIABLE, "wgmma")
+    network()(torch.randn(1, 3, 99, 99))
+    assert called == VALUES["auto"]
+    with pytest.raises(ValueError, match=r"kernels: expected auto, .* got 'wgmma'"):
+        network("wgmma")
+
+
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
 def test_copies_keep_the_choice(copied, called):
     model, x = network("max_pool2d"), torch.randn(1, 3, 99, 99)

@@ -297,16 +297,25 @@ GPU_DEVICE void fence_proxy_async() {
 #endif
 }
 
-// ---- warpgroup matrix multiply (sm_90a only) -----------------------------------------------------------------------
+// ---- warpgroups of 128 threads: their barrier, and their matrix multiply (sm_90a only) -----------------------------
 
-// Operands in shared memory, K-major, no swizzle: 8 rows of 16 bytes lie together, `k_stride` bytes lie between the two
+GPU_DEVICE void warpgroup_barrier() {
+  asm volatile("bar.sync %0, 128;" ::"r"(threadIdx.x / 128 + 1) : "memory");
+}
+
+// b in shared memory, K-major, no swizzle: 8 rows (of N) of 16 bytes lie together, `k_stride` bytes lie between the two
 // halves of k, `row_stride` bytes between groups of 8 rows. All are multiples of 16.
 GPU_DEVICE uint64_t wgmma_descriptor(uint32_t address, uint32_t k_stride, uint32_t row_stride) {
   return uint64_t((address & 0x3ffff) >> 4) | uint64_t(k_stride >> 4) << 16 | uint64_t(row_stride >> 4) << 32;
 }
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-GPU_DEVICE void wgmma_fence() {
+// What was done to the sums and to these fragments comes before the products that follow.
+template <int n>
+GPU_DEVICE void wgmma_fence(uint32_t (&a)[n][4]) {
+#pragma unroll
+  for (int i = 0; i < n; ++i)  // or the compiler might still have to compute them behind the fence
+    asm volatile("" : "+r"(a[i][0]), "+r"(a[i][1]), "+r"(a[i][2]), "+r"(a[i][3])::"memory");
   asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 }
 GPU_DEVICE void wgmma_commit() {
@@ -317,29 +326,43 @@ GPU_DEVICE void wgmma_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
 }
 
-// d (64x96) += a (64x16) * b (16x96): d[4 j + 2 h + e] of lane l in warp w is row 16 w + l / 4 + 8 h and column
-// 8 j + 2 (l % 4) + e. Do not touch d between wgmma_fence and wgmma_wait.
-template <class T>
-GPU_DEVICE void wgmma_m64n96k16(float (&d)[48], uint64_t a, uint64_t b);
-#define GPU_8(i)                                                                                              \
-  "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), \
-      "+f"(d[i + 7])
-#define GPU_WGMMA(TYPE, NAME)                                                                        \
-  template <>                                                                                        \
-  GPU_DEVICE void wgmma_m64n96k16<TYPE>(float (&d)[48], uint64_t a, uint64_t b) {                    \
-    asm volatile("wgmma.mma_async.sync.aligned.m64n96k16.f32." NAME "." NAME                         \
-                 " "                                                                                 \
-                 "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "           \
-                 "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "  \
-                 "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47}, " \
-                 "%48, %49, 1, 1, 1, 0, 0;"                                                          \
-                 : GPU_8(0), GPU_8(8), GPU_8(16), GPU_8(24), GPU_8(32), GPU_8(40)                    \
-                 : "l"(a), "l"(b));                                                                  \
+// d (64xN) = a (64x16) * b (16xN), with kAdd + d; N is 96 or 64. Warp w of the warpgroup has rows 16 w .. 16 w + 15 of
+// a and d, as in mma_m16n8k16; d[j] are columns 8 j .. 8 j + 7. b lies in shared memory. Do not touch a and d between
+// wgmma_fence and wgmma_wait.
+template <class T, bool kAdd>
+GPU_DEVICE void wgmma_k16(float (&d)[12][4], const uint32_t (&a)[4], uint64_t b);
+template <class T, bool kAdd>
+GPU_DEVICE void wgmma_k16(float (&d)[8][4], const uint32_t (&a)[4], uint64_t b);
+#define GPU_4(j) "+f"(d[j][0]), "+f"(d[j][1]), "+f"(d[j][2]), "+f"(d[j][3])
+#define GPU_WGMMA(TYPE, NAME, ADD)                                                                                     \
+  template <>                                                                                                          \
+  GPU_DEVICE void wgmma_k16<TYPE, ADD>(float (&d)[12][4], const uint32_t (&a)[4], uint64_t b) {                        \
+    asm volatile("wgmma.mma_async.sync.aligned.m64n96k16.f32." NAME "." NAME                                           \
+                 " "                                                                                                   \
+                 "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                             \
+                 "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "                    \
+                 "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47}, "                   \
+                 "{%48, %49, %50, %51}, %52, %53, 1, 1, 0;"                                                            \
+                 : GPU_4(0), GPU_4(1), GPU_4(2), GPU_4(3), GPU_4(4), GPU_4(5), GPU_4(6), GPU_4(7), GPU_4(8), GPU_4(9), \
+                   GPU_4(10), GPU_4(11)                                                                                \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(ADD));                                      \
+  }                                                                                                                    \
+  template <>                                                                                                          \
+  GPU_DEVICE void wgmma_k16<TYPE, ADD>(float (&d)[8][4], const uint32_t (&a)[4], uint64_t b) {                         \
+    asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32." NAME "." NAME                                           \
+                 " "                                                                                                   \
+                 "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                             \
+                 "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "                   \
+                 "{%32, %33, %34, %35}, %36, %37, 1, 1, 0;"                                                            \
+                 : GPU_4(0), GPU_4(1), GPU_4(2), GPU_4(3), GPU_4(4), GPU_4(5), GPU_4(6), GPU_4(7)                      \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(ADD));                                      \
   }
-GPU_WGMMA(half, "f16")
-GPU_WGMMA(bfloat16, "bf16")
+GPU_WGMMA(half, "f16", false)
+GPU_WGMMA(half, "f16", true)
+GPU_WGMMA(bfloat16, "bf16", false)
+GPU_WGMMA(bfloat16, "bf16", true)
 #undef GPU_WGMMA
-#undef GPU_8
+#undef GPU_4
 #endif
 
 }  // namespace gpu

@@ -66,6 +66,11 @@ gpu::error_t launch_conv2d_relu_lrn_max_pool2d(const Images& images, const void*
                                                const void* bias, void* y, void* a, uint8_t* code, const Conv& conv,
                                                const Lrn& lrn, const Pool& pool, int processors, float* workspace,
                                                gpu::stream_t stream);
+// The same for compute capability 9.0 alone, and only in code for sm_90a.
+gpu::error_t launch_conv2d_relu_lrn_max_pool2d_wgmma(const Images& images, const void* x, const void* weight,
+                                                     const void* bias, void* y, void* a, uint8_t* code,
+                                                     const Conv& conv, const Lrn& lrn, const Pool& pool, int processors,
+                                                     float* workspace, gpu::stream_t stream);
 
 // The number of slices depends on the batch alone, so that a result does not depend on the device.
 inline int64_t conv2d_weight_grad_slices(int64_t n) {

@@ -4,8 +4,10 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <cstdlib>
 #include <limits>
 #include <optional>
+#include <string_view>
 #include <tuple>
 
 #include "../check.h"
@@ -303,6 +305,16 @@ Tensor relu_lrn_max_pool2d_backward(const Tensor& grad, const Tensor& x, const T
   return dx;
 }
 
+// The first block's kernel of wgmma, for those who ask for it (alexnet_cuda/kernels.py) on a device that has it.
+bool wants_wgmma([[maybe_unused]] const char* op, [[maybe_unused]] const Tensor& x) {
+#ifdef ALEXNET_CUDA_WGMMA
+  const char* kernels = std::getenv("ALEXNET_CUDA_KERNELS");
+  return kernels && std::string_view(kernels) == "wgmma" && attribute(op, x, cudaDevAttrComputeCapabilityMajor) == 9;
+#else
+  return false;
+#endif
+}
+
 std::tuple<Tensor, Tensor, Tensor> conv2d_relu_lrn_max_pool2d(
     const Tensor& x, const Tensor& weight, std::optional<Tensor> bias, int64_t conv_stride, int64_t conv_padding,
     bool conv_ceil_mode, int64_t order, int64_t size, int64_t front, double alpha, double beta, double k,
@@ -329,10 +341,10 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_relu_lrn_max_pool2d(
   const Tensor in = dense(x, format), w = dense(weight, MemoryFormat::Contiguous);
   const std::optional<Tensor> b = dense(bias);
   Tensor workspace = floats(x, conv2d_workspace(dtype_of(op, x), conv));
-  cuda_check(launch_conv2d_relu_lrn_max_pool2d(
-                 images_of(op, x, format), in.const_data_ptr(), w.const_data_ptr(), data_or_null(b),
-                 y.mutable_data_ptr(), save ? a.mutable_data_ptr() : nullptr, code_data(code), conv, lrn, pool,
-                 attribute(op, x, cudaDevAttrMultiProcessorCount), float_data(workspace), stream_of(x)),
+  const auto launch = wants_wgmma(op, x) ? launch_conv2d_relu_lrn_max_pool2d_wgmma : launch_conv2d_relu_lrn_max_pool2d;
+  cuda_check(launch(images_of(op, x, format), in.const_data_ptr(), w.const_data_ptr(), data_or_null(b),
+                    y.mutable_data_ptr(), save ? a.mutable_data_ptr() : nullptr, code_data(code), conv, lrn, pool,
+                    attribute(op, x, cudaDevAttrMultiProcessorCount), float_data(workspace), stream_of(x)),
              op);
   return {y, a, code};
 }

@@ -35,6 +35,14 @@ __global__ void warp_barrier_for_block(const float* in, float* out) {
   out[threadIdx.x] = a[threadIdx.x ^ 32];
 }
 
+// Nor does warpgroup_barrier order two warpgroups: 256 threads.
+__global__ void warpgroup_barrier_for_block(const float* in, float* out) {
+  GPU_SHARED_ARRAY(float, a, 256);
+  a[threadIdx.x] = in[threadIdx.x % 64];
+  gpu::warpgroup_barrier();
+  if (threadIdx.x < 64) out[threadIdx.x] = a[threadIdx.x + 128];
+}
+
 __global__ void read_out_of_bounds(const float* in, float* out) {
   GPU_SHARED_ARRAY(float, a, 64);
   GPU_SHARED_ARRAY(float, b, 64);
@@ -113,9 +121,10 @@ __global__ void global_write_out_of_bounds(const float* in, float* out) {
   out[threadIdx.x + 1000] = in[threadIdx.x];
 }
 
-template <auto kKernel>
+template <auto kKernel, int kBlock = 64>
 gpu::error_t run(const void* in, void* out) {
-  return gpu::launch(kKernel, dim3(1), dim3(64), 256, nullptr, static_cast<const float*>(in), static_cast<float*>(out));
+  return gpu::launch(kKernel, dim3(1), dim3(kBlock), 256, nullptr, static_cast<const float*>(in),
+                     static_cast<float*>(out));
 }
 
 }  // namespace
@@ -126,6 +135,7 @@ const std::map<std::string, TestKernel>& broken_kernels() {
       {"missing_second_barrier", run<missing_second_barrier>},
       {"two_writers", run<two_writers>},
       {"warp_barrier_for_block", run<warp_barrier_for_block>},
+      {"warpgroup_barrier_for_block", run<warpgroup_barrier_for_block, 256>},
       {"read_out_of_bounds", run<read_out_of_bounds>},
       {"write_out_of_bounds", run<write_out_of_bounds>},
       {"uninitialised", run<uninitialised>},

@@ -334,12 +334,17 @@ inline void mbarrier_wait(shared<uint64_t> barrier, uint32_t parity,
 }
 inline void fence_proxy_async() {}
 
-// ---- warpgroup matrix multiply -------------------------------------------------------------------------------------
+// ---- warpgroups ----------------------------------------------------------------------------------------------------
+
+inline void warpgroup_barrier(const emulator::Place& place = emulator::Place::current()) {
+  emulator::warpgroup_barrier(place);
+}
 
 inline uint64_t wgmma_descriptor(uint32_t address, uint32_t k_stride, uint32_t row_stride) {
   return uint64_t{(address & 0x3ffff) >> 4} | uint64_t{k_stride >> 4} << 16 | uint64_t{row_stride >> 4} << 32;
 }
-inline void wgmma_fence(const emulator::Place& place = emulator::Place::current()) {
+template <int n>
+void wgmma_fence(uint32_t (&)[n][4], const emulator::Place& place = emulator::Place::current()) {
   emulator::warpgroup_operation(nullptr, nullptr, place);
 }
 inline void wgmma_commit(const emulator::Place& place = emulator::Place::current()) {
@@ -359,35 +364,40 @@ float operand(uint64_t descriptor, int row, int k) {
   return to_float(v);
 }
 
-template <class T>
-void wgmma_m64n96k16(float (&d)[48], uint64_t a, uint64_t b,
-                     const emulator::Place& place = emulator::Place::current()) {
+template <class T, bool kAdd, int kGroups>
+void wgmma_k16(float (&d)[kGroups][4], const uint32_t (&a)[4], uint64_t b,
+               const emulator::Place& place = emulator::Place::current()) {
   struct Lane {
     float* d;
-    uint64_t a, b;
-  } mine{d, a, b};
+    const uint32_t* a;
+    uint64_t b;
+  } mine{d[0], a, b};
   emulator::warpgroup_operation(
       &mine,
       [](void** lanes) {
         emulator::Multiplication m;
-        m.a = static_cast<Lane*>(lanes[0])->a;
         m.b = static_cast<Lane*>(lanes[0])->b;
         for (int t = 0; t < 128; ++t) {
           const Lane& lane = *static_cast<Lane*>(lanes[t]);
-          if (lane.a != m.a || lane.b != m.b) emulator::fail("wgmma descriptors differ within a warpgroup");
+          if (lane.b != m.b) emulator::fail("wgmma descriptors differ within a warpgroup");
           m.sums[t] = lane.d;
+          m.a[t] = lane.a;
         }
         m.work = [](const emulator::Multiplication& m) {
-          static float a[64][16], b[96][16];
-          for (int k = 0; k < 16; ++k) {
-            for (int row = 0; row < 64; ++row) a[row][k] = operand<T>(m.a, row, k);
-            for (int row = 0; row < 96; ++row) b[row][k] = operand<T>(m.b, row, k);
-          }
+          static float a[64][16], b[8 * kGroups][16];
           for (int t = 0; t < 128; ++t)
-            for (int i = 0; i < 48; ++i)
+            for (int i = 0; i < 8; ++i)
+              a[t / 32 * 16 + t % 32 / 4 + 8 * (i / 2 % 2)][2 * (t % 4) + 8 * (i / 4) + i % 2] =
+                  half_of<T>(m.a[t][i / 2], i % 2);
+          for (int row = 0; row < 8 * kGroups; ++row)
+            for (int k = 0; k < 16; ++k) b[row][k] = operand<T>(m.b, row, k);
+          for (int t = 0; t < 128; ++t)
+            for (int i = 0; i < 4 * kGroups; ++i) {
+              float sum = kAdd ? m.sums[t][i] : 0.f;
               for (int k = 0; k < 16; ++k)
-                m.sums[t][i] +=
-                    a[t / 32 * 16 + t % 32 / 4 + 8 * (i / 2 % 2)][k] * b[i / 4 * 8 + 2 * (t % 4) + i % 2][k];
+                sum += a[t / 32 * 16 + t % 32 / 4 + 8 * (i / 2 % 2)][k] * b[i / 4 * 8 + 2 * (t % 4) + i % 2][k];
+              m.sums[t][i] = sum;
+            }
         };
         emulator::start_multiplication(m);
       },

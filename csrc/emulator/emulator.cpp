@@ -237,21 +237,24 @@ void warp_operation(unsigned mask, void* argument, Work work, const Place& place
   meet(State::kInWarp, warp, mask, 32, lane, std::popcount(mask), argument, work, place);
 }
 
+static void share_knowledge(void** of, int n) {
+  Knowledge all;
+  for (int i = 0; i < n; ++i)
+    if (of[i]) publish(*static_cast<Thread*>(of[i]), all);
+  for (int i = 0; i < n; ++i)
+    if (of[i]) static_cast<Thread*>(of[i])->known = all;
+}
+
 void warp_barrier(unsigned mask, const Place& place) {
-  warp_operation(
-      mask, self,
-      [](void** lanes) {
-        Knowledge all;
-        for (int l = 0; l < 32; ++l)
-          if (lanes[l]) publish(*static_cast<Thread*>(lanes[l]), all);
-        for (int l = 0; l < 32; ++l)
-          if (lanes[l]) static_cast<Thread*>(lanes[l])->known = all;
-      },
-      place);
+  warp_operation(mask, self, [](void** lanes) { share_knowledge(lanes, 32); }, place);
 }
 
 void warpgroup_operation(void* argument, Work work, const Place& place) {
   meet(State::kInWarpgroup, self->number / 128, 0, 128, self->number % 128, 128, argument, work, place);
+}
+
+void warpgroup_barrier(const Place& place) {
+  warpgroup_operation(self, [](void** of) { share_knowledge(of, 128); }, place);
 }
 
 }  // namespace emulator

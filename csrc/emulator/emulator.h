@@ -82,7 +82,9 @@ void barrier(const Place& place);
 using Work = void (*)(void** arguments);
 void warp_operation(unsigned mask, void* argument, Work work, const Place& place);
 void warpgroup_operation(void* argument, Work work, const Place& place);
-void warp_barrier(unsigned mask, const Place& place);  // also orders the lanes' accesses to shared memory
+// These two also order the threads' accesses to shared memory.
+void warp_barrier(unsigned mask, const Place& place);
+void warpgroup_barrier(const Place& place);
 
 // ---- shared memory -------------------------------------------------------------------------------------------------
 
@@ -111,7 +113,8 @@ void mbarrier_wait(const SharedRange& barrier, uint32_t parity, const Place& pla
 // A multiplication that a warpgroup has started: done (by `work`) when it is waited for.
 struct Multiplication {
   float* sums[128];
-  uint64_t a, b;
+  const uint32_t* a[128];
+  uint64_t b;
   void (*work)(const Multiplication&);
 };
 void start_multiplication(const Multiplication& multiplication);

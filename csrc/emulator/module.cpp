@@ -206,7 +206,8 @@ py::array conv2d_input_grad(const ImagesTuple& shape, const py::array& grad, con
 
 py::tuple conv2d_relu_lrn_max_pool2d(const ImagesTuple& shape, const py::array& x, const py::array& weight,
                                      const std::optional<py::array>& bias, int64_t filters, int padding, bool ceil_mode,
-                                     const LrnTuple& lrn, const PoolTuple& pool_, bool save, int processors) {
+                                     const LrnTuple& lrn, const PoolTuple& pool_, bool save, int processors,
+                                     bool wgmma) {
   const Images images = images_of(shape);
   const Conv conv = conv_of(images, filters, 11, 4, padding, ceil_mode);
   const Pool pool =
@@ -217,10 +218,10 @@ py::tuple conv2d_relu_lrn_max_pool2d(const ImagesTuple& shape, const py::array& 
   const Buffer code(save ? outputs : 0), workspace(conv2d_workspace(images.dtype, conv) * 4);
   if (!fuses_conv2d_relu_lrn_max_pool2d(images.dtype, conv, lrn_of(lrn), pool, kReluLrnPool, 227 * 1024))
     throw py::value_error("the kernel cannot do this");
-  check(launch_conv2d_relu_lrn_max_pool2d(images, in.data(), w.data(), bias ? b.data() : nullptr, out.data(),
-                                          save ? a.data() : nullptr,
-                                          save ? static_cast<uint8_t*>(code.data()) : nullptr, conv, lrn_of(lrn), pool,
-                                          processors, static_cast<float*>(workspace.data()), nullptr));
+  const auto launch = wgmma ? launch_conv2d_relu_lrn_max_pool2d_wgmma : launch_conv2d_relu_lrn_max_pool2d;
+  check(launch(images, in.data(), w.data(), bias ? b.data() : nullptr, out.data(), save ? a.data() : nullptr,
+               save ? static_cast<uint8_t*>(code.data()) : nullptr, conv, lrn_of(lrn), pool, processors,
+               static_cast<float*>(workspace.data()), nullptr));
   workspace.check();
   return py::make_tuple(out.result("uint16"), a.result("uint16"), code.result("uint8"));
 }

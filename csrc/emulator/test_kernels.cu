@@ -129,28 +129,33 @@ __global__ void ring(const float* in, float* out) {
   }
 }
 
-// d (64 x 96) = a (64 x 16) b^T, b (96 x 16), by one warpgroup; `in` is a, then b.
-template <class T>
+// d (64 x kColumns) = 2 a (64 x 16) b^T, b (kColumns x 16), by one warpgroup; `in` is a, then b.
+template <class T, int kColumns>
 __global__ void warpgroup_product(const T* in, float* out) {
 #if defined(ALEXNET_CUDA_EMULATOR) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
   const gpu::shared<T> s = gpu::dynamic_shared<T>();
-  const int t = threadIdx.x;
-  // Row r, column k lie at: rows in groups of 8, the two halves of k of one group side by side.
-  for (int i = t; i < 160 * 16; i += 128) {
+  const int t = threadIdx.x, lane = t % 32;
+  for (int i = t; i < 64 * 16; i += 128) s[i] = in[i];
+  // Row r, column k of b lie at: rows in groups of 8, the two halves of k of one group side by side.
+  const gpu::shared<T> b = s + 64 * 16;
+  for (int i = t; i < kColumns * 16; i += 128) {
     const int r = i / 16, k = i % 16;
-    s[r / 8 * 128 + k / 8 * 64 + r % 8 * 8 + k % 8] = in[i];
+    b[r / 8 * 128 + k / 8 * 64 + r % 8 * 8 + k % 8] = in[64 * 16 + i];
   }
   gpu::fence_proxy_async();
-  __syncthreads();
-  float d[48] = {};
-  const uint64_t a = gpu::wgmma_descriptor(gpu::shared_address(s), 128, 256);
-  const uint64_t b = gpu::wgmma_descriptor(gpu::shared_address(s + 64 * 16), 128, 256);
-  gpu::wgmma_fence();
-  gpu::wgmma_m64n96k16<T>(d, a, b);
+  gpu::warpgroup_barrier();
+  uint32_t a[1][4];
+  gpu::ldmatrix_x4(a[0], s + ((t / 32 * 16 + lane % 16) * 16 + lane / 16 * 8));
+  const uint64_t descriptor = gpu::wgmma_descriptor(gpu::shared_address(b), 128, 256);
+  float d[kColumns / 8][4];
+  gpu::wgmma_fence(a);
+  gpu::wgmma_k16<T, false>(d, a[0], descriptor);
+  gpu::wgmma_k16<T, true>(d, a[0], descriptor);
   gpu::wgmma_commit();
   gpu::wgmma_wait<0>();
-  for (int i = 0; i < 48; ++i)
-    out[(t / 32 * 16 + t % 32 / 4 + i / 2 % 2 * 8) * 96 + i / 4 * 8 + t % 4 * 2 + i % 2] = d[i];
+  for (int j = 0; j < kColumns / 8; ++j)
+    for (int i = 0; i < 4; ++i)
+      out[(t / 32 * 16 + lane / 4 + i / 2 * 8) * kColumns + j * 8 + lane % 4 * 2 + i % 2] = d[j][i];
 #endif
 }
 
@@ -176,8 +181,10 @@ const std::map<std::string, TestKernel>& test_kernels() {
       {"maxima_half", run<maxima<half>, 32, 0, float>},
       {"maxima_bfloat16", run<maxima<bfloat16>, 32, 0, float>},
       {"ring", run<ring, 64, 0, float>},
-      {"warpgroup_product_half", run<warpgroup_product<half>, 128, 5120, half>},
-      {"warpgroup_product_bfloat16", run<warpgroup_product<bfloat16>, 128, 5120, bfloat16>},
+      {"warpgroup_product_96_half", run<warpgroup_product<half, 96>, 128, 5120, half>},
+      {"warpgroup_product_96_bfloat16", run<warpgroup_product<bfloat16, 96>, 128, 5120, bfloat16>},
+      {"warpgroup_product_64_half", run<warpgroup_product<half, 64>, 128, 4096, half>},
+      {"warpgroup_product_64_bfloat16", run<warpgroup_product<bfloat16, 64>, 128, 4096, bfloat16>},
   };
   return kernels;
 }
