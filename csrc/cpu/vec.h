@@ -96,7 +96,7 @@ ALEXNET_INLINE Vec<A> rsqrt_estimate(Vec<A> d) {
 #elif defined(__SSE2__)
   if constexpr (sizeof(A) == 4) return (Vec<A>)_mm_rsqrt_ps((__m128)d);
 #endif
-  Vec<A> r;
+  Vec<A> r = {};
   for (int i = 0; i < kLanes<A>; ++i) {
     if constexpr (sizeof(A) == 4) {
       r[i] = 1 / __builtin_sqrtf(d[i]);
