@@ -257,7 +257,9 @@ auto dispatch_channels(const Conv& conv, Body body) {
                               : body(std::integral_constant<int, 4>{});
 }
 
-// The weights in the order in which conv2d_mma.cu, which says what it is, wants them: conv2d_workspace floats.
+// The weights in the order in which conv2d_mma.cu, which says what it is, wants them: conv2d_workspace floats. Done at
+// every call, by a kernel that moves 70 KB: a write through a parameter's .data, or in a captured graph, leaves no
+// trace in its version, so whoever kept packed weights would sooner or later compute with old ones.
 gpu::error_t pack_conv2d_weight(DType dtype, const void* weight, const Conv& conv, float* packed, gpu::stream_t stream);
 
 // 64 or 96, whichever leaves less of the last tile empty.
