@@ -121,7 +121,7 @@ class AlexNet(nn.Module):
     def _run(self, modules: nn.Module, x: Tensor, scale: float = 1) -> Tensor:
         """The modules applied to `scale` * x; what has a hook or is no plain Sequential runs as torch would."""
         if type(modules) is nn.Sequential and not _has_hooks(modules):
-            return _run(modules, x, self.fused, self.kernels, scale)
+            return _run_fused(modules, x, self.fused, self.kernels, scale)
         return modules(x if scale == 1 else x * scale)
 
     def _check(self, x: Tensor) -> None:
@@ -220,7 +220,7 @@ def _initialise(module: nn.Conv2d | nn.Linear, init: variants.Init) -> None:
 _STEPS = {nn.ReLU: "relu", layers.LocalResponseNorm: "lrn", layers.MaxPool2d: "pool"}
 
 
-def _run(modules: nn.Sequential, x: Tensor, fused: bool, kernels: str | None, scale: float) -> Tensor:
+def _run_fused(modules: nn.Sequential, x: Tensor, fused: bool, kernels: str | None, scale: float) -> Tensor:
     """The modules applied to `scale` * x."""
     chain: list[Any] = list(modules)
     with_conv = fused and choice.uses("conv2d_relu_lrn_max_pool2d", x, kernels)

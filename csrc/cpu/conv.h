@@ -70,7 +70,7 @@ class InputRows {
     E* to = rows_ + r % conv_.kernel_size * row_size_;
     const int64_t row = r - conv_.padding, c = conv_.channels, left = conv_.padding * c;
     const int64_t count = lesser(conv_.width, width_ - conv_.padding);
-    const bool run = channels_.channel_stride == 1 || c == 1;  // of count * C numbers
+    const bool run = channels_.channel_stride == 1;  // of count * C numbers
     int64_t filled = 0;
     if (row >= 0 && row < conv_.height && count > 0) {
       const T* from = x_ + image_ * c * conv_.height * conv_.width + row * conv_.width * channels_.pixel_stride;

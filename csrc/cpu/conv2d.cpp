@@ -203,7 +203,10 @@ PackedConv pack_conv(const char* op, const Tensor& x, const Tensor& weight, cons
   bool winograd = c.kernel_size == 11 && c.stride == 4 && images.dtype != DType::kDouble && !products;
   ALEXNET_DISPATCH_FLOATING(x.scalar_type(), "conv2d", [&] {
     const auto* from = static_cast<const scalar_t*>(filters.const_data_ptr());
-    for (int64_t i = 0; i < filters.numel(); ++i) winograd &= std::abs(static_cast<float>(from[i])) < kWinogradLargest;
+    if (winograd) {
+      for (int64_t i = 0; i < filters.numel(); ++i)
+        winograd &= std::abs(static_cast<float>(from[i])) < kWinogradLargest;
+    }
     if (products) {
       pack_weight<2>(from, static_cast<torch::headeronly::BFloat16*>(packed.weight.mutable_data_ptr()), c, block);
     } else {

@@ -181,7 +181,7 @@ void input_grad(const ConvArgs& a, int64_t begin, int64_t end) {
     }
     T* out = static_cast<T*>(a.out) + n * conv.channels * conv.height * conv.width + h * conv.width * in.pixel_stride;
     const A* from = dx + conv.padding * conv.channels;
-    if (in.channel_stride == 1 || conv.channels == 1) {  // one run of width * C numbers
+    if (in.channel_stride == 1) {  // one run of width * C numbers
       write_pixels<A>(from, 0, Channels{0, 1, 1, conv.width * conv.channels, 0}, 1, out);
     } else {
       write_pixels<A>(from, conv.channels, in, conv.width, out);

@@ -54,7 +54,8 @@ struct Channels {
 template <class A>
 ALEXNET_INLINE Channels channels_of(const Images& images, int64_t groups = 1) {
   const int64_t each = images.channels / groups;
-  const bool channels_last = images.channels_last || images.pixels() == 1;  // one pixel is both
+  // With one pixel, or one channel, both layouts are the same.
+  const bool channels_last = images.channels_last || images.pixels() == 1 || images.channels == 1;
   return {channels_last ? images.channels : 1, channels_last ? 1 : images.pixels(), groups, each,
           round_up(each, kLanes<A>)};
 }
