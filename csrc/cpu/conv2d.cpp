@@ -30,6 +30,12 @@ bool use_products(DType dtype, const Conv& c) {
   return dtype == DType::kBFloat16 && c.stride <= 16 && has_bfloat16_products();
 }
 
+// Whether Winograd's tiles (winograd.h) take fewer products than the outputs by themselves: not where they are very few.
+bool winograd_pays(const Conv& c) {
+  return blocks_of(c.out_height, 4) * blocks_of(c.out_width, 4) * kWinogradPoints <
+         c.out_height * c.out_width * 121 / 16;
+}
+
 // As conv2d.h says; UNIT taps (1, or a pair) are innermost.
 template <int UNIT, class T, class Out>
 void pack_weight(const T* from, Out* to, const Conv& c, int64_t block) {
@@ -200,7 +206,8 @@ PackedConv pack_conv(const char* op, const Tensor& x, const Tensor& weight, cons
                        {}};
   const Tensor filters = dense(weight, MemoryFormat::Contiguous);
   const Tensor offsets = dense(bias.value_or(no_elements(x, x.scalar_type())), MemoryFormat::Contiguous);
-  bool winograd = c.kernel_size == 11 && c.stride == 4 && images.dtype != DType::kDouble && !products;
+  bool winograd = c.kernel_size == 11 && c.stride == 4 && images.dtype != DType::kDouble && !products &&
+                  winograd_pays(c);
   ALEXNET_DISPATCH_FLOATING(x.scalar_type(), "conv2d", [&] {
     const auto* from = static_cast<const scalar_t*>(filters.const_data_ptr());
     if (winograd) {
@@ -227,9 +234,9 @@ PackedConv pack_conv(const char* op, const Tensor& x, const Tensor& weight, cons
                  products,
                  0};
   if (winograd) {
-    packed.winograd = bytes(x, padded * 16 * 16 * c.channels * sum_bytes(images.dtype));
+    packed.winograd = bytes(x, padded * kWinogradPoints * 16 * c.channels * sum_bytes(images.dtype));
     packed.args.winograd = packed.winograd.mutable_data_ptr();
-    run(conv2d_winograd_weight_kernel(), packed.args, padded / block, 16 * 16 * c.channels * block);
+    run(conv2d_winograd_weight_kernel(), packed.args, padded / block, kWinogradPoints * 16 * c.channels * block);
   }
   return packed;
 }

@@ -71,6 +71,7 @@ ALEXNET_CPU_KERNEL(tail_backward, TailArgs)
 // A task is one row of the convolution's output; of the input gradient, one row of dx. The weight gradient sums a
 // fixed set of chunks of rows, each a task with a partial sum of its own, which the host adds up in order.
 constexpr float kWinogradLargest = 1e15f;  // the absolute value of numbers that take this way
+constexpr int kWinogradPoints = 36;        // of a tile of 4x4 outputs
 struct ConvArgs {
   const void *x, *grad;
   const void* weight;  // packed: see conv2d.h

@@ -1,13 +1,16 @@
-// The 11x11 stride-4 convolution with half the multiplications: Winograd's F(2x2, 3x3) (Lavin and Gray,
-// arXiv:1509.09308, section 4.1).
+// The 11x11 stride-4 convolution with a third of the multiplications: Winograd's F(4x4, 3x3) (Lavin and Gray,
+// arXiv:1509.09308, section 4).
 //
 // A cell is 4x4 pixels of C channels. In cells the convolution is one of 3x3 cells with stride 1 and 16 C channels (the
-// twelfth row and column of the kernel are zeros). A tile of 2x2 outputs then takes 16 products per channel and filter,
-// one for each point of the transformed 4x4 cells, instead of 4 x 121 / 16: 1.9 times fewer.
+// twelfth row and column of the kernel are zeros). A tile of 4x4 outputs, under which 6x6 cells lie, then takes 36
+// products per channel and filter, one for each point, instead of 16 x 121 / 16: 3.4 times fewer.
 //
-//   points = B' cells B          [point][tile][channel], of two output rows
+//   points = B' cells B          [point][tile][channel], of four output rows
 //   products = points x weights  [point][tile][filter], of two vectors of filters
 //   outputs = A' products A
+//
+// B, A and the weights' G evaluate and interpolate polynomials at 0, +-5/8, +-3/2 and infinity. These numbers make no
+// rounding error themselves, and a quarter of the error of the usual 0, +-1, +-2: as much as a plain sum in float32.
 //
 // Sums and differences of cells would turn an infinity into NaN, spread NaN over a tile and overflow where products do
 // not. Output rows under which there is a number beyond kWinogradLargest go the direct way (conv.h), as do such
@@ -18,17 +21,17 @@
 
 namespace alexnet_cuda::ALEXNET_CPU_LEVEL {
 
-// Tiles whose sums stay in registers. AlexNet has 28 in a row.
-constexpr int kWinogradTiles = kVectorBytes == 64 ? 14 : 4;
-constexpr int kPoints = 16;
+// Tiles whose sums stay in registers. AlexNet has 14 in a row.
+constexpr int kWinogradTiles = kVectorBytes == 64 ? 14 : 5;
+constexpr float kA = 0.625f, kA2 = kA * kA, kB = 1.5f, kB2 = kB * kB;  // the points
 
-// In two dimensions: f makes four results of four operands, here of every column and then of every row of 4x4 vectors.
+// In two dimensions: f makes six results of six operands, here of every column and then of every row of 6x6 vectors.
 template <class F>
-ALEXNET_INLINE void for_columns_and_rows(Vec<float> (&v)[4][4], F f) {
-#pragma GCC unroll 4
-  for (int j = 0; j < 4; ++j) f(v[0][j], v[1][j], v[2][j], v[3][j]);
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i) f(v[i][0], v[i][1], v[i][2], v[i][3]);
+ALEXNET_INLINE void for_columns_and_rows(Vec<float> (&v)[6][6], F f) {
+#pragma GCC unroll 6
+  for (int j = 0; j < 6; ++j) f(v[0][j], v[1][j], v[2][j], v[3][j], v[4][j], v[5][j]);
+#pragma GCC unroll 6
+  for (int i = 0; i < 6; ++i) f(v[i][0], v[i][1], v[i][2], v[i][3], v[i][4], v[i][5]);
 }
 
 // Filters [block, block + 2 vectors): the packed weights' 3x3 cells as points, [point][channel][filter in block].
@@ -36,29 +39,33 @@ inline void winograd_weights(const float* packed, float* to, int64_t channels, i
   constexpr int64_t kBlock = kFilters<float>;
   const int64_t taps = 11 * channels, cell = 16 * channels;
   packed += block * 11 * taps * kBlock;
-  to += block * kPoints * cell * kBlock;
+  to += block * kWinogradPoints * cell * kBlock;
   for (int64_t c = 0; c < cell; ++c) {
     const int64_t row = c / (4 * channels), tap = c % (4 * channels);
     for (int64_t f = 0; f < kBlock; f += kLanes<float>) {
-      Vec<float> v[4][4] = {};
+      Vec<float> v[6][6] = {};
       for (int i = 0; i < 3; ++i) {
         for (int j = 0; j < 3; ++j) {
           const int64_t y = 4 * i + row, x = 4 * j * channels + tap;
           if (y < 11 && x < taps) v[i][j] = load<float>(packed + (y * taps + x) * kBlock + f);
         }
       }
-      for_columns_and_rows(v, [](auto& a, auto& b, auto& c, auto& d) {
-        const Vec<float> even = 0.5f * (a + c), odd = 0.5f * b;
-        d = c;
-        b = even + odd;
-        c = even - odd;
+      for_columns_and_rows(v, [](auto& v0, auto& v1, auto& v2, auto& v3, auto& v4, auto& v5) {
+        constexpr float kScaleA = 1 / (2 * kA2 * (kA2 - kB2)), kScaleB = 1 / (2 * kB2 * (kB2 - kA2));
+        const Vec<float> even_a = v0 + kA2 * v2, even_b = v0 + kB2 * v2, odd_a = kA * v1, odd_b = kB * v1;
+        v5 = v2;
+        v0 *= 1 / (kA2 * kB2);
+        v1 = kScaleA * (even_a + odd_a);
+        v2 = kScaleA * (even_a - odd_a);
+        v3 = kScaleB * (even_b + odd_b);
+        v4 = kScaleB * (even_b - odd_b);
       });
-      for (int p = 0; p < kPoints; ++p) store<float>(to + (p * cell + c) * kBlock + f, v[p / 4][p % 4]);
+      for (int p = 0; p < kWinogradPoints; ++p) store<float>(to + (p * cell + c) * kBlock + f, v[p / 6][p % 6]);
     }
   }
 }
 
-// Output rows as those of DirectRows, computed two at a time.
+// Output rows as those of DirectRows, computed four at a time.
 template <class T>
 class WinogradRows {
  public:
@@ -67,19 +74,19 @@ class WinogradRows {
         direct_(a),
         input_(a),
         cell_(16 * a.conv.channels),
-        tiles_((a.conv.out_width + 1) / 2),
-        columns_(2 * tiles_ + 2),
+        tiles_((a.conv.out_width + 3) / 4),
+        columns_(4 * tiles_ + 2),
         blocks_((a.conv.filters + kFilters<float> - 1) / kFilters<float>),
         stride_(blocks_ * kFilters<float>),
-        cells_(4 * columns_ * cell_),
-        points_(kPoints * tiles_ * cell_),
-        products_(kPoints * tiles_ * kFilters<float>),
-        rows_(4 * tiles_ * stride_) {}
+        cells_(6 * columns_ * cell_),
+        points_(kWinogradPoints * tiles_ * cell_),
+        products_(kWinogradPoints * tiles_ * kFilters<float>),
+        rows_(16 * tiles_ * stride_) {}
 
   void compute(int64_t n, int64_t o, Pixels<float> out) {
-    if (n != image_ || o / 2 != pair_) compute_pair(n, o / 2);
+    if (n != image_ || o - o % 4 != first_) compute_four(n, o - o % 4);
     if (!moderate_) return direct_.compute(n, o, out);
-    const float* from = rows_ + o % 2 * 2 * tiles_ * stride_;
+    const float* from = rows_ + o % 4 * 4 * tiles_ * stride_;
     for (int64_t p = 0; p < a_.conv.out_width; ++p) {
       for (int64_t f = 0; f < lesser(out.stride, stride_); f += kLanes<float>) {
         store<float>(out[p] + f, load<float>(from + p * stride_ + f));
@@ -88,17 +95,17 @@ class WinogradRows {
   }
 
  private:
-  float* cells(int64_t row) { return cells_ + row % 4 * columns_ * cell_; }
+  float* cells(int64_t row) { return cells_ + row % 6 * columns_ * cell_; }
 
-  void compute_pair(int64_t n, int64_t pair) {
-    const int64_t first = 2 * pair;
-    if (n != image_ || first + 4 < next_) next_ = 0;
+  void compute_four(int64_t n, int64_t first) {
+    if (n != image_ || first + 6 < next_) next_ = 0;
     image_ = n;
-    pair_ = pair;
-    for (next_ = greater(next_, first); next_ < first + 4; ++next_) fill_cells(next_);
-    moderate_ = moderate_cells_[0] && moderate_cells_[1] && moderate_cells_[2] && moderate_cells_[3];
+    first_ = first;
+    for (next_ = greater(next_, first); next_ < first + 6; ++next_) fill_cells(next_);
+    moderate_ = true;
+    for (bool moderate : moderate_cells_) moderate_ = moderate_ && moderate;
     if (!moderate_) return;
-    transform_cells(first);
+    transform_cells();
     for (int64_t block = 0; block < blocks_; ++block) {
       multiply_points(block);
       transform_products(block);
@@ -119,75 +126,91 @@ class WinogradRows {
     }
     bool all = true;
     for (int i = 0; i < kLanes<float>; ++i) all = all && moderate[i];
-    moderate_cells_[row % 4] = all;
+    moderate_cells_[row % 6] = all;
   }
 
-  void transform_cells(int64_t first) {
-    const float* rows[4];
-    for (int i = 0; i < 4; ++i) rows[i] = cells(first + i);
+  void transform_cells() {
+    const float* rows[6];
+    for (int i = 0; i < 6; ++i) rows[i] = cells(first_ + i);
     for (int64_t t = 0; t < tiles_; ++t) {
       for (int64_t c = 0; c < cell_; c += kLanes<float>) {
-        Vec<float> v[4][4];
-#pragma GCC unroll 4
-        for (int i = 0; i < 4; ++i) {
-#pragma GCC unroll 4
-          for (int j = 0; j < 4; ++j) v[i][j] = load<float>(rows[i] + (2 * t + j) * cell_ + c);
+        Vec<float> v[6][6];
+#pragma GCC unroll 6
+        for (int i = 0; i < 6; ++i) {
+#pragma GCC unroll 6
+          for (int j = 0; j < 6; ++j) v[i][j] = load<float>(rows[i] + (4 * t + j) * cell_ + c);
         }
-        for_columns_and_rows(v, [](auto& a, auto& b, auto& c, auto& d) {
-          const Vec<float> sum = b + c, difference = c - b;
-          a -= c;
-          d = b - d;
-          b = sum;
-          c = difference;
+        for_columns_and_rows(v, [](auto& v0, auto& v1, auto& v2, auto& v3, auto& v4, auto& v5) {
+          const Vec<float> even_a = v4 - kB2 * v2, odd_a = kA * (v3 - kB2 * v1);
+          const Vec<float> even_b = v4 - kA2 * v2, odd_b = kB * (v3 - kA2 * v1);
+          v0 = kA2 * kB2 * v0 - (kA2 + kB2) * v2 + v4;
+          v5 = kA2 * kB2 * v1 - (kA2 + kB2) * v3 + v5;
+          v1 = even_a + odd_a;
+          v2 = even_a - odd_a;
+          v3 = even_b + odd_b;
+          v4 = even_b - odd_b;
         });
-#pragma GCC unroll 16
-        for (int p = 0; p < kPoints; ++p) store<float>(points_ + (p * tiles_ + t) * cell_ + c, v[p / 4][p % 4]);
+#pragma GCC unroll 36
+        for (int p = 0; p < kWinogradPoints; ++p) store<float>(points_ + (p * tiles_ + t) * cell_ + c, v[p / 6][p % 6]);
       }
     }
   }
 
   void multiply_points(int64_t block) {
-    const float* weights = static_cast<const float*>(a_.winograd) + block * kPoints * cell_ * kFilters<float>;
-    for (int64_t p = 0; p < kPoints; ++p, weights += cell_ * kFilters<float>) {
+    const float* weights = static_cast<const float*>(a_.winograd) + block * kWinogradPoints * cell_ * kFilters<float>;
+    for (int64_t p = 0; p < kWinogradPoints; ++p, weights += cell_ * kFilters<float>) {
       const float* points = points_ + p * tiles_ * cell_;
       float* products = products_ + p * tiles_ * kFilters<float>;
       if (tiles_ >= kWinogradTiles) {
-        for (int64_t t = 0; t < tiles_; t += kWinogradTiles)
-          multiply_tiles<kWinogradTiles>(points, weights, products, lesser(t, tiles_ - kWinogradTiles));
+        multiply_tiles<kWinogradTiles>(points, weights, products);
+      } else if (tiles_ >= 4) {
+        multiply_tiles<4>(points, weights, products);
       } else {
-        for (int64_t t = 0; t < tiles_; ++t) multiply_tiles<1>(points, weights, products, t);
+        multiply_tiles<1>(points, weights, products);
       }
     }
   }
 
+  // P tiles at a time. The last of them are moved back to end with the row. 16 channels at a time: shorter sums have
+  // smaller rounding errors.
   template <int P>
-  ALEXNET_INLINE void multiply_tiles(const float* points, const float* weights, float* products, int64_t t) {
-    Tile<float, P> tile = {};
-    multiply<float, P>(tile, points + t * cell_, cell_, 1, weights, kFilters<float>, cell_);
+  ALEXNET_INLINE void multiply_tiles(const float* points, const float* weights, float* products) {
+    for (int64_t begin = 0; begin < tiles_; begin += P) {
+      const int64_t t = lesser(begin, tiles_ - P);
+      for (int64_t c = 0; c < cell_; c += 16) {
+        Tile<float, P> tile = {};
+        multiply<float, P>(tile, points + t * cell_ + c, cell_, 1, weights + c * kFilters<float>, kFilters<float>, 16);
 #pragma GCC unroll 16
-    for (int p = 0; p < P; ++p) {
-      store<float>(products + (t + p) * kFilters<float>, tile.sum[p][0]);
-      store<float>(products + (t + p) * kFilters<float> + kLanes<float>, tile.sum[p][1]);
+        for (int p = 0; p < P; ++p) {
+          for (int i = 0; i < 2; ++i) {
+            float* to = products + (t + p) * kFilters<float> + i * kLanes<float>;
+            store<float>(to, c == 0 ? tile.sum[p][i] : tile.sum[p][i] + load<float>(to));
+          }
+        }
+      }
     }
   }
 
   void transform_products(int64_t block) {
     for (int64_t t = 0; t < tiles_; ++t) {
       for (int64_t f = 0; f < kFilters<float>; f += kLanes<float>) {
-        Vec<float> v[4][4];
-#pragma GCC unroll 16
-        for (int p = 0; p < kPoints; ++p) {
-          v[p / 4][p % 4] = load<float>(products_ + (p * tiles_ + t) * kFilters<float> + f);
+        Vec<float> v[6][6];
+#pragma GCC unroll 36
+        for (int p = 0; p < kWinogradPoints; ++p) {
+          v[p / 6][p % 6] = load<float>(products_ + (p * tiles_ + t) * kFilters<float> + f);
         }
-        for_columns_and_rows(v, [](auto& a, auto& b, auto& c, auto& d) {
-          a += b + c;
-          b -= c + d;
+        for_columns_and_rows(v, [](auto& v0, auto& v1, auto& v2, auto& v3, auto& v4, auto& v5) {
+          const Vec<float> even_a = v1 + v2, odd_a = v1 - v2, even_b = v3 + v4, odd_b = v3 - v4;
+          v0 += even_a + even_b;
+          v1 = kA * odd_a + kB * odd_b;
+          v2 = kA2 * even_a + kB2 * even_b;
+          v3 = kA2 * kA * odd_a + kB2 * kB * odd_b + v5;
         });
         const int64_t filter = block * kFilters<float> + f;
         const Vec<float> bias = load<float>(static_cast<const float*>(a_.bias) + filter);
-        for (int i = 0; i < 2; ++i) {
-          for (int j = 0; j < 2; ++j) {
-            store<float>(rows_ + ((i * tiles_ + t) * 2 + j) * stride_ + filter, v[i][j] + bias);
+        for (int i = 0; i < 4; ++i) {
+          for (int j = 0; j < 4; ++j) {
+            store<float>(rows_ + ((i * tiles_ + t) * 4 + j) * stride_ + filter, v[i][j] + bias);
           }
         }
       }
@@ -199,8 +222,8 @@ class WinogradRows {
   InputRows<T, float> input_;
   int64_t cell_, tiles_, columns_, blocks_, stride_;
   Scratch<float> cells_, points_, products_, rows_;
-  int64_t image_ = -1, pair_ = -1, next_ = 0;
-  bool moderate_cells_[4], moderate_ = true;
+  int64_t image_ = -1, first_ = -1, next_ = 0;
+  bool moderate_cells_[6], moderate_ = true;
 };
 
 template <class R>
