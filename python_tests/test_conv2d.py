@@ -222,14 +222,29 @@ def test_tf32_on_a_gpu():
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf, 3e38, -1e30])
-@pytest.mark.parametrize("where", ["pixel", "unread pixel", "weight"])
+@pytest.mark.parametrize("where", ["pixel", "unread pixel", "weight", "gradient"])
 def test_special_values(value, where, device):
     """Nothing but the windows that see a value may feel it, however the products are arranged."""
     x, weight = torch.randn(2, 3, 49, 109, device=device), torch.randn(40, 3, 11, 11, device=device) / 100
+    grad = torch.randn(2, 40, 10, 25, device=device)
     if where == "weight":
         weight[5, 1, 3, 4] = value
+    elif where == "gradient":
+        grad[1, 7, 9, 13] = value
     else:
         x[1, 2, 20 if where == "pixel" else 48, 60] = value  # the last windows end with row 46
-    expected = F.conv2d(x, weight, stride=4)
-    y = ops.conv2d(x, weight)
-    torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-4, equal_nan=True)
+    loose = dict(rtol=1e-4, atol=1e-4, equal_nan=True)
+    torch.testing.assert_close(ops.conv2d(x, weight), F.conv2d(x, weight, stride=4), **loose)
+    got = torch.ops.alexnet_cuda._conv2d_weight_grad(grad, x, 11, 4, 0)
+    expected = torch.nn.grad.conv2d_weight(x.double(), weight.shape, grad.double(), stride=4).float()
+    torch.testing.assert_close(got, expected, **loose)
+
+
+@pytest.mark.parametrize("scale", [1e-18, 9e14, 1.1e15])
+def test_scale(scale, device):
+    """Neither the products nor the sums on the way to them overflow or vanish."""
+    x, weight = (torch.rand(shape, device=device) * 2 - 1 for shape in ((2, 3, 67, 71), (40, 3, 11, 11)))
+    x, weight, grad = x * scale, weight * scale, torch.randn(2, 40, 15, 16, device=device) * scale
+    assert_close(ops.conv2d(x, weight), exact(x, weight))
+    expected = torch.nn.grad.conv2d_weight(x.double(), weight.shape, grad.double(), stride=4)
+    assert_close(torch.ops.alexnet_cuda._conv2d_weight_grad(grad, x, 11, 4, 0), expected)

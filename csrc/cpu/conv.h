@@ -20,6 +20,24 @@ struct Tile {
   Vec<A> sum[P][2];
 };
 
+template <class A, int P>
+ALEXNET_INLINE void load_tile(Tile<A, P>& tile, const A* from, int64_t stride) {
+#pragma GCC unroll 16
+  for (int p = 0; p < P; ++p) {
+    tile.sum[p][0] = load<A>(from + p * stride);
+    tile.sum[p][1] = load<A>(from + p * stride + kLanes<A>);
+  }
+}
+
+template <class A, int P>
+ALEXNET_INLINE void store_tile(const Tile<A, P>& tile, A* to, int64_t stride) {
+#pragma GCC unroll 16
+  for (int p = 0; p < P; ++p) {
+    store<A>(to + p * stride, tile.sum[p][0]);
+    store<A>(to + p * stride + kLanes<A>, tile.sum[p][1]);
+  }
+}
+
 // sum[p] += a[p * pixel_step + i * step] * w[i * w_step ...] over i < n.
 template <class A, int P>
 ALEXNET_INLINE void multiply(Tile<A, P>& tile, const A* a, int64_t pixel_step, int64_t step, const A* w, int64_t w_step,
@@ -35,17 +53,31 @@ ALEXNET_INLINE void multiply(Tile<A, P>& tile, const A* a, int64_t pixel_step, i
   }
 }
 
+// The convolution's output side: filters padded to whole blocks.
+template <class A>
+Channels output_channels(const ConvArgs& a) {
+  Images images = a.images;
+  images.channels = a.conv.filters;
+  images.height = a.conv.out_height;
+  images.width = a.conv.out_width;
+  Channels c = channels_of<A>(images);
+  c.padded = round_up(c.each, kFilters<A>);
+  return c;
+}
+
 // Rows of the zero-padded input, as E: the type of the sums, or BFloat16 for AVX512_BF16. Row r is input row
 // r - padding.
 template <class T, class E>
 class InputRows {
  public:
-  explicit InputRows(const ConvArgs& a)
+  // `least`: numbers of a row that will be read, zeros behind the last window.
+  explicit InputRows(const ConvArgs& a, int64_t least = 0)
       : x_(static_cast<const T*>(a.x)),
         conv_(a.conv),
         channels_(channels_of<Accumulator<T>>(a.images)),
         width_((conv_.out_width - 1) * conv_.stride + conv_.kernel_size),
-        row_size_(room<Accumulator<T>>(width_, conv_.channels) + (1 + conv_.channels) * kLanes<Accumulator<T>>),
+        row_size_(greater(
+            least, room<Accumulator<T>>(width_, conv_.channels) + (1 + conv_.channels) * kLanes<Accumulator<T>>)),
         rows_(conv_.kernel_size * row_size_) {}
 
   // Makes the rows under output row `o` of image n available.

@@ -30,10 +30,11 @@ bool use_products(DType dtype, const Conv& c) {
   return dtype == DType::kBFloat16 && c.stride <= 16 && has_bfloat16_products();
 }
 
-// Whether Winograd's tiles (winograd.h) take fewer products than the outputs by themselves: not where they are very few.
-bool winograd_pays(const Conv& c) {
-  return blocks_of(c.out_height, 4) * blocks_of(c.out_width, 4) * kWinogradPoints <
-         c.out_height * c.out_width * 121 / 16;
+// Whether the way of winograd.h is open and takes fewer products, which it does not for very few outputs.
+bool use_winograd(DType dtype, const Conv& c) {
+  return c.kernel_size == 11 && c.stride == 4 && dtype != DType::kDouble && !use_products(dtype, c) &&
+         blocks_of(c.out_height, 4) * blocks_of(c.out_width, 4) * kWinogradPoints <
+             c.out_height * c.out_width * 121 / 16;
 }
 
 // As conv2d.h says; UNIT taps (1, or a pair) are innermost.
@@ -120,6 +121,7 @@ Tensor conv2d_weight_grad(const Tensor& grad, const Tensor& x, int64_t kernel_si
                          partial.mutable_data_ptr(),
                          images,
                          c,
+                         use_winograd(images.dtype, c),
                          use_products(images.dtype, c),
                          chunks};
   run(conv2d_weight_grad_kernel(), args, chunks, part);
@@ -176,6 +178,7 @@ Tensor conv2d_input_grad(const Tensor& grad, const Tensor& weight, int64_t heigh
                          images,
                          c,
                          false,
+                         false,
                          0};
   run(conv2d_input_grad_kernel(), args, images.count * height, width * c.channels * c.filters);
   return dx;
@@ -206,8 +209,7 @@ PackedConv pack_conv(const char* op, const Tensor& x, const Tensor& weight, cons
                        {}};
   const Tensor filters = dense(weight, MemoryFormat::Contiguous);
   const Tensor offsets = dense(bias.value_or(no_elements(x, x.scalar_type())), MemoryFormat::Contiguous);
-  bool winograd = c.kernel_size == 11 && c.stride == 4 && images.dtype != DType::kDouble && !products &&
-                  winograd_pays(c);
+  bool winograd = use_winograd(images.dtype, c);
   ALEXNET_DISPATCH_FLOATING(x.scalar_type(), "conv2d", [&] {
     const auto* from = static_cast<const scalar_t*>(filters.const_data_ptr());
     if (winograd) {
@@ -231,11 +233,12 @@ PackedConv pack_conv(const char* op, const Tensor& x, const Tensor& weight, cons
                  nullptr,
                  images,
                  c,
+                 winograd,
                  products,
                  0};
   if (winograd) {
-    packed.winograd = bytes(x, padded * kWinogradPoints * 16 * c.channels * sum_bytes(images.dtype));
-    packed.args.winograd = packed.winograd.mutable_data_ptr();
+    packed.points = bytes(x, padded * kWinogradPoints * 16 * c.channels * sum_bytes(images.dtype));
+    packed.args.points = packed.points.mutable_data_ptr();
     run(conv2d_winograd_weight_kernel(), packed.args, padded / block, kWinogradPoints * 16 * c.channels * block);
   }
   return packed;

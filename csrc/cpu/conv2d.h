@@ -14,7 +14,7 @@ inline int64_t filter_block(DType dtype) {
 // for AVX512_BF16, [block][kernel row][pair of taps][filter in block][2] in bfloat16; filters are padded with zeros.
 // The bias likewise. Owns what `args` points to.
 struct PackedConv {
-  Tensor x, weight, winograd, bias;
+  Tensor x, weight, points, bias;
   ConvArgs args;
 };
 

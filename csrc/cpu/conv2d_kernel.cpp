@@ -1,20 +1,9 @@
-// Convolution with its two gradients (conv.h has the tile that all three are made of).
-#include "winograd.h"
+// Convolution with its two gradients (conv.h has the tile that all three are made of, weight_grad.h the weight
+// gradient).
+#include "weight_grad.h"
 
 namespace alexnet_cuda::ALEXNET_CPU_LEVEL {
 namespace {
-
-// The convolution's output side: filters padded to whole blocks.
-template <class A>
-Channels output_channels(const ConvArgs& a) {
-  Images images = a.images;
-  images.channels = a.conv.filters;
-  images.height = a.conv.out_height;
-  images.width = a.conv.out_width;
-  Channels c = channels_of<A>(images);
-  c.padded = round_up(c.each, kFilters<A>);
-  return c;
-}
 
 template <class T, class Rows>
 void forward(const ConvArgs& a, int64_t begin, int64_t end) {
@@ -33,103 +22,21 @@ void forward(const ConvArgs& a, int64_t begin, int64_t end) {
   }
 }
 
-// One output row's input, a kernel row of it, and gradient for the weight gradient: numbers of type E, or pairs of
-// bfloat16 of which one is of the next pixel.
-template <class E>
-struct WeightRow {
-  const E* input;
-  const E* grad;
-  int64_t grad_stride;
-};
-
-// P taps of one kernel row from `first` on, two vectors of filters: += input x gradient over the pixels of a row.
-template <class A, class E, int P>
-inline void weight_tile(const ConvArgs& a, const WeightRow<E>& row, int64_t first, int64_t f, A* sum,
-                        int64_t sum_stride) {
-  const int64_t step = a.conv.stride * a.conv.channels;
-  Tile<A, P> tile;
-#pragma GCC unroll 11
-  for (int p = 0; p < P; ++p) {
-    tile.sum[p][0] = load<A>(sum + (first + p) * sum_stride + f);
-    tile.sum[p][1] = load<A>(sum + (first + p) * sum_stride + f + kLanes<A>);
-  }
-  if constexpr (__is_same(E, A)) {
-    multiply<A, P>(tile, row.input + first, 1, step, row.grad + f, row.grad_stride, a.conv.out_width);
-  }
-#if defined(__AVX512F__)
-  if constexpr (__is_same(E, BFloat16)) {
-    multiply_pairs<P>(tile, row.input + 2 * first, 2, 4 * step, row.grad + 2 * f, 2 * row.grad_stride,
-                      a.conv.out_width);
-  }
-#endif
-#pragma GCC unroll 11
-  for (int p = 0; p < P; ++p) {
-    store<A>(sum + (first + p) * sum_stride + f, tile.sum[p][0]);
-    store<A>(sum + (first + p) * sum_stride + f + kLanes<A>, tile.sum[p][1]);
-  }
-}
-
-#if defined(__AVX512F__)
-// Every input of a row with the one that the next output pixel multiplies by the same weight.
-void pair_input(const BFloat16* row, int64_t step, int64_t n, uint32_t* pairs) {
-  for (int64_t i = 0; i < n; ++i) pairs[i] = row[i].bits | static_cast<uint32_t>(row[i + step].bits) << 16;
-}
-
-// [pixel / 2][filter]: two pixels' gradients, bfloat16 numbers that were read as floats; 0 beyond the last.
-void pair_grad(Pixels<const float> grad, int64_t count, int64_t filters, uint32_t* pairs) {
-  for (int64_t p = 0; p < count; p += 2, pairs += filters) {
-    for (int64_t f = 0; f < filters; ++f) {
-      const uint32_t next = p + 1 < count ? bit_cast<uint32_t>(grad[p + 1][f]) : 0;
-      pairs[f] = bit_cast<uint32_t>(grad[p][f]) >> 16 | (next & 0xffff0000);
-    }
-  }
-}
-#endif
-
 // Chunk t adds up its share of the batch's rows, in order, into a sum of its own: [taps][padded filters].
-template <class T, class E>
+template <class A, class Grad>
 void weight_grad(const ConvArgs& a, int64_t begin, int64_t end) {
-  using A = Accumulator<T>;
   const Conv& conv = a.conv;
-  const Channels c = output_channels<A>(a);
-  const int64_t taps = conv.kernel_size * conv.channels, rows = a.images.count * conv.out_height;
-  Scratch<A> scratch(room<A>(conv.out_width, c.padded));
-  InputRows<T, E> input(a);
-  const int64_t step = conv.stride * conv.channels, pairs = (conv.out_width - 1) * step + taps;
-  Scratch<uint32_t> input_pairs(a.products ? pairs : 0),
-      grad_pairs(a.products ? (conv.out_width + 1) / 2 * c.padded : 0);
+  const int64_t taps = conv.kernel_size * conv.kernel_size * conv.channels;
+  const int64_t size = taps * round_up(conv.filters, kFilters<A>);
+  const int64_t steps = (conv.out_height + Grad::kRows - 1) / Grad::kRows, total = a.images.count * steps;
+  Grad grad(a);
   for (int64_t t = begin; t < end; ++t) {
-    A* sum = static_cast<A*>(a.out) + t * conv.kernel_size * taps * c.padded;
-    for (int64_t i = 0; i < conv.kernel_size * taps * c.padded; ++i) sum[i] = 0;
-    for (int64_t r = rows * t / a.chunks; r < rows * (t + 1) / a.chunks; ++r) {
-      const int64_t n = r / conv.out_height, o = r % conv.out_height;
-      input.advance(n, o);
-      const Pixels<const A> grad =
-          pixels_at<A>(static_cast<const T*>(a.grad) + n * conv.filters * conv.out_height * conv.out_width +
-                           o * conv.out_width * c.pixel_stride,
-                       c, conv.out_width, scratch);
-#if defined(__AVX512F__)
-      if constexpr (!__is_same(E, A)) pair_grad(grad, conv.out_width, c.padded, grad_pairs);
-#endif
-      for (int i = 0; i < conv.kernel_size; ++i) {
-        WeightRow<E> row;
-        if constexpr (__is_same(E, A)) row = {input[o * conv.stride + i], grad.data, grad.stride};
-#if defined(__AVX512F__)
-        if constexpr (!__is_same(E, A)) {
-          pair_input(input[o * conv.stride + i], step, pairs, input_pairs);
-          row = {reinterpret_cast<const E*>(static_cast<uint32_t*>(input_pairs)),
-                 reinterpret_cast<const E*>(static_cast<uint32_t*>(grad_pairs)), c.padded};
-        }
-#endif
-        A* to = sum + i * taps * c.padded;
-        for (int64_t f = 0; f < c.padded; f += kFilters<A>) {
-          int64_t first = 0;
-          for (; first + kTile <= taps; first += kTile) weight_tile<A, E, kTile>(a, row, first, f, to, c.padded);
-          for (; first + 3 <= taps; first += 3) weight_tile<A, E, 3>(a, row, first, f, to, c.padded);
-          for (; first < taps; ++first) weight_tile<A, E, 1>(a, row, first, f, to, c.padded);
-        }
-      }
+    A* sum = static_cast<A*>(a.out) + t * size;
+    for (int64_t i = 0; i < size; ++i) sum[i] = 0;
+    for (int64_t s = total * t / a.chunks; s < total * (t + 1) / a.chunks; ++s) {
+      grad.add(s / steps, s % steps * Grad::kRows, sum);
     }
+    grad.finish(sum);
   }
 }
 
@@ -193,7 +100,7 @@ void input_grad(const ConvArgs& a, int64_t begin, int64_t end) {
 
 void conv2d_winograd_weight(const ConvArgs& a, int64_t begin, int64_t end) {
   for (int64_t block = begin; block < end; ++block) {
-    winograd_weights(static_cast<const float*>(a.weight), static_cast<float*>(a.winograd), a.conv.channels, block);
+    winograd_weights(static_cast<const float*>(a.weight), static_cast<float*>(a.points), a.conv.channels, block);
   }
 }
 
@@ -203,9 +110,16 @@ void conv2d_forward(const ConvArgs& a, int64_t begin, int64_t end) {
 
 void conv2d_weight_grad(const ConvArgs& a, int64_t begin, int64_t end) {
 #if defined(__AVX512F__)
-  if (a.products) return weight_grad<BFloat16, BFloat16>(a, begin, end);
+  if (a.products) return weight_grad<float, DirectWeightGrad<BFloat16, BFloat16>>(a, begin, end);
 #endif
-  dispatch(a.images.dtype, [&](auto t) { weight_grad<decltype(t), Accumulator<decltype(t)>>(a, begin, end); });
+  dispatch(a.images.dtype, [&](auto t) {
+    using T = decltype(t);
+    using A = Accumulator<T>;
+    if constexpr (!__is_same(T, double)) {
+      if (a.winograd) return weight_grad<A, WinogradWeightGrad<T>>(a, begin, end);
+    }
+    weight_grad<A, DirectWeightGrad<T, A>>(a, begin, end);
+  });
 }
 
 void conv2d_input_grad(const ConvArgs& a, int64_t begin, int64_t end) {

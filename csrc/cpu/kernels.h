@@ -75,11 +75,12 @@ constexpr int kWinogradPoints = 36;        // of a tile of 4x4 outputs
 struct ConvArgs {
   const void *x, *grad;
   const void* weight;  // packed: see conv2d.h
-  void* winograd;      // the same as points (winograd.h), or null
+  void* points;        // the same for the forward way of winograd.h
   const void* bias;    // padded to whole blocks of filters, in the type of the sums
   void* out;
   Images images;
   Conv conv;
+  bool winograd;   // the way of winograd.h, where the numbers allow
   bool products;   // bfloat16 with AVX512_BF16; weights are packed in pairs
   int64_t chunks;  // of the weight gradient
 };

@@ -23,7 +23,9 @@ namespace alexnet_cuda::ALEXNET_CPU_LEVEL {
 
 // Tiles whose sums stay in registers. AlexNet has 14 in a row.
 constexpr int kWinogradTiles = kVectorBytes == 64 ? 14 : 5;
-constexpr float kA = 0.625f, kA2 = kA * kA, kB = 1.5f, kB2 = kB * kB;  // the points
+// The points' coordinates and the scale of the weights' polynomial at each: Lagrange's denominators.
+constexpr float kA = 0.625f, kA2 = kA * kA, kB = 1.5f, kB2 = kB * kB;
+constexpr float kScale0 = 1 / (kA2 * kB2), kScaleA = 1 / (2 * kA2 * (kA2 - kB2)), kScaleB = 1 / (2 * kB2 * (kB2 - kA2));
 
 // In two dimensions: f makes six results of six operands, here of every column and then of every row of 6x6 vectors.
 template <class F>
@@ -51,10 +53,9 @@ inline void winograd_weights(const float* packed, float* to, int64_t channels, i
         }
       }
       for_columns_and_rows(v, [](auto& v0, auto& v1, auto& v2, auto& v3, auto& v4, auto& v5) {
-        constexpr float kScaleA = 1 / (2 * kA2 * (kA2 - kB2)), kScaleB = 1 / (2 * kB2 * (kB2 - kA2));
         const Vec<float> even_a = v0 + kA2 * v2, even_b = v0 + kB2 * v2, odd_a = kA * v1, odd_b = kB * v1;
         v5 = v2;
-        v0 *= 1 / (kA2 * kB2);
+        v0 *= kScale0;
         v1 = kScaleA * (even_a + odd_a);
         v2 = kScaleA * (even_a - odd_a);
         v3 = kScaleB * (even_b + odd_b);
@@ -65,80 +66,76 @@ inline void winograd_weights(const float* packed, float* to, int64_t channels, i
   }
 }
 
-// Output rows as those of DirectRows, computed four at a time.
-template <class T>
-class WinogradRows {
- public:
-  explicit WinogradRows(const ConvArgs& a)
-      : a_(a),
-        direct_(a),
-        input_(a),
-        cell_(16 * a.conv.channels),
-        tiles_((a.conv.out_width + 3) / 4),
-        columns_(4 * tiles_ + 2),
-        blocks_((a.conv.filters + kFilters<float> - 1) / kFilters<float>),
-        stride_(blocks_ * kFilters<float>),
-        cells_(6 * columns_ * cell_),
-        points_(kWinogradPoints * tiles_ * cell_),
-        products_(kWinogradPoints * tiles_ * kFilters<float>),
-        rows_(16 * tiles_ * stride_) {}
-
-  void compute(int64_t n, int64_t o, Pixels<float> out) {
-    if (n != image_ || o - o % 4 != first_) compute_four(n, o - o % 4);
-    if (!moderate_) return direct_.compute(n, o, out);
-    const float* from = rows_ + o % 4 * 4 * tiles_ * stride_;
-    for (int64_t p = 0; p < a_.conv.out_width; ++p) {
-      for (int64_t f = 0; f < lesser(out.stride, stride_); f += kLanes<float>) {
-        store<float>(out[p] + f, load<float>(from + p * stride_ + f));
-      }
-    }
+// The lanes in which v[0, n), n rounded up to whole vectors, has only numbers that may be added up.
+inline Bits<float> moderate(const float* v, int64_t n) {
+  Bits<float> mask = Bits<float>{} - 1;
+  for (int64_t i = 0; i < n; i += kLanes<float>) {
+    const Vec<float> part = load<float>(v + i);
+    mask &= (part < kWinogradLargest) & (part > -kWinogradLargest);
   }
+  return mask;
+}
 
- private:
-  float* cells(int64_t row) { return cells_ + row % 6 * columns_ * cell_; }
+inline bool all(Bits<float> mask) {
+  bool all = true;
+  for (int i = 0; i < kLanes<float>; ++i) all = all && mask[i];
+  return all;
+}
 
-  void compute_four(int64_t n, int64_t first) {
+// The points of the cells under four output rows.
+template <class T>
+class WinogradInput {
+ public:
+  explicit WinogradInput(const ConvArgs& a)
+      : cell(16 * a.conv.channels),
+        tiles((a.conv.out_width + 3) / 4),
+        columns_(4 * tiles + 2),
+        input_(a, columns_ * cell / 4 + kLanes<float>),
+        cells_(6 * columns_ * cell),
+        points_(kWinogradPoints * tiles * cell) {}
+
+  // Output rows [first, first + 4) of image n. False, and no points, if there are numbers too large among their cells.
+  bool compute(int64_t n, int64_t first) {
     if (n != image_ || first + 6 < next_) next_ = 0;
     image_ = n;
-    first_ = first;
     for (next_ = greater(next_, first); next_ < first + 6; ++next_) fill_cells(next_);
-    moderate_ = true;
-    for (bool moderate : moderate_cells_) moderate_ = moderate_ && moderate;
-    if (!moderate_) return;
-    transform_cells();
-    for (int64_t block = 0; block < blocks_; ++block) {
-      multiply_points(block);
-      transform_products(block);
+    for (bool row_moderate : moderate_) {
+      if (!row_moderate) return false;
     }
+    transform(first);
+    return true;
   }
 
+  // [tile][channel]
+  const float* operator[](int64_t point) { return points_ + point * tiles * cell; }
+
+  const int64_t cell, tiles;
+
+ private:
+  float* cells(int64_t row) { return cells_ + row % 6 * columns_ * cell; }
+
   void fill_cells(int64_t row) {
-    const int64_t run = 4 * a_.conv.channels;
-    Bits<float> moderate = Bits<float>{} - 1;
+    const int64_t run = cell / 4;
+    Bits<float> mask = Bits<float>{} - 1;
     for (int64_t i = 0; i < 4; ++i) {
       const float* from = input_.row(image_, 4 * row + i);
       float* to = cells(row) + i * run;
-      for (int64_t x = 0; x < columns_ * run; x += kLanes<float>) {
-        const Vec<float> v = load<float>(from + x);
-        moderate &= (v < kWinogradLargest) & (v > -kWinogradLargest);
-      }
-      for (int64_t x = 0; x < columns_; ++x) __builtin_memcpy(to + x * cell_, from + x * run, run * sizeof(float));
+      mask &= moderate(from, columns_ * run);
+      for (int64_t x = 0; x < columns_; ++x) __builtin_memcpy(to + x * cell, from + x * run, run * sizeof(float));
     }
-    bool all = true;
-    for (int i = 0; i < kLanes<float>; ++i) all = all && moderate[i];
-    moderate_cells_[row % 6] = all;
+    moderate_[row % 6] = all(mask);
   }
 
-  void transform_cells() {
+  void transform(int64_t first) {
     const float* rows[6];
-    for (int i = 0; i < 6; ++i) rows[i] = cells(first_ + i);
-    for (int64_t t = 0; t < tiles_; ++t) {
-      for (int64_t c = 0; c < cell_; c += kLanes<float>) {
+    for (int i = 0; i < 6; ++i) rows[i] = cells(first + i);
+    for (int64_t t = 0; t < tiles; ++t) {
+      for (int64_t c = 0; c < cell; c += kLanes<float>) {
         Vec<float> v[6][6];
 #pragma GCC unroll 6
         for (int i = 0; i < 6; ++i) {
 #pragma GCC unroll 6
-          for (int j = 0; j < 6; ++j) v[i][j] = load<float>(rows[i] + (4 * t + j) * cell_ + c);
+          for (int j = 0; j < 6; ++j) v[i][j] = load<float>(rows[i] + (4 * t + j) * cell + c);
         }
         for_columns_and_rows(v, [](auto& v0, auto& v1, auto& v2, auto& v3, auto& v4, auto& v5) {
           const Vec<float> even_a = v4 - kB2 * v2, odd_a = kA * (v3 - kB2 * v1);
@@ -151,22 +148,64 @@ class WinogradRows {
           v4 = even_b - odd_b;
         });
 #pragma GCC unroll 36
-        for (int p = 0; p < kWinogradPoints; ++p) store<float>(points_ + (p * tiles_ + t) * cell_ + c, v[p / 6][p % 6]);
+        for (int p = 0; p < kWinogradPoints; ++p) store<float>(points_ + (p * tiles + t) * cell + c, v[p / 6][p % 6]);
       }
     }
   }
 
+  const int64_t columns_;
+  InputRows<T, float> input_;
+  Scratch<float> cells_, points_;
+  int64_t image_ = -1, next_ = 0;
+  bool moderate_[6];
+};
+
+// Output rows as those of DirectRows, computed four at a time.
+template <class T>
+class WinogradRows {
+ public:
+  explicit WinogradRows(const ConvArgs& a)
+      : a_(a),
+        direct_(a),
+        input_(a),
+        blocks_((a.conv.filters + kFilters<float> - 1) / kFilters<float>),
+        stride_(blocks_ * kFilters<float>),
+        products_(kWinogradPoints * input_.tiles * kFilters<float>),
+        rows_(16 * input_.tiles * stride_) {}
+
+  void compute(int64_t n, int64_t o, Pixels<float> out) {
+    if (n != image_ || o - o % 4 != first_) compute_four(n, o - o % 4);
+    if (!moderate_) return direct_.compute(n, o, out);
+    const float* from = rows_ + o % 4 * 4 * input_.tiles * stride_;
+    for (int64_t p = 0; p < a_.conv.out_width; ++p) {
+      for (int64_t f = 0; f < lesser(out.stride, stride_); f += kLanes<float>) {
+        store<float>(out[p] + f, load<float>(from + p * stride_ + f));
+      }
+    }
+  }
+
+ private:
+  void compute_four(int64_t n, int64_t first) {
+    image_ = n;
+    first_ = first;
+    moderate_ = input_.compute(n, first);
+    for (int64_t block = 0; moderate_ && block < blocks_; ++block) {
+      multiply_points(block);
+      transform_products(block);
+    }
+  }
+
   void multiply_points(int64_t block) {
-    const float* weights = static_cast<const float*>(a_.winograd) + block * kWinogradPoints * cell_ * kFilters<float>;
-    for (int64_t p = 0; p < kWinogradPoints; ++p, weights += cell_ * kFilters<float>) {
-      const float* points = points_ + p * tiles_ * cell_;
-      float* products = products_ + p * tiles_ * kFilters<float>;
-      if (tiles_ >= kWinogradTiles) {
-        multiply_tiles<kWinogradTiles>(points, weights, products);
-      } else if (tiles_ >= 4) {
-        multiply_tiles<4>(points, weights, products);
+    const float* weights =
+        static_cast<const float*>(a_.points) + block * kWinogradPoints * input_.cell * kFilters<float>;
+    for (int64_t p = 0; p < kWinogradPoints; ++p, weights += input_.cell * kFilters<float>) {
+      float* products = products_ + p * input_.tiles * kFilters<float>;
+      if (input_.tiles >= kWinogradTiles) {
+        multiply_tiles<kWinogradTiles>(input_[p], weights, products);
+      } else if (input_.tiles >= 4) {
+        multiply_tiles<4>(input_[p], weights, products);
       } else {
-        multiply_tiles<1>(points, weights, products);
+        multiply_tiles<1>(input_[p], weights, products);
       }
     }
   }
@@ -175,11 +214,12 @@ class WinogradRows {
   // smaller rounding errors.
   template <int P>
   ALEXNET_INLINE void multiply_tiles(const float* points, const float* weights, float* products) {
-    for (int64_t begin = 0; begin < tiles_; begin += P) {
-      const int64_t t = lesser(begin, tiles_ - P);
-      for (int64_t c = 0; c < cell_; c += 16) {
+    for (int64_t begin = 0; begin < input_.tiles; begin += P) {
+      const int64_t t = lesser(begin, input_.tiles - P);
+      for (int64_t c = 0; c < input_.cell; c += 16) {
         Tile<float, P> tile = {};
-        multiply<float, P>(tile, points + t * cell_ + c, cell_, 1, weights + c * kFilters<float>, kFilters<float>, 16);
+        multiply<float, P>(tile, points + t * input_.cell + c, input_.cell, 1, weights + c * kFilters<float>,
+                           kFilters<float>, 16);
 #pragma GCC unroll 16
         for (int p = 0; p < P; ++p) {
           for (int i = 0; i < 2; ++i) {
@@ -192,12 +232,12 @@ class WinogradRows {
   }
 
   void transform_products(int64_t block) {
-    for (int64_t t = 0; t < tiles_; ++t) {
+    for (int64_t t = 0; t < input_.tiles; ++t) {
       for (int64_t f = 0; f < kFilters<float>; f += kLanes<float>) {
         Vec<float> v[6][6];
 #pragma GCC unroll 36
         for (int p = 0; p < kWinogradPoints; ++p) {
-          v[p / 6][p % 6] = load<float>(products_ + (p * tiles_ + t) * kFilters<float> + f);
+          v[p / 6][p % 6] = load<float>(products_ + (p * input_.tiles + t) * kFilters<float> + f);
         }
         for_columns_and_rows(v, [](auto& v0, auto& v1, auto& v2, auto& v3, auto& v4, auto& v5) {
           const Vec<float> even_a = v1 + v2, odd_a = v1 - v2, even_b = v3 + v4, odd_b = v3 - v4;
@@ -210,7 +250,7 @@ class WinogradRows {
         const Vec<float> bias = load<float>(static_cast<const float*>(a_.bias) + filter);
         for (int i = 0; i < 4; ++i) {
           for (int j = 0; j < 4; ++j) {
-            store<float>(rows_ + ((i * tiles_ + t) * 4 + j) * stride_ + filter, v[i][j] + bias);
+            store<float>(rows_ + ((i * input_.tiles + t) * 4 + j) * stride_ + filter, v[i][j] + bias);
           }
         }
       }
@@ -219,11 +259,11 @@ class WinogradRows {
 
   const ConvArgs& a_;
   DirectRows<T, float> direct_;
-  InputRows<T, float> input_;
-  int64_t cell_, tiles_, columns_, blocks_, stride_;
-  Scratch<float> cells_, points_, products_, rows_;
-  int64_t image_ = -1, first_ = -1, next_ = 0;
-  bool moderate_cells_[6], moderate_ = true;
+  WinogradInput<T> input_;
+  const int64_t blocks_, stride_;
+  Scratch<float> products_, rows_;
+  int64_t image_ = -1, first_ = -1;
+  bool moderate_ = true;
 };
 
 template <class R>
@@ -240,7 +280,7 @@ ALEXNET_INLINE void dispatch_rows(const ConvArgs& a, F f) {
   dispatch(a.images.dtype, [&](auto t) {
     using T = decltype(t);
     if constexpr (!__is_same(T, double)) {
-      if (a.winograd != nullptr) return f(t, RowsOf<WinogradRows<T>>{});
+      if (a.winograd) return f(t, RowsOf<WinogradRows<T>>{});
     }
     f(t, RowsOf<DirectRows<T, Accumulator<T>>>{});
   });

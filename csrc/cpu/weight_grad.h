@@ -1,0 +1,260 @@
+// The convolution's weight gradient, which adds up output rows: [tap][filter] += input x gradient over the pixels.
+#pragma once
+
+#include "winograd.h"
+
+namespace alexnet_cuda::ALEXNET_CPU_LEVEL {
+
+// Rows of the gradient, with the filters padded.
+template <class T>
+class GradRows {
+  using A = Accumulator<T>;
+
+ public:
+  GradRows(const ConvArgs& a, int64_t rows)
+      : channels(output_channels<A>(a)),
+        a_(a),
+        row_size_(room<A>(a.conv.out_width, channels.padded)),
+        scratch_(rows * row_size_) {}
+
+  // Row `o` of image n, in slot `slot` if it has to be converted.
+  Pixels<const A> row(int64_t n, int64_t o, int64_t slot = 0) {
+    const Conv& conv = a_.conv;
+    return pixels_at<A>(static_cast<const T*>(a_.grad) + n * conv.filters * conv.out_height * conv.out_width +
+                            o * conv.out_width * channels.pixel_stride,
+                        channels, conv.out_width, scratch_ + slot * row_size_);
+  }
+
+  const Channels channels;
+
+ private:
+  const ConvArgs& a_;
+  const int64_t row_size_;
+  Scratch<A> scratch_;
+};
+
+// One output row's input, a kernel row of it, and gradient: numbers of type E, or pairs of bfloat16 of which one is of
+// the next pixel.
+template <class E>
+struct WeightRow {
+  const E* input;
+  const E* grad;
+  int64_t grad_stride;
+};
+
+// P taps of one kernel row from `first` on, two vectors of filters: += input x gradient over the pixels of a row.
+template <class A, class E, int P>
+inline void weight_tile(const ConvArgs& a, const WeightRow<E>& row, int64_t first, int64_t f, A* sum,
+                        int64_t sum_stride) {
+  const int64_t step = a.conv.stride * a.conv.channels;
+  Tile<A, P> tile;
+  load_tile<A, P>(tile, sum + first * sum_stride + f, sum_stride);
+  if constexpr (__is_same(E, A)) {
+    multiply<A, P>(tile, row.input + first, 1, step, row.grad + f, row.grad_stride, a.conv.out_width);
+  }
+#if defined(__AVX512F__)
+  if constexpr (__is_same(E, BFloat16)) {
+    multiply_pairs<P>(tile, row.input + 2 * first, 2, 4 * step, row.grad + 2 * f, 2 * row.grad_stride,
+                      a.conv.out_width);
+  }
+#endif
+  store_tile<A, P>(tile, sum + first * sum_stride + f, sum_stride);
+}
+
+#if defined(__AVX512F__)
+// Every input of a row with the one that the next output pixel multiplies by the same weight.
+inline void pair_input(const BFloat16* row, int64_t step, int64_t n, uint32_t* pairs) {
+  for (int64_t i = 0; i < n; ++i) pairs[i] = row[i].bits | static_cast<uint32_t>(row[i + step].bits) << 16;
+}
+
+// [pixel / 2][filter]: two pixels' gradients, bfloat16 numbers that were read as floats; 0 beyond the last.
+inline void pair_grad(Pixels<const float> grad, int64_t count, int64_t filters, uint32_t* pairs) {
+  for (int64_t p = 0; p < count; p += 2, pairs += filters) {
+    for (int64_t f = 0; f < filters; ++f) {
+      const uint32_t next = p + 1 < count ? bit_cast<uint32_t>(grad[p + 1][f]) : 0;
+      pairs[f] = bit_cast<uint32_t>(grad[p][f]) >> 16 | (next & 0xffff0000);
+    }
+  }
+}
+#endif
+
+template <class T, class E>
+class DirectWeightGrad {
+  using A = Accumulator<T>;
+
+ public:
+  static constexpr int kRows = 1;
+
+  explicit DirectWeightGrad(const ConvArgs& a)
+      : a_(a),
+        input_(a),
+        grads_(a, 1),
+        step_(a.conv.stride * a.conv.channels),
+        taps_(a.conv.kernel_size * a.conv.channels),
+        pairs_((a.conv.out_width - 1) * step_ + taps_),
+        input_pairs_(a.products ? pairs_ : 0),
+        grad_pairs_(a.products ? (a.conv.out_width + 1) / 2 * grads_.channels.padded : 0) {}
+
+  // Output row `o` of image n.
+  void add(int64_t n, int64_t o, A* sum) {
+    const Conv& conv = a_.conv;
+    const int64_t padded = grads_.channels.padded;
+    input_.advance(n, o);
+    const Pixels<const A> grad = grads_.row(n, o);
+#if defined(__AVX512F__)
+    if constexpr (!__is_same(E, A)) pair_grad(grad, conv.out_width, padded, grad_pairs_);
+#endif
+    for (int i = 0; i < conv.kernel_size; ++i, sum += taps_ * padded) {
+      WeightRow<E> row;
+      if constexpr (__is_same(E, A)) row = {input_[o * conv.stride + i], grad.data, grad.stride};
+#if defined(__AVX512F__)
+      if constexpr (!__is_same(E, A)) {
+        pair_input(input_[o * conv.stride + i], step_, pairs_, input_pairs_);
+        row = {reinterpret_cast<const E*>(static_cast<uint32_t*>(input_pairs_)),
+               reinterpret_cast<const E*>(static_cast<uint32_t*>(grad_pairs_)), padded};
+      }
+#endif
+      for (int64_t f = 0; f < padded; f += kFilters<A>) {
+        int64_t first = 0;
+        for (; first + kTile <= taps_; first += kTile) weight_tile<A, E, kTile>(a_, row, first, f, sum, padded);
+        for (; first + 3 <= taps_; first += 3) weight_tile<A, E, 3>(a_, row, first, f, sum, padded);
+        for (; first < taps_; ++first) weight_tile<A, E, 1>(a_, row, first, f, sum, padded);
+      }
+    }
+  }
+
+  void finish(A*) {}
+
+ private:
+  const ConvArgs& a_;
+  InputRows<T, E> input_;
+  GradRows<T> grads_;
+  const int64_t step_, taps_, pairs_;
+  Scratch<uint32_t> input_pairs_, grad_pairs_;
+};
+
+// The transpose of the forward way, A, B and G as there: the sum over all tiles of (B' cells B) x (A gradients A'),
+// [point][channel][filter], and at the end G' sum G.
+template <class T>
+class WinogradWeightGrad {
+ public:
+  static constexpr int kRows = 4;
+
+  explicit WinogradWeightGrad(const ConvArgs& a)
+      : a_(a),
+        direct_(a),
+        input_(a),
+        grads_(a, kRows),
+        points_(kWinogradPoints * input_.tiles * kFilters<float>),
+        sum_size_(kWinogradPoints * input_.cell * grads_.channels.padded),
+        sum_(sum_size_) {
+    clear();
+  }
+
+  // Output rows [first, first + 4) of image n, as far as there are so many.
+  void add(int64_t n, int64_t first, float* sum) {
+    const Conv& conv = a_.conv;
+    const int64_t rows = lesser(kRows, conv.out_height - first);
+    Pixels<const float> grad[kRows];
+    Bits<float> mask = Bits<float>{} - 1;
+    for (int64_t i = 0; i < rows; ++i) {
+      grad[i] = grads_.row(n, first + i, i);
+      for (int64_t p = 0; p < conv.out_width; ++p) mask &= moderate(grad[i][p], grads_.channels.each);
+    }
+    const bool direct = !input_.compute(n, first) || !all(mask);
+    if (direct) {
+      for (int64_t i = 0; i < rows; ++i) direct_.add(n, first + i, sum);
+      return;
+    }
+    for (int64_t f = 0; f < grads_.channels.padded; f += kFilters<float>) {
+      transform(grad, rows, f);
+      multiply_points(f);
+    }
+  }
+
+  // Adds what was summed as points, and forgets it.
+  void finish(float* sum) {
+    const int64_t channels = a_.conv.channels, padded = grads_.channels.padded;
+    for (int64_t c = 0; c < input_.cell; ++c) {
+      const int64_t row = c / (4 * channels), tap = c % (4 * channels);
+      for (int64_t f = 0; f < padded; f += kLanes<float>) {
+        Vec<float> v[6][6];
+        for (int p = 0; p < kWinogradPoints; ++p) {
+          v[p / 6][p % 6] = load<float>(sum_ + (p * input_.cell + c) * padded + f);
+        }
+        for_columns_and_rows(v, [](auto& v0, auto& v1, auto& v2, auto& v3, auto& v4, auto& v5) {
+          const Vec<float> even_a = kScaleA * (v1 + v2), odd_a = kScaleA * (v1 - v2);
+          const Vec<float> even_b = kScaleB * (v3 + v4), odd_b = kScaleB * (v3 - v4);
+          v0 = kScale0 * v0 + even_a + even_b;
+          v1 = kA * odd_a + kB * odd_b;
+          v2 = kA2 * even_a + kB2 * even_b + v5;
+        });
+        for (int i = 0; i < 3; ++i) {
+          for (int j = 0; j < 3; ++j) {
+            const int64_t y = 4 * i + row, x = 4 * j * channels + tap;
+            if (y >= 11 || x >= 11 * channels) continue;
+            float* to = sum + (y * 11 * channels + x) * padded + f;
+            store<float>(to, load<float>(to) + v[i][j]);
+          }
+        }
+      }
+    }
+    clear();
+  }
+
+ private:
+  void clear() {
+    for (int64_t i = 0; i < sum_size_; ++i) sum_[i] = 0;
+  }
+
+  // The gradients of two vectors of filters as points, [point][tile][filter].
+  void transform(const Pixels<const float>* grad, int64_t rows, int64_t filter) {
+    for (int64_t t = 0; t < input_.tiles; ++t) {
+      const int64_t columns = lesser(4, a_.conv.out_width - 4 * t);
+      for (int64_t f = 0; f < kFilters<float>; f += kLanes<float>) {
+        Vec<float> v[6][6] = {};
+        for (int i = 0; i < rows; ++i) {
+          for (int j = 0; j < columns; ++j) v[i][j] = load<float>(grad[i][4 * t + j] + filter + f);
+        }
+        for_columns_and_rows(v, [](auto& v0, auto& v1, auto& v2, auto& v3, auto& v4, auto& v5) {
+          const Vec<float> even_a = v0 + kA2 * v2, odd_a = kA * (v1 + kA2 * v3);
+          const Vec<float> even_b = v0 + kB2 * v2, odd_b = kB * (v1 + kB2 * v3);
+          v5 = v3;
+          v1 = even_a + odd_a;
+          v2 = even_a - odd_a;
+          v3 = even_b + odd_b;
+          v4 = even_b - odd_b;
+        });
+#pragma GCC unroll 36
+        for (int p = 0; p < kWinogradPoints; ++p) {
+          store<float>(points_ + (p * input_.tiles + t) * kFilters<float> + f, v[p / 6][p % 6]);
+        }
+      }
+    }
+  }
+
+  void multiply_points(int64_t filter) {
+    constexpr int kTaps = kVectorBytes == 64 ? 8 : 4;
+    const int64_t padded = grads_.channels.padded;
+    float* sum = sum_ + filter;
+    for (int64_t p = 0; p < kWinogradPoints; ++p) {
+      for (int64_t c = 0; c < input_.cell; c += kTaps, sum += kTaps * padded) {
+        Tile<float, kTaps> tile;
+        load_tile<float, kTaps>(tile, sum, padded);
+        multiply<float, kTaps>(tile, input_[p] + c, 1, input_.cell, points_ + p * input_.tiles * kFilters<float>,
+                               kFilters<float>, input_.tiles);
+        store_tile<float, kTaps>(tile, sum, padded);
+      }
+    }
+  }
+
+  const ConvArgs& a_;
+  DirectWeightGrad<T, float> direct_;
+  WinogradInput<T> input_;
+  GradRows<T> grads_;
+  Scratch<float> points_;
+  const int64_t sum_size_;
+  Scratch<float> sum_;
+};
+
+}  // namespace alexnet_cuda::ALEXNET_CPU_LEVEL
