@@ -25,31 +25,26 @@ int64_t blocks_of(int64_t n, int64_t block) {
   return (n + block - 1) / block;
 }
 
-// The weight gradient looks one output pixel ahead, which InputRows has room for up to this stride.
-bool use_products(DType dtype, const Conv& c) {
-  return dtype == DType::kBFloat16 && c.stride <= 16 && has_bfloat16_products();
-}
-
 // Whether the way of winograd.h is open and takes fewer products, which it does not for very few outputs.
 bool use_winograd(DType dtype, const Conv& c) {
-  return c.kernel_size == 11 && c.stride == 4 && dtype != DType::kDouble && !use_products(dtype, c) &&
+  return c.kernel_size == 11 && c.stride == 4 && dtype != DType::kDouble &&
          blocks_of(c.out_height, 4) * blocks_of(c.out_width, 4) * kWinogradPoints <
              c.out_height * c.out_width * 121 / 16;
 }
 
-// As conv2d.h says; UNIT taps (1, or a pair) are innermost.
-template <int UNIT, class T, class Out>
+// As conv2d.h says.
+template <class T, class Out>
 void pack_weight(const T* from, Out* to, const Conv& c, int64_t block) {
-  const int64_t k = c.kernel_size, row = blocks_of(k * c.channels, UNIT) * UNIT * block;
+  const int64_t k = c.kernel_size, row = k * c.channels * block;
   torch::stable::parallel_for(0, blocks_of(c.filters, block), 1, [&](int64_t begin, int64_t end) {
     std::fill(to + begin * k * row, to + end * k * row, Out(0.0f));
     const T* weight = from + begin * block * c.channels * k * k;
     for (int64_t f = begin * block; f < std::min(end * block, c.filters); ++f) {
-      Out* filter = to + f / block * k * row + f % block * UNIT;
+      Out* filter = to + f / block * k * row + f % block;
       for (int64_t channel = 0; channel < c.channels; ++channel) {
         for (int64_t i = 0; i < k; ++i) {
           for (int64_t j = 0, tap = channel; j < k; ++j, tap += c.channels) {
-            filter[i * row + tap / UNIT * UNIT * block + tap % UNIT] = static_cast<Out>(*weight++);
+            filter[i * row + tap * block] = static_cast<Out>(*weight++);
           }
         }
       }
@@ -122,7 +117,6 @@ Tensor conv2d_weight_grad(const Tensor& grad, const Tensor& x, int64_t kernel_si
                          images,
                          c,
                          use_winograd(images.dtype, c),
-                         use_products(images.dtype, c),
                          chunks};
   run(conv2d_weight_grad_kernel(), args, chunks, part);
 
@@ -178,7 +172,6 @@ Tensor conv2d_input_grad(const Tensor& grad, const Tensor& weight, int64_t heigh
                          images,
                          c,
                          false,
-                         false,
                          0};
   run(conv2d_input_grad_kernel(), args, images.count * height, width * c.channels * c.filters);
   return dx;
@@ -199,11 +192,9 @@ PackedConv pack_conv(const char* op, const Tensor& x, const Tensor& weight, cons
   const Conv c =
       checked_conv(op, x.size(1), x.size(2), x.size(3), weight.size(0), weight.size(2), stride, padding, ceil_mode);
   const Images images = images_of(op, x, format);
-  const bool products = use_products(images.dtype, c);
   const int64_t block = filter_block(images.dtype), padded = blocks_of(c.filters, block) * block;
-  const int64_t unit = products ? 2 : 1, taps = blocks_of(c.kernel_size * c.channels, unit) * unit;
   PackedConv packed = {dense(x, format),
-                       bytes(x, padded * c.kernel_size * taps * (products ? 2 : sum_bytes(images.dtype))),
+                       bytes(x, padded * c.kernel_size * c.kernel_size * c.channels * sum_bytes(images.dtype)),
                        no_elements(x, ScalarType::Byte),
                        bytes(x, padded * sum_bytes(images.dtype)),
                        {}};
@@ -216,11 +207,7 @@ PackedConv pack_conv(const char* op, const Tensor& x, const Tensor& weight, cons
       for (int64_t i = 0; i < filters.numel(); ++i)
         winograd &= std::abs(static_cast<float>(from[i])) < kWinogradLargest;
     }
-    if (products) {
-      pack_weight<2>(from, static_cast<torch::headeronly::BFloat16*>(packed.weight.mutable_data_ptr()), c, block);
-    } else {
-      pack_weight<1>(from, static_cast<Sum<scalar_t>*>(packed.weight.mutable_data_ptr()), c, block);
-    }
+    pack_weight(from, static_cast<Sum<scalar_t>*>(packed.weight.mutable_data_ptr()), c, block);
     const auto* bias_from = static_cast<const scalar_t*>(offsets.const_data_ptr());
     auto* bias_to = static_cast<Sum<scalar_t>*>(packed.bias.mutable_data_ptr());
     for (int64_t f = 0; f < padded; ++f) bias_to[f] = f < offsets.numel() ? Sum<scalar_t>(bias_from[f]) : 0;
@@ -234,7 +221,6 @@ PackedConv pack_conv(const char* op, const Tensor& x, const Tensor& weight, cons
                  images,
                  c,
                  winograd,
-                 products,
                  0};
   if (winograd) {
     packed.points = bytes(x, padded * kWinogradPoints * 16 * c.channels * sum_bytes(images.dtype));

@@ -10,9 +10,8 @@ inline int64_t filter_block(DType dtype) {
   return 2 * vector_bytes() / (dtype == DType::kDouble ? 8 : 4);
 }
 
-// Weights [block][kernel row][tap][filter in block], taps being (kernel column, channel), in the type of the sums or,
-// for AVX512_BF16, [block][kernel row][pair of taps][filter in block][2] in bfloat16; filters are padded with zeros.
-// The bias likewise. Owns what `args` points to.
+// Weights [block][kernel row][tap][filter in block], taps being (kernel column, channel), in the type of the sums;
+// filters are padded with zeros. The bias likewise. Owns what `args` points to.
 struct PackedConv {
   Tensor x, weight, points, bias;
   ConvArgs args;

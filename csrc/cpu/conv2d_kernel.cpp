@@ -109,16 +109,13 @@ void conv2d_forward(const ConvArgs& a, int64_t begin, int64_t end) {
 }
 
 void conv2d_weight_grad(const ConvArgs& a, int64_t begin, int64_t end) {
-#if defined(__AVX512F__)
-  if (a.products) return weight_grad<float, DirectWeightGrad<BFloat16, BFloat16>>(a, begin, end);
-#endif
   dispatch(a.images.dtype, [&](auto t) {
     using T = decltype(t);
     using A = Accumulator<T>;
     if constexpr (!__is_same(T, double)) {
       if (a.winograd) return weight_grad<A, WinogradWeightGrad<T>>(a, begin, end);
     }
-    weight_grad<A, DirectWeightGrad<T, A>>(a, begin, end);
+    weight_grad<A, DirectWeightGrad<T>>(a, begin, end);
   });
 }
 

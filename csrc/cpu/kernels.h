@@ -81,7 +81,6 @@ struct ConvArgs {
   Images images;
   Conv conv;
   bool winograd;   // the way of winograd.h, where the numbers allow
-  bool products;   // bfloat16 with AVX512_BF16; weights are packed in pairs
   int64_t chunks;  // of the weight gradient
 };
 ALEXNET_CPU_KERNEL(conv2d_winograd_weight, ConvArgs)  // a task is a block of filters

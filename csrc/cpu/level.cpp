@@ -55,13 +55,4 @@ int vector_bytes() {
   return 16 << static_cast<int>(level());
 }
 
-bool has_bfloat16_products() {
-#if defined(__x86_64__)
-  static const bool has = level() == Level::kAvx512 && __builtin_cpu_supports("avx512bf16");
-  return has;
-#else
-  return false;
-#endif
-}
-
 }  // namespace alexnet_cuda

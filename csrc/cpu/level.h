@@ -12,9 +12,8 @@ enum class Level { kBaseline, kAvx2, kAvx512 };
 // Throws std::runtime_error when that variable has another value or names a level that this CPU lacks.
 Level level();
 
-const char* cpu_level();       // its name
-int vector_bytes();            // the size of its vectors
-bool has_bfloat16_products();  // whether it may use AVX512_BF16 as well
+const char* cpu_level();  // its name
+int vector_bytes();       // the size of its vectors
 
 }  // namespace alexnet_cuda
 

@@ -33,92 +33,38 @@ class GradRows {
   Scratch<A> scratch_;
 };
 
-// One output row's input, a kernel row of it, and gradient: numbers of type E, or pairs of bfloat16 of which one is of
-// the next pixel.
-template <class E>
-struct WeightRow {
-  const E* input;
-  const E* grad;
-  int64_t grad_stride;
-};
-
 // P taps of one kernel row from `first` on, two vectors of filters: += input x gradient over the pixels of a row.
-template <class A, class E, int P>
-inline void weight_tile(const ConvArgs& a, const WeightRow<E>& row, int64_t first, int64_t f, A* sum,
+template <class A, int P>
+inline void weight_tile(const ConvArgs& a, const A* input, Pixels<const A> grad, int64_t first, int64_t f, A* sum,
                         int64_t sum_stride) {
-  const int64_t step = a.conv.stride * a.conv.channels;
   Tile<A, P> tile;
   load_tile<A, P>(tile, sum + first * sum_stride + f, sum_stride);
-  if constexpr (__is_same(E, A)) {
-    multiply<A, P>(tile, row.input + first, 1, step, row.grad + f, row.grad_stride, a.conv.out_width);
-  }
-#if defined(__AVX512F__)
-  if constexpr (__is_same(E, BFloat16)) {
-    multiply_pairs<P>(tile, row.input + 2 * first, 2, 4 * step, row.grad + 2 * f, 2 * row.grad_stride,
-                      a.conv.out_width);
-  }
-#endif
+  multiply<A, P>(tile, input + first, 1, a.conv.stride * a.conv.channels, grad.data + f, grad.stride, a.conv.out_width);
   store_tile<A, P>(tile, sum + first * sum_stride + f, sum_stride);
 }
 
-#if defined(__AVX512F__)
-// Every input of a row with the one that the next output pixel multiplies by the same weight.
-inline void pair_input(const BFloat16* row, int64_t step, int64_t n, uint32_t* pairs) {
-  for (int64_t i = 0; i < n; ++i) pairs[i] = row[i].bits | static_cast<uint32_t>(row[i + step].bits) << 16;
-}
-
-// [pixel / 2][filter]: two pixels' gradients, bfloat16 numbers that were read as floats; 0 beyond the last.
-inline void pair_grad(Pixels<const float> grad, int64_t count, int64_t filters, uint32_t* pairs) {
-  for (int64_t p = 0; p < count; p += 2, pairs += filters) {
-    for (int64_t f = 0; f < filters; ++f) {
-      const uint32_t next = p + 1 < count ? bit_cast<uint32_t>(grad[p + 1][f]) : 0;
-      pairs[f] = bit_cast<uint32_t>(grad[p][f]) >> 16 | (next & 0xffff0000);
-    }
-  }
-}
-#endif
-
-template <class T, class E>
+template <class T>
 class DirectWeightGrad {
   using A = Accumulator<T>;
 
  public:
   static constexpr int kRows = 1;
 
-  explicit DirectWeightGrad(const ConvArgs& a)
-      : a_(a),
-        input_(a),
-        grads_(a, 1),
-        step_(a.conv.stride * a.conv.channels),
-        taps_(a.conv.kernel_size * a.conv.channels),
-        pairs_((a.conv.out_width - 1) * step_ + taps_),
-        input_pairs_(a.products ? pairs_ : 0),
-        grad_pairs_(a.products ? (a.conv.out_width + 1) / 2 * grads_.channels.padded : 0) {}
+  explicit DirectWeightGrad(const ConvArgs& a) : a_(a), input_(a), grads_(a, 1) {}
 
   // Output row `o` of image n.
   void add(int64_t n, int64_t o, A* sum) {
     const Conv& conv = a_.conv;
-    const int64_t padded = grads_.channels.padded;
+    const int64_t taps = conv.kernel_size * conv.channels, padded = grads_.channels.padded;
     input_.advance(n, o);
     const Pixels<const A> grad = grads_.row(n, o);
-#if defined(__AVX512F__)
-    if constexpr (!__is_same(E, A)) pair_grad(grad, conv.out_width, padded, grad_pairs_);
-#endif
-    for (int i = 0; i < conv.kernel_size; ++i, sum += taps_ * padded) {
-      WeightRow<E> row;
-      if constexpr (__is_same(E, A)) row = {input_[o * conv.stride + i], grad.data, grad.stride};
-#if defined(__AVX512F__)
-      if constexpr (!__is_same(E, A)) {
-        pair_input(input_[o * conv.stride + i], step_, pairs_, input_pairs_);
-        row = {reinterpret_cast<const E*>(static_cast<uint32_t*>(input_pairs_)),
-               reinterpret_cast<const E*>(static_cast<uint32_t*>(grad_pairs_)), padded};
-      }
-#endif
+    for (int i = 0; i < conv.kernel_size; ++i, sum += taps * padded) {
+      const A* input = input_[o * conv.stride + i];
       for (int64_t f = 0; f < padded; f += kFilters<A>) {
         int64_t first = 0;
-        for (; first + kTile <= taps_; first += kTile) weight_tile<A, E, kTile>(a_, row, first, f, sum, padded);
-        for (; first + 3 <= taps_; first += 3) weight_tile<A, E, 3>(a_, row, first, f, sum, padded);
-        for (; first < taps_; ++first) weight_tile<A, E, 1>(a_, row, first, f, sum, padded);
+        for (; first + kTile <= taps; first += kTile) weight_tile<A, kTile>(a_, input, grad, first, f, sum, padded);
+        for (; first + 3 <= taps; first += 3) weight_tile<A, 3>(a_, input, grad, first, f, sum, padded);
+        for (; first < taps; ++first) weight_tile<A, 1>(a_, input, grad, first, f, sum, padded);
       }
     }
   }
@@ -127,10 +73,8 @@ class DirectWeightGrad {
 
  private:
   const ConvArgs& a_;
-  InputRows<T, E> input_;
+  InputRows<T> input_;
   GradRows<T> grads_;
-  const int64_t step_, taps_, pairs_;
-  Scratch<uint32_t> input_pairs_, grad_pairs_;
 };
 
 // The transpose of the forward way, A, B and G as there: the sum over all tiles of (B' cells B) x (A gradients A'),
@@ -249,7 +193,7 @@ class WinogradWeightGrad {
   }
 
   const ConvArgs& a_;
-  DirectWeightGrad<T, float> direct_;
+  DirectWeightGrad<T> direct_;
   WinogradInput<T> input_;
   GradRows<T> grads_;
   Scratch<float> points_;

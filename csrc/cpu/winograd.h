@@ -154,7 +154,7 @@ class WinogradInput {
   }
 
   const int64_t columns_;
-  InputRows<T, float> input_;
+  InputRows<T> input_;
   Scratch<float> cells_, points_;
   int64_t image_ = -1, next_ = 0;
   bool moderate_[6];
@@ -258,7 +258,7 @@ class WinogradRows {
   }
 
   const ConvArgs& a_;
-  DirectRows<T, float> direct_;
+  DirectRows<T> direct_;
   WinogradInput<T> input_;
   const int64_t blocks_, stride_;
   Scratch<float> products_, rows_;
@@ -274,15 +274,12 @@ struct RowsOf {
 // Calls f(T{}, RowsOf<...>{}) with the tensor type and the way to compute its output rows.
 template <class F>
 ALEXNET_INLINE void dispatch_rows(const ConvArgs& a, F f) {
-#if defined(__AVX512F__)
-  if (a.products) return f(BFloat16{}, RowsOf<DirectRows<BFloat16, BFloat16>>{});
-#endif
   dispatch(a.images.dtype, [&](auto t) {
     using T = decltype(t);
     if constexpr (!__is_same(T, double)) {
       if (a.winograd) return f(t, RowsOf<WinogradRows<T>>{});
     }
-    f(t, RowsOf<DirectRows<T, Accumulator<T>>>{});
+    f(t, RowsOf<DirectRows<T>>{});
   });
 }
 
