@@ -36,6 +36,15 @@ def cases():
             yield "conv2d_relu_lrn_max_pool2d", (image, *filters), LRN
 
 
+def test_one_image_keeps_its_strides():
+    """Not only its layout, which says nothing of the batch's stride: torch's next layer goes by the strides."""
+    for name, inputs, arguments in cases():
+        x = inputs[0][:1].clone()
+        fmt = torch.contiguous_format if x.is_contiguous() else torch.channels_last
+        y = getattr(ops, name)(x, *inputs[1:], **arguments)
+        assert y.stride() == torch.empty(y.shape, memory_format=fmt).stride(), name
+
+
 def results(module, given=None):
     """The output and the gradients of every case."""
     for name, inputs, arguments in given or list(cases()):

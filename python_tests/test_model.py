@@ -61,8 +61,8 @@ def call_counter(monkeypatch):
 def test_fused_equals_one_by_one(variant, expected, monkeypatch):
     torch.manual_seed(0)
     calls = call_counter(monkeypatch)
-    model = AlexNet(variant, 10).eval()
-    x = images(model)
+    model = AlexNet(variant, 10).eval().double()  # in float32, rounding may choose another maximum of two
+    x = images(model).double()
     results = []
     for model.fused in (True, False):
         model.zero_grad()
@@ -71,7 +71,7 @@ def test_fused_equals_one_by_one(variant, expected, monkeypatch):
         results.append([y, *(p.grad for p in model.features.parameters())])
     assert calls == expected
     for fused, single in zip(*results, strict=True):
-        torch.testing.assert_close(fused, single, rtol=1e-3, atol=1e-4 * single.abs().max().item())
+        torch.testing.assert_close(fused, single, rtol=1e-9, atol=1e-10 * single.abs().max().item())
 
 
 @torch.no_grad()

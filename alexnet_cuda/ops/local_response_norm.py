@@ -89,7 +89,6 @@ def local_response_norm(
         return reference.local_response_norm(
             x, size, alpha, beta, k, groups=groups, divide_alpha=divide_alpha, window=window, across=across
         )
-    shape = x.shape
-    if x.dim() != 4:
-        x = x.reshape(shape[0], shape[1], math.prod(shape[2:-1]), shape[-1])
-    return _op.local_response_norm(x, size, front, scale, beta, k, groups, across == "spatial").reshape(shape)
+    four = x if x.dim() == 4 else x.reshape(*x.shape[:2], math.prod(x.shape[2:-1]), x.shape[-1])
+    y = _op.local_response_norm(four, size, front, scale, beta, k, groups, across == "spatial")
+    return y if x.dim() == 4 else y.reshape(x.shape)  # one image reshaped loses its memory format
