@@ -41,7 +41,7 @@ error_t launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t smem, stream_
   if (smem > 48 * 1024) {
     const error_t error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
                                                cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(smem));
-    if (error != cudaSuccess) return error;
+    if (error != cudaSuccess) return cudaGetLastError();  // clears it: the next launch would report it as its own
   }
   // clang-format off: it takes a header for plain C++
   kernel<<<grid, block, smem, stream>>>(static_cast<P>(args)...);
