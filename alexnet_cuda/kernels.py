@@ -77,6 +77,9 @@ def _automatic(device: str, index: int | None) -> tuple[tuple[str, ...], str]:
     capability = torch.cuda.get_device_capability(index)
     built = _library.build_info()["CUDA architectures"]
     why = f"compute capability {capability[0]}.{capability[1]}, compiled for {built}"
+    if os.environ.get(VARIABLE) == "wgmma":
+        wgmma = capability[0] == 9 and re.search(r"\b90a", built)
+        why += "; first block by wgmma" if wgmma else "; wgmma needs 9.0 and code for 90a"
     return OPERATORS if _runs_on(capability, built) else (), why
 
 

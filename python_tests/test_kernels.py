@@ -95,6 +95,24 @@ def test_wgmma_is_auto_for_a_whole_process(called, monkeypatch):
         network("wgmma")
 
 
+@pytest.mark.parametrize(
+    ("capability", "built", "said"),
+    [
+        ((9, 0), "80-real 90a-real", "first block by wgmma"),
+        ((9, 0), "80-real 90-real", "wgmma needs 9.0 and code for 90a"),
+        ((10, 0), "80-real 90a-real 100-real", "wgmma needs 9.0 and code for 90a"),
+    ],
+)
+def test_info_says_whether_wgmma_takes_effect(capability, built, said, monkeypatch):
+    monkeypatch.setenv(choice.VARIABLE, "wgmma")
+    monkeypatch.setitem(_library.WHY_NOT, "cuda", "")
+    monkeypatch.setattr(_library, "build_info", lambda: {"CUDA architectures": built})
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
+    names, why = choice.decide(None, "cuda", 0)
+    assert names == choice.OPERATORS
+    assert why.endswith(f"; {said}")
+
+
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
 def test_copies_keep_the_choice(copied, called):
     model, x = network("max_pool2d"), torch.randn(1, 3, 99, 99)
