@@ -23,12 +23,15 @@ if "ALEXNET_CUDA_LIB_DIR" in os.environ:  # libraries of a plain CMake build tre
     sys.modules[__package__].__path__.append(os.environ["ALEXNET_CUDA_LIB_DIR"])
 
 _C: Any = None
+# For tests: the CPU's operators are the CUDA kernels on the emulator, with their host code (csrc/emulator/host.cpp).
+EMULATED = os.environ.get("ALEXNET_CUDA_EMULATED") == "1"
+_CUDA_DTYPES = frozenset({torch.float32, torch.float16, torch.bfloat16})
 
 
 def _load_cpu() -> str:
     global _C
     try:
-        _C = importlib.import_module("._C", __package__)
+        _C = importlib.import_module("._emulated" if EMULATED else "._C", __package__)
     except ModuleNotFoundError:
         return "it was installed without a C++ compiler, or this is a source tree that was never installed"
     except ImportError as error:
@@ -37,7 +40,7 @@ def _load_cpu() -> str:
         if not mib.isdecimal():
             raise ValueError(f"ALEXNET_CUDA_KEPT_MIB: expected a whole number of MiB, got {mib!r}")
         _C.set_kept_memory(int(mib) << 20)
-    KERNEL_DTYPES["cpu"] = frozenset({torch.float32, torch.float64, torch.float16, torch.bfloat16})
+    KERNEL_DTYPES["cpu"] = _CUDA_DTYPES if EMULATED else _CUDA_DTYPES | {torch.float64}
     return ""
 
 
@@ -53,7 +56,7 @@ def _load_cuda() -> str:
         torch.ops.load_library(str(path))
     except OSError as error:
         return f"{path.name} does not load: {error}"
-    KERNEL_DTYPES["cuda"] = frozenset({torch.float32, torch.float16, torch.bfloat16})
+    KERNEL_DTYPES["cuda"] = _CUDA_DTYPES
     return ""
 
 

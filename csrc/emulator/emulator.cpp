@@ -222,6 +222,8 @@ void run(const Place& place, dim3 grid, dim3 size, size_t dynamic_bytes, const s
         block = {grid, size, dim3(x, y, z), static_cast<uint32_t>(dynamic_bytes)};
         run_block();
       }
+  if (const std::string where = changed_guard(); !where.empty())
+    throw Error("kernel launched at " + name(place) + ": it wrote outside an array, " + where);
 }
 
 void barrier(const Place& place) {

@@ -10,6 +10,7 @@
 //   - reads bytes that this block never wrote;
 //   - conflicts with an access of another thread (one of the two a write) and no barrier lies between them;
 //   - touches the destination of a cp.async that has not been waited for.
+// Arrays in global memory lie between guards, which are looked at after every launch.
 // So are barriers that threads reach at different places, and deadlocks. Not modelled: the memory order of different
 // warps through global memory, proxy fences, clusters, TMA, and time.
 #pragma once
@@ -121,7 +122,22 @@ void start_multiplication(const Multiplication& multiplication);
 void commit_multiplications();
 void finish_multiplications(int groups_left);
 
-// ---- between emulator.cpp (fibers and rendezvous) and shared_memory.cpp ---------------------------------------------
+// ---- global memory -------------------------------------------------------------------------------------------------
+
+// Device memory between two guards. It is full of 0xff at first, a NaN in every format; a changed guard of any array is
+// an error of the kernel that ran.
+class Array {
+ public:
+  explicit Array(int64_t bytes, int64_t offset = 0);  // `offset` bytes behind a multiple of 256
+  ~Array();
+  Array(const Array&) = delete;
+
+  const int64_t bytes;
+  std::vector<unsigned char> storage;
+  unsigned char* data;
+};
+
+// ---- between emulator.cpp (fibers and rendezvous) and the memories -------------------------------------------------
 
 extern std::vector<Thread> threads;
 void wait_as(State state, const Place& place);  // hands over to the other fibers until this one is made ready
@@ -129,5 +145,6 @@ void begin_block();
 void begin_epoch();                           // after __syncthreads: all that was done before is known to all
 void publish(Thread& thread, Knowledge& to);  // the thread's work so far, and what it knows of others
 std::string name_of(const dim3& index);
+std::string changed_guard();  // empty, or of which array
 
 }  // namespace emulator

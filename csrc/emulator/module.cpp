@@ -1,9 +1,8 @@
 // The Python module _emulator: every launcher of ../cuda/kernels.h, on numpy arrays.
 //
 // Arrays are one-dimensional and raw: float32 (also of dtype tf32), or uint16 with the bits of float16 and bfloat16, in
-// the memory order that `images` = (dtype name, channels_last, n, c, h, w) states. Kernels work on copies between two
-// guard zones. These are full of NaN, as is an output before the launch; a changed guard is an error, a read beyond the
-// end gives NaN.
+// the memory order that `images` = (dtype name, channels_last, n, c, h, w) states. Kernels work on copies, between
+// guards: a read beyond an array's end gives NaN, and so does an output that is not written.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -62,39 +61,21 @@ Conv conv_of(const Images& images, int64_t filters, int k, int stride, int paddi
           output_size(images.w, k, stride, padding, ceil_mode, false)};
 }
 
-// Device memory: `bytes` bytes between two guards. 0xff bytes are a NaN in all three formats.
-class Buffer {
+// An array of the caller's in device memory, or one for results.
+class Buffer : public emulator::Array {
  public:
-  explicit Buffer(int64_t bytes) : storage(bytes + 2 * kGuard + 16, 0xff), bytes(bytes) {
-    begin = storage.data() + kGuard;
-    begin += (256 - reinterpret_cast<uintptr_t>(begin) % 256) % 16;
-  }
-  explicit Buffer(const py::array& from) : Buffer(from.nbytes()) {
+  using Array::Array;
+  explicit Buffer(const py::array& from) : Array(from.nbytes()) {
     if (!(from.flags() & py::array::c_style)) throw py::value_error("expected contiguous arrays");
-    std::memcpy(begin, from.data(), bytes);
+    std::memcpy(data, from.data(), bytes);
   }
-  void* data() const { return begin; }
-
-  // The contents, after a look at the guards.
+  float* floats() const { return reinterpret_cast<float*>(data); }
   py::array result(const char* format) const {
-    check();
     py::dtype type(format);
     py::array array(type, std::vector<py::ssize_t>{bytes / type.itemsize()});
-    std::memcpy(array.mutable_data(), begin, bytes);
+    std::memcpy(array.mutable_data(), data, bytes);
     return array;
   }
-  void check() const {
-    for (const unsigned char* p = storage.data(); p < storage.data() + storage.size(); ++p)
-      if (*p != 0xff && (p < begin || p >= begin + bytes))
-        throw std::runtime_error("a kernel wrote outside an array: at byte " + std::to_string(p - begin) + " of " +
-                                 std::to_string(bytes));
-  }
-
- private:
-  static constexpr int64_t kGuard = 8192;
-  std::vector<unsigned char> storage;
-  unsigned char* begin;
-  int64_t bytes;
 };
 
 const char* format_of(const Images& images) {
@@ -108,8 +89,7 @@ void check(gpu::error_t error) {
 py::array local_response_norm(const ImagesTuple& shape, const py::array& x, const LrnTuple& lrn, bool spatial) {
   const Images images = images_of(shape);
   const Buffer in(x), out(x.nbytes());
-  check(launch_local_response_norm(images, in.data(), out.data(), lrn_of(lrn), spatial, nullptr));
-  in.check();
+  check(launch_local_response_norm(images, in.data, out.data, lrn_of(lrn), spatial, nullptr));
   return out.result(format_of(images));
 }
 
@@ -117,9 +97,8 @@ py::array local_response_norm_backward(const ImagesTuple& shape, const py::array
                                        const LrnTuple& lrn, bool spatial) {
   const Images images = images_of(shape);
   const Buffer g(grad), in(x), out(x.nbytes()), workspace(spatial ? images.n * images.c * images.h * images.w * 4 : 0);
-  check(launch_local_response_norm_backward(images, g.data(), in.data(), out.data(), lrn_of(lrn), spatial,
-                                            static_cast<float*>(workspace.data()), nullptr));
-  workspace.check();
+  check(launch_local_response_norm_backward(images, g.data, in.data, out.data, lrn_of(lrn), spatial, workspace.floats(),
+                                            nullptr));
   return out.result(format_of(images));
 }
 
@@ -128,8 +107,7 @@ py::tuple max_pool2d(const ImagesTuple& shape, const py::array& x, const PoolTup
   const Pool pool = pool_of(pool_, images);
   const int64_t outputs = images.n * images.c * pool.out_height * pool.out_width;
   const Buffer in(x), out(outputs * element_size(images)), code(save_code ? outputs : 0);
-  check(launch_max_pool2d(images, in.data(), out.data(), save_code ? static_cast<uint8_t*>(code.data()) : nullptr, pool,
-                          nullptr));
+  check(launch_max_pool2d(images, in.data, out.data, save_code ? code.data : nullptr, pool, nullptr));
   return py::make_tuple(out.result(format_of(images)), code.result("uint8"));
 }
 
@@ -137,8 +115,7 @@ py::array max_pool2d_backward(const ImagesTuple& shape, const py::array& grad, c
                               const PoolTuple& pool) {
   const Images images = images_of(shape);
   const Buffer g(grad), where(code), out(images.n * images.c * images.h * images.w * element_size(images));
-  check(launch_max_pool2d_backward(images, g.data(), static_cast<const uint8_t*>(where.data()), out.data(),
-                                   pool_of(pool, images), nullptr));
+  check(launch_max_pool2d_backward(images, g.data, where.data, out.data, pool_of(pool, images), nullptr));
   return out.result(format_of(images));
 }
 
@@ -148,9 +125,8 @@ py::tuple relu_lrn_max_pool2d(const ImagesTuple& shape, const py::array& x, int 
   const Pool pool = pool_of(pool_, images);
   const int64_t outputs = images.n * images.c * pool.out_height * pool.out_width;
   const Buffer in(x), out(outputs * element_size(images)), code(save_code ? outputs : 0);
-  check(launch_relu_lrn_max_pool2d(images, in.data(), out.data(),
-                                   save_code ? static_cast<uint8_t*>(code.data()) : nullptr, static_cast<Order>(order),
-                                   lrn_of(lrn), pool, nullptr));
+  check(launch_relu_lrn_max_pool2d(images, in.data, out.data, save_code ? code.data : nullptr,
+                                   static_cast<Order>(order), lrn_of(lrn), pool, nullptr));
   return py::make_tuple(out.result(format_of(images)), code.result("uint8"));
 }
 
@@ -159,10 +135,8 @@ py::array relu_lrn_max_pool2d_backward(const ImagesTuple& shape, const py::array
   const Images images = images_of(shape);
   const Buffer g(grad), in(x), where(code), out(x.nbytes());
   const Buffer workspace(order == kReluPoolLrn ? code.nbytes() * 4 : 0);
-  check(launch_relu_lrn_max_pool2d_backward(images, g.data(), in.data(), static_cast<const uint8_t*>(where.data()),
-                                            out.data(), static_cast<Order>(order), lrn_of(lrn), pool_of(pool, images),
-                                            static_cast<float*>(workspace.data()), nullptr));
-  workspace.check();
+  check(launch_relu_lrn_max_pool2d_backward(images, g.data, in.data, where.data, out.data, static_cast<Order>(order),
+                                            lrn_of(lrn), pool_of(pool, images), workspace.floats(), nullptr));
   return out.result(format_of(images));
 }
 
@@ -174,9 +148,7 @@ py::array conv2d(const ImagesTuple& shape, const py::array& x, const py::array& 
   const Buffer in(x), w(weight), b(bias ? *bias : py::array(py::dtype("uint16"), 0));
   const Buffer out(images.n * filters * conv.out_height * conv.out_width * element_size(images));
   const Buffer workspace(conv2d_workspace(images.dtype, conv) * 4);
-  check(launch_conv2d(images, in.data(), w.data(), bias ? b.data() : nullptr, out.data(), conv,
-                      static_cast<float*>(workspace.data()), nullptr));
-  workspace.check();
+  check(launch_conv2d(images, in.data, w.data, bias ? b.data : nullptr, out.data, conv, workspace.floats(), nullptr));
   return out.result(format_of(images));
 }
 
@@ -186,9 +158,7 @@ py::array conv2d_weight_grad(const ImagesTuple& shape, const py::array& grad, co
   const Conv conv = conv_of(images, filters, k, stride, padding, ceil_mode);
   const Buffer g(grad), in(x), out(filters * images.c * k * k * element_size(images));
   const Buffer workspace(conv2d_weight_grad_workspace(images.dtype, images.n, conv) * 4);
-  check(launch_conv2d_weight_grad(images, g.data(), in.data(), out.data(), conv, static_cast<float*>(workspace.data()),
-                                  nullptr));
-  workspace.check();
+  check(launch_conv2d_weight_grad(images, g.data, in.data, out.data, conv, workspace.floats(), nullptr));
   return out.result(format_of(images));
 }
 
@@ -198,9 +168,7 @@ py::array conv2d_input_grad(const ImagesTuple& shape, const py::array& grad, con
   const Conv conv = conv_of(images, filters, k, stride, padding, ceil_mode);
   const Buffer g(grad), w(weight), out(images.n * images.c * images.h * images.w * element_size(images));
   const Buffer workspace(conv2d_input_grad_workspace(images.dtype, conv) * 4);
-  check(launch_conv2d_input_grad(images, g.data(), w.data(), out.data(), conv, static_cast<float*>(workspace.data()),
-                                 nullptr));
-  workspace.check();
+  check(launch_conv2d_input_grad(images, g.data, w.data, out.data, conv, workspace.floats(), nullptr));
   return out.result(format_of(images));
 }
 
@@ -219,17 +187,15 @@ py::tuple conv2d_relu_lrn_max_pool2d(const ImagesTuple& shape, const py::array& 
   if (!fuses_conv2d_relu_lrn_max_pool2d(images.dtype, conv, lrn_of(lrn), pool, kReluLrnPool, 227 * 1024))
     throw py::value_error("the kernel cannot do this");
   const auto launch = wgmma ? launch_conv2d_relu_lrn_max_pool2d_wgmma : launch_conv2d_relu_lrn_max_pool2d;
-  check(launch(images, in.data(), w.data(), bias ? b.data() : nullptr, out.data(), save ? a.data() : nullptr,
-               save ? static_cast<uint8_t*>(code.data()) : nullptr, conv, lrn_of(lrn), pool, processors,
-               static_cast<float*>(workspace.data()), nullptr));
-  workspace.check();
+  check(launch(images, in.data, w.data, bias ? b.data : nullptr, out.data, save ? a.data : nullptr,
+               save ? code.data : nullptr, conv, lrn_of(lrn), pool, processors, workspace.floats(), nullptr));
   return py::make_tuple(out.result("uint16"), a.result("uint16"), code.result("uint8"));
 }
 
 py::array run_kernel(const std::map<std::string, TestKernel>& kernels, const std::string& name, const py::array& in,
                      int64_t outputs) {
   const Buffer from(in), to(outputs * 4);
-  check(kernels.at(name)(from.data(), to.data()));
+  check(kernels.at(name)(from.data, to.data));
   return to.result("float32");
 }
 
