@@ -356,6 +356,8 @@ MISTAKES = {
     "wait_after_barrier": "not waited for yet|without a barrier",
     "too_few_arrivals": "deadlock: 64 of 64 threads waiting on an mbarrier",
     "global_write_out_of_bounds": "wrote outside an array",
+    "misaligned_global_read": r"misaligned access to global memory at broken_kernels.cu:\d+: \d+ bytes behind",
+    "misaligned_global_write": "misaligned access to global memory",
 }
 
 

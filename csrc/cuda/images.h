@@ -101,10 +101,16 @@ __host__ __device__ inline int divide_up(int64_t a, int64_t b) {
   return static_cast<int>((a + b - 1) / b);
 }
 
-// Calls launch(first image, number of images) so that each launch has fewer than 2^30 items.
+#if defined(ALEXNET_CUDA_EMULATOR)
+constexpr int64_t kMostItems = int64_t{1} << 8;  // so small that tests cut batches too
+#else
+constexpr int64_t kMostItems = int64_t{1} << 30;
+#endif
+
+// Calls launch(first image, number of images) so that each launch has at most kMostItems, or else one image.
 template <class Launch>
 gpu::error_t for_each_batch(int64_t n, int64_t items_per_image, Launch launch) {
-  const int64_t most = std::max(int64_t{1}, (int64_t{1} << 30) / items_per_image);
+  const int64_t most = std::max(int64_t{1}, kMostItems / items_per_image);
   for (int64_t first = 0; first < n; first += most) {
     const gpu::error_t error = launch(first, std::min(most, n - first));
     if (error != gpu::kSuccess) return error;

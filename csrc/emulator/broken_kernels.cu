@@ -121,6 +121,15 @@ __global__ void global_write_out_of_bounds(const float* in, float* out) {
   out[threadIdx.x + 1000] = in[threadIdx.x];
 }
 
+__global__ void misaligned_global_read(const float* in, float* out) {
+  out[threadIdx.x] = reinterpret_cast<const gpu::Quad<float>*>(in + threadIdx.x)->v[0];
+}
+
+__global__ void misaligned_global_write(const float* in, float* out) {
+  const gpu::Pair<float> pair = {{in[threadIdx.x], 0.f}};
+  *reinterpret_cast<gpu::Pair<float>*>(out + threadIdx.x) = pair;
+}
+
 template <auto kKernel, int kBlock = 64>
 gpu::error_t run(const void* in, void* out) {
   return gpu::launch(kKernel, dim3(1), dim3(kBlock), 256, nullptr, static_cast<const float*>(in),
@@ -147,6 +156,8 @@ const std::map<std::string, TestKernel>& broken_kernels() {
       {"wait_after_barrier", run<wait_after_barrier>},
       {"too_few_arrivals", run<too_few_arrivals>},
       {"global_write_out_of_bounds", run<global_write_out_of_bounds>},
+      {"misaligned_global_read", run<misaligned_global_read>},
+      {"misaligned_global_write", run<misaligned_global_write>},
   };
   return kernels;
 }

@@ -52,7 +52,7 @@ std::vector<ucontext_t> contexts;
 void to_scheduler() {
   swapcontext(&contexts[self->number], &scheduler);
 }
-void resume(Thread& thread) {
+void switch_to(Thread& thread) {
   swapcontext(&scheduler, &contexts[thread.number]);
 }
 #else
@@ -60,20 +60,33 @@ void* scheduler;
 void to_scheduler() {
   emulator_switch(&self->stack_pointer, scheduler);
 }
-void resume(Thread& thread) {
+void switch_to(Thread& thread) {
   emulator_switch(&scheduler, thread.stack_pointer);
 }
 #endif
 
-void fiber_main() {
-  try {
-    kernel();
-  } catch (...) {
-    error = std::current_exception();
-  }
+void resume(Thread& thread) {
+  self = &thread;
+  switch_to(thread);
+  self = nullptr;
+}
+
+// Ends the running fiber where it stands; run() throws its error.
+[[noreturn]] void leave_fiber(std::exception_ptr why) {
+  error = why;
   self->state = State::kDone;
   to_scheduler();
   std::terminate();  // a finished fiber is never resumed
+}
+
+void fiber_main() {
+  std::exception_ptr thrown;
+  try {
+    kernel();
+  } catch (...) {
+    thrown = std::current_exception();
+  }
+  leave_fiber(thrown);
 }
 
 void prepare_fiber(Thread& thread) {
@@ -176,7 +189,6 @@ void run_block() {
     for (unsigned i : order) {
       if (threads[i].state != State::kReady) continue;
       progress = true;
-      self = &threads[i];
       resume(threads[i]);
       if (error) std::rethrow_exception(error);
       finished += threads[i].state == State::kDone;
@@ -198,8 +210,12 @@ void set_order(Order order, unsigned seed) {
   fiber_random.seed(seed);
 }
 
+static Error error_of(const std::string& what) {
+  return Error(in_block() + ", thread " + name_of(self->index) + ": " + what);
+}
+
 void fail(const std::string& what) {
-  throw Error(in_block() + ", thread " + name_of(self->index) + ": " + what);
+  throw error_of(what);
 }
 
 void run(const Place& place, dim3 grid, dim3 size, size_t dynamic_bytes, const std::function<void()>& body) {
@@ -260,3 +276,20 @@ void warpgroup_barrier(const Place& place) {
 }
 
 }  // namespace emulator
+
+// What -fsanitize=alignment calls, from code that takes it for a function that neither returns nor throws.
+struct Mismatch {
+  const char* file;
+  uint32_t line, column;
+  const void* type;
+  unsigned char log_alignment, kind;
+};
+extern "C" [[noreturn]] void __ubsan_handle_type_mismatch_v1_abort(const Mismatch* m, uintptr_t address) {
+  const std::string file = m->file, place = file.substr(file.rfind('/') + 1) + ":" + std::to_string(m->line);
+  const unsigned alignment = 1u << m->log_alignment;
+  const std::string what = "misaligned access to global memory at " + place + ": " +
+                           std::to_string(address % alignment) + " bytes behind a multiple of " +
+                           std::to_string(alignment);
+  if (!emulator::self) throw emulator::Error(what);
+  emulator::leave_fiber(std::make_exception_ptr(emulator::error_of(what)));
+}

@@ -61,11 +61,13 @@ Conv conv_of(const Images& images, int64_t filters, int k, int stride, int paddi
           output_size(images.w, k, stride, padding, ceil_mode, false)};
 }
 
+int64_t offset = 0;  // set_offset
+
 // An array of the caller's in device memory, or one for results.
 class Buffer : public emulator::Array {
  public:
   using Array::Array;
-  explicit Buffer(const py::array& from) : Array(from.nbytes()) {
+  explicit Buffer(const py::array& from) : Array(from.nbytes(), offset * from.itemsize()) {
     if (!(from.flags() & py::array::c_style)) throw py::value_error("expected contiguous arrays");
     std::memcpy(data, from.data(), bytes);
   }
@@ -220,6 +222,8 @@ PYBIND11_MODULE(_emulator, m) {
                             seed);
       },
       py::arg("order"), py::arg("seed") = 0);
+  // Of how many elements the arrays that come from Python start behind an aligned address.
+  m.def("set_offset", [](int64_t elements) { offset = elements; });
   m.def("local_response_norm", &local_response_norm);
   m.def("local_response_norm_backward", &local_response_norm_backward);
   m.def("max_pool2d", &max_pool2d);

@@ -1,0 +1,63 @@
+"""What the operators' host code says when they are called without the public functions' checks, as an exported program
+calls them: csrc/check.h, csrc/cpu and csrc/cuda/register.cpp."""
+
+import pytest
+import torch
+
+X, W = torch.zeros(2, 3, 20, 23), torch.zeros(8, 3, 11, 11)
+GRAD, CONV = torch.zeros(2, 8, 3, 4), (4, 0, False)
+LRN, POOL = (5, 2, 1e-4, 0.75, 1.0, 1), (3, 2, 0, False)
+POOLED, CODE = torch.zeros(2, 3, 9, 11), torch.zeros(2, 3, 9, 11, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "words"),
+    [
+        ("conv2d", (X[0], W, None, *CONV), "expected x to be 4-D .* got 3-D"),
+        ("conv2d", (X, W[0], None, *CONV), "expected weight to be 4-D"),
+        ("conv2d", (X.long(), W.long(), None, *CONV), "expected x to be float32"),
+        ("conv2d", (X, W.half(), None, *CONV), "expected weight to have the same dtype as x"),
+        ("conv2d", (X, W[:, :2], None, *CONV), "weight"),
+        ("conv2d", (X, W[..., 1:], None, *CONV), "expected a square"),
+        ("conv2d", (X, W, torch.zeros(7), *CONV), "bias does not have the size"),
+        ("conv2d", (X, W, torch.zeros(8).half(), *CONV), "expected bias to have the same dtype"),
+        ("conv2d", (X, W, None, 0, 0, False), "expected stride to be at least 1, got 0"),
+        ("conv2d", (X, W, None, 4, -1, False), "expected padding to be at least 0, got -1"),
+        ("conv2d", (X[:, :, :9], W, None, *CONV), "an input of 9x23 is too small for kernel_size 11"),
+        ("_conv2d_weight_grad", (GRAD[0], X, 11, 4, 0), "expected grad to be 4-D"),
+        ("_conv2d_weight_grad", (GRAD[1:], X, 11, 4, 0), "grad"),
+        ("_conv2d_weight_grad", (GRAD[:, :, 1:], X, 11, 4, 0), "grad"),
+        ("_conv2d_weight_grad", (GRAD.half(), X, 11, 4, 0), "expected grad to have the same dtype"),
+        ("_conv2d_input_grad", (GRAD[:, 1:], W, 20, 23, 4, 0), "weight|grad"),
+        ("_conv2d_input_grad", (GRAD, W[..., 1:], 20, 23, 4, 0), "square"),
+        ("_conv2d_input_grad", (GRAD, W, 20, 40, 4, 0), "grad"),
+        ("_conv2d_input_grad", (GRAD, W, 5, 23, 4, 0), "too small"),
+        ("local_response_norm", (X[0], *LRN, False), "expected x to be 4-D"),
+        ("local_response_norm", (X, 0, *LRN[1:], False), "expected size to be at least 1, got 0"),
+        ("local_response_norm", (X, 5, 5, *LRN[2:], False), r"expected front to be in \[0, size\), got 5"),
+        ("local_response_norm", (X, *LRN[:-1], 2, False), "expected groups to divide the 3 channels of x, got 2"),
+        ("_local_response_norm_backward", (X[1:], X, *LRN, False), "grad does not have the size"),
+        ("_local_response_norm_backward", (X.half(), X, *LRN, False), "expected grad to have the same dtype"),
+        ("max_pool2d", (X[0], *POOL, True), "expected x to be 4-D"),
+        ("max_pool2d", (X, 16, *POOL[1:], True), r"expected kernel_size to be in \[1, 15\], got 16"),
+        ("max_pool2d", (X, 3, 0, 0, False, True), "expected stride to be at least 1, got 0"),
+        ("max_pool2d", (X, 3, 2, 2, False, True), "expected padding to be between 0 and half of kernel_size, got 2"),
+        ("max_pool2d", (X[..., :2], *POOL, True), "an input of 20x2 is too small"),
+        ("_max_pool2d_backward", (POOLED[1:], CODE, 20, 23, 3, 2, 0), "does not have the size"),
+        ("_max_pool2d_backward", (POOLED, CODE.int(), 20, 23, 3, 2, 0), "expected code to be uint8"),
+        ("_max_pool2d_backward", (POOLED, CODE, 20, 40, 3, 2, 0), "code has 9x11 windows, which pooling 20x40"),
+        ("relu_lrn_max_pool2d", (X, 3, *LRN, *POOL, True), "expected order to be 0, 1 or 2, got 3"),
+        ("relu_lrn_max_pool2d", (X[:0], -1, *LRN, *POOL, True), "expected order to be 0, 1 or 2, got -1"),
+        ("_relu_lrn_max_pool2d_backward", (POOLED, X, CODE[:, 1:], 0, *LRN, 3, 2, 0), "code does not have the size"),
+        ("_relu_lrn_max_pool2d_backward", (POOLED[1:], X, CODE, 0, *LRN, 3, 2, 0), "grad does not have the size"),
+        ("_relu_lrn_max_pool2d_backward", (POOLED, X, CODE, 3, *LRN, 3, 2, 0), "expected order"),
+        ("conv2d_relu_lrn_max_pool2d", (X, W, None, *CONV, 3, *LRN, *POOL, True), "expected order"),
+        ("conv2d_relu_lrn_max_pool2d", (X, W[0], None, *CONV, 0, *LRN, *POOL, True), "expected weight to be 4-D"),
+        ("conv2d_relu_lrn_max_pool2d", (X, W, None, *CONV, 0, *LRN[:-1], 3, *POOL, True), "expected groups to divide"),
+        ("conv2d_relu_lrn_max_pool2d", (X, W, None, *CONV, 0, *LRN, 5, 2, 0, False, True), "too small"),
+    ],
+)
+def test_bad_arguments(name, args, words, device, kernels):
+    args = [a.to(device) if isinstance(a, torch.Tensor) else a for a in args]
+    with pytest.raises(RuntimeError, match=f"{name}: .*{words}|^conv2d: .*{words}|^relu_lrn_max_pool2d: .*{words}"):
+        getattr(torch.ops.alexnet_cuda, name)(*args)
