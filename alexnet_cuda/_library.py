@@ -33,6 +33,8 @@ def _load_cpu() -> str:
     try:
         _C = importlib.import_module("._emulated" if EMULATED else "._C", __package__)
     except ModuleNotFoundError:
+        if EMULATED:
+            raise
         return "it was installed without a C++ compiler, or this is a source tree that was never installed"
     except ImportError as error:
         return f"its library does not load ({error})"

@@ -10,7 +10,8 @@ another time). Each block is a process with a time limit, so that a crash or a h
 until then is in DIR: a log per block, JSON lines per check, blocks.jsonl, and cuda-*.json, which belong in
 benchmarks/results. The exit code is 1 if any block failed or was not reached.
 
---dry-run goes through the same motions on the CPU with the smallest sizes.
+--dry-run goes through the same motions on the CPU with the smallest sizes, and checks the CUDA operators, their host
+code included, on the emulator where that is built (docs/emulator.md).
 """
 
 from __future__ import annotations
@@ -65,12 +66,12 @@ def blocks(out: Path, dry_run: bool) -> list[list[Block]]:
     """Groups to run one after another; the blocks of a group run at the same time."""
     device = "cpu" if dry_run else "cuda"
 
-    def script(name: str, *arguments: object) -> list[str]:
+    def script(name: str, *arguments: object, device: str = device) -> list[str]:
         return [sys.executable, str(HERE / f"{name}.py"), "--device", device, *map(str, arguments)]
 
-    def parity(name: str, ops: tuple[str, ...], *arguments: object, kernels: str = "auto") -> Block:
+    def parity(name: str, ops: tuple[str, ...], *arguments: object, kernels: str = "auto", on: str = device) -> Block:
         lines = out / f"{name.replace(' ', '-')}.jsonl"
-        command = script("parity", "--ops", *ops, "--output", lines, "--time", 140, *arguments)
+        command = script("parity", "--ops", *ops, "--output", lines, "--time", 140, *arguments, device=on)
         return Block(name, command, 150, {VARIABLE: kernels})
 
     def bench(name: str, limit: float, *arguments: object, optional: bool = False) -> Block:
@@ -84,8 +85,10 @@ def blocks(out: Path, dry_run: bool) -> list[list[Block]]:
         small = ("--batch", 1, "--budget", 0.1, "--repeats", 3, "--layouts", "contiguous", "--threads", 1)
         test = [str(common.ROOT / "python_tests" / "test_max_pool2d.py"), "-k", "cpu and unbatched"]
         os.environ["OMP_NUM_THREADS"] = "1"  # of the children: with so little work, threads would only wait
+        emulated = importlib.util.find_spec("alexnet_cuda._emulated") is not None
         return [
-            [parity("parity", OPS, "--tiny")],
+            [parity("parity", OPS, "--tiny"), *([parity("parity emulator", OPS, on="emulator")] * emulated)],
+            [parity("parity emulator wgmma", OPS[4:], on="emulator", kernels="wgmma")] * emulated,
             [bench("ops", 60, *small, "--ops", OPS[2], OPS[4]), bench("model", 60, *small, "--variants", "cifar")],
             [Block("tests", [*pytest, *test], 60), Block("kernels", smoke, 60)],
         ]

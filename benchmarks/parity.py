@@ -2,6 +2,8 @@
 
 Each check is one JSON line in --output: {"op", "check", "ok", "error" (norm of the difference over norm), "message"}.
 --smoke instead runs every kernel once on small inputs and checks nothing: what the sanitizers look at.
+--device emulator runs the tiny checks of the CUDA operators, host code and kernels, on the CPU (docs/emulator.md);
+streams, graphs and large sizes need a GPU.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import argparse
 import json
 import math
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -23,12 +26,13 @@ import torch
 from torch import Tensor
 
 from alexnet_cuda import ops, reference
+from alexnet_cuda._library import EMULATED
 from alexnet_cuda.kernels import VARIABLE
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "python_tests"))
 from helpers import TOLERANCE, in_layout
 
-LAYOUTS = ("contiguous", "channels_last", "sliced", "permuted")
+LAYOUTS = ("contiguous", "channels_last", "offset", "sliced", "permuted")
 PAPER = dict(size=5, alpha=1e-4, k=2.0)
 CONV: list[tuple[Any, int, dict]] = [
     ((3, 227, 227), 96, {}), ((3, 224, 224), 96, dict(padding=2)), ((3, 224, 224), 64, dict(ceil_mode=True)),
@@ -293,7 +297,7 @@ def large(case: Case, device: str, layout: str, elements: int) -> Iterator[tuple
 
 def checks(op: str, device: str, tiny: bool) -> Iterator[tuple[str, Any]]:
     dtypes = (torch.float32, torch.bfloat16) if tiny else (torch.float32, torch.float16, torch.bfloat16)
-    layouts = LAYOUTS[:2] if tiny else LAYOUTS
+    layouts = LAYOUTS[:3] if tiny else LAYOUTS
     big = [case for case in cases(op) if case.big]
     main, other = (small(op)[0], small(op)[-1]) if tiny else (big[0], small(op)[0])
     for dtype, layout in product(dtypes, layouts[:2]):
@@ -302,8 +306,8 @@ def checks(op: str, device: str, tiny: bool) -> Iterator[tuple[str, Any]]:
     for case, dtype in product(small(op), dtypes):
         for n in (0, 2) if tiny else (0, 1, 3):
             yield from match(case, n, dtype, device, layouts)
-    if "conv2d" in op and device == "cuda":
-        for case in cases(op):
+    if "conv2d" in op and (device == "cuda" or EMULATED):
+        for case in small(op) if tiny else cases(op):
             yield from match(case, 3, torch.float32, device, layouts[:2], tf32=True)
     for layout in LAYOUTS[:2] if tiny or (device == "cuda" and torch.cuda.mem_get_info()[0] > 60e9) else ():
         yield from large(main, device, layout, 1 << 15 if tiny else 1 << 31)
@@ -326,13 +330,18 @@ def smoke(device: str) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    flags.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
+    flags.add_argument("--device", choices=("cpu", "cuda", "emulator"), default="cuda")
     flags.add_argument("--ops", nargs="+", choices=OPS, default=list(OPS))
     flags.add_argument("--output", type=Path)
     flags.add_argument("--time", type=float, default=float("inf"), help="seconds; checks not reached by then fail")
     flags.add_argument("--tiny", action="store_true", help="small shapes only")
     flags.add_argument("--smoke", action="store_true", help="run every kernel, check nothing")
     args = flags.parse_args(arguments)
+    if args.device == "emulator":
+        if not EMULATED:  # which is decided when the package is imported
+            command = [sys.executable, __file__, *(sys.argv[1:] if arguments is None else arguments)]
+            return subprocess.run(command, env=os.environ | {"ALEXNET_CUDA_EMULATED": "1"}).returncode
+        args.device, args.tiny = "cpu", True
     if args.smoke:
         for allow, kernels in ((False, "auto"), (True, "wgmma")):
             torch.backends.cudnn.allow_tf32, os.environ[VARIABLE] = allow, kernels

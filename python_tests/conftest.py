@@ -38,7 +38,7 @@ def dtype(request):
     return request.param
 
 
-@pytest.fixture(params=["contiguous", "channels_last", "sliced", "permuted"])
+@pytest.fixture(params=["contiguous", "channels_last", "offset", "sliced", "permuted"])
 def layout(request):
     return request.param
 
