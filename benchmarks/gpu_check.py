@@ -66,12 +66,12 @@ def blocks(out: Path, dry_run: bool) -> list[list[Block]]:
     """Groups to run one after another; the blocks of a group run at the same time."""
     device = "cpu" if dry_run else "cuda"
 
-    def script(name: str, *arguments: object, device: str = device) -> list[str]:
-        return [sys.executable, str(HERE / f"{name}.py"), "--device", device, *map(str, arguments)]
+    def script(name: str, *arguments: object, on: str = device) -> list[str]:
+        return [sys.executable, str(HERE / f"{name}.py"), "--device", on, *map(str, arguments)]
 
     def parity(name: str, ops: tuple[str, ...], *arguments: object, kernels: str = "auto", on: str = device) -> Block:
         lines = out / f"{name.replace(' ', '-')}.jsonl"
-        command = script("parity", "--ops", *ops, "--output", lines, "--time", 140, *arguments, device=on)
+        command = script("parity", "--ops", *ops, "--output", lines, "--time", 140, *arguments, on=on)
         return Block(name, command, 150, {VARIABLE: kernels})
 
     def bench(name: str, limit: float, *arguments: object, optional: bool = False) -> Block:
@@ -85,10 +85,14 @@ def blocks(out: Path, dry_run: bool) -> list[list[Block]]:
         small = ("--batch", 1, "--budget", 0.1, "--repeats", 3, "--layouts", "contiguous", "--threads", 1)
         test = [str(common.ROOT / "python_tests" / "test_max_pool2d.py"), "-k", "cpu and unbatched"]
         os.environ["OMP_NUM_THREADS"] = "1"  # of the children: with so little work, threads would only wait
-        emulated = importlib.util.find_spec("alexnet_cuda._emulated") is not None
+        emulator = []
+        if importlib.util.find_spec("alexnet_cuda._emulated"):
+            emulator, smoke = (
+                [parity("parity emulator", OPS, on="emulator")],
+                script("parity", "--smoke", on="emulator"),
+            )
         return [
-            [parity("parity", OPS, "--tiny"), *([parity("parity emulator", OPS, on="emulator")] * emulated)],
-            [parity("parity emulator wgmma", OPS[4:], on="emulator", kernels="wgmma")] * emulated,
+            [parity("parity", OPS, "--tiny"), *emulator],
             [bench("ops", 60, *small, "--ops", OPS[2], OPS[4]), bench("model", 60, *small, "--variants", "cifar")],
             [Block("tests", [*pytest, *test], 60), Block("kernels", smoke, 60)],
         ]

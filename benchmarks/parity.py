@@ -178,6 +178,7 @@ def match(case: Case, n: int, dtype: torch.dtype, device: str, layouts: tuple[st
                   for g, w in zip(got[1:], want[1:])]  # fmt: skip
         limit = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}[precision] + (2 * flips) ** 0.5
         assert max(errors) <= limit, f"relative norm of a gradient's error {max(errors):.3g}, limit {limit:.3g}"
+        assert not tf32 or max(errors) > 1e-5, "TF32 is allowed, the result is float32's"
         return max(errors)
 
     for layout in layouts:

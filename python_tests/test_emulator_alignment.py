@@ -1,5 +1,5 @@
-"""Inputs that start one or two elements behind an aligned address, as slices of larger tensors may, in every kernel: the
-emulator reports wide accesses to addresses that are no multiples of their width."""
+"""Inputs that start one or two elements behind an aligned address, as slices of larger tensors may, for every kernel:
+the emulator reports wide accesses to addresses that are no multiples of their width."""
 
 import pytest
 import test_emulator as whole
