@@ -115,7 +115,7 @@ def main(arguments: list[str] | None = None) -> None:
     batches = args.batch or ([256] if cuda else [1, 32])
     common.configure()
     timer, machine = Timer(args.device), common.machine(args.device)
-    products = sorted({"bfloat16" if d == "autocast" else "float32" for d in dtypes})
+    products = [d.replace("autocast", "bfloat16") for d in dtypes]
     ceilings = common.measure_ceilings(args.device, products, timer, small=args.budget < 1)
     end = time.monotonic() + args.time
     cases = [(v, d, b, p) for v in args.variants for d in dtypes for b in batches for p in args.passes]

@@ -28,7 +28,7 @@ import alexnet_cuda
 from alexnet_cuda.kernels import VARIABLE
 
 ROOT = Path(__file__).resolve().parents[1]
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 KERNELS = os.environ.get(VARIABLE) or "auto"
 console = Console(highlight=False, soft_wrap=True)
@@ -246,7 +246,7 @@ def measure(
         if case.get("bytes"):
             record["copy_share"] = digits(case["bytes"] / record["median_ms"] * 1e3 / ceilings["copy"])
         if case.get("flops"):
-            gemm = "tf32" if form.settings.get("tf32") else case["dtype"].replace("autocast", "bfloat16")
+            gemm = case["dtype"].replace("autocast", "bfloat16")
             record["gemm_share"] = digits(case["flops"] / record["median_ms"] * 1e3 / ceilings["gemm"][gemm])
         configure(**form.settings)
         if form.memory:
@@ -339,8 +339,8 @@ def measure_ceilings(device: str, dtypes: Iterable[str], timer: Timer, small: bo
     ceilings: dict[str, Any] = {"copy": rate(lambda: target.copy_(source), 8 * elements), "gemm": {}}
     if device == "cpu":
         ceilings["clone"] = rate(source.clone, 8 * elements)
-    for name in [*dtypes, *(["tf32"] if device == "cuda" else [])]:
-        a, b = (torch.randn(n, n, device=device).to(DTYPES.get(name, torch.float32)) for _ in range(2))
+    for name in dtypes:
+        a, b = (torch.randn(n, n, device=device).to(DTYPES[name]) for _ in range(2))
         pixels, filters = a.view(1, n, 1, n).permute(0, 3, 2, 1), b.view(n, n, 1, 1)
         product, convolution = partial(torch.mm, a, b), partial(torch.conv2d, pixels, filters)  # two libraries
         forms = (product, convolution) if device == "cpu" else (product,)

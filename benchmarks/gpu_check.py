@@ -102,7 +102,7 @@ def blocks(out: Path, dry_run: bool) -> list[list[Block]]:
     return [
         [*(parity(f"parity {op}", (op,)) for op in OPS), parity("parity wgmma", OPS[4:], kernels="wgmma")],
         [bench("ops wgmma", 40, *wgmma)],
-        [bench("ops", 150, "--dtype", "bfloat16", "float32", "--budget", 1, "--time", 120)],
+        [bench("ops", 150, "--dtype", "bfloat16", "float32", "tf32", "--budget", 1, "--time", 120)],
         [bench("model", 80, "--dtype", "autocast", "tf32", "--budget", 4, "--time", 60)],
         [Block("tests", tests, 120, {"ALEXNET_CUDA_REQUIRE": "cpu,cuda"}), *sanitizers],
         [bench("model compile", 120, *compiled, optional=True)],

@@ -180,13 +180,11 @@ def draw_roofline(name: str, result: dict, root: Path) -> None:
         shown = [point for point in points(result) if point[0]["dtype"] == dtype]
         intensities = [operations(r) / r["bytes"] for r, _, _ in shown]
         copy, gemm = result["ceilings"]["copy"], result["ceilings"]["gemm"]
-        products = {key: gemm[key] for key in (dtype, *(["tf32"] if dtype == "float32" else [])) if key in gemm}
-        left, right = min(intensities) / 2, 4 * max(*intensities, *(rate / copy for rate in products.values()))
-        for key, rate in products.items():
-            axes.plot([left, rate / copy, right], [copy * left, rate, rate], color="black", linewidth=1.2)
-            label = f"torch's matrix product, {key}: {rate / 1e12:.3g} TFLOP/s"
-            axes.annotate(label, (rate / copy, rate), (-4, 4), textcoords="offset points", ha="right")
-        middle = (left * products[dtype] / copy) ** 0.5
+        left, right = min(intensities) / 2, 4 * max(*intensities, gemm[dtype] / copy)
+        axes.plot([left, gemm[dtype] / copy, right], [copy * left, gemm[dtype], gemm[dtype]], color="black", lw=1.2)
+        label = f"torch's matrix product, {dtype}: {gemm[dtype] / 1e12:.3g} TFLOP/s"
+        axes.annotate(label, (gemm[dtype] / copy, gemm[dtype]), (-4, 4), textcoords="offset points", ha="right")
+        middle = (left * gemm[dtype] / copy) ** 0.5
         label = f"torch's copy: {round(copy / 1e9, 1):g} GB/s"
         axes.annotate(label, (middle, copy * middle), (-8, 4), textcoords="offset points", ha="right")
         for x, (r, ours, other) in zip(intensities, shown):

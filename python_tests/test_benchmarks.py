@@ -66,11 +66,11 @@ def test_roofline(tmp_path):
     case = {"case": "relu_lrn_max_pool2d", "shape": [96, 55, 55], "pass": "training", "flops": 0, "bytes": 10**9}
     records = [
         {**case, "dtype": dtype, "batch": batch, "form": form, "layout": "contiguous", "median_ms": ms}
-        for batch in (1, 256) for dtype in ("float32", "bfloat16") for form, ms in (("ours", 1), ("eager", 9))
+        for batch in (1, 256) for dtype in ("float32", "tf32") for form, ms in (("ours", 1), ("eager", 9))
     ]  # fmt: skip
-    ceilings = {"copy": 4e12, "gemm": {"float32": 5e13, "tf32": 4e14, "bfloat16": 7e14}}
+    ceilings = {"copy": 4e12, "gemm": {"float32": 5e13, "tf32": 4e14}}
     result = {"kind": "ops", "machine": machine, "ceilings": ceilings, "records": records}
-    assert [(r["batch"], r["dtype"]) for r, _, _ in tables.points(result)] == [(256, "float32"), (256, "bfloat16")]
+    assert [(r["batch"], r["dtype"]) for r, _, _ in tables.points(result)] == [(256, "float32"), (256, "tf32")]
     assert tables.operations(records[-1]) == 256 * 96 * (3025 * (28 + 2) + 729 * 9)
     assert tables.operations({**case, "case": "conv2d", "shape": [3, 227, 227], "batch": 2, "flops": 7}) == 7
     (tmp_path / "docs").mkdir()
@@ -105,6 +105,21 @@ def test_least_work():
     assert bench_ops.least_work("conv2d", (2, 3, 227, 227), 4, True) == (2 * (image + weight + x), 2 * flops)
     block = bench_ops.least_work("conv2d_relu_lrn_max_pool2d", (2, 3, 227, 227), 4, True)
     assert block == (2 * (image + weight + x + y) + y // 2, 2 * flops)
+
+
+@pytest.fixture
+def as_cuda(monkeypatch):
+    """Tensors of the CPU say that they are on CUDA: what would be measured there, as long as nothing runs."""
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+
+
+@pytest.mark.parametrize("tf32", [False, True])
+def test_no_case_has_forms_with_and_without_tf32(as_cuda, tf32):
+    forms = list(bench_ops.forms("conv2d", torch.randn(1, 3, 227, 227), ["contiguous"], False, [], tf32))
+    assert {form.settings["tf32"] for form in forms} == {tf32}
+    assert sorted(form.name for form in forms) == [
+        "eager", "eager benchmark", "eager graph", "ours", "ours graph", "space-to-depth", "space-to-depth prepared"
+    ]  # fmt: skip
 
 
 def test_space_to_depth():
