@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -153,7 +154,7 @@ def _gradient(y: Tensor) -> Tensor:
     return _kept[key]
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(arguments: list[str] | None = None) -> int:
     flags = common.parser(__doc__)
     flags.formatter_class = argparse.RawDescriptionHelpFormatter
     flags.add_argument("--dtype", nargs="+", choices=DTYPES, help="none: float32 on the CPU, bfloat16 on CUDA")
@@ -178,7 +179,7 @@ def main(arguments: list[str] | None = None) -> None:
         for batch, dtype, op, shape, kind in cases:
             title = f"{op} {batch}x{'x'.join(map(str, shape))} {dtype} {kind}"
             if time.monotonic() > end:
-                common.console.print(f"{title}: no time left")
+                results.skip(title)
                 continue
             torch.compiler.reset()
             _kept.clear()
@@ -189,8 +190,9 @@ def main(arguments: list[str] | None = None) -> None:
             case = {"case": op, "shape": list(shape), "pass": kind, "dtype": dtype, "batch": batch, "bytes": least,
                     "flops": flops}  # fmt: skip
             made = forms(op, x, args.layouts, training, args.compile, dtype == "tf32", args.wgmma)
-            common.report(title, common.measure(made, timer, args, ceilings, case, results))
+            common.report(title, common.measure(made, timer, args, ceilings, case, results), results)
+    return results.exit_code()
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -92,6 +92,8 @@ class Results:
 
     def __init__(self, output: Path | None, kind: str, machine: dict, ceilings: dict) -> None:
         self.output = output
+        self.complete = True
+        self.lacking: list[str] = []  # cases without one of our forms
         if output:
             output.parent.mkdir(parents=True, exist_ok=True)
             part(output).write_text("")
@@ -107,7 +109,18 @@ class Results:
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         if self.output and error is None:
-            finish(self.output, complete=True)
+            finish(self.output, self.complete)
+
+    def skip(self, title: str) -> None:
+        console.print(f"{title}: no time left")
+        self.complete = False
+        self.lacking.append(title)
+
+    def exit_code(self) -> int:
+        """1 if one of our forms failed or was not reached; those of others may."""
+        if self.lacking:
+            console.print(f"ours not measured: {'; '.join(self.lacking)}", style="red", markup=False)
+        return int(bool(self.lacking))
 
 
 def part(output: Path) -> Path:
@@ -350,8 +363,11 @@ def measure_ceilings(device: str, dtypes: Iterable[str], timer: Timer, small: bo
     return ceilings
 
 
-def report(title: str, records: list[dict]) -> None:
+def report(title: str, records: list[dict], results: Results) -> None:
     """One line: our fastest form, the fastest other one, and their ratio; below it what did not run."""
+    ours = [r for r in records if r["form"].startswith("ours")]
+    if not ours or any("error" in r for r in ours):
+        results.lacking.append(title)
     timed = sorted((r for r in records if "median_ms" in r), key=lambda r: r["median_ms"])
     pair = [next((r for r in timed if r["form"].startswith("ours") == ours), None) for ours in (True, False)]
     line = "; ".join([title, *(f"{r['form']} {r['layout']} {r['median_ms']:.3g} ms" if r else "-" for r in pair)])

@@ -140,8 +140,35 @@ def test_stock(variant):
 
 
 def test_no_stock_form():
+    model = AlexNet("original2012", num_classes=3)
     with pytest.raises(ValueError, match="original2012"):
-        bench_model.stock(AlexNet("original2012"))
+        bench_model.stock(model)
+    forms = bench_model.forms(model, torch.randn(1, 3, 224, 224), ["contiguous"], False, "float32", ["default"])
+    assert [form.name for form in forms] == ["ours", "ours compile default"]
+
+
+SMALL = ["--device", "cpu", "--batch", "1", "--layouts", "contiguous", "--passes", "inference", "--budget", "0.05",
+         "--repeats", "3"]  # fmt: skip
+OPS, MODEL = (bench_ops, ["--ops", "max_pool2d", "conv2d"]), (bench_model, ["--variants", "cifar"])
+
+
+@pytest.mark.parametrize(("script", "flags"), [OPS, MODEL], ids=["ops", "model"])
+@pytest.mark.parametrize("lacking", ["ours", "eager", "time"])
+def test_exit_code_says_whether_ours_was_measured(script, flags, lacking, tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise RuntimeError("broken")
+
+    broken = {"ours": (ops, "max_pool2d"), "eager": (nn.MaxPool2d, "forward")}
+    if lacking in broken:
+        monkeypatch.setattr(*broken[lacking], fail)
+        monkeypatch.setitem(bench_ops.OPS, "max_pool2d", (("pool",), lambda x: ops.max_pool2d(x)))
+    output = ["--time", "0"] * (lacking == "time") + ["--output", str(tmp_path / "x.json")]
+    assert script.main([*SMALL, *flags, *output]) == (lacking != "eager")
+    result = json.loads((tmp_path / "x.json").read_text())
+    assert result["complete"] == (lacking != "time")
+    errors, timed = ({r["form"] for r in result["records"] if key in r} for key in ("error", "median_ms"))
+    assert errors & {"ours", "eager"} == {lacking} - {"time"}
+    assert bool(timed) == (lacking != "time")
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
