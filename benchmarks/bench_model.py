@@ -91,7 +91,7 @@ def forms(model: AlexNet, x: Tensor, layouts: list[str], training: bool, dtype: 
                 call = torch.autocast(x.device.type, torch.bfloat16)(call)
             run = training_step(call, parameters, data, target) if training else partial(torch.no_grad()(call), data)
             forward = partial(call, data) if training and not mode else None
-            yield Form(name, layout, run, forward, settings, not mode, parameters)
+            yield Form(name, layout, run, forward, settings, common.sees_memory(mode, cuda), parameters)
             if cuda and not mode:
                 yield Form(f"{name} graph", layout, common.graphed(run), None, settings, memory=False)
         if "eager" in networks and not cuda and not training and not autocast and layout == "contiguous":

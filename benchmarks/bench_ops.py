@@ -101,15 +101,15 @@ def forms(
         data = x.detach().clone(memory_format=LAYOUTS[layout]).requires_grad_(training and not conv)
 
         def form(name: str, function: Callable, settings: dict[str, bool], data: Tensor = data, layout: str = layout,
-                 graph: bool = False, parameters: list[Any] = parameters) -> Form:  # fmt: skip
+                 graph: bool = False, mode: str = "", parameters: list[Any] = parameters) -> Form:  # fmt: skip
             function = partial(function, data)
             run: Callable[[], Any] = torch.no_grad()(function)
             if training:
                 run = partial(gradients, function, parameters if conv else [data])
-            memory = not graph and "compile" not in name
             if graph:
                 run = common.graphed(run)
-            forward = function if training and memory else None
+            forward = function if training and not graph and not mode else None
+            memory = not graph and common.sees_memory(mode, cuda)
             return Form(name, layout, run, forward, settings, memory, parameters)
 
         call = lambda x, parameters=parameters: ours(x, *parameters)
@@ -129,7 +129,7 @@ def forms(
             straight = partial(depth, rearrange=lambda x: x)
             yield form("space-to-depth prepared", straight, settings, prepared)
         for mode in modes:
-            yield form(f"compile {mode}", torch.compile(stock, mode=mode, dynamic=False), settings)
+            yield form(f"compile {mode}", torch.compile(stock, mode=mode, dynamic=False), settings, mode=mode)
         if cuda:
             yield form("ours graph", call, settings, graph=True)
             yield form("eager graph", stock, settings, graph=True)

@@ -143,7 +143,7 @@ def finish(output: Path, complete: bool) -> None:
 @dataclass
 class Form:
     """One way to compute a case. `forward` is the part whose saved tensors are counted (training only); `settings` are
-    those of `configure`; `memory` is False where torch's allocator does not see the memory."""
+    those of `configure`; `memory` is False where `peak_bytes` would not see the memory."""
 
     name: str
     layout: str
@@ -316,6 +316,12 @@ def saved_bytes(forward: Callable[[], Any], parameters: Iterable[Tensor] = ()) -
     for p in parameters:
         storages.pop(p.untyped_storage().data_ptr(), None)
     return sum(storages.values())
+
+
+def sees_memory(mode: str, cuda: bool) -> bool:
+    """Whether `peak_bytes` sees what code of this torch.compile mode allocates ("" is none): on the CPU the profiler
+    is not told of it, and a CUDA graph keeps its memory from the capture on and allocates none when it runs."""
+    return not mode or (cuda and not torch._inductor.list_mode_options(mode).get("triton.cudagraphs"))
 
 
 def graphed(run: Callable[[], Any]) -> Callable[[], None]:

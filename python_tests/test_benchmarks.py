@@ -113,6 +113,20 @@ def as_cuda(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "is_cuda", True)
 
 
+@pytest.mark.parametrize("script", [bench_ops, bench_model])
+@pytest.mark.parametrize("cuda", [False, True])
+def test_forms_whose_memory_is_seen(script, cuda, request):
+    if cuda:
+        request.getfixturevalue("as_cuda")
+    modes = ["default", "max-autotune"]
+    if script is bench_ops:
+        forms = bench_ops.forms("max_pool2d", torch.randn(1, 3, 9, 9), ["contiguous"], True, modes)
+    else:
+        forms = bench_model.forms(AlexNet("cifar"), torch.randn(1, 3, 32, 32), ["contiguous"], True, "float32", modes)
+    seen = {form.name for form in forms if form.memory}
+    assert seen - {"ours compile default"} == {"ours", "eager"} | ({"compile default"} if cuda else set())
+
+
 @pytest.mark.parametrize("tf32", [False, True])
 def test_no_case_has_forms_with_and_without_tf32(as_cuda, tf32):
     forms = list(bench_ops.forms("conv2d", torch.randn(1, 3, 227, 227), ["contiguous"], False, [], tf32))
