@@ -64,6 +64,7 @@ class Outcome:
 def blocks(out: Path, dry_run: bool) -> list[list[Block]]:
     """Groups to run one after another; the blocks of a group run at the same time."""
     device = "cpu" if dry_run else "cuda"
+    threads = 1 if dry_run else max(1, (os.cpu_count() or 1) // (len(OPS) + 1))  # of each parity process
 
     def script(name: str, *arguments: object) -> list[str]:
         return [sys.executable, str(HERE / f"{name}.py"), "--device", device, *map(str, arguments)]
@@ -71,7 +72,7 @@ def blocks(out: Path, dry_run: bool) -> list[list[Block]]:
     def parity(name: str, ops: tuple[str, ...], *arguments: object, kernels: str = "auto") -> Block:
         lines = out / f"{name.replace(' ', '-')}.jsonl"
         command = script("parity", "--ops", *ops, "--output", lines, "--time", 140, *arguments)
-        return Block(name, command, 150, {VARIABLE: kernels})
+        return Block(name, command, 150, {VARIABLE: kernels, "OMP_NUM_THREADS": str(threads)})
 
     def bench(name: str, limit: float, *arguments: object, optional: bool = False) -> Block:
         file = out / f"{device}-{name.replace(' ', '-')}.json"
