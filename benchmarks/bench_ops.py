@@ -170,7 +170,7 @@ def main(arguments: list[str] | None = None) -> int:
         flags.error("--dtype tf32 needs --device cuda")
     common.configure()
     timer, machine = Timer(args.device), common.machine(args.device)
-    ceilings = common.measure_ceilings(args.device, dtypes, timer, small=args.budget < 1)
+    ceilings = common.measure_ceilings(args.device, dtypes, timer, small=args.budget < 0.2)
     end = time.monotonic() + args.time
     wanted = [(p, shape) for p in args.ops for i, shape in enumerate(shapes(p)) if i + 1 in args.blocks]
     cases = [(b, d, op, shape, p) for b in args.batch or [256 if cuda else 32] for d in dtypes

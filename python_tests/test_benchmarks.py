@@ -1,6 +1,7 @@
 """The benchmarks' own arithmetic and files, and a dry run of the GPU check; never a speed."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 import bench_model
 import bench_ops
 import common
+import gpu_check
 import parity
 import runtimes
 import tables
@@ -229,6 +231,20 @@ def test_parity_goes_on_after_a_check_without_memory(tmp_path, monkeypatch):
     assert parity.main(["--device", "cpu", "--tiny", "--ops", "max_pool2d", "--output", str(lines)]) == 0
     records = [json.loads(line) for line in lines.read_text().splitlines()]
     assert 0 < sum(r.get("message") == "skipped: full" for r in records) < len(records)
+
+
+def test_blocks_of_the_gpu_check(tmp_path):
+    groups = gpu_check.blocks(tmp_path, dry_run=False)
+    assert 10 + sum(max(b.limit * (not b.optional) for b in group) for group in groups) < gpu_check.TIME
+    block = {b.name: b for group in groups for b in group}
+    for name in ("parity wgmma", "ops wgmma"):
+        assert set(block[name].command) & set(parity.OPS) == {"conv2d_relu_lrn_max_pool2d"}
+    assert not set(block["ops compile"].command) & set(parity.OPS)  # which is all of them
+    assert " --batch 1 32 --layouts channels_last " in " ".join(block["ops sweep"].command)
+    assert not block["ops sweep"].optional
+    assert len(parity.OPS) * int(block["parity conv2d"].environment["OMP_NUM_THREADS"]) <= max(5, os.cpu_count())
+    timed = [b.name for b in block.values() if b.name.startswith(("ops", "model")) and "--time" in b.command]
+    assert not [name for name in timed if block[name].optional]  # they may be stopped, and would fail
 
 
 def test_dry_run_of_the_gpu_check(tmp_path):
