@@ -63,6 +63,17 @@ def test_tables(tmp_path):
     assert tables.main([*arguments, "--check"]) == 1
 
 
+def test_wgmma_has_a_column_and_is_in_no_ratio():
+    forms = {"eager": 9, "space-to-depth": 8, "ours graph": 4, "ours": 5, "ours wgmma": 1, "compile default": 6}
+    case = {"case": "pool", "shape": [3, 4, 5], "pass": "training", "dtype": "bfloat16", "batch": 2}
+    records = [{**case, "form": form, "layout": "contiguous", "median_ms": ms, "peak_bytes": ms * 2**20}
+               for form, ms in forms.items()]  # fmt: skip
+    header, _, row = tables.table({"records": records})
+    assert "| ours, contiguous | ours, wgmma, contiguous | eager, contiguous | torch.compile |" in header
+    assert row.startswith("| pool | 2x3x4x5 bfloat16 | training | 4 | 1 | 8 | 6 | **2** | **1.5** |")
+    assert row.endswith("| 4 / 9 |")
+
+
 def test_roofline(tmp_path):
     machine = {"device": "toy", "kind": "cuda"}
     case = {"case": "relu_lrn_max_pool2d", "shape": [96, 55, 55], "pass": "training", "flops": 0, "bytes": 10**9}
