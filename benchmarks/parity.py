@@ -269,6 +269,19 @@ def invariants(case: Case, dtype: torch.dtype, device: str, layout: str) -> Iter
         yield f"{case} {check.__name__} {dtype} {layout}", check
 
 
+def second(case: Case, dtype: torch.dtype, device: str, layout: str, other: str) -> Iterator[tuple[str, Any]]:
+    """The bits of the current device on another one of its kind, which does not become the current one."""
+
+    def check() -> None:
+        x, *weights = case.inputs(5, dtype, device)
+        inputs, function = [in_layout(x, layout), *weights], case.function()
+        first = run(function, inputs)
+        got = run(function, [t.to(other) for t in inputs], fixed(first[0].shape, device).to(other))
+        same(first, [t.to(device) for t in got])
+
+    yield f"{case} on {other} {dtype} {layout}", check
+
+
 def large(case: Case, device: str, layout: str, elements: int) -> Iterator[tuple[str, Any]]:
     """Offsets beyond 2^31 elements: the last images of a huge batch against the same images alone."""
 
@@ -309,6 +322,9 @@ def checks(op: str, device: str, tiny: bool) -> Iterator[tuple[str, Any]]:
     for case, dtype in product(small(op), dtypes):
         for n in (0, 2) if tiny else (0, 1, 3):
             yield from match(case, n, dtype, device, layouts)
+    if device == "cuda" and torch.cuda.device_count() > 1:
+        for dtype, layout in product(dtypes, layouts[:2]):
+            yield from second(main, dtype, device, layout, "cuda:1")
     if "conv2d" in op and device == "cuda":
         for case in cases(op):
             yield from match(case, 3, torch.float32, device, layouts[:2], tf32=True)

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -242,6 +243,19 @@ def test_parity_goes_on_after_a_check_without_memory(tmp_path, monkeypatch):
     assert parity.main(["--device", "cpu", "--tiny", "--ops", "max_pool2d", "--output", str(lines)]) == 0
     records = [json.loads(line) for line in lines.read_text().splitlines()]
     assert 0 < sum(r.get("message") == "skipped: full" for r in records) < len(records)
+
+
+def test_parity_on_a_second_gpu(monkeypatch):
+    for gpus in (1, 2):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda gpus=gpus: gpus)
+        names = [name for name, _ in parity.checks("max_pool2d", "cuda", tiny=True) if " on cuda:1 " in name]
+        assert len(names) == 4 * (gpus - 1)
+    ((_, check),) = parity.second(parity.small("max_pool2d")[0], torch.float32, "cpu", "channels_last", "cpu")
+    check()
+    calls = count()
+    monkeypatch.setattr(ops, "max_pool2d", lambda *args, **kwargs: reference.max_pool2d(*args, **kwargs) + next(calls))
+    with pytest.raises(AssertionError, match="elements that differ"):
+        check()
 
 
 def test_blocks_of_the_gpu_check(tmp_path):
