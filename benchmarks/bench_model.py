@@ -118,11 +118,11 @@ def main(arguments: list[str] | None = None) -> int:
     if "tf32" in dtypes and not cuda:
         flags.error("--dtype tf32 needs --device cuda")
     batches = args.batch or ([256] if cuda else [1, 32])
+    end = time.monotonic() + args.time
     common.configure()
     timer, machine = Timer(args.device), common.machine(args.device)
     products = [d.replace("autocast", "bfloat16") for d in dtypes]
     ceilings = common.measure_ceilings(args.device, products, timer, small=args.budget < 0.2)
-    end = time.monotonic() + args.time
     cases = [(v, d, b, p) for v in args.variants for d in dtypes for b in batches for p in args.passes]
     with Results(args.output, "model", machine, ceilings) as results:
         for variant, dtype, batch, kind in cases:

@@ -168,10 +168,10 @@ def main(arguments: list[str] | None = None) -> int:
     dtypes = args.dtype or ["bfloat16" if cuda else "float32"]
     if "tf32" in dtypes and not cuda:
         flags.error("--dtype tf32 needs --device cuda")
+    end = time.monotonic() + args.time
     common.configure()
     timer, machine = Timer(args.device), common.machine(args.device)
     ceilings = common.measure_ceilings(args.device, dtypes, timer, small=args.budget < 0.2)
-    end = time.monotonic() + args.time
     wanted = [(p, shape) for p in args.ops for i, shape in enumerate(shapes(p)) if i + 1 in args.blocks]
     cases = [(b, d, op, shape, p) for b in args.batch or [256 if cuda else 32] for d in dtypes
              for op, shape in wanted if d != "tf32" or op.startswith("conv2d") for p in args.passes]  # fmt: skip
