@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import argparse
 import copy
+import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import product
 from typing import Any
 
 import common
@@ -73,32 +75,35 @@ def forms(model: AlexNet, x: Tensor, layouts: list[str], training: bool, dtype: 
           ) -> Iterator[Form]:  # fmt: skip
     cuda, settings, autocast = x.is_cuda, {"benchmark": x.is_cuda, "tf32": dtype == "tf32"}, dtype == "autocast"
     target = torch.randint(model.num_classes, x.shape[:1], device=x.device)
+    networks = {"ours": model}
+    try:
+        networks["eager"] = stock(model)
+    except ValueError as error:
+        common.console.print(str(error), markup=False)
     for layout in layouts:
         data = x.contiguous(memory_format=LAYOUTS[layout])
-        kinds = [("ours", ""), ("eager", "")]
-        kinds += [(f"{name}compile {mode}", mode) for mode in modes for name in ("", "ours ")]
-        for name, mode in kinds:
-            network = copy.deepcopy(model) if name.startswith("ours") else stock(model)
-            network = network.to(memory_format=LAYOUTS[layout]).train(training)
+        for base, mode in product(networks, ["", *modes]):
+            name = f"{base} compile {mode}".removeprefix("eager ") if mode else base
+            network = copy.deepcopy(networks[base]).to(memory_format=LAYOUTS[layout]).train(training)
             parameters = list(network.parameters())
             call: Any = torch.compile(network, mode=mode, dynamic=False) if mode else network
             if autocast:
                 call = torch.autocast(x.device.type, torch.bfloat16)(call)
             run = training_step(call, parameters, data, target) if training else partial(torch.no_grad()(call), data)
             forward = partial(call, data) if training and not mode else None
-            yield Form(name, layout, run, forward, settings, not mode, parameters)
+            yield Form(name, layout, run, forward, settings, common.sees_memory(mode, cuda), parameters)
             if cuda and not mode:
                 yield Form(f"{name} graph", layout, common.graphed(run), None, settings, memory=False)
-        if not cuda and not training and not autocast and layout == "contiguous":
+        if "eager" in networks and not cuda and not training and not autocast and layout == "contiguous":
             chain = [*model.features, model.avgpool, nn.Flatten(), *model.classifier]
             if not any(isinstance(m, nn.AdaptiveAvgPool2d | nn.ZeroPad2d | nn.BatchNorm2d) for m in chain):
-                peer = stock(model)
+                peer = networks["eager"]
                 chain = [*peer.features, nn.Flatten(), *peer.classifier]
                 for name, run in runtimes(chain, data, model.input_scale).items():
                     yield Form(name, layout, run, memory=False)
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(arguments: list[str] | None = None) -> int:
     flags = common.parser(__doc__)
     flags.formatter_class = argparse.RawDescriptionHelpFormatter
     flags.add_argument("--variants", nargs="+", choices=list_variants(), default=["paper"])
@@ -113,17 +118,17 @@ def main(arguments: list[str] | None = None) -> None:
     if "tf32" in dtypes and not cuda:
         flags.error("--dtype tf32 needs --device cuda")
     batches = args.batch or ([256] if cuda else [1, 32])
+    end = time.monotonic() + args.time
     common.configure()
     timer, machine = Timer(args.device), common.machine(args.device)
-    products = sorted({"bfloat16" if d == "autocast" else "float32" for d in dtypes})
-    ceilings = common.measure_ceilings(args.device, products, timer, small=args.budget < 1)
-    end = time.monotonic() + args.time
+    products = [d.replace("autocast", "bfloat16") for d in dtypes]
+    ceilings = common.measure_ceilings(args.device, products, timer, small=args.budget < 0.2)
     cases = [(v, d, b, p) for v in args.variants for d in dtypes for b in batches for p in args.passes]
     with Results(args.output, "model", machine, ceilings) as results:
         for variant, dtype, batch, kind in cases:
             title = f"{variant} batch {batch} {dtype} {kind}"
             if time.monotonic() > end:
-                common.console.print(f"{title}: no time left")
+                results.skip(title)
                 continue
             torch.compiler.reset()
             torch.manual_seed(0)
@@ -132,12 +137,8 @@ def main(arguments: list[str] | None = None) -> None:
             case = {"case": variant, "shape": list(x.shape[1:]), "pass": kind, "dtype": dtype, "batch": batch,
                     "flops": batch * flops(model, training)}  # fmt: skip
             made = forms(model, x, args.layouts, training, dtype, args.compile)
-            try:
-                records = common.measure(made, timer, args, ceilings, case, results)
-            except ValueError as error:
-                common.console.print(f"{title}: {error}")
-                continue
-            common.report(title, records)
+            common.report(title, common.measure(made, timer, args, ceilings, case, results), results)
+    return results.exit_code()
 
 
 def flops(model: AlexNet, training: bool) -> int:
@@ -147,4 +148,4 @@ def flops(model: AlexNet, training: bool) -> int:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

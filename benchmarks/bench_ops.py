@@ -4,8 +4,8 @@ Forms of a case are run in turn in one process. "ours" is the operator; "eager" 
 under torch.compile (--compile); "space-to-depth" conv1 as a 3x3 convolution of 48 channels, with the rearrangement of
 the image inside the measured time or ("prepared") before it; on the CPU "onnxruntime" and "openvino" if they are
 installed; on CUDA also "graph" (a captured CUDA graph), and for convolutions "benchmark" (cudnn.benchmark, on in every
-form but "eager") and, in float32, each form with TF32 allowed; with --wgmma "ours wgmma" is the whole block's other
-kernel (alexnet_cuda/kernels.py).
+form but "eager"); with --wgmma "ours wgmma" is the whole block's other kernel (alexnet_cuda/kernels.py). --dtype tf32
+is float32 with TF32 allowed, for every form of the operators with a convolution.
 
 inference: the forward pass under no_grad. training: forward and backward; a convolution's image has no gradient, as in
 the first layer of a network.
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -89,7 +90,7 @@ def depth_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def forms(
-    op: str, x: Tensor, layouts: list[str], training: bool, modes: list[str], wgmma: bool = False
+    op: str, x: Tensor, layouts: list[str], training: bool, modes: list[str], tf32: bool = False, wgmma: bool = False
 ) -> Iterator[Form]:
     layers, ours = OPS[op]
     conv, cuda = "conv" in layers, x.is_cuda
@@ -100,40 +101,38 @@ def forms(
         data = x.detach().clone(memory_format=LAYOUTS[layout]).requires_grad_(training and not conv)
 
         def form(name: str, function: Callable, settings: dict[str, bool], data: Tensor = data, layout: str = layout,
-                 graph: bool = False, parameters: list[Any] = parameters) -> Form:  # fmt: skip
+                 graph: bool = False, mode: str = "", parameters: list[Any] = parameters) -> Form:  # fmt: skip
             function = partial(function, data)
             run: Callable[[], Any] = torch.no_grad()(function)
             if training:
                 run = partial(gradients, function, parameters if conv else [data])
-            memory = not graph and "compile" not in name
             if graph:
                 run = common.graphed(run)
-            forward = function if training and memory else None
+            forward = function if training and not graph and not mode else None
+            memory = not graph and common.sees_memory(mode, cuda)
             return Form(name, layout, run, forward, settings, memory, parameters)
 
         call = lambda x, parameters=parameters: ours(x, *parameters)
-        yield form("eager", stock, {})
-        tf32 = (False, True) if cuda and conv and x.dtype == torch.float32 else (False,)
-        for allowed, suffix in zip(tf32, ("", " TF32")):
-            settings = {"benchmark": cuda and conv, "tf32": allowed}
-            yield form(f"ours{suffix}", call, settings)
-            if wgmma:
-                yield form("ours wgmma", call, settings | {"wgmma": True})
-            if cuda and conv:
-                yield form(f"eager benchmark{suffix}", stock, settings)
-            if conv:
-                depth = lambda x, stock=stock, rearrange=space_to_depth: stock[1:](
-                    depth_conv(rearrange(x), stock[0].weight, stock[0].bias)
-                )
-                yield form(f"space-to-depth{suffix}", depth, settings)
-                prepared = space_to_depth(data).contiguous(memory_format=LAYOUTS[layout])
-                straight = partial(depth, rearrange=lambda x: x)
-                yield form(f"space-to-depth prepared{suffix}", straight, settings, prepared)
-            for mode in modes:
-                yield form(f"compile {mode}{suffix}", torch.compile(stock, mode=mode, dynamic=False), settings)
-            if cuda:
-                yield form(f"ours graph{suffix}", call, settings, graph=True)
-                yield form(f"eager graph{suffix}", stock, settings, graph=True)
+        settings = {"benchmark": cuda and conv, "tf32": tf32}
+        yield form("eager", stock, {"tf32": tf32})
+        yield form("ours", call, settings)
+        if wgmma:
+            yield form("ours wgmma", call, settings | {"wgmma": True})
+        if cuda and conv:
+            yield form("eager benchmark", stock, settings)
+        if conv:
+            depth = lambda x, stock=stock, rearrange=space_to_depth: stock[1:](
+                depth_conv(rearrange(x), stock[0].weight, stock[0].bias)
+            )
+            yield form("space-to-depth", depth, settings)
+            prepared = space_to_depth(data).contiguous(memory_format=LAYOUTS[layout])
+            straight = partial(depth, rearrange=lambda x: x)
+            yield form("space-to-depth prepared", straight, settings, prepared)
+        for mode in modes:
+            yield form(f"compile {mode}", torch.compile(stock, mode=mode, dynamic=False), settings, mode=mode)
+        if cuda:
+            yield form("ours graph", call, settings, graph=True)
+            yield form("eager graph", stock, settings, graph=True)
         if not cuda and not training and x.dtype == torch.float32 and layout == "contiguous":
             for name, run in runtimes(stock, data).items():
                 yield Form(name, layout, run, memory=False)
@@ -155,7 +154,7 @@ def _gradient(y: Tensor) -> Tensor:
     return _kept[key]
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(arguments: list[str] | None = None) -> int:
     flags = common.parser(__doc__)
     flags.formatter_class = argparse.RawDescriptionHelpFormatter
     flags.add_argument("--dtype", nargs="+", choices=DTYPES, help="none: float32 on the CPU, bfloat16 on CUDA")
@@ -167,18 +166,20 @@ def main(arguments: list[str] | None = None) -> None:
         torch.set_num_threads(args.threads)
     cuda = args.device == "cuda"
     dtypes = args.dtype or ["bfloat16" if cuda else "float32"]
+    if "tf32" in dtypes and not cuda:
+        flags.error("--dtype tf32 needs --device cuda")
+    end = time.monotonic() + args.time
     common.configure()
     timer, machine = Timer(args.device), common.machine(args.device)
-    ceilings = common.measure_ceilings(args.device, dtypes, timer, small=args.budget < 1)
-    end = time.monotonic() + args.time
+    ceilings = common.measure_ceilings(args.device, dtypes, timer, small=args.budget < 0.2)
     wanted = [(p, shape) for p in args.ops for i, shape in enumerate(shapes(p)) if i + 1 in args.blocks]
     cases = [(b, d, op, shape, p) for b in args.batch or [256 if cuda else 32] for d in dtypes
-             for op, shape in wanted for p in args.passes]  # fmt: skip
+             for op, shape in wanted if d != "tf32" or op.startswith("conv2d") for p in args.passes]  # fmt: skip
     with Results(args.output, "ops", machine, ceilings) as results:
         for batch, dtype, op, shape, kind in cases:
             title = f"{op} {batch}x{'x'.join(map(str, shape))} {dtype} {kind}"
             if time.monotonic() > end:
-                common.console.print(f"{title}: no time left")
+                results.skip(title)
                 continue
             torch.compiler.reset()
             _kept.clear()
@@ -188,9 +189,10 @@ def main(arguments: list[str] | None = None) -> None:
             least, flops = least_work(op, x.shape, x.element_size(), training)
             case = {"case": op, "shape": list(shape), "pass": kind, "dtype": dtype, "batch": batch, "bytes": least,
                     "flops": flops}  # fmt: skip
-            made = forms(op, x, args.layouts, training, args.compile, args.wgmma)
-            common.report(title, common.measure(made, timer, args, ceilings, case, results))
+            made = forms(op, x, args.layouts, training, args.compile, dtype == "tf32", args.wgmma)
+            common.report(title, common.measure(made, timer, args, ceilings, case, results), results)
+    return results.exit_code()
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -28,7 +28,7 @@ import alexnet_cuda
 from alexnet_cuda.kernels import VARIABLE
 
 ROOT = Path(__file__).resolve().parents[1]
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 KERNELS = os.environ.get(VARIABLE) or "auto"
 console = Console(highlight=False, soft_wrap=True)
@@ -92,6 +92,8 @@ class Results:
 
     def __init__(self, output: Path | None, kind: str, machine: dict, ceilings: dict) -> None:
         self.output = output
+        self.complete = True
+        self.lacking: list[str] = []  # cases without one of our forms
         if output:
             output.parent.mkdir(parents=True, exist_ok=True)
             part(output).write_text("")
@@ -107,7 +109,18 @@ class Results:
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         if self.output and error is None:
-            finish(self.output, complete=True)
+            finish(self.output, self.complete)
+
+    def skip(self, title: str) -> None:
+        console.print(f"{title}: no time left")
+        self.complete = False
+        self.lacking.append(title)
+
+    def exit_code(self) -> int:
+        """1 if one of our forms failed or was not reached; those of others may."""
+        if self.lacking:
+            console.print(f"ours not measured: {'; '.join(self.lacking)}", style="red", markup=False)
+        return int(bool(self.lacking))
 
 
 def part(output: Path) -> Path:
@@ -130,7 +143,7 @@ def finish(output: Path, complete: bool) -> None:
 @dataclass
 class Form:
     """One way to compute a case. `forward` is the part whose saved tensors are counted (training only); `settings` are
-    those of `configure`; `memory` is False where torch's allocator does not see the memory."""
+    those of `configure`; `memory` is False where `peak_bytes` would not see the memory."""
 
     name: str
     layout: str
@@ -246,7 +259,7 @@ def measure(
         if case.get("bytes"):
             record["copy_share"] = digits(case["bytes"] / record["median_ms"] * 1e3 / ceilings["copy"])
         if case.get("flops"):
-            gemm = "tf32" if form.settings.get("tf32") else case["dtype"].replace("autocast", "bfloat16")
+            gemm = case["dtype"].replace("autocast", "bfloat16")
             record["gemm_share"] = digits(case["flops"] / record["median_ms"] * 1e3 / ceilings["gemm"][gemm])
         configure(**form.settings)
         if form.memory:
@@ -305,6 +318,12 @@ def saved_bytes(forward: Callable[[], Any], parameters: Iterable[Tensor] = ()) -
     return sum(storages.values())
 
 
+def sees_memory(mode: str, cuda: bool) -> bool:
+    """Whether `peak_bytes` sees what code of this torch.compile mode allocates ("" is none): on the CPU the profiler
+    is not told of it, and a CUDA graph keeps its memory from the capture on and allocates none when it runs."""
+    return not mode or (cuda and not torch._inductor.list_mode_options(mode).get("triton.cudagraphs"))
+
+
 def graphed(run: Callable[[], Any]) -> Callable[[], None]:
     """`run` as a CUDA graph, captured at the first call."""
     captured: list[torch.cuda.CUDAGraph] = []
@@ -339,8 +358,8 @@ def measure_ceilings(device: str, dtypes: Iterable[str], timer: Timer, small: bo
     ceilings: dict[str, Any] = {"copy": rate(lambda: target.copy_(source), 8 * elements), "gemm": {}}
     if device == "cpu":
         ceilings["clone"] = rate(source.clone, 8 * elements)
-    for name in [*dtypes, *(["tf32"] if device == "cuda" else [])]:
-        a, b = (torch.randn(n, n, device=device).to(DTYPES.get(name, torch.float32)) for _ in range(2))
+    for name in dtypes:
+        a, b = (torch.randn(n, n, device=device).to(DTYPES[name]) for _ in range(2))
         pixels, filters = a.view(1, n, 1, n).permute(0, 3, 2, 1), b.view(n, n, 1, 1)
         product, convolution = partial(torch.mm, a, b), partial(torch.conv2d, pixels, filters)  # two libraries
         forms = (product, convolution) if device == "cpu" else (product,)
@@ -350,8 +369,11 @@ def measure_ceilings(device: str, dtypes: Iterable[str], timer: Timer, small: bo
     return ceilings
 
 
-def report(title: str, records: list[dict]) -> None:
+def report(title: str, records: list[dict], results: Results) -> None:
     """One line: our fastest form, the fastest other one, and their ratio; below it what did not run."""
+    ours = [r for r in records if r["form"].startswith("ours")]
+    if not ours or any("error" in r for r in ours):
+        results.lacking.append(title)
     timed = sorted((r for r in records if "median_ms" in r), key=lambda r: r["median_ms"])
     pair = [next((r for r in timed if r["form"].startswith("ours") == ours), None) for ours in (True, False)]
     line = "; ".join([title, *(f"{r['form']} {r['layout']} {r['median_ms']:.3g} ms" if r else "-" for r in pair)])

@@ -15,13 +15,14 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- measured: from benchmarks/results by benchmarks/tables.py -->\n", "<!-- /measured -->"
 KINDS = {"cpu": "CPU", "cuda": "CUDA"}
-FAMILIES = {"ours": "ours", "eager": "eager", "space-to-depth": "eager", "compile": "torch.compile",
-            "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}  # fmt: skip
+FAMILIES = {"ours wgmma": "ours, wgmma", "ours": "ours", "eager": "eager", "space-to-depth": "eager",
+            "compile": "torch.compile", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}  # fmt: skip
+OTHERS = {name for form, name in FAMILIES.items() if not form.startswith("ours")}
 
 
 def family(record: dict) -> str:
     """The column of a form: the best of its settings stands there."""
-    return FAMILIES[record["form"].split()[0]]
+    return next(name for form, name in FAMILIES.items() if record["form"].startswith(form))
 
 
 def cases(result: dict) -> list[list[dict]]:
@@ -36,15 +37,16 @@ def fastest(records: list[dict], *families: str) -> dict | None:
 
 def columns(result: dict) -> list[tuple[str, str | None]]:
     """(family, layout) of every column of times; other runtimes have one column whatever the layout."""
-    order = {name: i for i, name in enumerate(FAMILIES.values())}
-    names = {(family(r), r["layout"] if family(r) in ("ours", "eager") else None) for rs in cases(result) for r in rs}
-    return sorted(names, key=lambda c: (order[c[0]], c[1] or ""))
+    order = ["ours", *FAMILIES.values()]
+    names = {(f, r["layout"] if f.startswith(("ours", "eager")) else None)
+             for rs in cases(result) for r in rs for f in [family(r)]}  # fmt: skip
+    return sorted(names, key=lambda c: (order.index(c[0]), c[1] or ""))
 
 
 def ratio(records: list[dict], *others: str) -> float | None:
     """How many times as long as ours the best of these families takes; none named: of all."""
     ours = fastest(records, "ours")
-    other = fastest(records, *(others or set(FAMILIES.values()) - {"ours"}))
+    other = fastest(records, *(others or OTHERS))
     return other["median_ms"] / ours["median_ms"] if ours and other else None
 
 
@@ -71,7 +73,7 @@ def table(result: dict) -> list[str]:
         for f, layout in heads:
             found = fastest([r for r in records if layout in (None, r["layout"])], f)
             cells.append(f"{found['median_ms']:.3g}" if found else "-")
-        ours, eager = ([r for r in records if r["form"].split()[0] == name] for name in ("ours", "eager"))
+        ours, eager = ([r for r in records if family(r) == name == r["form"].split()[0]] for name in ("ours", "eager"))
         fast = fastest(records, "ours")
         share = max(fast.get("copy_share", 0), fast.get("gemm_share", 0)) if fast else 0
         cells += [f"**{times:.3g}**" if times else "-" for times in (ratio(records, "eager"), ratio(records))]
@@ -154,7 +156,7 @@ def points(result: dict) -> list[tuple[dict, dict, dict]]:
     """(a record of the case, ours, best other) of each operator with the largest batch."""
     known = [records for records in cases(result) if records[0].get("bytes")]
     largest = max((records[0]["batch"] for records in known), default=0)
-    pairs = [(rs[0], fastest(rs, "ours"), fastest(rs, *set(FAMILIES.values()) - {"ours"})) for rs in known]
+    pairs = [(rs[0], fastest(rs, "ours"), fastest(rs, *OTHERS)) for rs in known]
     return [(r, ours, other) for r, ours, other in pairs if ours and other and r["batch"] == largest]
 
 
@@ -180,13 +182,11 @@ def draw_roofline(name: str, result: dict, root: Path) -> None:
         shown = [point for point in points(result) if point[0]["dtype"] == dtype]
         intensities = [operations(r) / r["bytes"] for r, _, _ in shown]
         copy, gemm = result["ceilings"]["copy"], result["ceilings"]["gemm"]
-        products = {key: gemm[key] for key in (dtype, *(["tf32"] if dtype == "float32" else [])) if key in gemm}
-        left, right = min(intensities) / 2, 4 * max(*intensities, *(rate / copy for rate in products.values()))
-        for key, rate in products.items():
-            axes.plot([left, rate / copy, right], [copy * left, rate, rate], color="black", linewidth=1.2)
-            label = f"torch's matrix product, {key}: {rate / 1e12:.3g} TFLOP/s"
-            axes.annotate(label, (rate / copy, rate), (-4, 4), textcoords="offset points", ha="right")
-        middle = (left * products[dtype] / copy) ** 0.5
+        left, right = min(intensities) / 2, 4 * max(*intensities, gemm[dtype] / copy)
+        axes.plot([left, gemm[dtype] / copy, right], [copy * left, gemm[dtype], gemm[dtype]], color="black", lw=1.2)
+        label = f"torch's matrix product, {dtype}: {gemm[dtype] / 1e12:.3g} TFLOP/s"
+        axes.annotate(label, (gemm[dtype] / copy, gemm[dtype]), (-4, 4), textcoords="offset points", ha="right")
+        middle = (left * gemm[dtype] / copy) ** 0.5
         label = f"torch's copy: {round(copy / 1e9, 1):g} GB/s"
         axes.annotate(label, (middle, copy * middle), (-8, 4), textcoords="offset points", ha="right")
         for x, (r, ours, other) in zip(intensities, shown):

@@ -10,6 +10,8 @@
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(alexnet_cuda, m) {
+  // an uninitialised tensor like x, in memory that an earlier result may have left (csrc/cpu/memory.h)
+  m.def("_kept_empty_like(Tensor x) -> Tensor");
   // what torch.backends says of float32 convolutions: implemented in Python, for the CUDA kernels to ask at each call
   m.def("_allows_tf32() -> bool");
   m.def("conv2d(Tensor x, Tensor weight, Tensor? bias, int stride, int padding, bool ceil_mode) -> Tensor");

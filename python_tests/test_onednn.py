@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from alexnet_cuda import AlexNet, onednn
+from alexnet_cuda import AlexNet, onednn, set_kept_memory
 from alexnet_cuda.variants import LRN, Conv, Dropout, Linear, MaxPool, ReLU, Variant
 
 pytestmark = pytest.mark.skipif(not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="torch without oneDNN")
@@ -42,6 +42,11 @@ def expected(model, x):
         model.kernels = None
 
 
+def assert_all_close(got, expected):
+    for ours, stock in zip(got, expected, strict=True):
+        torch.testing.assert_close(ours, stock, rtol=1e-3, atol=1e-5 * stock.abs().max().item())
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("n", [0, 1, 7, 8, 40, 129])
 def test_scores(n, model, calls):
@@ -65,9 +70,53 @@ def test_layers_without_bias(calls):
         torch.testing.assert_close(onednn.run(conv, x), conv[0](x).relu(), rtol=1e-4, atol=1e-5)
 
 
-def test_gradients_transforms_and_precisions_are_torchs(model, calls):
+@pytest.mark.parametrize("n", [1, 2, 40])
+def test_gradients(n, model, calls):
+    x = images(n)
+    inputs = [x.requires_grad_(), *model.parameters()]
+    scores = model(x)
+    assert calls == list(CALLS)
+    grad = torch.randn_like(scores)
+    got = torch.autograd.grad(scores, inputs, grad)
+    stock = torch.autograd.grad(expected(model, x), inputs, grad)
+    assert_all_close(got, stock)
+
+
+def test_gradients_of_one_layer():
+    """Of whatever needs one; of the gradients again; and of a sum, whose gradient has no memory of its own."""
+    layer, x = nn.Linear(1024, 1100), torch.randn(9, 1024)
+    for needs in [(True, True, True), (False, True, False), (True, False, False), (False, False, True)]:
+        leaves = x, layer.weight, layer.bias
+        wanted = [leaf.requires_grad_(need) for leaf, need in zip(leaves, needs)]
+        wanted = [leaf for leaf in wanted if leaf.requires_grad]
+        for loss in (lambda y: y.sum(), lambda y: y.square().sum()):
+            got = torch.autograd.grad(loss(onednn.run([layer], x)), wanted)
+            stock = torch.autograd.grad(loss(layer(x)), wanted)
+            assert_all_close(got, stock)
+    leaves = [leaf.requires_grad_() for leaf in (x, layer.weight, layer.bias)]
+    seconds = []
+    for y in (onednn.run([layer], x), layer(x)):
+        first = torch.autograd.grad(y.square().sum(), leaves, create_graph=True)
+        seconds.append(torch.autograd.grad(sum(g.square().sum() for g in first), leaves))
+    assert_all_close(*seconds)
+
+
+def test_weights_gradients_leave_their_memory_to_the_next():
+    """Which still holds the numbers: they were not copied on their way to .grad either."""
+    layer, x = nn.Linear(1024, 1100), torch.randn(3, 1024)
+    onednn.run([layer], x).sum().backward()
+    gradient = layer.weight.grad.clone()
+    layer.zero_grad()
+    assert torch.ops.alexnet_cuda._kept_empty_like(layer.weight).equal(gradient)
+    before = set_kept_memory(0)
+    try:
+        assert torch.ops.alexnet_cuda._kept_empty_like(layer.weight).stride() == layer.weight.stride()
+    finally:
+        set_kept_memory(before)
+
+
+def test_transforms_and_precisions_are_torchs(model, calls):
     x = images(2)
-    model(x)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         model(x)
     with torch.no_grad(), torch.backends.mkldnn.flags(enabled=False):

@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/accelerator.h>
 
 #include "../check.h"
+#include "../cpu/memory.h"
 #include "../cuda/torch_cuda.h"
 
 // Of torch's CUDA: every device is current, and its stream is null.
@@ -51,6 +52,6 @@ namespace py = pybind11;
 PYBIND11_MODULE(_emulated, m) {  // what the package asks of _C
   m.def("build_info", [] { return py::dict(); });
   m.def("cpu_level", [] { return "CUDA kernels on the emulator"; });
-  m.def("kept_memory_limit", [] { return 0; });
-  m.def("set_kept_memory", [](int64_t) { return 0; });
+  m.def("kept_memory_limit", &alexnet_cuda::kept_memory_limit);
+  m.def("set_kept_memory", &alexnet_cuda::set_kept_memory);
 }
