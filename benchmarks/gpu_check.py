@@ -17,6 +17,7 @@ code included, on the emulator where that is built (docs/emulator.md).
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import shutil
