@@ -1,4 +1,4 @@
-#include "host.h"
+#include "result.h"
 
 namespace alexnet_cuda {
 namespace {

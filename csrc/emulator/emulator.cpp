@@ -29,7 +29,12 @@ Block block;
 std::vector<Thread> threads;
 
 std::string name_of(const dim3& d) {
-  return "(" + std::to_string(d.x) + ", " + std::to_string(d.y) + ", " + std::to_string(d.z) + ")";
+  std::string name = "(";
+  return name.append(std::to_string(d.x))
+      .append(", ")
+      .append(std::to_string(d.y))
+      .append(", ")
+      .append(std::to_string(d.z) + ")");
 }
 
 namespace {
