@@ -18,6 +18,6 @@ struct PackedConv {
 };
 
 PackedConv pack_conv(const char* op, const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
-                     int64_t stride, int64_t padding, bool ceil_mode, MemoryFormat format);
+                     int64_t stride, int64_t padding, bool ceil_mode);
 
 }  // namespace alexnet_cuda

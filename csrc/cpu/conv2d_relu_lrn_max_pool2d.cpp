@@ -10,9 +10,10 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_relu_lrn_max_pool2d(
     bool conv_ceil_mode, int64_t order, int64_t size, int64_t front, double alpha, double beta, double k,
     int64_t groups, int64_t kernel_size, int64_t stride, int64_t padding, bool ceil_mode, bool save) {
   const char* op = "conv2d_relu_lrn_max_pool2d";
+  PackedConv packed = pack_conv(op, x, weight, bias, conv_stride, conv_padding, conv_ceil_mode);
   const MemoryFormat format = format_of(x);
-  PackedConv packed = pack_conv(op, x, weight, bias, conv_stride, conv_padding, conv_ceil_mode, format);
   const Conv& c = packed.args.conv;
+  const Order which = checked_order(op, order);
   const Lrn lrn = checked_lrn(op, weight.size(0), size, front, alpha, beta, k, groups);
   const Pool pool = checked_pool(op, c.out_height, c.out_width, kernel_size, stride, padding, ceil_mode);
 
@@ -32,7 +33,7 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_relu_lrn_max_pool2d(
                          save ? static_cast<uint8_t*>(code.mutable_data_ptr()) : nullptr,
                          y.mutable_data_ptr(),
                          images,
-                         checked_order(op, order),
+                         which,
                          lrn,
                          pool};
   run(block_forward_kernel(), BlockArgs{packed.args, tail}, images.count * pool.out_height,

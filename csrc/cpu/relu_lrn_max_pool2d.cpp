@@ -10,6 +10,7 @@ std::tuple<Tensor, Tensor> relu_lrn_max_pool2d(const Tensor& x, int64_t order, i
                                                int64_t stride, int64_t padding, bool ceil_mode, bool save_code) {
   const char* op = "relu_lrn_max_pool2d";
   check_4d(op, "x", x);
+  const Order which = checked_order(op, order);
   const Lrn lrn = checked_lrn(op, x.size(1), size, front, alpha, beta, k, groups);
   const Pool pool = checked_pool(op, x.size(2), x.size(3), kernel_size, stride, padding, ceil_mode);
   const MemoryFormat format = format_of(x);
@@ -24,7 +25,7 @@ std::tuple<Tensor, Tensor> relu_lrn_max_pool2d(const Tensor& x, int64_t order, i
                          save_code ? static_cast<uint8_t*>(code.mutable_data_ptr()) : nullptr,
                          y.mutable_data_ptr(),
                          images,
-                         checked_order(op, order),
+                         which,
                          lrn,
                          pool};
   run(tail_forward_kernel(), args, images.count * pool.out_height, pool.stride * pool.width * images.channels);
@@ -36,6 +37,7 @@ Tensor relu_lrn_max_pool2d_backward(const Tensor& grad, const Tensor& x, const T
                                     int64_t kernel_size, int64_t stride, int64_t padding) {
   const char* op = "_relu_lrn_max_pool2d_backward";
   check_4d(op, "x", x);
+  const Order which = checked_order(op, order);
   const Lrn lrn = checked_lrn(op, x.size(1), size, front, alpha, beta, k, groups);
   const Pool pool = checked_pool_backward(op, code, x.size(2), x.size(3), kernel_size, stride, padding);
   check_same(op, "grad", grad, x);
@@ -51,7 +53,7 @@ Tensor relu_lrn_max_pool2d_backward(const Tensor& grad, const Tensor& x, const T
                          const_cast<uint8_t*>(static_cast<const uint8_t*>(codes.const_data_ptr())),
                          dx.mutable_data_ptr(),
                          images,
-                         checked_order(op, order),
+                         which,
                          lrn,
                          pool};
   run(tail_backward_kernel(), args, images.count * pool.height, pool.width * images.channels);
