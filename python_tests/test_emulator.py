@@ -187,15 +187,7 @@ TAIL = [  # shape, size, beta, k, groups, kernel_size, stride, padding, ceil_mod
 ]
 
 
-@dtypes
-@layouts
-@pytest.mark.parametrize("order", reference.ORDERS)
-@pytest.mark.parametrize(
-    ("shape", "size", "beta", "k", "groups", "kernel_size", "stride", "padding", "ceil_mode"), TAIL
-)
-def test_relu_lrn_max_pool2d(
-    shape, size, beta, k, groups, kernel_size, stride, padding, ceil_mode, order, dtype, channels_last
-):
+def check_tail(shape, size, beta, k, groups, kernel_size, stride, padding, ceil_mode, order, dtype, channels_last):
     batch, number = Batch(shape, dtype, channels_last), reference.ORDERS.index(order)
     x, pool = random(*shape, dtype=dtype), (kernel_size, stride, padding, ceil_mode)
     lrn = (size, size // 2, 0.3 / size, beta, k, groups)
@@ -215,6 +207,26 @@ def test_relu_lrn_max_pool2d(
     without_code, none = _emulator.relu_lrn_max_pool2d(batch.images, batch.raw(x), number, lrn, pool, False)
     assert none.size == 0
     assert without_code.tobytes() == y.tobytes()
+
+
+@dtypes
+@layouts
+@pytest.mark.parametrize("order", reference.ORDERS)
+@pytest.mark.parametrize(
+    ("shape", "size", "beta", "k", "groups", "kernel_size", "stride", "padding", "ceil_mode"), TAIL
+)
+def test_relu_lrn_max_pool2d(
+    shape, size, beta, k, groups, kernel_size, stride, padding, ceil_mode, order, dtype, channels_last
+):
+    check_tail(shape, size, beta, k, groups, kernel_size, stride, padding, ceil_mode, order, dtype, channels_last)
+
+
+@layouts
+@pytest.mark.parametrize("fibers", ["random"], indirect=True)
+@pytest.mark.parametrize("order", reference.ORDERS)
+@pytest.mark.parametrize("shape", [(1, 96, 55, 55), (1, 256, 27, 27)], ids=["first-block", "second-block"])
+def test_relu_lrn_max_pool2d_of_a_whole_image(shape, order, channels_last):
+    check_tail(shape, 5, 0.75, 2.0, 1, 3, 2, 0, False, order, torch.bfloat16, channels_last)
 
 
 @layouts

@@ -18,6 +18,8 @@ TENSOR_CORES = [  # shape, filters, padding, ceil_mode: 11x11, stride 4
     pytest.param((1, 3, 71, 71), 8, 0, True, id="several-blocks"),
     pytest.param((131, 1, 11, 11), 3, 0, False, id="more-images-than-slices"),
     pytest.param((1, 1, 11, 277), 16, 0, False, id="two-strips"),
+    pytest.param((1, 1, 23, 27), 96, 0, False, id="grey"),
+    pytest.param((1, 4, 23, 27), 96, 0, False, id="four-channels"),
 ]
 dtypes = pytest.mark.parametrize("dtype", ["tf32", "float16", "bfloat16"])
 
