@@ -240,43 +240,6 @@ def test_relu_lrn_max_pool2d_of_nan(order, channels_last):
     assert_close(batch.tensor(y, (1, 16, 2, 2)), reference.relu_lrn_max_pool2d(x, 5, 0.3, order=order))
 
 
-# ---- convolution ---------------------------------------------------------------------------------------------------
-
-CONV = [  # shape, filters, kernel_size, stride, padding, ceil_mode
-    pytest.param((2, 3, 23, 27), 24, 11, 4, 0, False, id="alexnet"),
-    pytest.param((1, 1, 15, 16), 5, 11, 4, 2, True, id="grey-ceil"),
-    pytest.param((2, 4, 7, 7), 33, 3, 1, 1, False, id="many-filters"),
-    pytest.param((1, 3, 9, 15), 95, 3, 1, 0, False, id="wide-tile"),
-    pytest.param((3, 5, 6, 5), 3, 2, 3, 0, False, id="gaps"),
-]
-
-
-@dtypes
-@layouts
-@pytest.mark.parametrize("with_bias", [True, False], ids=["bias", "no-bias"])
-@pytest.mark.parametrize(("shape", "filters", "kernel_size", "stride", "padding", "ceil_mode"), CONV)
-def test_conv2d(shape, filters, kernel_size, stride, padding, ceil_mode, with_bias, dtype, channels_last):
-    batch, x = Batch(shape, dtype, channels_last), random(*shape, dtype=dtype)
-    weight = random(filters, shape[1], kernel_size, kernel_size, dtype=dtype, scale=0.1)
-    bias = random(filters, dtype=dtype) if with_bias else None
-    geometry = (filters, kernel_size, stride, padding, ceil_mode)
-    w, b = batch.raw(weight, image=False), batch.raw(bias, image=False) if with_bias else None
-
-    def exact(x, weight):
-        return reference.conv2d(x, weight, bias, stride, padding, ceil_mode)
-
-    expected = exact(x, weight)
-    y = _emulator.conv2d(batch.images, batch.raw(x), w, b, *geometry)
-    assert_close(batch.tensor(y, expected.shape), expected)
-    if with_bias:
-        return
-    grad = random(*expected.shape, dtype=dtype)
-    dw = _emulator.conv2d_weight_grad(batch.images, batch.raw(grad), batch.raw(x), *geometry)
-    assert_close(batch.tensor(dw, weight.shape, image=False), gradient(lambda w: exact(x, w), weight, grad))
-    dx = _emulator.conv2d_input_grad(batch.images, batch.raw(grad), w, *geometry)
-    assert_close(batch.tensor(dx, shape), gradient(lambda x: exact(x, weight), x, grad))
-
-
 # ---- the emulator itself -------------------------------------------------------------------------------------------
 
 NAMES = {torch.float16: "half", torch.bfloat16: "bfloat16"}

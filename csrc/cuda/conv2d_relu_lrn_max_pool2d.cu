@@ -173,10 +173,10 @@ bool fuses_conv2d_relu_lrn_max_pool2d(DType dtype, const Conv& conv, const Lrn& 
                                       int shared_memory_optin) {
   const auto inside = [](int64_t out, int64_t size) { return out > 0 && 2 * out + 1 <= size; };
   // 96 filters of 4 channels would need 247 KB of shared memory, more than any GPU has.
-  return on_tensor_cores(dtype, conv) && (conv.filters == 64 || (conv.filters == 96 && conv.channels < 4)) &&
-         conv.out_width <= kColumns && order == kReluLrnPool && is_alexnet(lrn) && lrn.groups == 1 &&
-         pool.kernel_size == 3 && pool.stride == 2 && pool.padding == 0 && inside(pool.out_height, pool.height) &&
-         inside(pool.out_width, pool.width) &&
+  return on_tensor_cores(dtype) && is_alexnet(conv) &&
+         (conv.filters == 64 || (conv.filters == 96 && conv.channels < 4)) && conv.out_width <= kColumns &&
+         order == kReluLrnPool && is_alexnet(lrn) && lrn.groups == 1 && pool.kernel_size == 3 && pool.stride == 2 &&
+         pool.padding == 0 && inside(pool.out_height, pool.height) && inside(pool.out_width, pool.width) &&
          dispatch_layout(conv, [](auto layout) { return decltype(layout)::kBytes; }) <= shared_memory_optin;
 }
 

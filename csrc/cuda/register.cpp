@@ -92,6 +92,12 @@ void check_on_device(const char* op, const char* name, const Tensor& x, const Te
 
 // ---- convolution ---------------------------------------------------------------------------------------------------
 
+void check_alexnet(const char* op, const Conv& conv) {
+  STD_TORCH_CHECK(is_alexnet(conv), op,
+                  ": expected 11x11 filters of 1, 3 or 4 channels and a stride of 4 on CUDA, got ", conv.kernel_size,
+                  "x", conv.kernel_size, ", ", conv.channels, " and ", conv.stride);
+}
+
 Conv conv_of(const char* op, const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, int64_t stride,
              int64_t padding, bool ceil_mode) {
   check_4d(op, "x", x);
@@ -106,6 +112,7 @@ Conv conv_of(const char* op, const Tensor& x, const Tensor& weight, const std::o
   }
   const Conv conv =
       checked_conv(op, x.size(1), x.size(2), x.size(3), weight.size(0), weight.size(2), stride, padding, ceil_mode);
+  check_alexnet(op, conv);
   check_image_size(op, "the output", conv.filters * conv.out_height * conv.out_width);
   return conv;
 }
@@ -137,6 +144,7 @@ Conv conv_of_grad(const char* op, const Tensor& grad, int64_t channels, int64_t 
   STD_TORCH_CHECK((grad.size(2) == conv.out_height || grad.size(2) == floored.out_height) &&
                       (grad.size(3) == conv.out_width || grad.size(3) == floored.out_width),
                   op, ": grad of ", grad.size(2), "x", grad.size(3), " does not fit an input of ", height, "x", width);
+  check_alexnet(op, conv);
   conv.out_height = grad.size(2);
   conv.out_width = grad.size(3);
   return conv;
