@@ -265,8 +265,6 @@ def test_shared_memory_and_asynchronous_copies():
     assert torch.equal(run("reverse", x[:128], 128), x[:128].flip(0))
     assert torch.equal(run("warp_exchange", x[:64], 64), x[:64].view(32, 2).flip(1).ravel())
     assert torch.equal(run("copies", x, 512), torch.where(torch.arange(512) // 4 % 4 == 3, 0.0, x))
-    doubled = 2 * x[:256].view(8, 32)[:, torch.arange(32) ^ 5]
-    assert torch.equal(run("ring", x[:256], 256), doubled.ravel())
 
 
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=lambda d: str(d)[6:])
@@ -329,7 +327,6 @@ MISTAKES = {
     "divergent_shuffle": "deadlock: .* in a warp operation",
     "missing_wait": "not waited for yet",
     "wait_after_barrier": "not waited for yet|without a barrier",
-    "too_few_arrivals": "deadlock: 64 of 64 threads waiting on an mbarrier",
     "global_write_out_of_bounds": "wrote outside an array",
 }
 
