@@ -179,12 +179,10 @@ __global__ void __launch_bounds__(kConvThreads, kColumns == 32 ? 4 : 3)
   }
 }
 
-// Slice s of the output's rows, summed into workspace[s][filter][tap].
-// For 96 columns of NCHW the compiler needs more than a third of an SM's registers.
+// Slice s of the output's rows, summed into workspace[s][filter][tap]. For 96 columns of NCHW the compiler needs more
+// than a third of an SM's registers.
 template <int kChannels, bool kLast, int kColumns>
-__global__ void __launch_bounds__(kConvThreads, kColumns == 32 ? 4
-                                                : kLast        ? 3
-                                                               : 2)
+__global__ void __launch_bounds__(kConvThreads, kColumns == 32 ? 4 : 2 + kLast)
     weight_grad_kernel(View<const float, kLast> grad, View<const float, kLast> x, float* workspace, int64_t rows,
                        int64_t slices, ConvArgs conv) {
   const int64_t slice = blockIdx.z, begin = rows * slice / slices, end = rows * (slice + 1) / slices;
