@@ -184,7 +184,7 @@ def test_module_is_torchs():
 
 
 def test_tf32_follows_torch(kernels):
-    """What the CUDA kernels ask at each call; python_tests/test_emulator_tensor_cores.py tests what they then do."""
+    """What the CUDA kernels ask at each call; python_tests/test_emulator_conv2d.py tests what they then do."""
     conv, before = torch.backends.cudnn.conv, torch.backends.cudnn.conv.fp32_precision
     try:
         for precision in ("tf32", "ieee"):

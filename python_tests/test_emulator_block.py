@@ -91,12 +91,12 @@ def test_block_of_special_values(values, channels, channels_last):
 
 
 @pytest.mark.parametrize("fibers", ["random"], indirect=True)
-@pytest.mark.parametrize(("size", "padding"), [(227, 0), (224, 2)])
-def test_block_of_a_whole_image(size, padding):
+@pytest.mark.parametrize(("size", "padding", "ceil_mode"), [(227, 0, False), (224, 2, False), (224, 0, True)])
+def test_block_of_a_whole_image(size, padding, ceil_mode):
     dtype, shape = torch.bfloat16, (1, 3, size, size)
     batch, x = Batch(shape, dtype, True), random(*shape, dtype=dtype)
     weight, bias = random(96, 3, 11, 11, dtype=dtype, scale=0.05), random(96, dtype=dtype)
-    check(batch, x, weight, bias, padding, False, 1)
+    check(batch, x, weight, bias, padding, ceil_mode, 1)
 
 
 @pytest.mark.parametrize(

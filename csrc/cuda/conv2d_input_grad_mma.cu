@@ -170,7 +170,7 @@ gpu::error_t launch_channels(const Images& images, const void* grad, const void*
 }  // namespace
 
 int64_t conv2d_input_grad_workspace(DType dtype, const Conv& conv) {
-  if (!on_tensor_cores(dtype, conv)) return 0;
+  if (!on_tensor_cores(dtype)) return 0;
   const int planes = divide_up(conv.filters, dtype == kTF32 ? 16 : 32) * 4;
   return planes / 4 * kShifts * 2 * conv.channels * 128;
 }

@@ -203,7 +203,7 @@ gpu::error_t launch_channels(const Images& images, const void* x, const void* we
 }  // namespace
 
 int64_t conv2d_workspace(DType dtype, const Conv& conv) {
-  return on_tensor_cores(dtype, conv) ? packed_words(dtype, conv) : 0;
+  return on_tensor_cores(dtype) ? packed_words(dtype, conv) : 0;
 }
 
 gpu::error_t pack_conv2d_weight(DType dtype, const void* weight, const Conv& conv, float* packed,

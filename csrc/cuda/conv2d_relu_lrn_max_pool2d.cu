@@ -8,8 +8,8 @@
 namespace alexnet_cuda {
 namespace {
 
-constexpr int kRows = 4;  // outputs of a step; a thread stages one cell of as many new rows
-static_assert(kThreads == kRows * kRowCells && kCellRows == kRows + 2);
+constexpr int kStepRows = 4;  // outputs of a step; a thread stages one cell of as many new rows
+static_assert(kThreads == kStepRows * kRowCells && kCellRows == kStepRows + 2);
 static_assert(kColumns + 2 <= kRowCells && kColumns / 8 < kThreads / 32);
 
 // One of the plan's steps for 4 x 8 pixels: `cells` is where this lane's rows for ldmatrix begin.
@@ -44,10 +44,6 @@ __global__ void __launch_bounds__(kThreads, 1)
                  uint16_t* __restrict__ y, uint16_t* __restrict__ a, uint8_t* __restrict__ code, Bands b, LrnArgs lrn) {
   constexpr int kChannels = L::kChannels, kTile = L::kTile;
   constexpr int kSteps = kPlan<kChannels>.steps, kPlanes = 2 * kChannels;
-  const gpu::shared<uint32_t> shared = gpu::dynamic_shared<uint32_t>();
-  const gpu::shared<float> maxima = gpu::shared_cast<float>(shared + L::kMaxima);
-  const gpu::shared<uint8_t> maximum_rows = gpu::shared_cast<uint8_t>(shared + L::kMaximumRows);
-  const gpu::shared<float> biases = gpu::shared_cast<float>(shared + L::kBias);
   // Shuffled, so that the compiler knows it to be the same in all lanes.
   const int warp = __shfl_sync(~0u, static_cast<int>(threadIdx.x / 32), 0), lane = threadIdx.x % 32, quad = lane % 4;
   const int plane = b.out_height * b.out_width, pooled_plane = b.pool_height * b.pool_width;
@@ -56,43 +52,35 @@ __global__ void __launch_bounds__(kThreads, 1)
 
   // Rows of a job's cells, beginning with the first, by `threads` threads.
   const auto stage_rows = [&](gpu::shared<uint32_t> to, int job, int rows, int thread, int threads) {
-    for (int i = thread; i < rows * kRowCells; i += threads) {
-      const Bands::Cell cell = b.cell<kChannels>(x, job, i / kRowCells, i % kRowCells);
-      unroll<kPlanes>([&](auto p) {
-        uint16_t v[8];
-        load_cell<kChannels, kLast, decltype(p)::value>(cell.image, b.height, b.width, cell.y, cell.x, v);
-        store_cell(to + (p * (kStepPlane / 2) + i * 4), v);
-      });
-    }
+    for (int i = thread; i < rows * kRowCells; i += threads)
+      b.stage<kChannels, kLast>(b.cell<kChannels>(x, job, i / kRowCells, i % kRowCells), to + i * 4);
   };
 
-  for (int i = threadIdx.x; i < L::kCells / 4; i += kThreads) gpu::cp_async16(shared + 4 * i, packed + 4 * i, true);
+  for (int i = threadIdx.x; i < L::kCellsAt / 4; i += kThreads)
+    gpu::cp_async16(L::weights() + 4 * i, packed + 4 * i, true);
   gpu::cp_async_commit();
-  if (threadIdx.x < kTile) biases[threadIdx.x] = bias ? gpu::to_float(bias[threadIdx.x]) : 0.f;
-  stage_rows(shared + L::kCells, blockIdx.x, kCellRows, threadIdx.x, kThreads);
+  load_biases<L>(bias);
+  stage_rows(L::cells(0), blockIdx.x, kCellRows, threadIdx.x, kThreads);
   gpu::cp_async_wait<0>();
   __syncthreads();
 
   int buffer = 0;
-  float carried[kTile / 4] = {};  // the maxima of this column's last two rows
-  uint32_t carried_rows = 0;      // a bit for each: it was the second row
+  Windows<L, kSave> windows;
   for (int job = blockIdx.x; job < b.jobs; job += gridDim.x) {
-    const int64_t image = job / b.bands;
-    const int band = job % b.bands, first = band * b.rows, end = min(first + b.rows, b.pool_height);
+    const Bands::Band band = b.band(job);
     for (int step = 0; step < b.steps; ++step) {
       // The next step's cells: its first two rows are this step's last two, unless another band begins. Then the
       // warp without pixels, which has time, loads them. All warps load the other four while they multiply.
       const bool last_step = step + 1 == b.steps;
-      const int next_job = last_step ? job + gridDim.x : job, next_row = last_step ? 2 : step * kRows + kCellRows;
-      const gpu::shared<uint32_t> cells = shared + (L::kCells + buffer * L::kBuffer);
-      const gpu::shared<uint32_t> next = shared + (L::kCells + (buffer ^ 1) * L::kBuffer);
+      const int next_job = last_step ? job + gridDim.x : job, next_row = last_step ? 2 : step * kStepRows + kCellRows;
+      const gpu::shared<uint32_t> cells = L::cells(buffer), next = L::cells(buffer ^ 1);
       if (last_step) {
         if (warp == kColumns / 8) stage_rows(next, next_job, 2, lane, 32);
       } else if (threadIdx.x < 2 * kRowCells) {
 #pragma unroll
         for (int p = 0; p < kPlanes; ++p) {
           const int at = p * (kStepPlane / 2) + threadIdx.x * 4;
-          gpu::store4(next + at, gpu::load4(cells + (at + kRows * kRowCells * 4)));
+          gpu::store4(next + at, gpu::load4(cells + (at + kStepRows * kRowCells * 4)));
         }
       }
       const Bands::Cell cell =
@@ -105,10 +93,10 @@ __global__ void __launch_bounds__(kThreads, 1)
         constexpr int kPlaneIndex = decltype(p)::value;
         constexpr int kBegin = kPlaneIndex * kSteps / kPlanes, kEnd = (kPlaneIndex + 1) * kSteps / kPlanes;
         uint16_t v[8];
-        load_cell<kChannels, kLast, kPlaneIndex>(cell.image, b.height, b.width, cell.y, cell.x, v);
+        b.load_plane<kChannels, kLast, kPlaneIndex>(cell, v);
         if (live)
           unroll<kEnd - kBegin>([&](auto s) {
-            multiply<T, kChannels, kTile, kBegin + decltype(s)::value>(mine, shared + lane * 4, sums);
+            multiply<T, kChannels, kTile, kBegin + decltype(s)::value>(mine, L::weights() + lane * 4, sums);
           });
         store_cell(next + (kPlaneIndex * (kStepPlane / 2) + (2 * kRowCells + threadIdx.x) * 4), v);
       });
@@ -116,38 +104,17 @@ __global__ void __launch_bounds__(kThreads, 1)
 
       __syncthreads();
       if (live) {
-        Best<kSave> even[kTile / 4];
 #pragma unroll
-        for (int r = 0; r < kRows; ++r) {
-          const int row = 2 * first + step * kRows + r;  // the rows that two bands make belong to the second
-          const bool saves = column < b.out_width && row < (band + 1 == b.bands ? b.out_height : 2 * end);
-          const int pixel = row * b.out_width + column;
-          uint16_t* const save = kSave && saves ? a + (image * kTile * plane + pixel * (kLast ? kTile : 1)) : nullptr;
-          finish_row<T, kTile, kLast>(sums[r / 2], r % 2, biases, save, plane, lrn, [&](int j, const float* values) {
-            const int at = column * L::kColumn + 32 * j + 8 * quad;
-            const gpu::shared<uint8_t> rows = maximum_rows + (column * kTile + 32 * j + 8 * quad);
-            Best<kSave> best[kRun];
-#pragma unroll
-            for (int k = 0; k < kRun; ++k) {
-              const int c = 8 * j + k;
-              if (r == 0) {
-                best[k].begin(carried[c], static_cast<int>(carried_rows >> c & 1));
-                best[k].offer(values[k], 2);
-              }
-              if (r == 0) even[c].begin(values[k], r);
-              if (r == 1 || r == 2) even[c].offer(values[k], r);
-              if (r == 2) carried[c] = values[k];
-              if (r == 3) {
-                Best<kSave> two;
-                two.begin(carried[c], 0);
-                two.offer(values[k], 1);
-                carried[c] = two.value;
-                carried_rows = (c == 0 ? 0 : carried_rows) | static_cast<uint32_t>(two.code) << c;
-              }
-            }
-            if (r == 0) store_maxima<kSave>(maxima + at, rows, best);
-            if (r == 2)
-              store_maxima<kSave>(maxima + (kColumns * L::kColumn + at), rows + kColumns * kTile, even + 8 * j);
+        for (int r = 0; r < kStepRows; ++r) {
+          const int row = 2 * band.first + step * kStepRows + r;
+          uint16_t* const save = kSave ? b.saved<kTile, kLast>(a, band, row, column) : nullptr;
+          finish_row<T, kTile, kLast>(sums[r / 2], r % 2, L::biases(), save, plane, lrn, [&](int j, const float* v) {
+            const int channel = 32 * j + 8 * quad;
+            if (r % 2 == 0)
+              windows.end(j, v, L::maxima(r / 2) + (column * L::kColumn + channel),
+                          L::maximum_rows(r / 2) + (column * kTile + channel));
+            else
+              windows.middle(j, v);
           });
         }
       }
@@ -155,11 +122,11 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        const int row = 2 * step - 1 + first + i;
-        if (row >= first && row < end)
-          pool_across<T, L, kLast, kSave, kThreads>(
-              maxima + i * kColumns * L::kColumn, maximum_rows + i * kColumns * kTile, b, row,
-              y + image * kTile * pooled_plane, kSave ? code + image * kTile * pooled_plane : nullptr);
+        const int row = 2 * step - 1 + band.first + i;
+        if (row >= band.first && row < band.end)
+          pool_across<T, L, kLast, kSave, kThreads>(L::maxima(i), L::maximum_rows(i), b, row,
+                                                    y + band.image * kTile * pooled_plane,
+                                                    kSave ? code + band.image * kTile * pooled_plane : nullptr);
       }
     }
   }
@@ -173,10 +140,10 @@ bool fuses_conv2d_relu_lrn_max_pool2d(DType dtype, const Conv& conv, const Lrn& 
                                       int shared_memory_optin) {
   const auto inside = [](int64_t out, int64_t size) { return out > 0 && 2 * out + 1 <= size; };
   // 96 filters of 4 channels would need 247 KB of shared memory, more than any GPU has.
-  return on_tensor_cores(dtype, conv) && (conv.filters == 64 || (conv.filters == 96 && conv.channels < 4)) &&
-         conv.out_width <= kColumns && order == kReluLrnPool && is_alexnet(lrn) && lrn.groups == 1 &&
-         pool.kernel_size == 3 && pool.stride == 2 && pool.padding == 0 && inside(pool.out_height, pool.height) &&
-         inside(pool.out_width, pool.width) &&
+  return on_tensor_cores(dtype) && is_alexnet(conv) &&
+         (conv.filters == 64 || (conv.filters == 96 && conv.channels < 4)) && conv.out_width <= kColumns &&
+         order == kReluLrnPool && is_alexnet(lrn) && lrn.groups == 1 && pool.kernel_size == 3 && pool.stride == 2 &&
+         pool.padding == 0 && inside(pool.out_height, pool.height) && inside(pool.out_width, pool.width) &&
          dispatch_layout(conv, [](auto layout) { return decltype(layout)::kBytes; }) <= shared_memory_optin;
 }
 
@@ -186,7 +153,7 @@ gpu::error_t launch_conv2d_relu_lrn_max_pool2d(const Images& images, const void*
                                                gpu::stream_t stream) {
   const gpu::error_t error = pack_conv2d_weight(images.dtype, weight, conv, workspace, stream);
   if (error != gpu::kSuccess) return error;
-  const Bands bands = bands_of(images, conv, pool, processors, kRows);
+  const Bands bands = bands_of(images, conv, pool, processors, kStepRows);
   return dispatch_block(images, conv, code != nullptr, [&](auto type, auto layout, auto last, auto save) {
     using T = typename decltype(type)::type;
     return gpu::launch(block_kernel<T, decltype(layout), decltype(last)::value, decltype(save)::value>,

@@ -29,10 +29,25 @@ struct Layout {  // of shared memory, in 32-bit words: weights, twice cells, twi
   static constexpr int kChannels = kChannels_, kTile = kTile_;
   static constexpr int kBuffer = 2 * kChannels * kStepPlane / 2;
   static constexpr int kColumn = kTile + 4;  // floats from one column's maxima to the next's: no bank conflicts
-  static constexpr int kCells = kPlan<kChannels>.steps * kTile * 8, kMaxima = kCells + 2 * kBuffer;
-  static constexpr int kMaximumRows = kMaxima + 2 * kColumns * kColumn, kBias = kMaximumRows + kColumns * kTile / 2;
-  static constexpr int kBytes = 4 * (kBias + kTile);
+  static constexpr int kCellsAt = kPlan<kChannels>.steps * kTile * 8, kMaximaAt = kCellsAt + 2 * kBuffer;
+  static constexpr int kMaximumRowsAt = kMaximaAt + 2 * kColumns * kColumn;
+  static constexpr int kBiasesAt = kMaximumRowsAt + kColumns * kTile / 2, kBytes = 4 * (kBiasesAt + kTile);
+
+  static GPU_DEVICE gpu::shared<uint32_t> weights() { return gpu::dynamic_shared<uint32_t>(); }
+  static GPU_DEVICE gpu::shared<uint32_t> cells(int which) { return weights() + (kCellsAt + which * kBuffer); }
+  static GPU_DEVICE gpu::shared<float> maxima(int which) {
+    return gpu::shared_cast<float>(weights() + kMaximaAt) + which * kColumns * kColumn;
+  }
+  static GPU_DEVICE gpu::shared<uint8_t> maximum_rows(int which) {
+    return gpu::shared_cast<uint8_t>(weights() + kMaximumRowsAt) + which * kColumns * kTile;
+  }
+  static GPU_DEVICE gpu::shared<float> biases() { return gpu::shared_cast<float>(weights() + kBiasesAt); }
 };
+
+template <class L, class T>
+GPU_DEVICE void load_biases(const T* bias) {
+  if (threadIdx.x < L::kTile) L::biases()[threadIdx.x] = bias ? gpu::to_float(bias[threadIdx.x]) : 0.f;
+}
 
 struct Bands {
   int height, width, padding, out_height, out_width, pool_height, pool_width;
@@ -48,6 +63,34 @@ struct Bands {
     const int y = 4 * (2 * rows * (job % bands) + row) - padding;
     return {x + int64_t{min(job, jobs - 1) / bands} * kChannels * height * width, job < jobs ? y : height,
             4 * column - padding};
+  }
+  template <int kChannels, bool kLast, int kPlaneIndex>
+  GPU_DEVICE void load_plane(const Cell& cell, uint16_t (&v)[8]) const {
+    load_cell<kChannels, kLast, kPlaneIndex>(cell.image, height, width, cell.y, cell.x, v);
+  }
+  template <int kChannels, bool kLast>
+  GPU_DEVICE void stage(const Cell& cell, gpu::shared<uint32_t> to) const {
+    unroll<2 * kChannels>([&](auto p) {
+      uint16_t v[8];
+      load_plane<kChannels, kLast, decltype(p)::value>(cell, v);
+      store_cell(to + p * (kStepPlane / 2), v);
+    });
+  }
+
+  struct Band {
+    int64_t image;
+    int first, end, saved_end;  // pooled rows; the outputs that two bands make are saved by the second
+  };
+  GPU_DEVICE Band band(int job) const {
+    const int which = job % bands, first = which * rows, end = min(first + rows, pool_height);
+    return {job / bands, first, end, which + 1 == bands ? out_height : 2 * end};
+  }
+  // Where a band saves an output, with kTile channels; null where it does not.
+  template <int kTile, bool kLast>
+  GPU_DEVICE uint16_t* saved(uint16_t* a, const Band& band, int row, int column) const {
+    if (column >= out_width || row >= band.saved_end) return nullptr;
+    const int plane = out_height * out_width, pixel = row * out_width + column;
+    return a + (band.image * kTile * plane + pixel * (kLast ? kTile : 1));
   }
 };
 
@@ -120,6 +163,37 @@ GPU_DEVICE void store_maxima(gpu::shared<float> to, gpu::shared<uint8_t> rows, c
     }
   }
 }
+
+// What a lane has of its column's windows of three rows, the last of which is the first of the next one.
+template <class L, bool kSave>
+struct Windows {
+  float value[L::kTile / 4] = {};  // the maxima of the two rows so far
+  uint32_t second = 0;             // a bit for each: it is in the second row
+
+  // Run j of the row that ends a window, whose maxima go to shared memory, and begins the next.
+  GPU_DEVICE void end(int j, const float* v, gpu::shared<float> maxima, gpu::shared<uint8_t> rows) {
+    Best<kSave> best[kRun];
+#pragma unroll
+    for (int k = 0; k < kRun; ++k) {
+      const int c = j * kRun + k;
+      best[k].begin(value[c], static_cast<int>(second >> c & 1));
+      best[k].offer(v[k], 2);
+      value[c] = v[k];
+    }
+    store_maxima<kSave>(maxima, rows, best);
+  }
+  GPU_DEVICE void middle(int j, const float* v) {
+#pragma unroll
+    for (int k = 0; k < kRun; ++k) {
+      const int c = j * kRun + k;
+      Best<kSave> best;
+      best.begin(value[c], 0);
+      best.offer(v[k], 1);
+      value[c] = best.value;
+      second = (c == 0 ? 0 : second) | static_cast<uint32_t>(best.code) << c;
+    }
+  }
+};
 
 // A pooled row of an image: maxima over three columns of a row of maxima, by kPoolThreads threads.
 template <class T, class L, bool kLast, bool kSave, int kPoolThreads>

@@ -14,8 +14,8 @@ namespace alexnet_cuda {
 namespace {
 
 constexpr int kGroupThreads = 128;
-constexpr int kRows = 2;  // outputs of a step; a thread stages one cell of as many new rows
-static_assert(kThreads == 2 * kGroupThreads && kGroupThreads == kRows * kRowCells && kCellRows == 3 * kRows);
+constexpr int kStepRows = 2;  // outputs of a step; a thread stages one cell of as many new rows
+static_assert(kThreads == 2 * kGroupThreads && kGroupThreads == kStepRows * kRowCells && kCellRows == 3 * kStepRows);
 
 // A fragment of 64 pixels for one of the plan's steps. `rows` is where this lane's rows for ldmatrix begin, by shift.
 template <class T, int kChannels, int kStep>
@@ -40,51 +40,39 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int warp = __shfl_sync(~0u, static_cast<int>(threadIdx.x % kGroupThreads / 32), 0);
   const int thread = threadIdx.x % kGroupThreads, lane = threadIdx.x % 32, quad = lane % 4;
   const int plane = b.out_height * b.out_width, pooled_plane = b.pool_height * b.pool_width;
-  const gpu::shared<uint32_t> shared = gpu::dynamic_shared<uint32_t>();
-  const gpu::shared<uint32_t> cells = shared + (L::kCells + group * L::kBuffer);
-  const gpu::shared<float> maxima = gpu::shared_cast<float>(shared + L::kMaxima) + group * kColumns * L::kColumn;
-  const gpu::shared<uint8_t> maximum_rows =
-      gpu::shared_cast<uint8_t>(shared + L::kMaximumRows) + group * kColumns * kTile;
-  const gpu::shared<float> biases = gpu::shared_cast<float>(shared + L::kBias);
+  const gpu::shared<uint32_t> shared = L::weights(), cells = L::cells(group);
 
   // Weights as wgmma wants them: [step][slab][filter][8].
 #pragma unroll
-  for (int i = threadIdx.x; i < L::kCells / 4; i += kThreads) {
+  for (int i = threadIdx.x; i < L::kCellsAt / 4; i += kThreads) {
     const gpu::Quad<uint32_t> words = packed[i];
     const int pair = i / 32 % (kTile / 16), step = i / (2 * kTile);
 #pragma unroll
     for (int k = 0; k < 4; ++k) shared[(2 * step + k % 2) * 4 * kTile + (2 * pair + k / 2) * 32 + lane] = words.v[k];
   }
-  if (threadIdx.x < kTile) biases[threadIdx.x] = bias ? gpu::to_float(bias[threadIdx.x]) : 0.f;
+  load_biases<L>(bias);
   gpu::fence_proxy_async();
   __syncthreads();
   const uint64_t weights = gpu::wgmma_descriptor(gpu::shared_address(shared), 16 * kTile, 128);
 
   // This thread's cell of a pair of a job's rows, and where it goes.
   const auto cell_of = [&](int job, int pair) {
-    return b.cell<kChannels>(x, job, kRows * pair + thread / kRowCells, thread % kRowCells);
+    return b.cell<kChannels>(x, job, kStepRows * pair + thread / kRowCells, thread % kRowCells);
   };
-  const auto place_of = [&](int slot) { return cells + (slot % 3 * (kRows * kRowCells) + thread) * 4; };
+  const auto place_of = [&](int slot) { return cells + (slot % 3 * (kStepRows * kRowCells) + thread) * 4; };
   const auto stage = [&](int job, int pair, int slot) {
-    const Bands::Cell cell = cell_of(job, pair);
-    unroll<kPlanes>([&](auto p) {
-      uint16_t v[8];
-      load_cell<kChannels, kLast, decltype(p)::value>(cell.image, b.height, b.width, cell.y, cell.x, v);
-      store_cell(place_of(slot) + p * (kStepPlane / 2), v);
-    });
+    b.stage<kChannels, kLast>(cell_of(job, pair), place_of(slot));
   };
 
   const bool live[2] = {warp * 8 < b.out_width, warp * 8 + 32 < b.out_width};
   const int offsets[2] = {live[0] ? warp * 8 * 8 : 0, live[1] ? (warp * 8 + 32) * 8 : 0};
-  float carried[2][kTile / 4] = {};  // the maxima of these columns' last two rows
-  uint32_t carried_rows[2] = {};     // a bit for each: it was the second row
-  int slot = 0;                      // of the step's first pair
+  Windows<L, kSave> windows[2];
+  int slot = 0;  // of the step's first pair
   const int workers = 2 * gridDim.x;
   int job = group * gridDim.x + blockIdx.x;
   stage(job, 0, slot);
   for (; job < b.jobs; job += workers) {
-    const int64_t image = job / b.bands;
-    const int band = job % b.bands, first = band * b.rows, end = min(first + b.rows, b.pool_height);
+    const Bands::Band band = b.band(job);
     stage(job, 1, slot + 1);
     gpu::warpgroup_barrier();
     for (int step = 0; step < b.steps; ++step) {
@@ -94,7 +82,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       const auto row_of = [&](int by) {
         const int row = by + lane / 8 % 2;
         return gpu::shared_cast<uint16_t>(cells) +
-               (((slot + row / 2) % 3 * kRows + row % 2) * kRowCells + lane % 8) * 8;
+               (((slot + row / 2) % 3 * kStepRows + row % 2) * kRowCells + lane % 8) * 8;
       };
       const gpu::shared<uint16_t> rows[3] = {row_of(0), row_of(1), row_of(2)};
 
@@ -106,7 +94,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       unroll<kPlanes>([&](auto p) {
         constexpr int kPlaneIndex = decltype(p)::value;
         constexpr int kBegin = kPlaneIndex * kSteps / kPlanes, kEnd = (kPlaneIndex + 1) * kSteps / kPlanes;
-        load_cell<kChannels, kLast, kPlaneIndex>(cell.image, b.height, b.width, cell.y, cell.x, loaded[p % 2]);
+        b.load_plane<kChannels, kLast, kPlaneIndex>(cell, loaded[p % 2]);
         unroll<kEnd - kBegin>([&](auto s) {
           constexpr int kStep = kBegin + decltype(s)::value;
           gpu::wgmma_fence(fragments[kStep % 2]);
@@ -133,41 +121,26 @@ __global__ void __launch_bounds__(kThreads, 1)
         if (!live[i]) continue;
         const int column = 32 * i + warp * 8 + lane / 4;
 #pragma unroll
-        for (int r = 0; r < kRows; ++r) {
-          const int row = 2 * first + step * kRows + r;  // the rows that two bands make belong to the second
-          const bool saves = column < b.out_width && row < (band + 1 == b.bands ? b.out_height : 2 * end);
-          const int pixel = row * b.out_width + column;
-          uint16_t* const save = kSave && saves ? a + (image * kTile * plane + pixel * (kLast ? kTile : 1)) : nullptr;
-          finish_row<T, kTile, kLast>(sums[i], r, biases, save, plane, lrn, [&](int j, const float* values) {
-            Best<kSave> best[kRun];
-#pragma unroll
-            for (int k = 0; k < kRun; ++k) {
-              float& two = carried[i][8 * j + k];
-              const int which = 8 * j + k;
-              if (r == 0) {
-                best[k].begin(two, static_cast<int>(carried_rows[i] >> which & 1));
-                best[k].offer(values[k], 2);
-                two = values[k];
-              } else {
-                best[k].begin(two, 0);
-                best[k].offer(values[k], 1);
-                two = best[k].value;
-                carried_rows[i] = (which == 0 ? 0 : carried_rows[i]) | static_cast<uint32_t>(best[k].code) << which;
-              }
-            }
+        for (int r = 0; r < kStepRows; ++r) {
+          const int row = 2 * band.first + step * kStepRows + r;
+          uint16_t* const save = kSave ? b.saved<kTile, kLast>(a, band, row, column) : nullptr;
+          finish_row<T, kTile, kLast>(sums[i], r, L::biases(), save, plane, lrn, [&](int j, const float* v) {
             const int channel = 32 * j + 8 * quad;
             if (r == 0)
-              store_maxima<kSave>(maxima + (column * L::kColumn + channel), maximum_rows + (column * kTile + channel),
-                                  best);
+              windows[i].end(j, v, L::maxima(group) + (column * L::kColumn + channel),
+                             L::maximum_rows(group) + (column * kTile + channel));
+            else
+              windows[i].middle(j, v);
           });
         }
       }
       gpu::warpgroup_barrier();
 
-      const int row = first + step - 1;
-      if (row >= first && row < end)
-        pool_across<T, L, kLast, kSave, kGroupThreads>(maxima, maximum_rows, b, row, y + image * kTile * pooled_plane,
-                                                       kSave ? code + image * kTile * pooled_plane : nullptr);
+      const int row = band.first + step - 1;
+      if (row >= band.first && row < band.end)
+        pool_across<T, L, kLast, kSave, kGroupThreads>(L::maxima(group), L::maximum_rows(group), b, row,
+                                                       y + band.image * kTile * pooled_plane,
+                                                       kSave ? code + band.image * kTile * pooled_plane : nullptr);
     }
     slot = (slot + 1) % 3;  // the next job's first pair follows this one's last
   }
@@ -184,7 +157,7 @@ gpu::error_t launch_conv2d_relu_lrn_max_pool2d_wgmma(const Images& images, const
                                                      float* workspace, gpu::stream_t stream) {
   const gpu::error_t error = pack_conv2d_weight(images.dtype, weight, conv, workspace, stream);
   if (error != gpu::kSuccess) return error;
-  const Bands bands = bands_of(images, conv, pool, 2 * processors, kRows);
+  const Bands bands = bands_of(images, conv, pool, 2 * processors, kStepRows);
   return dispatch_block(images, conv, code != nullptr, [&](auto type, auto layout, auto last, auto save) {
     using T = typename decltype(type)::type;
     return gpu::launch(block_wgmma_kernel<T, decltype(layout), decltype(last)::value, decltype(save)::value>,

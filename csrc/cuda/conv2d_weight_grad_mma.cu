@@ -221,7 +221,7 @@ gpu::error_t launch_tile(const Images& images, const void* grad, const void* x, 
 }  // namespace
 
 int64_t conv2d_weight_grad_workspace(DType dtype, int64_t n, const Conv& conv) {
-  if (on_tensor_cores(dtype, conv)) {
+  if (on_tensor_cores(dtype)) {
     const int pixels = dtype == kTF32 ? kPixels<float> : kPixels<gpu::half>;
     return slices_of(n, geometry_of(false, conv, nullptr, pixels)) * slice_size(dtype, conv);
   }

@@ -178,14 +178,10 @@ GPU_DEVICE shared<T> dynamic_shared() {
 }
 #define GPU_SHARED_ARRAY(T, name, n) __shared__ __align__(16) T name[n]
 
-// The same bytes as another type; a part that the emulator bounds-checks on its own.
+// The same bytes as another type.
 template <class U, class T>
 GPU_DEVICE shared<U> shared_cast(shared<T> p) {
   return reinterpret_cast<U*>(p);
-}
-template <class T>
-GPU_DEVICE shared<T> shared_slice(shared<T> p, int) {
-  return p;
 }
 
 template <class T>
@@ -271,36 +267,17 @@ GPU_DEVICE void mma_m16n8k8_tf32(float (&d)[4], const uint32_t (&a)[4], const ui
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-// ---- barriers in shared memory (sm_90) -----------------------------------------------------------------------------
+// ---- warpgroups of 128 threads: their barrier, and their matrix multiply (sm_90a only) -----------------------------
 
-// A phase ends after `count` arrivals; a wait for parity p returns once the phase of that parity has ended.
-GPU_DEVICE void mbarrier_init(shared<uint64_t> barrier, uint32_t count) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(count) : "memory");
+GPU_DEVICE void warpgroup_barrier() {
+  asm volatile("bar.sync %0, 128;" ::"r"(threadIdx.x / 128 + 1) : "memory");
 }
-GPU_DEVICE void mbarrier_arrive(shared<uint64_t> barrier) {
-  asm volatile("{\n.reg .b64 state;\nmbarrier.arrive.shared::cta.b64 state, [%0];\n}" ::"r"(shared_address(barrier))
-               : "memory");
-}
-GPU_DEVICE void mbarrier_wait(shared<uint64_t> barrier, uint32_t parity) {
-#if __CUDA_ARCH__ >= 900
-  asm volatile(
-      "{\n.reg .pred done;\nWAIT_%=:\nmbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-      "@!done bra WAIT_%=;\n}" ::"r"(shared_address(barrier)),
-      "r"(parity)
-      : "memory");
-#endif
-}
+
 // Makes this thread's writes to shared memory visible to wgmma, which reads through another path.
 GPU_DEVICE void fence_proxy_async() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 #endif
-}
-
-// ---- warpgroups of 128 threads: their barrier, and their matrix multiply (sm_90a only) -----------------------------
-
-GPU_DEVICE void warpgroup_barrier() {
-  asm volatile("bar.sync %0, 128;" ::"r"(threadIdx.x / 128 + 1) : "memory");
 }
 
 // b in shared memory, K-major, no swizzle: 8 rows (of N) of 16 bytes lie together, `k_stride` bytes lie between the two

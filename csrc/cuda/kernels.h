@@ -37,7 +37,12 @@ gpu::error_t launch_relu_lrn_max_pool2d_backward(const Images& images, const voi
                                                  const uint8_t* code, void* dx, Order order, const Lrn& lrn,
                                                  const Pool& pool, float* workspace, gpu::stream_t stream);
 
-// weight is (filters, channels, k, k), contiguous; bias may be null. `images` describes x (or dx).
+// What the convolution's kernels are made for: AlexNet's first layer. Their launchers refuse all others.
+inline bool is_alexnet(const Conv& conv) {
+  return conv.kernel_size == 11 && conv.stride == 4 && (conv.channels == 1 || conv.channels == 3 || conv.channels == 4);
+}
+
+// weight is (filters, channels, 11, 11), contiguous; bias may be null. `images` describes x (or dx).
 gpu::error_t launch_conv2d(const Images& images, const void* x, const void* weight, const void* bias, void* y,
                            const Conv& conv, float* workspace, gpu::stream_t stream);
 // Floats that the launcher needs; none where it does not use tensor cores, which are the business of ..._mma.

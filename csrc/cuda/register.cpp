@@ -92,6 +92,12 @@ void check_on_device(const char* op, const char* name, const Tensor& x, const Te
 
 // ---- convolution ---------------------------------------------------------------------------------------------------
 
+void check_alexnet(const char* op, const Conv& conv) {
+  STD_TORCH_CHECK(is_alexnet(conv), op,
+                  ": expected 11x11 filters of 1, 3 or 4 channels and a stride of 4 on CUDA, got ", conv.kernel_size,
+                  "x", conv.kernel_size, ", ", conv.channels, " and ", conv.stride);
+}
+
 Conv conv_of(const char* op, const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, int64_t stride,
              int64_t padding, bool ceil_mode) {
   check_4d(op, "x", x);
@@ -106,6 +112,7 @@ Conv conv_of(const char* op, const Tensor& x, const Tensor& weight, const std::o
   }
   const Conv conv =
       checked_conv(op, x.size(1), x.size(2), x.size(3), weight.size(0), weight.size(2), stride, padding, ceil_mode);
+  check_alexnet(op, conv);
   check_image_size(op, "the output", conv.filters * conv.out_height * conv.out_width);
   return conv;
 }
@@ -133,6 +140,7 @@ Tensor conv2d_weight_grad(const Tensor& grad, const Tensor& x, int64_t kernel_si
   check_4d(op, "x", x);
   check_same(op, "grad", grad, x);
   const Conv conv = checked_conv_grad(op, grad, x.size(1), x.size(2), x.size(3), kernel_size, stride, padding);
+  check_alexnet(op, conv);
   STD_TORCH_CHECK(grad.size(0) == x.size(0), op, ": grad has ", grad.size(0), " images, x has ", x.size(0));
   const MemoryFormat format = format_of(x);
   const DeviceGuard guard(x.get_device_index());
@@ -153,6 +161,7 @@ Tensor conv2d_input_grad(const Tensor& grad, const Tensor& weight, int64_t heigh
   check_4d(op, "weight", weight);
   check_same(op, "weight", weight, grad);
   const Conv conv = checked_conv_grad(op, grad, weight.size(1), height, width, weight.size(2), stride, padding);
+  check_alexnet(op, conv);
   STD_TORCH_CHECK(weight.size(0) == grad.size(1) && weight.size(2) == weight.size(3), op, ": expected a weight of ",
                   grad.size(1), " square filters, got ", weight.size(0), " of ", weight.size(2), "x", weight.size(3));
   const MemoryFormat format = format_of(grad);

@@ -119,8 +119,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   });
 }
 
-// ---- backward, normalisation before pooling: the plain backward kernels, but the gradient is gathered
-// ----------------
+// ---- backward, normalisation before pooling ------------------------------------------------------------------------
+// The plain backward kernels, but the gradient is gathered.
 
 template <class T, bool kLast, bool kAlexNet>
 struct LrnPoolBackward {

@@ -244,12 +244,11 @@ inline Geometry geometry_of(bool channels_last, const Conv& conv, const void* y,
           conv.filters % 8 == 0 && is_aligned(y, 16)};
 }
 
-inline bool on_tensor_cores(DType dtype, const Conv& conv) {
-  return dtype != kFloat && conv.kernel_size == 11 && conv.stride == 4 &&
-         (conv.channels == 1 || conv.channels == 3 || conv.channels == 4);
+inline bool on_tensor_cores(DType dtype) {
+  return dtype != kFloat;
 }
 
-// body(integral_constant) with the number of channels, of those that on_tensor_cores allows.
+// body(integral_constant) with the number of channels, of those that is_alexnet allows.
 template <class Body>
 auto dispatch_channels(const Conv& conv, Body body) {
   return conv.channels == 1   ? body(std::integral_constant<int, 1>{})

@@ -108,15 +108,6 @@ __global__ void wait_after_barrier(const float* in, float* out) {
   out[threadIdx.x] = a[63 - threadIdx.x];
 }
 
-__global__ void too_few_arrivals(const float* in, float* out) {
-  GPU_SHARED_ARRAY(uint64_t, barrier, 1);
-  if (threadIdx.x == 0) gpu::mbarrier_init(barrier, 64);
-  __syncthreads();
-  if (threadIdx.x < 63) gpu::mbarrier_arrive(barrier);
-  gpu::mbarrier_wait(barrier, 0);
-  out[threadIdx.x] = in[threadIdx.x];
-}
-
 __global__ void global_write_out_of_bounds(const float* in, float* out) {
   out[threadIdx.x + 1000] = in[threadIdx.x];
 }
@@ -154,7 +145,6 @@ const std::map<std::string, TestKernel>& broken_kernels() {
       {"divergent_shuffle", run<divergent_shuffle>},
       {"missing_wait", run<missing_wait>},
       {"wait_after_barrier", run<wait_after_barrier>},
-      {"too_few_arrivals", run<too_few_arrivals>},
       {"global_write_out_of_bounds", run<global_write_out_of_bounds>},
       {"misaligned_global_read", run<misaligned_global_read>},
       {"misaligned_global_write", run<misaligned_global_write>},

@@ -204,11 +204,6 @@ template <class U, class T>
 shared<U> shared_cast(shared<T> p) {
   return shared<U>(p.range);
 }
-template <class T>
-shared<T> shared_slice(shared<T> p, int count) {
-  const uint32_t begin = static_cast<uint32_t>(p.range.offset);
-  return shared<T>({p.range.offset, begin, std::min<uint32_t>(p.range.end, begin + count * sizeof(T))});
-}
 
 template <class T>
 Pair<T> load2(shared<T> p) {
@@ -320,25 +315,12 @@ inline void mma_m16n8k8_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32
   mma<8>(d, a, b, unpack, place);
 }
 
-// ---- barriers in shared memory -------------------------------------------------------------------------------------
-
-inline void mbarrier_init(shared<uint64_t> barrier, uint32_t count) {
-  emulator::mbarrier_init(barrier.range, count);
-}
-inline void mbarrier_arrive(shared<uint64_t> barrier) {
-  emulator::mbarrier_arrive(barrier.range);
-}
-inline void mbarrier_wait(shared<uint64_t> barrier, uint32_t parity,
-                          const emulator::Place& place = emulator::Place::current()) {
-  emulator::mbarrier_wait(barrier.range, parity, place);
-}
-inline void fence_proxy_async() {}
-
 // ---- warpgroups ----------------------------------------------------------------------------------------------------
 
 inline void warpgroup_barrier(const emulator::Place& place = emulator::Place::current()) {
   emulator::warpgroup_barrier(place);
 }
+inline void fence_proxy_async() {}
 
 inline uint64_t wgmma_descriptor(uint32_t address, uint32_t k_stride, uint32_t row_stride) {
   return uint64_t{(address & 0x3ffff) >> 4} | uint64_t{k_stride >> 4} << 16 | uint64_t{row_stride >> 4} << 32;

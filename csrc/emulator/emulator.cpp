@@ -119,9 +119,8 @@ std::string name(const Place& place) {
 }
 
 std::string where_threads_are() {
-  const char* const names[] = {
-      "ready",   "in __syncthreads", "in a warp operation", "in a warpgroup operation", "waiting on an mbarrier",
-      "returned"};
+  const char* const names[] = {"ready", "in __syncthreads", "in a warp operation", "in a warpgroup operation",
+                               "returned"};
   std::map<std::string, std::vector<const Thread*>> groups;
   for (const Thread& t : threads) {
     const bool done = t.state == State::kDone;

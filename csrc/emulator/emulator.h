@@ -1,8 +1,8 @@
 // Runs a CUDA kernel on the CPU, to test it and to step through it: the machine that device.h is written against.
 //
 // One thread block runs at a time. Each of its CUDA threads is a fiber with its own stack, and runs until it has to
-// wait: at a barrier, in a warp operation (whose last lane to arrive does the work for all), or on an mbarrier. In
-// which order the fibers run is chosen by set_order, and a correct kernel gives the same result for every order.
+// wait: at a barrier, or in a warp operation (whose last lane to arrive does the work for all). In which order the
+// fibers run is chosen by set_order, and a correct kernel gives the same result for every order.
 //
 // Shared memory is watched byte by byte. An access is an error, reported as an emulator::Error that names the launch,
 // block and thread, if it
@@ -38,7 +38,7 @@ struct Error : std::runtime_error {
 enum class Order { kAscending, kDescending, kRandom };
 void set_order(Order order, unsigned seed);
 
-enum class State { kReady, kInBarrier, kInWarp, kInWarpgroup, kAtMbarrier, kDone };
+enum class State { kReady, kInBarrier, kInWarp, kInWarpgroup, kDone };
 
 // "Everything that thread u did up to its time clock[u]"; an empty vector is the beginning of time.
 using Knowledge = std::vector<uint32_t>;
@@ -106,10 +106,6 @@ unsigned char* write_shared(const SharedRange& at, uint32_t bytes);
 
 void start_copy(const SharedRange& destination, const void* source);  // cp.async of 16 bytes
 void finish_copies(int groups_left);
-
-void mbarrier_init(const SharedRange& barrier, uint32_t count);
-void mbarrier_arrive(const SharedRange& barrier);
-void mbarrier_wait(const SharedRange& barrier, uint32_t parity, const Place& place);
 
 // A multiplication that a warpgroup has started: done (by `work`) when it is waited for.
 struct Multiplication {

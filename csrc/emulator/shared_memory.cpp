@@ -41,13 +41,6 @@ Tags tags[kSharedBytes];
 uint32_t allocated;
 std::map<const void*, SharedRange> static_arrays;
 
-struct Mbarrier {
-  uint32_t count, pending, phase = 0;
-  Knowledge arriving, completed;
-  std::vector<Thread*> waiting;
-};
-std::map<int64_t, Mbarrier> mbarriers;
-
 struct Multiplications {
   std::deque<std::pair<Multiplication, int>> queue;
   int groups = 0;
@@ -84,7 +77,6 @@ void publish(Thread& t, Knowledge& to) {
 }
 
 void begin_block() {
-  mbarriers.clear();
   multiplications.clear();
   static_arrays.clear();
   allocated = block.dynamic_bytes;
@@ -97,7 +89,6 @@ void begin_epoch() {
     t.clock = 1;
     t.known.clear();
   }
-  for (auto& [offset, b] : mbarriers) b.arriving.clear(), b.completed.clear();
 }
 
 SharedRange dynamic_shared() {
@@ -159,37 +150,6 @@ void finish_copies(int groups_left) {
     c.source ? static_cast<void>(std::memcpy(to, c.source, 16)) : static_cast<void>(std::memset(to, 0, 16));
     return true;
   });
-}
-
-void mbarrier_init(const SharedRange& at, uint32_t count) {
-  write_shared(at, 8);
-  mbarriers[at.offset] = {.count = count, .pending = count, .phase = 0, .arriving = {}, .completed = {}, .waiting = {}};
-}
-
-void mbarrier_arrive(const SharedRange& at) {
-  read_shared(at, 8);
-  const auto found = mbarriers.find(at.offset);
-  if (found == mbarriers.end()) fail("arrival at an mbarrier that was not initialised");
-  Mbarrier& b = found->second;
-  publish(*self, b.arriving);
-  if (--b.pending) return;
-  b.pending = b.count;
-  b.phase ^= 1;
-  b.completed = std::exchange(b.arriving, {});
-  for (Thread* t : b.waiting) t->state = State::kReady;
-  b.waiting.clear();
-}
-
-void mbarrier_wait(const SharedRange& at, uint32_t parity, const Place& place) {
-  read_shared(at, 8);
-  const auto found = mbarriers.find(at.offset);
-  if (found == mbarriers.end()) fail("wait on an mbarrier that was not initialised");
-  Mbarrier& b = found->second;
-  while (b.phase == parity) {  // tested again after waking: as on the device, a slow thread can miss a phase
-    b.waiting.push_back(self);
-    wait_as(State::kAtMbarrier, place);
-  }
-  learn(self->known, b.completed);
 }
 
 void start_multiplication(const Multiplication& m) {

@@ -23,7 +23,7 @@ __global__ void shuffles(const float* in, float* out) {
 // out = in in reverse order, through static and dynamic shared memory: 128 threads.
 __global__ void reverse(const float* in, float* out) {
   GPU_SHARED_ARRAY(float, a, 128);
-  const gpu::shared<float> b = gpu::shared_slice(gpu::dynamic_shared<float>(), 128);
+  const gpu::shared<float> b = gpu::dynamic_shared<float>();
   const int t = threadIdx.x;
   a[t] = in[t];
   __syncthreads();
@@ -106,29 +106,6 @@ __global__ void maxima(const float* in, float* out) {
   out[128 + t] = gpu::sqrt_normal(greater);
 }
 
-// A ring of two buffers between a producer warp and a consumer warp, with no __syncthreads after the start: out = 2 in,
-// 8 x 32 floats. full: 32 producers arrive; empty: 32 consumers.
-__global__ void ring(const float* in, float* out) {
-  GPU_SHARED_ARRAY(uint64_t, barriers, 4);  // full[2], empty[2]
-  GPU_SHARED_ARRAY(float, buffer, 64);
-  const int lane = threadIdx.x % 32;
-  if (threadIdx.x == 0)
-    for (int i = 0; i < 4; ++i) gpu::mbarrier_init(barriers + i, 32);
-  __syncthreads();
-  for (int step = 0; step < 8; ++step) {
-    const int b = step % 2, round = step / 2;
-    if (threadIdx.x < 32) {
-      if (round > 0) gpu::mbarrier_wait(barriers + 2 + b, (round - 1) % 2);
-      buffer[32 * b + lane] = in[32 * step + lane];
-      gpu::mbarrier_arrive(barriers + b);
-    } else {
-      gpu::mbarrier_wait(barriers + b, round % 2);
-      out[32 * step + lane] = 2 * buffer[32 * b + (lane ^ 5)];
-      gpu::mbarrier_arrive(barriers + 2 + b);
-    }
-  }
-}
-
 // d (64 x kColumns) = 2 a (64 x 16) b^T, b (kColumns x 16), by one warpgroup; `in` is a, then b.
 template <class T, int kColumns>
 __global__ void warpgroup_product(const T* in, float* out) {
@@ -180,7 +157,6 @@ const std::map<std::string, TestKernel>& test_kernels() {
       {"transposed_product_bfloat16", run<matrix_product<bfloat16, true>, 32, 768, bfloat16>},
       {"maxima_half", run<maxima<half>, 32, 0, float>},
       {"maxima_bfloat16", run<maxima<bfloat16>, 32, 0, float>},
-      {"ring", run<ring, 64, 0, float>},
       {"warpgroup_product_96_half", run<warpgroup_product<half, 96>, 128, 5120, half>},
       {"warpgroup_product_96_bfloat16", run<warpgroup_product<bfloat16, 96>, 128, 5120, bfloat16>},
       {"warpgroup_product_64_half", run<warpgroup_product<half, 64>, 128, 4096, half>},

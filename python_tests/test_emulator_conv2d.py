@@ -1,5 +1,5 @@
-"""AlexNet's first convolution on tensor cores, on the CPU emulator: the kernels of conv2d_mma.cu,
-conv2d_weight_grad_mma.cu and conv2d_input_grad_mma.cu against the plain-torch reference in float64.
+"""AlexNet's first convolution on the CPU emulator, against the plain-torch reference in float64: float32 by the kernels
+of conv2d.cu, the others on tensor cores, by conv2d_mma.cu, conv2d_weight_grad_mma.cu and conv2d_input_grad_mma.cu.
 
 The reference of TF32 gets inputs that are rounded to it, so that its results are those of float32 sums."""
 
@@ -10,7 +10,7 @@ from test_emulator import Batch, _emulator, fibers, gradient, layouts, random, t
 
 from alexnet_cuda import reference
 
-TENSOR_CORES = [  # shape, filters, padding, ceil_mode: 11x11, stride 4
+CONV = [  # shape, filters, padding, ceil_mode: 11x11, stride 4
     pytest.param((1, 3, 23, 27), 96, 0, False, id="alexnet"),
     pytest.param((2, 3, 12, 18), 64, 2, True, id="padding-ceil"),
     pytest.param((1, 1, 30, 13), 7, 0, True, id="grey-few-filters"),
@@ -18,8 +18,11 @@ TENSOR_CORES = [  # shape, filters, padding, ceil_mode: 11x11, stride 4
     pytest.param((1, 3, 71, 71), 8, 0, True, id="several-blocks"),
     pytest.param((131, 1, 11, 11), 3, 0, False, id="more-images-than-slices"),
     pytest.param((1, 1, 11, 277), 16, 0, False, id="two-strips"),
+    pytest.param((1, 1, 23, 27), 96, 0, False, id="grey"),
+    pytest.param((1, 4, 23, 27), 96, 0, False, id="four-channels"),
+    pytest.param((1, 3, 9, 15), 95, 11, False, id="windows-in-the-padding"),
 ]
-dtypes = pytest.mark.parametrize("dtype", ["tf32", "float16", "bfloat16"])
+dtypes = pytest.mark.parametrize("dtype", ["float32", "tf32", "float16", "bfloat16"])
 
 
 def batch_of(shape, dtype, channels_last):
@@ -32,8 +35,8 @@ def batch_of(shape, dtype, channels_last):
 
 @dtypes
 @layouts
-@pytest.mark.parametrize(("shape", "filters", "padding", "ceil_mode"), TENSOR_CORES)
-def test_conv2d_on_tensor_cores(shape, filters, padding, ceil_mode, dtype, channels_last):
+@pytest.mark.parametrize(("shape", "filters", "padding", "ceil_mode"), CONV)
+def test_conv2d(shape, filters, padding, ceil_mode, dtype, channels_last):
     dtype, batch, rounded = batch_of(shape, dtype, channels_last)
     x = random(*shape, dtype=dtype)
     weight, bias = random(filters, shape[1], 11, 11, dtype=dtype, scale=0.1), random(filters, dtype=dtype)
@@ -48,8 +51,8 @@ def test_conv2d_on_tensor_cores(shape, filters, padding, ceil_mode, dtype, chann
 
 @dtypes
 @layouts
-@pytest.mark.parametrize(("shape", "filters", "padding", "ceil_mode"), TENSOR_CORES)
-def test_conv2d_weight_grad_on_tensor_cores(shape, filters, padding, ceil_mode, dtype, channels_last):
+@pytest.mark.parametrize(("shape", "filters", "padding", "ceil_mode"), CONV)
+def test_conv2d_weight_grad(shape, filters, padding, ceil_mode, dtype, channels_last):
     dtype, batch, rounded = batch_of(shape, dtype, channels_last)
     x = random(*shape, dtype=dtype)
     weight = torch.zeros(filters, shape[1], 11, 11).double()
@@ -66,8 +69,8 @@ def test_conv2d_weight_grad_on_tensor_cores(shape, filters, padding, ceil_mode, 
 
 @dtypes
 @layouts
-@pytest.mark.parametrize(("shape", "filters", "padding", "ceil_mode"), TENSOR_CORES)
-def test_conv2d_input_grad_on_tensor_cores(shape, filters, padding, ceil_mode, dtype, channels_last):
+@pytest.mark.parametrize(("shape", "filters", "padding", "ceil_mode"), CONV)
+def test_conv2d_input_grad(shape, filters, padding, ceil_mode, dtype, channels_last):
     dtype, batch, rounded = batch_of(shape, dtype, channels_last)
     x, weight = torch.zeros(shape).double(), random(filters, shape[1], 11, 11, dtype=dtype, scale=0.1)
     grad = random(*reference.conv2d(x, weight, None, 4, padding, ceil_mode).shape, dtype=dtype)
@@ -79,9 +82,9 @@ def test_conv2d_input_grad_on_tensor_cores(shape, filters, padding, ceil_mode, d
     assert_close(batch.tensor(dx, shape), exact)
 
 
-@pytest.mark.parametrize("dtype", ["tf32", "float16"])
+@pytest.mark.parametrize("dtype", ["float32", "tf32", "float16"])
 @pytest.mark.parametrize("channels", [1, 3, 4])
-def test_every_tap_on_tensor_cores(channels, dtype):
+def test_every_tap(channels, dtype):
     """A NaN at each pixel in turn: each reaches the windows it lies in, whatever slab it was sorted into."""
     _, batch, _ = batch_of((64, channels, 15, 15), dtype, False)
     x = random(64, channels, 15, 15, dtype=torch.float16)  # four windows
@@ -130,3 +133,20 @@ def test_tf32_of_extremes(channels_last):
     x[0, 0, 3, 10], x[1, 0, 10, 5], x[2] = torch.inf, -torch.inf, 2.0**127
     y = _emulator.conv2d(batch.images, batch.raw(x), batch.raw(weight, image=False), None, 1, 11, 4, 0, False)
     assert_close(batch.tensor(y, (3, 1, 1, 1)), reference.conv2d(x, tf32(weight), None, 4))
+
+
+@dtypes
+@pytest.mark.parametrize(
+    ("channels", "kernel_size", "stride"), [(2, 11, 4), (3, 3, 4), (3, 11, 2)], ids=["channels", "size", "stride"]
+)
+def test_what_the_kernels_do_not_do(channels, kernel_size, stride, dtype):
+    dtype, batch, _ = batch_of((1, channels, 23, 27), dtype, False)
+    x, weight = random(1, channels, 23, 27), random(8, channels, kernel_size, kernel_size)
+    grad = torch.zeros(reference.conv2d(x, weight, None, stride).shape)
+    x, grad, w, geometry = batch.raw(x), batch.raw(grad), batch.raw(weight, image=False), (8, kernel_size, stride)
+    for function, arguments in [
+        (_emulator.conv2d, (x, w, None)), (_emulator.conv2d_weight_grad, (grad, x)),
+        (_emulator.conv2d_input_grad, (grad, w)),
+    ]:  # fmt: skip
+        with pytest.raises(RuntimeError, match="returned an error"):
+            function(batch.images, *arguments, *geometry, 0, False)
