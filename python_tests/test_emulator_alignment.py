@@ -4,7 +4,7 @@ the emulator reports wide accesses to addresses that are no multiples of their w
 import pytest
 import test_emulator as whole
 import test_emulator_block as block
-import test_emulator_tensor_cores as cores
+import test_emulator_conv2d as cores
 from test_emulator import DTYPES, _emulator, layouts
 
 from alexnet_cuda import reference
