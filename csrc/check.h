@@ -128,4 +128,18 @@ inline Conv checked_conv(const char* op, int64_t channels, int64_t height, int64
   return c;
 }
 
+// The same in a backward, where the sizes of grad, those of the output, tell whether they were rounded up.
+inline Conv checked_conv_backward(const char* op, const Tensor& grad, int64_t channels, int64_t height, int64_t width,
+                                  int64_t kernel_size, int64_t stride, int64_t padding) {
+  check_4d(op, "grad", grad);
+  Conv c = checked_conv(op, channels, height, width, grad.size(1), kernel_size, stride, padding, true);
+  const Conv floored = checked_conv(op, channels, height, width, grad.size(1), kernel_size, stride, padding, false);
+  STD_TORCH_CHECK((grad.size(2) == c.out_height || grad.size(2) == floored.out_height) &&
+                      (grad.size(3) == c.out_width || grad.size(3) == floored.out_width),
+                  op, ": grad of ", grad.size(2), "x", grad.size(3), " does not fit an input of ", height, "x", width);
+  c.out_height = grad.size(2);
+  c.out_width = grad.size(3);
+  return c;
+}
+
 }  // namespace alexnet_cuda

@@ -78,6 +78,7 @@ void check_weight(const char* op, const Tensor& weight) {
 
 Tensor conv2d(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, int64_t stride, int64_t padding,
               bool ceil_mode) {
+  check_4d("conv2d", "x", x);
   const MemoryFormat format = format_of(x);
   PackedConv packed = pack_conv("conv2d", x, weight, bias, stride, padding, ceil_mode, format);
   const Conv& c = packed.args.conv;
@@ -92,12 +93,9 @@ Tensor conv2d(const Tensor& x, const Tensor& weight, const std::optional<Tensor>
 Tensor conv2d_weight_grad(const Tensor& grad, const Tensor& x, int64_t kernel_size, int64_t stride, int64_t padding) {
   const char* op = "_conv2d_weight_grad";
   check_4d(op, "x", x);
-  check_4d(op, "grad", grad);
   check_same(op, "grad", grad, x);
-  Conv c = checked_conv(op, x.size(1), x.size(2), x.size(3), grad.size(1), kernel_size, stride, padding, true);
-  check_sizes(op, "grad", grad, {x.size(0), c.filters, grad.size(2), grad.size(3)});
-  c.out_height = grad.size(2);
-  c.out_width = grad.size(3);
+  const Conv c = checked_conv_backward(op, grad, x.size(1), x.size(2), x.size(3), kernel_size, stride, padding);
+  check_sizes(op, "grad", grad, {x.size(0), c.filters, c.out_height, c.out_width});
   const MemoryFormat format = format_of(x);
   const Images images = images_of(op, x, format);
   const Tensor input = dense(x, format), gradient = dense(grad, format);
@@ -143,13 +141,10 @@ Tensor conv2d_weight_grad(const Tensor& grad, const Tensor& x, int64_t kernel_si
 Tensor conv2d_input_grad(const Tensor& grad, const Tensor& weight, int64_t height, int64_t width, int64_t stride,
                          int64_t padding) {
   const char* op = "_conv2d_input_grad";
-  check_4d(op, "grad", grad);
   check_weight(op, weight);
   check_same(op, "weight", weight, grad);
-  Conv c = checked_conv(op, weight.size(1), height, width, weight.size(0), weight.size(2), stride, padding, true);
-  check_sizes(op, "grad", grad, {grad.size(0), c.filters, grad.size(2), grad.size(3)});
-  c.out_height = grad.size(2);
-  c.out_width = grad.size(3);
+  const Conv c = checked_conv_backward(op, grad, weight.size(1), height, width, weight.size(2), stride, padding);
+  check_sizes(op, "grad", grad, {grad.size(0), weight.size(0), c.out_height, c.out_width});
   const MemoryFormat format = format_of(grad);
   const Images images = {
       dtype_of(op, grad), format == MemoryFormat::ChannelsLast, grad.size(0), c.channels, height, width};
@@ -181,7 +176,6 @@ Tensor conv2d_input_grad(const Tensor& grad, const Tensor& weight, int64_t heigh
 
 PackedConv pack_conv(const char* op, const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
                      int64_t stride, int64_t padding, bool ceil_mode, MemoryFormat format) {
-  check_4d(op, "x", x);
   check_weight(op, weight);
   check_same(op, "weight", weight, x);
   check_sizes(op, "weight", weight, {weight.size(0), x.size(1), weight.size(2), weight.size(2)});

@@ -10,6 +10,7 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_relu_lrn_max_pool2d(
     bool conv_ceil_mode, int64_t order, int64_t size, int64_t front, double alpha, double beta, double k,
     int64_t groups, int64_t kernel_size, int64_t stride, int64_t padding, bool ceil_mode, bool save) {
   const char* op = "conv2d_relu_lrn_max_pool2d";
+  check_4d(op, "x", x);
   const MemoryFormat format = format_of(x);
   PackedConv packed = pack_conv(op, x, weight, bias, conv_stride, conv_padding, conv_ceil_mode, format);
   const Conv& c = packed.args.conv;

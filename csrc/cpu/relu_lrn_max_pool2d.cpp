@@ -12,6 +12,7 @@ std::tuple<Tensor, Tensor> relu_lrn_max_pool2d(const Tensor& x, int64_t order, i
   check_4d(op, "x", x);
   const Lrn lrn = checked_lrn(op, x.size(1), size, front, alpha, beta, k, groups);
   const Pool pool = checked_pool(op, x.size(2), x.size(3), kernel_size, stride, padding, ceil_mode);
+  const Order which = checked_order(op, order);
   const MemoryFormat format = format_of(x);
   const Images images = images_of(op, x, format);
   const Tensor input = dense(x, format);
@@ -24,7 +25,7 @@ std::tuple<Tensor, Tensor> relu_lrn_max_pool2d(const Tensor& x, int64_t order, i
                          save_code ? static_cast<uint8_t*>(code.mutable_data_ptr()) : nullptr,
                          y.mutable_data_ptr(),
                          images,
-                         checked_order(op, order),
+                         which,
                          lrn,
                          pool};
   run(tail_forward_kernel(), args, images.count * pool.out_height, pool.stride * pool.width * images.channels);
@@ -41,6 +42,7 @@ Tensor relu_lrn_max_pool2d_backward(const Tensor& grad, const Tensor& x, const T
   check_same(op, "grad", grad, x);
   check_sizes(op, "code", code, {x.size(0), x.size(1), code.size(2), code.size(3)});
   check_sizes(op, "grad", grad, {x.size(0), x.size(1), code.size(2), code.size(3)});
+  const Order which = checked_order(op, order);
   const MemoryFormat format = format_of(x);
   const Images images = images_of(op, x, format);
   const Tensor input = dense(x, format), gradient = dense(grad, format), codes = dense(code, format);
@@ -51,7 +53,7 @@ Tensor relu_lrn_max_pool2d_backward(const Tensor& grad, const Tensor& x, const T
                          const_cast<uint8_t*>(static_cast<const uint8_t*>(codes.const_data_ptr())),
                          dx.mutable_data_ptr(),
                          images,
-                         checked_order(op, order),
+                         which,
                          lrn,
                          pool};
   run(tail_backward_kernel(), args, images.count * pool.height, pool.width * images.channels);

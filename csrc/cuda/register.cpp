@@ -128,25 +128,11 @@ Tensor conv2d(const Tensor& x, const Tensor& weight, std::optional<Tensor> bias,
   return y;
 }
 
-// The sizes of grad are those of the output, whichever way it was rounded.
-Conv conv_of_grad(const char* op, const Tensor& grad, int64_t channels, int64_t height, int64_t width,
-                  int64_t kernel_size, int64_t stride, int64_t padding) {
-  check_4d(op, "grad", grad);
-  Conv conv = checked_conv(op, channels, height, width, grad.size(1), kernel_size, stride, padding, true);
-  const Conv floored = checked_conv(op, channels, height, width, grad.size(1), kernel_size, stride, padding, false);
-  STD_TORCH_CHECK((grad.size(2) == conv.out_height || grad.size(2) == floored.out_height) &&
-                      (grad.size(3) == conv.out_width || grad.size(3) == floored.out_width),
-                  op, ": grad of ", grad.size(2), "x", grad.size(3), " does not fit an input of ", height, "x", width);
-  conv.out_height = grad.size(2);
-  conv.out_width = grad.size(3);
-  return conv;
-}
-
 Tensor conv2d_weight_grad(const Tensor& grad, const Tensor& x, int64_t kernel_size, int64_t stride, int64_t padding) {
   const char* op = "_conv2d_weight_grad";
   check_4d(op, "x", x);
   check_same(op, "grad", grad, x);
-  const Conv conv = conv_of_grad(op, grad, x.size(1), x.size(2), x.size(3), kernel_size, stride, padding);
+  const Conv conv = checked_conv_backward(op, grad, x.size(1), x.size(2), x.size(3), kernel_size, stride, padding);
   STD_TORCH_CHECK(grad.size(0) == x.size(0), op, ": grad has ", grad.size(0), " images, x has ", x.size(0));
   const MemoryFormat format = format_of(x);
   const DeviceGuard guard(x.get_device_index());
@@ -166,7 +152,7 @@ Tensor conv2d_input_grad(const Tensor& grad, const Tensor& weight, int64_t heigh
   const char* op = "_conv2d_input_grad";
   check_4d(op, "weight", weight);
   check_same(op, "weight", weight, grad);
-  const Conv conv = conv_of_grad(op, grad, weight.size(1), height, width, weight.size(2), stride, padding);
+  const Conv conv = checked_conv_backward(op, grad, weight.size(1), height, width, weight.size(2), stride, padding);
   STD_TORCH_CHECK(weight.size(0) == grad.size(1) && weight.size(2) == weight.size(3), op, ": expected a weight of ",
                   grad.size(1), " square filters, got ", weight.size(0), " of ", weight.size(2), "x", weight.size(3));
   const MemoryFormat format = format_of(grad);
