@@ -128,9 +128,9 @@ inline Conv checked_conv(const char* op, int64_t channels, int64_t height, int64
   return c;
 }
 
-// The sizes of grad are those of the output, whichever way it was rounded.
-inline Conv checked_conv_grad(const char* op, const Tensor& grad, int64_t channels, int64_t height, int64_t width,
-                              int64_t kernel_size, int64_t stride, int64_t padding) {
+// The same in a backward, where the sizes of grad, those of the output, tell whether they were rounded up.
+inline Conv checked_conv_backward(const char* op, const Tensor& grad, int64_t channels, int64_t height, int64_t width,
+                                  int64_t kernel_size, int64_t stride, int64_t padding) {
   check_4d(op, "grad", grad);
   Conv conv = checked_conv(op, channels, height, width, grad.size(1), kernel_size, stride, padding, true);
   const Conv floored = checked_conv(op, channels, height, width, grad.size(1), kernel_size, stride, padding, false);

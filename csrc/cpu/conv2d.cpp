@@ -93,7 +93,7 @@ Tensor conv2d_weight_grad(const Tensor& grad, const Tensor& x, int64_t kernel_si
   const char* op = "_conv2d_weight_grad";
   check_4d(op, "x", x);
   check_same(op, "grad", grad, x);
-  const Conv c = checked_conv_grad(op, grad, x.size(1), x.size(2), x.size(3), kernel_size, stride, padding);
+  const Conv c = checked_conv_backward(op, grad, x.size(1), x.size(2), x.size(3), kernel_size, stride, padding);
   check_sizes(op, "grad", grad, {x.size(0), c.filters, c.out_height, c.out_width});
   const MemoryFormat format = format_of(x);
   const Images images = images_of(op, x, format);
@@ -142,7 +142,7 @@ Tensor conv2d_input_grad(const Tensor& grad, const Tensor& weight, int64_t heigh
   const char* op = "_conv2d_input_grad";
   check_weight(op, weight);
   check_same(op, "weight", weight, grad);
-  const Conv c = checked_conv_grad(op, grad, weight.size(1), height, width, weight.size(2), stride, padding);
+  const Conv c = checked_conv_backward(op, grad, weight.size(1), height, width, weight.size(2), stride, padding);
   check_sizes(op, "weight", weight, {c.filters, c.channels, c.kernel_size, c.kernel_size});
   const MemoryFormat format = format_of(grad);
   const Images images = {

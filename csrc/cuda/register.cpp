@@ -139,7 +139,7 @@ Tensor conv2d_weight_grad(const Tensor& grad, const Tensor& x, int64_t kernel_si
   const char* op = "_conv2d_weight_grad";
   check_4d(op, "x", x);
   check_same(op, "grad", grad, x);
-  const Conv conv = checked_conv_grad(op, grad, x.size(1), x.size(2), x.size(3), kernel_size, stride, padding);
+  const Conv conv = checked_conv_backward(op, grad, x.size(1), x.size(2), x.size(3), kernel_size, stride, padding);
   check_alexnet(op, conv);
   STD_TORCH_CHECK(grad.size(0) == x.size(0), op, ": grad has ", grad.size(0), " images, x has ", x.size(0));
   const MemoryFormat format = format_of(x);
@@ -160,7 +160,7 @@ Tensor conv2d_input_grad(const Tensor& grad, const Tensor& weight, int64_t heigh
   const char* op = "_conv2d_input_grad";
   check_4d(op, "weight", weight);
   check_same(op, "weight", weight, grad);
-  const Conv conv = checked_conv_grad(op, grad, weight.size(1), height, width, weight.size(2), stride, padding);
+  const Conv conv = checked_conv_backward(op, grad, weight.size(1), height, width, weight.size(2), stride, padding);
   check_alexnet(op, conv);
   STD_TORCH_CHECK(weight.size(0) == grad.size(1) && weight.size(2) == weight.size(3), op, ": expected a weight of ",
                   grad.size(1), " square filters, got ", weight.size(0), " of ", weight.size(2), "x", weight.size(3));
