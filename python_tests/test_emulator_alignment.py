@@ -4,7 +4,7 @@ the emulator reports wide accesses to addresses that are no multiples of their w
 import pytest
 import test_emulator as whole
 import test_emulator_block as block
-import test_emulator_conv2d as cores
+import test_emulator_conv2d as conv
 from test_emulator import DTYPES, _emulator, layouts
 
 from alexnet_cuda import reference
@@ -17,11 +17,9 @@ def cases():
         yield whole.test_max_pool2d, (*whole.POOL[0].values, "special", dtype)
         for order in reference.ORDERS:
             yield whole.test_relu_lrn_max_pool2d, (*whole.TAIL[0].values, order, dtype)
-        yield whole.test_conv2d, (*whole.CONV[0].values, False, dtype)
-    for dtype in ("tf32", "float16", "bfloat16"):
-        yield cores.test_conv2d_on_tensor_cores, (*cores.TENSOR_CORES[0].values, dtype)
-        yield cores.test_conv2d_weight_grad_on_tensor_cores, (*cores.TENSOR_CORES[0].values, dtype)
-        yield cores.test_conv2d_input_grad_on_tensor_cores, (*cores.TENSOR_CORES[0].values, dtype)
+    for dtype in ("float32", "tf32", "float16", "bfloat16"):
+        for test in (conv.test_conv2d, conv.test_conv2d_weight_grad, conv.test_conv2d_input_grad):
+            yield test, (*conv.CONV[0].values, dtype)
     for dtype in DTYPES[1:]:
         yield block.test_block, (*block.BLOCK[1].values, dtype)
 

@@ -4,6 +4,8 @@ calls them: csrc/check.h, csrc/cpu and csrc/cuda/register.cpp."""
 import pytest
 import torch
 
+from alexnet_cuda._library import EMULATED
+
 X, W = torch.zeros(2, 3, 20, 23), torch.zeros(8, 3, 11, 11)
 GRAD, CONV = torch.zeros(2, 8, 3, 4), (4, 0, False)
 LRN, POOL = (5, 2, 1e-4, 0.75, 1.0, 1), (3, 2, 0, False)
@@ -60,4 +62,22 @@ POOLED, CODE = torch.zeros(2, 3, 9, 11), torch.zeros(2, 3, 9, 11, dtype=torch.ui
 def test_bad_arguments(name, args, words, device, kernels):
     args = [a.to(device) if isinstance(a, torch.Tensor) else a for a in args]
     with pytest.raises(RuntimeError, match=f"{name}: .*{words}|^conv2d: .*{words}|^relu_lrn_max_pool2d: .*{words}"):
+        getattr(torch.ops.alexnet_cuda, name)(*args)
+
+
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [
+        ("conv2d", (X, W, None, 2, 0, False)),
+        ("conv2d", (X, W[..., 1:, 1:], None, *CONV)),
+        ("_conv2d_weight_grad", (torch.zeros(2, 8, 4, 5), X, 7, 4, 0)),
+        ("_conv2d_input_grad", (GRAD, W[:, :2], 20, 23, 4, 0)),
+    ],
+)
+def test_what_cuda_kernels_do_not_compute(name, args, device, kernels):
+    """The public functions leave these to torch; the CPU's kernels compute them."""
+    if device == "cpu" and not EMULATED:
+        pytest.skip("the CPU's kernels compute it")
+    args = [a.to(device) if isinstance(a, torch.Tensor) else a for a in args]
+    with pytest.raises(RuntimeError, match=f"{name}: expected 11x11 filters of 1, 3 or 4 channels and a stride of 4"):
         getattr(torch.ops.alexnet_cuda, name)(*args)
