@@ -114,8 +114,8 @@ def measured(results: dict[str, dict]) -> str:
         "Medians in ms of all forms run in turn in one process, each in its best setting. *share*: the larger of the",
         "shares of the copy rate (fewest bytes possible) and of the matrix product rate, measured in the same run.",
         "*saved* for backward and *peak* memory in MiB, ours / eager, best layout. Shares and rooflines count the",
-        "bytes that cannot be avoided and the products of a direct convolution, of which conv2d in float32 needs about",
-        "half, so that more than 100 % is possible. Small marks are the second block, 256x27x27.",
+        "bytes that cannot be avoided and the products of a direct convolution, of which our conv2d needs a third on a",
+        "CPU, so that more than 100 % is possible. Small marks are the second block, 256x27x27.",
         "",
     ]
     for name, result in results.items():
