@@ -44,8 +44,8 @@ class AlexNet(nn.Module):
 
     Attributes:
         fused: while True, ReLU, LRN and max pooling that follow each other, and a first convolution before them, run as
-            one op; in inference on a CPU, so do float32 convolutions or linear layers and the ReLU after them, in
-            oneDNN (unless `kernels` is "none"). Modules with hooks always run one by one. Results agree to rounding.
+            one op; on a CPU, so do float32 convolutions or linear layers and the ReLU after them, in oneDNN (unless
+            `kernels` is "none"). Modules with hooks always run one by one. Results agree to rounding.
 
     Raises:
         ValueError: an unknown variant, input or operator, fewer than one class or channel, dropout outside 0..1; in the

@@ -1,4 +1,4 @@
-#include "result.h"
+#include "host.h"
 
 namespace alexnet_cuda {
 namespace {
