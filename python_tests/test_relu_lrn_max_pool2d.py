@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -65,6 +67,17 @@ def test_low_precision_gradient(order, device):
     want, (want_gx,) = forward_and_gradients(lambda x: exact(x, **args), [x.double().cpu()], grad)
     assert_close(y, want)
     assert_close(gx, want_gx)
+
+
+@pytest.mark.parametrize("special", [-0.0, math.nan, -math.nan, math.inf], ids=str)
+def test_special_values(special, layout, device):
+    """A zero never wins a window with something larger, whatever its sign; a NaN always wins, whatever its sign."""
+    x = torch.rand(2, 32, 9, 9) + 0.1
+    x[torch.rand(x.shape) < 0.3] = special
+    x = in_layout(x.to(device), layout)
+    want = exact(x, 5, order="relu-lrn-pool")
+    assert_close(ops.relu_lrn_max_pool2d(x, 5), want)
+    assert_close(ops.relu_lrn_max_pool2d(x.requires_grad_(), 5), want)
 
 
 @pytest.mark.parametrize("order", ORDERS)

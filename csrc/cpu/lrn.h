@@ -15,19 +15,19 @@ namespace alexnet_cuda::ALEXNET_CPU_LEVEL {
 
 constexpr int64_t kLrnBlock = 16;  // pixels
 
-// d^-3/4, and 1/d. Two estimates give p, which one step of third order on h = 1 - d^3 p^4 makes exact; its factors stay
-// in range. Where it fails (d is 0, infinite or NaN) the estimate is already the answer.
+// d^-3/4, and 1/d. Two estimates give g = d^-1/4, to which one step on h = 1 - d g^4 adds what lacks: d^-3/4 is
+// g^3 (1 - h)^-3/4. Every factor stays in range. Where it fails (d is 0, infinite or NaN) the first estimate is
+// already the answer.
 template <class A>
 struct Powers {
   Vec<A> p, inverse;
 
   explicit ALEXNET_INLINE Powers(Vec<A> d) {
-    const Vec<A> r = rsqrt_estimate<A>(d), q = r * (r * rsqrt_estimate<A>(r));
-    const Vec<A> u = d * q, h = 1 - u * u * (u * q);
-    const Vec<A> better = q + q * h * (A(0.25) + A(0.15625) * h);
-    const auto good = better == better;
-    p = good ? better : r;
-    const Vec<A> root = good ? d * better * better : r;
+    const Vec<A> r = rsqrt_estimate<A>(d), g = rsqrt_estimate<A>(d * r), square = g * g, cube = square * g;
+    const Vec<A> h = 1 - (d * square) * square;
+    const Vec<A> better = cube + cube * h * (kCoarseEstimate<A> ? A(0.75) + A(0.65625) * h : fill<A>(0.75));
+    p = refined_or<A>(better, d, r);
+    const Vec<A> root = refined_or<A>(d * better * better, d, r);
     inverse = root * root;
   }
 };
@@ -81,6 +81,12 @@ ALEXNET_INLINE Vec<A> activation(const A* p) {
   return RELU ? relu<A>(load<A>(p)) : load<A>(p);
 }
 
+// y = v p, p being d^-beta. Behind a ReLU it is never -0 (larger_positive, pool.h).
+template <class A, bool RELU>
+ALEXNET_INLINE Vec<A> scaled(Vec<A> v, Vec<A> p) {
+  return RELU ? v * p + Vec<A>{} : v * p;
+}
+
 template <class A, bool RELU>
 ALEXNET_INLINE void square(const LrnPass<A>& pass, Pixels<const A> x, int64_t count, A* squares) {
   for (int64_t p = 0; p < count; ++p) {
@@ -103,7 +109,8 @@ inline void lrn_group(const LrnPass<A>& pass, Pixels<const A> x, Pixels<A> y, in
       const A* window = squares + p * pass.pitch + pass.halo - pass.front;
       for (int64_t c = 0; c < pass.padded; c += kLanes<A>) {
         const Vec<A> d = pass.k + pass.alpha * window_sum<A>(window + c, pass.size);
-        store<A>(y[done + p] + c, activation<A, RELU>(from[p] + c) * power<A>(d, rsqrt<A>(d), pass.beta));
+        const Vec<A> v = activation<A, RELU>(from[p] + c);
+        store<A>(y[done + p] + c, scaled<A, RELU>(v, power<A>(d, rsqrt<A>(d), pass.beta)));
       }
     }
   }
@@ -177,7 +184,7 @@ __attribute__((noinline)) void lrn_group5(const LrnPass<A>& pass, Pixels<const A
       prefetch(x[p + kAhead] + c);
       prefetch(y[p + kAhead] + c);
       const Vec<A> next = c < last ? activation<A, RELU>(x[p] + c + kLanes<A>) : Vec<A>{};
-      store<A>(y[p] + c, v * Powers<A>(k + alpha * squares.push(next * next)).p);
+      store<A>(y[p] + c, scaled<A, RELU>(v, Powers<A>(k + alpha * squares.push(next * next)).p));
       v = next;
     }
   }

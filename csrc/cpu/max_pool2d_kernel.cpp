@@ -19,7 +19,7 @@ void forward(const PoolArgs& a, int64_t begin, int64_t end) {
   const int64_t most = planes_per_block(a.images), widest = round_up(most, kLanes<A>);
   Scratch<A> row(room<A>(pool.width, widest)), out(room<A>(pool.out_width, widest));
   Scratch<A> codes(a.code ? room<A>(pool.out_width, widest) : 0);
-  Pooler<A, false> pooler(pool, widest, a.code != nullptr);
+  Pooler<A, PoolInput::kAny> pooler(pool, widest, a.code != nullptr);
   for (int64_t t = begin; t < end; ++t) {
     const int64_t o = t % pool.out_height;
     if (o == 0) pooler.restart();

@@ -37,6 +37,14 @@ ALEXNET_INLINE Vec<A> larger(Vec<A> a, Vec<A> b) {
   return a == a ? m : a;
 }
 
+// The same where neither is negative or -0: their bits compare as they do, and those of a NaN are larger than any.
+template <class A>
+ALEXNET_INLINE Vec<A> larger_positive(Vec<A> a, Vec<A> b) {
+  using U = Unsigned<A>;
+  const U x = bit_cast<U>(a), y = bit_cast<U>(b);
+  return bit_cast<Vec<A>>(x > y ? x : y);
+}
+
 // Takes v, which has the code `position`, into the maximum `best`.
 template <class A>
 ALEXNET_INLINE void take(Vec<A> v, Vec<A> position, Vec<A>& best, Vec<A>& best_position) {
@@ -45,10 +53,13 @@ ALEXNET_INLINE void take(Vec<A> v, Vec<A> position, Vec<A>& best, Vec<A>& best_p
   best_position = wins ? position : best_position;
 }
 
+// What a Pooler reads: any numbers; numbers that are to pass a ReLU first; what came out of ReLU and LRN, in the cache.
+enum class PoolInput { kAny, kBeforeRelu, kNormalised };
+
 // Pools an image's rows in ascending order. A row is pooled along itself when it comes, once, while it is read from end
 // to end; an output row is the maximum of the last few of these, which stay in the cache. Ties and NaN come out as in a
 // scan of the window, because both steps keep its order.
-template <class A, bool RELU>
+template <class A, PoolInput INPUT>
 class Pooler {
  public:
   Pooler(const Pool& pool, int64_t channels, bool code)
@@ -75,6 +86,12 @@ class Pooler {
   }
 
  private:
+  static constexpr bool kRelu = INPUT == PoolInput::kBeforeRelu, kPositive = INPUT == PoolInput::kNormalised;
+
+  static ALEXNET_INLINE Vec<A> largest(Vec<A> a, Vec<A> b) {
+    return kPositive ? larger_positive<A>(a, b) : larger<A>(a, b);
+  }
+
   A* maxima(int64_t row) { return maxima_ + row % pool_.kernel_size * row_size_; }
   A* columns(int64_t row) { return columns_ + row % pool_.kernel_size * row_size_; }
 
@@ -96,16 +113,18 @@ class Pooler {
   ALEXNET_INLINE void along_window(const A* x, int64_t stride, int64_t count, A first, A* max, A* column) {
     const int64_t n = K > 0 ? K : count;
     for (int64_t c = 0; c < channels_; c += kLanes<A>) {
-      prefetch(x + 32 * stride + c);
-      prefetch(x + 33 * stride + c);
-      Vec<A> best = activation<A, RELU>(x + c), position = fill<A>(first);
+      if constexpr (!kPositive) {
+        prefetch(x + 32 * stride + c);
+        prefetch(x + 33 * stride + c);
+      }
+      Vec<A> best = activation<A, kRelu>(x + c), position = fill<A>(first);
 #pragma GCC unroll 3
       for (int64_t j = 1; j < n; ++j) {
-        const Vec<A> v = activation<A, RELU>(x + j * stride + c);
+        const Vec<A> v = activation<A, kRelu>(x + j * stride + c);
         if constexpr (CODE) {
           take<A>(v, fill<A>(first + A(j)), best, position);
         } else {
-          best = larger<A>(best, v);
+          best = largest(best, v);
         }
       }
       store<A>(max + c, best);
@@ -129,7 +148,7 @@ class Pooler {
           if constexpr (CODE) {
             take<A>(v, load<A>(column[i] + at) + (first + A(i * pool_.kernel_size)), best, position);
           } else {
-            best = larger<A>(best, v);
+            best = largest(best, v);
           }
         }
         store<A>(y[w] + c, best);

@@ -32,7 +32,7 @@ void backward(const TailArgs& a, int64_t begin, int64_t end) {
   Scratch<A> through(lrn_last ? slots * pooled_size : 0);
   Normaliser<A> normaliser(a.lrn, c, true);
   Ring<Pooled<A>> ring(slots);
-  Pooler<A, true> pooler(pool, lrn_last ? c.stride() : 0, false);
+  Pooler<A, PoolInput::kBeforeRelu> pooler(pool, lrn_last ? c.stride() : 0, false);
   for (int64_t t = begin; t < end; ++t) {
     const int64_t n = t / pool.height, h = t % pool.height;
     if (h == 0) {

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 #include <utility>
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -50,6 +51,8 @@ template <class A>
 using Vec = Vector<A, kLanes<A>>;
 template <class A>
 using Bits = Vector<int32_t, kLanes<A>>;
+template <class A>
+using Unsigned = Vector<std::conditional_t<sizeof(A) == 4, uint32_t, uint64_t>, kLanes<A>>;
 
 // How a tensor type lies in memory: Half and BFloat16 as 16-bit integers.
 template <class T>
@@ -82,11 +85,20 @@ ALEXNET_INLINE Vec<A> fill(A value) {
 
 template <class A>
 ALEXNET_INLINE Vec<A> relu(Vec<A> v) {
-  return v <= A(0) ? Vec<A>{} : v;  // keeps NaN
+  const Vec<A> zero = {};
+  return zero > v ? zero : v;  // one instruction; keeps NaN, and -0
 }
 
 // ---- 1 / sqrt: the CPU's estimate and one Newton step. Where that step fails (0, infinity, NaN) the estimate is
 // already the answer.
+#if defined(__SSE2__) && !defined(__AVX512F__)
+template <class A>
+constexpr bool kCoarseEstimate = sizeof(A) == 4;  // 12 bits instead of 14 or all
+#else
+template <class A>
+constexpr bool kCoarseEstimate = false;
+#endif
+
 template <class A>
 ALEXNET_INLINE Vec<A> rsqrt_estimate(Vec<A> d) {
 #if defined(__AVX512F__)
@@ -107,12 +119,22 @@ ALEXNET_INLINE Vec<A> rsqrt_estimate(Vec<A> d) {
   return r;
 }
 
+// `refined`, a negative power of d, or where its refinement failed the estimate r of another one.
+template <class A>
+ALEXNET_INLINE Vec<A> refined_or(Vec<A> refined, [[maybe_unused]] Vec<A> d, Vec<A> r) {
+#if defined(__AVX512F__)  // what a d of 0 gives is infinity, and of infinity 0: one instruction instead of two
+  if constexpr (sizeof(A) == 4) {
+    return (Vec<A>)_mm512_fixupimm_ps((__m512)refined, (__m512)d, _mm512_set1_epi32(0x00800500), 0);
+  }
+#endif
+  return refined == refined ? refined : r;
+}
+
 template <class A>
 ALEXNET_INLINE Vec<A> rsqrt(Vec<A> d) {
   const Vec<A> r = rsqrt_estimate<A>(d);
   if constexpr (sizeof(A) == 8) return r;
-  const Vec<A> n = r * (A(1.5) - A(0.5) * (d * r) * r);
-  return n == n ? n : r;
+  return refined_or<A>(r * (A(1.5) - A(0.5) * (d * r) * r), d, r);
 }
 
 // ---- conversions
@@ -270,6 +292,9 @@ ALEXNET_INLINE Vec<A> shifted(Vec<A> a, Vec<A> b, std::integer_sequence<int, I..
 // kLanes neighbours of a followed by b, from element SHIFT on.
 template <class A, int SHIFT>
 ALEXNET_INLINE Vec<A> shifted(Vec<A> a, Vec<A> b) {
+#if defined(__AVX512F__)  // GCC 12 takes a permutation that overwrites one of its arguments
+  if constexpr (sizeof(A) == 4) return (Vec<A>)_mm512_maskz_alignr_epi32(0xffff, (__m512i)b, (__m512i)a, SHIFT);
+#endif
   return shifted<A, SHIFT>(a, b, std::make_integer_sequence<int, kLanes<A>>{});
 }
 
