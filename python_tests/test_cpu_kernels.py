@@ -45,6 +45,20 @@ def test_one_image_keeps_its_strides():
         assert y.stride() == torch.empty(y.shape, memory_format=fmt).stride(), name
 
 
+@pytest.mark.parametrize(("name", "arguments"), [("local_response_norm", LRN), ("max_pool2d", {})])
+def test_large_results_are_those_of_parts(name, arguments):
+    """32 MiB are written past the caches, half of that is not."""
+
+    def run(x):
+        x = x.detach().requires_grad_()
+        y = getattr(ops, name)(x, **arguments)
+        return y.detach(), torch.autograd.grad(y, x, y.detach())[0]
+
+    x = torch.randn(8, 256, 64, 64).to(memory_format=torch.channels_last)
+    for whole, *parts in zip(run(x), *map(run, x.chunk(2))):
+        assert torch.equal(whole, torch.cat(parts))
+
+
 def results(module, given=None):
     """The output and the gradients of every case."""
     for name, inputs, arguments in given or list(cases()):

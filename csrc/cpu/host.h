@@ -3,6 +3,10 @@
 
 #include <torch/csrc/stable/ops.h>
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 #include "../check.h"
 #include "kernels.h"
 #include "memory.h"
@@ -56,8 +60,12 @@ template <class Args>
 void run(void (*kernel)(const Args&, int64_t, int64_t), const Args& args, int64_t tasks, int64_t work) {
   constexpr int64_t kGrain = 16384;  // less is not worth waking a thread for
   if (tasks == 0) return;
-  torch::stable::parallel_for(0, tasks, kGrain / (work + 1) + 1,
-                              [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
+  torch::stable::parallel_for(0, tasks, kGrain / (work + 1) + 1, [&](int64_t begin, int64_t end) {
+    kernel(args, begin, end);
+#if defined(__x86_64__)
+    _mm_sfence();  // what was written past the caches is there for the next thread
+#endif
+  });
 }
 
 // Tasks of the ops that cut a batch into blocks of planes, as kernels.h says.

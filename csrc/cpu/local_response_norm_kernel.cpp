@@ -24,7 +24,7 @@ void forward(const LrnArgs& a, int64_t begin, int64_t end) {
   Scratch<A> x(kStrip * c.stride()), y(kStrip * c.stride());
   Normaliser<A> normaliser(a.lrn, c, false);
   for_each_strip(a.images, begin, end, [&](int64_t offset, int64_t count) {
-    const Result<A, T> result(static_cast<T*>(a.out) + offset, c, y);
+    const Result<A, T> result(static_cast<T*>(a.out) + offset, c, y, is_streamed<T>(a.images));
     normaliser.template forward<false>(pixels_at<A>(static_cast<const T*>(a.x) + offset, c, count, x), result.pixels,
                                        count);
     result.finish(count);
@@ -38,7 +38,7 @@ void backward(const LrnArgs& a, int64_t begin, int64_t end) {
   Scratch<A> x(kStrip * c.stride()), grad(kStrip * c.stride()), dx(kStrip * c.stride());
   Normaliser<A> normaliser(a.lrn, c, true);
   for_each_strip(a.images, begin, end, [&](int64_t offset, int64_t count) {
-    const Result<A, T> result(static_cast<T*>(a.out) + offset, c, dx);
+    const Result<A, T> result(static_cast<T*>(a.out) + offset, c, dx, is_streamed<T>(a.images));
     normaliser.template backward<false>(pixels_at<A>(static_cast<const T*>(a.x) + offset, c, count, x),
                                         pixels_at<A>(static_cast<const T*>(a.grad) + offset, c, count, grad),
                                         result.pixels, count);

@@ -182,9 +182,9 @@ __attribute__((noinline)) void lrn_group5(const LrnPass<A>& pass, Pixels<const A
     squares.push(v * v);
     for (int64_t c = 0; c <= last; c += kLanes<A>) {
       prefetch(x[p + kAhead] + c);
-      prefetch(y[p + kAhead] + c);
+      if (!y.streamed) prefetch(y[p + kAhead] + c);
       const Vec<A> next = c < last ? activation<A, RELU>(x[p] + c + kLanes<A>) : Vec<A>{};
-      store<A>(y[p] + c, scaled<A, RELU>(v, Powers<A>(k + alpha * squares.push(next * next)).p));
+      y.write(y[p] + c, scaled<A, RELU>(v, Powers<A>(k + alpha * squares.push(next * next)).p));
       v = next;
     }
   }
@@ -202,12 +202,12 @@ __attribute__((noinline)) void lrn_group5_backward(const LrnPass<A>& pass, Pixel
     squares.push(v * v);
     const auto finish = [&](int64_t c, Vec<A> sum) {
       const Vec<A> gradient = direct_before - scale * before * sum;
-      store<A>(dx[p] + c, RELU ? (before <= A(0) ? Vec<A>{} : gradient) : gradient);
+      dx.write(dx[p] + c, RELU ? (before <= A(0) ? Vec<A>{} : gradient) : gradient);
     };
     for (int64_t c = 0; c <= last; c += kLanes<A>) {
       prefetch(x[p + kAhead] + c);
       prefetch(grad[p + kAhead] + c);
-      prefetch(dx[p + kAhead] + c);
+      if (!dx.streamed) prefetch(dx[p + kAhead] + c);
       const Vec<A> next = c < last ? activation<A, RELU>(x[p] + c + kLanes<A>) : Vec<A>{};
       const Powers<A> powers(k + alpha * squares.push(next * next));
       const Vec<A> direct = load<A>(grad[p] + c) * powers.p, term = direct * v * powers.inverse;

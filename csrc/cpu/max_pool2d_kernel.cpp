@@ -59,7 +59,7 @@ void backward_rows(const PoolArgs& a, int64_t begin, int64_t end) {
           pixels_at<A>(static_cast<const uint8_t*>(a.code) + at, pooled, pool.out_width, codes + slot * row_size)};
     });
     const int64_t offset = block.offset(in_plane) + h * pool.width * in.pixel_stride;
-    const Result<A, T> result(static_cast<T*>(a.out) + offset, in, dx);
+    const Result<A, T> result(static_cast<T*>(a.out) + offset, in, dx, is_streamed<T>(a.images));
     pool_row_backward<A>(pool, ring, h, in.padded, result.pixels);
     result.finish(pool.width);
   }

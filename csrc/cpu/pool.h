@@ -172,14 +172,14 @@ struct Pooled {
 
 // The sum over N windows (0: over `count`) of the gradients whose code is `tap`, the pixel's place in that window.
 template <class A, int N>
-ALEXNET_INLINE void gather(const A* const* grad, const A* const* code, const A* tap, int count, int64_t channels, A* dx,
-                           const A* later) {
+ALEXNET_INLINE void gather(const A* const* grad, const A* const* code, const A* tap, int count, int64_t channels,
+                           Pixels<A> dx, int64_t w) {
   const int n = N > 0 ? N : count;
   for (int64_t c = 0; c < channels; c += kLanes<A>) {
-    prefetch(later + c);
+    if (!dx.streamed) prefetch(dx[w + 2 * kAhead] + c);
     Vec<A> sum = {};
     for (int t = 0; t < n; ++t) sum += load<A>(code[t] + c) == tap[t] ? load<A>(grad[t] + c) : Vec<A>{};
-    store<A>(dx + c, sum);
+    dx.write(dx[w] + c, sum);
   }
 }
 
@@ -208,16 +208,16 @@ inline void pool_row_backward(const Pool& pool, Ring<Pooled<A>>& ring, int64_t h
     }
     switch (count) {
       case 1:
-        gather<A, 1>(grad, code, tap, count, channels, dx[w], dx[w + 2 * kAhead]);
+        gather<A, 1>(grad, code, tap, count, channels, dx, w);
         break;
       case 2:
-        gather<A, 2>(grad, code, tap, count, channels, dx[w], dx[w + 2 * kAhead]);
+        gather<A, 2>(grad, code, tap, count, channels, dx, w);
         break;
       case 4:
-        gather<A, 4>(grad, code, tap, count, channels, dx[w], dx[w + 2 * kAhead]);
+        gather<A, 4>(grad, code, tap, count, channels, dx, w);
         break;
       default:
-        gather<A, 0>(grad, code, tap, count, channels, dx[w], dx[w + 2 * kAhead]);
+        gather<A, 0>(grad, code, tap, count, channels, dx, w);
     }
   }
 }

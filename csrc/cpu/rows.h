@@ -60,14 +60,32 @@ ALEXNET_INLINE Channels channels_of(const Images& images, int64_t groups = 1) {
           round_up(each, kLanes<A>)};
 }
 
-// Pixels: pixel p has its channels at data + p * stride.
+// Pixels: pixel p has its channels at data + p * stride. Where `streamed` says so they are best written past the
+// caches.
 template <class A>
 struct Pixels {
   A* data;
   int64_t stride;
+  bool streamed = false;
 
   A* operator[](int64_t pixel) const { return data + pixel * stride; }
+
+  ALEXNET_INLINE void write(A* p, Vec<A> v) const {
+    if (streamed) {
+      stream<A>(p, v);
+    } else {
+      store<A>(p, v);
+    }
+  }
 };
+
+// A result larger than caches are does not stay there, and a line that is written past them need not be read first.
+constexpr int64_t kStreamedBytes = int64_t{32} << 20;
+
+template <class T>
+ALEXNET_INLINE bool is_streamed(const Images& images) {
+  return images.count * images.channels * images.pixels() * int64_t{sizeof(T)} >= kStreamedBytes;
+}
 
 // Whether pixels of type T can be used where they lie.
 template <class A, class T>
@@ -213,16 +231,19 @@ ALEXNET_INLINE Pixels<const A> pixels_at(const T* x, const Channels& c, int64_t 
   return {scratch, c.stride()};
 }
 
-// Where `count` pixels of a result are to be computed; finish() writes them if that is scratch memory.
+// Where `count` pixels of a result are to be computed; finish() writes them if that is scratch memory. `streamed`: only
+// written, never read again here.
 template <class A, class T>
 struct Result {
   T* y;
   const Channels& channels;
   Pixels<A> pixels;
 
-  ALEXNET_INLINE Result(T* out, const Channels& c, A* scratch) : y(out), channels(c), pixels{scratch, c.stride()} {
+  ALEXNET_INLINE Result(T* out, const Channels& c, A* scratch, bool streamed = false)
+      : y(out), channels(c), pixels{scratch, c.stride()} {
     if constexpr (__is_same(A, T)) {
-      if (in_place<A, T>(c)) pixels = {y, c.pixel_stride};
+      const bool aligned = (reinterpret_cast<uintptr_t>(y) | (c.pixel_stride * sizeof(A))) % kVectorBytes == 0;
+      if (in_place<A, T>(c)) pixels = {y, c.pixel_stride, streamed && aligned};
     }
   }
   ALEXNET_INLINE void finish(int64_t count) const {
