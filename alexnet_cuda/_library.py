@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
 # Where kernels are registered, and the dtypes they take there; `ops` sends everything else to torch.
 KERNEL_DTYPES: dict[str, frozenset[torch.dtype]] = {}
@@ -75,17 +76,20 @@ if WHY_NOT["cpu"]:
 def has_kernel(x: torch.Tensor) -> bool:
     """Whether a compiled kernel serves tensors with x's device and dtype.
 
-    Not inside torch.func.grad and its like, which cannot differentiate operators registered with torch.library.
+    Not inside torch.func.grad and its like, and not in a dual_level() of torch.autograd.forward_ad, which cannot
+    differentiate operators registered with torch.library.
     """
     return x.dtype in KERNEL_DTYPES.get(x.device.type, ()) and not _differentiating()
 
 
 def transforming() -> bool:
-    """Whether this runs inside torch.vmap or a transform of torch.func."""
-    return torch._C._are_functorch_transforms_active()
+    """Whether this runs inside torch.vmap, a transform of torch.func or a level of forward-mode differentiation."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def _differentiating() -> bool:
+    if forward_ad._current_level >= 0:
+        return True
     if not transforming():
         return False
     from torch._functorch.pyfunctorch import VmapInterpreter, retrieve_all_functorch_interpreters

@@ -85,7 +85,7 @@ def test_gradients(device):
         weight = torch.randn(2, 1, 11, 11, dtype=torch.float64, requires_grad=True)
         bias = torch.randn(2, dtype=torch.float64, requires_grad=True)
         function = lambda *i, p=padding, c=ceil_mode: ops.conv2d(*i, padding=p, ceil_mode=c)
-        assert torch.autograd.gradcheck(function, (x, weight, bias), fast_mode=True)
+        assert torch.autograd.gradcheck(function, (x, weight, bias), fast_mode=True, check_forward_ad=True)
         assert torch.autograd.gradgradcheck(function, (x, weight, bias), fast_mode=True)
 
 

@@ -67,7 +67,7 @@ def test_gradients(order, device):
     weight = torch.randn(4, 1, 11, 11, dtype=torch.float64, requires_grad=True)
     bias = torch.randn(4, dtype=torch.float64, requires_grad=True)
     function = lambda *i: ops.conv2d_relu_lrn_max_pool2d(*i, 3, 0.1, order=order)
-    assert torch.autograd.gradcheck(function, (x, weight, bias), fast_mode=True)
+    assert torch.autograd.gradcheck(function, (x, weight, bias), fast_mode=True, check_forward_ad=True)
     assert torch.autograd.gradgradcheck(function, (x, weight, bias), fast_mode=True)
 
 

@@ -113,7 +113,7 @@ def test_gradients(args, device):
     if device == "cuda":
         pytest.skip("float64 has no CUDA kernel")
     x = torch.randn(2, 6, 3, 3, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: ops.local_response_norm(x, **args), x)
+    assert torch.autograd.gradcheck(lambda x: ops.local_response_norm(x, **args), x, check_forward_ad=True)
     assert torch.autograd.gradgradcheck(lambda x: ops.local_response_norm(x, **args), x)
 
 

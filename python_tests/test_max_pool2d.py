@@ -87,7 +87,7 @@ def test_gradients(device):
         pytest.skip("float64 has no CUDA kernel")
     x = torch.randperm(2 * 2 * 7 * 8).double().view(2, 2, 7, 8).requires_grad_()
     for args in [(3, 2, 0, False), (3, 2, 1, True), (2, 3, 1, False)]:
-        assert torch.autograd.gradcheck(lambda x, args=args: ops.max_pool2d(x, *args), x)
+        assert torch.autograd.gradcheck(lambda x, args=args: ops.max_pool2d(x, *args), x, check_forward_ad=True)
         assert torch.autograd.gradgradcheck(lambda x, args=args: ops.max_pool2d(x, *args), x)
 
 

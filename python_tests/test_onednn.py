@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 
 from alexnet_cuda import AlexNet, onednn, set_kept_memory
 from alexnet_cuda.variants import LRN, Conv, Dropout, Linear, MaxPool, ReLU, Variant
@@ -126,6 +127,8 @@ def test_transforms_and_precisions_are_torchs(model, calls):
         model.double()(x.double())
         model.float()
         torch.compile(model, backend="eager", fullgraph=True)(x)
+    with forward_ad.dual_level():
+        assert forward_ad.unpack_dual(model(forward_ad.make_dual(x, x))).tangent is not None
     assert calls == []
 
 

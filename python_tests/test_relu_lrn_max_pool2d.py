@@ -111,7 +111,7 @@ def test_gradients(order, device):
     x = (torch.randperm(2 * 4 * 5 * 6).double().view(2, 4, 5, 6) / 20 - 5.02).requires_grad_()
     for args in [dict(size=3, alpha=0.1), dict(size=2, alpha=0.1, beta=0.6, groups=2, padding=1, ceil_mode=True)]:
         function = lambda x, args=args: ops.relu_lrn_max_pool2d(x, **args, order=order)
-        assert torch.autograd.gradcheck(function, x)
+        assert torch.autograd.gradcheck(function, x, check_forward_ad=True)
         assert torch.autograd.gradgradcheck(function, x, fast_mode=True)
 
 

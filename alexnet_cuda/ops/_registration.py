@@ -73,5 +73,13 @@ def second_order(function: Callable[[Tensor], Tensor], grad: Tensor, x: Tensor, 
     return torch.func.vjp(first_order, grad, x)[1](grad_grad)
 
 
+def call(op: Callable, differentiable: bool, *args: Any) -> Any:
+    """op(*args); if nothing asks for a gradient past autograd's layer, which torch has in Python for our operators."""
+    if differentiable or torch.compiler.is_compiling():
+        return op(*args)
+    with torch._C._AutoDispatchBelowAutograd():  # as that layer does itself
+        return op(*args)
+
+
 def needs_grad(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .. import reference
 from .._library import KERNEL_DTYPES, has_kernel
-from ._registration import empty, output_size, register
+from ._registration import call, empty, needs_grad, output_size, register
 
 _op = torch.ops.alexnet_cuda
 
@@ -129,4 +129,4 @@ def conv2d(
     reference.check_conv2d("conv2d", x, weight, bias, stride, padding)
     if x.dim() == 3:
         return conv2d(x[None], weight, bias, stride, padding, ceil_mode)[0]
-    return _op.conv2d(x, weight, bias, stride, padding, ceil_mode)
+    return call(_op.conv2d, needs_grad(x, weight, bias), x, weight, bias, stride, padding, ceil_mode)

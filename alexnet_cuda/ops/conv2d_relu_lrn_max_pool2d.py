@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import reference
 from ..reference import ORDERS, Size
-from ._registration import needs_grad, output_size, register
+from ._registration import call, needs_grad, output_size, register
 from .conv2d import autocast, conv2d, conv2d_fake, conv2d_gradients, conv2d_has_kernel
 from .max_pool2d import max_pool2d_fake, pool_has_kernel
 from .relu_lrn_max_pool2d import relu_lrn_max_pool2d
@@ -92,4 +92,5 @@ def conv2d_relu_lrn_max_pool2d(
     constants = (ORDERS.index(order), size, front, scale, beta, k, groups)
     pool = (*(pair[0] for pair in pairs), pool_ceil_mode)
     save = needs_grad(x, weight, bias)
-    return _op.conv2d_relu_lrn_max_pool2d(x, weight, bias, stride, padding, ceil_mode, *constants, *pool, save)[0]
+    args = (x, weight, bias, stride, padding, ceil_mode, *constants, *pool, save)
+    return call(_op.conv2d_relu_lrn_max_pool2d, save, *args)[0]

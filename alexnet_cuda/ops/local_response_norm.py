@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import reference
 from .._library import has_kernel
-from ._registration import empty, register, second_order
+from ._registration import call, empty, needs_grad, register, second_order
 
 _op = torch.ops.alexnet_cuda
 
@@ -90,5 +90,5 @@ def local_response_norm(
             x, size, alpha, beta, k, groups=groups, divide_alpha=divide_alpha, window=window, across=across
         )
     four = x if x.dim() == 4 else x.reshape(*x.shape[:2], math.prod(x.shape[2:-1]), x.shape[-1])
-    y = _op.local_response_norm(four, size, front, scale, beta, k, groups, across == "spatial")
+    y = call(_op.local_response_norm, needs_grad(x), four, size, front, scale, beta, k, groups, across == "spatial")
     return y if x.dim() == 4 else y.reshape(x.shape)  # one image reshaped loses its memory format

@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import reference
 from .._library import has_kernel
 from ..reference import Size
-from ._registration import empty, needs_grad, output_size, register
+from ._registration import call, empty, needs_grad, output_size, register
 
 _op = torch.ops.alexnet_cuda
 
@@ -92,7 +92,8 @@ def max_pool2d(
         return reference.max_pool2d(x, kernel_size, stride, padding, ceil_mode, return_indices)
     k, s, p = (pair[0] for pair in pairs)
     batch = x[None] if x.dim() == 3 else x
-    y, code = _op.max_pool2d(batch, k, s, p, ceil_mode, return_indices or needs_grad(x))
+    save = needs_grad(x)
+    y, code = call(_op.max_pool2d, save, batch, k, s, p, ceil_mode, return_indices or save)
     y = y[0] if x.dim() == 3 else y
     if not return_indices:
         return y

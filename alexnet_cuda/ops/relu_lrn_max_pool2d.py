@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .. import reference
 from ..reference import ORDERS, Size
-from ._registration import empty, needs_grad, output_size, register, second_order
+from ._registration import call, empty, needs_grad, output_size, register, second_order
 from .max_pool2d import max_pool2d_fake, pool_has_kernel
 
 _op = torch.ops.alexnet_cuda
@@ -100,5 +100,6 @@ def relu_lrn_max_pool2d(
             across=across, kernel_size=kernel_size, stride=stride, padding=padding, ceil_mode=ceil_mode,
         )  # fmt: skip
     constants = (ORDERS.index(order), size, front, scale, beta, k, groups)
-    y, _ = _op.relu_lrn_max_pool2d(batch, *constants, *(pair[0] for pair in pairs), ceil_mode, needs_grad(x))
+    save, pool = needs_grad(x), (*(pair[0] for pair in pairs), ceil_mode)
+    y, _ = call(_op.relu_lrn_max_pool2d, save, batch, *constants, *pool, save)
     return y[0] if x.dim() == 3 else y

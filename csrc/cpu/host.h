@@ -13,6 +13,13 @@
 
 namespace alexnet_cuda {
 
+inline std::vector<int64_t> dense_strides(const std::vector<int64_t>& size, MemoryFormat format) {
+  if (format == MemoryFormat::ChannelsLast) return {size[1] * size[2] * size[3], 1, size[3] * size[1], size[1]};
+  std::vector<int64_t> strides(size.size(), 1);
+  for (size_t d = size.size() - 1; d > 0; --d) strides[d - 1] = strides[d] * size[d];
+  return strides;
+}
+
 // An uninitialised result, in memory that an earlier one may have left (memory.h).
 inline Tensor result(const Tensor& like, const std::vector<int64_t>& size, MemoryFormat format,
                      std::optional<ScalarType> dtype = std::nullopt) {
@@ -20,19 +27,18 @@ inline Tensor result(const Tensor& like, const std::vector<int64_t>& size, Memor
   int64_t bytes = type == ScalarType::Byte ? 1 : like.element_size();
   for (int64_t n : size) bytes *= n;
   if (bytes < kLeastKept || kept_memory_limit() == 0) return empty(like, size, format, type);
-  std::vector<int64_t> strides(size.size(), 1);
-  if (format == MemoryFormat::ChannelsLast) {
-    const int64_t c = size[1], w = size[3];
-    strides = {c * size[2] * w, 1, w * c, c};
-  } else {
-    for (size_t d = size.size() - 1; d > 0; --d) strides[d - 1] = strides[d] * size[d];
-  }
-  return torch::stable::from_blob(take_memory(bytes), size, strides, like.device(), type,
+  return torch::stable::from_blob(take_memory(bytes), size, dense_strides(size, format), like.device(), type,
                                   [bytes](void* data) { give_memory(data, bytes); });
 }
 
+// torch's `contiguous`, which is a call through its dispatcher, only where it is needed.
 inline Tensor dense(const Tensor& x, MemoryFormat format) {
-  return torch::stable::contiguous(x, format);
+  std::vector<int64_t> size(x.dim());
+  for (size_t d = 0; d < size.size(); ++d) size[d] = x.size(d);
+  const std::vector<int64_t> strides = dense_strides(size, format);
+  bool is_dense = true;
+  for (size_t d = 0; d < size.size(); ++d) is_dense &= size[d] == 1 || x.stride(d) == strides[d];
+  return is_dense ? x : torch::stable::contiguous(x, format);
 }
 
 inline DType dtype_of(const char* op, const Tensor& x) {
