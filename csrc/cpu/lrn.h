@@ -76,8 +76,8 @@ ALEXNET_INLINE Vec<A> window_sum(const A* p, int64_t size) {
   return sum;
 }
 
-template <class A, bool RELU>
-ALEXNET_INLINE Vec<A> activation(const A* p) {
+template <class A, bool RELU, class T>
+ALEXNET_INLINE Vec<A> activation(const T* p) {
   return RELU ? relu<A>(load<A>(p)) : load<A>(p);
 }
 

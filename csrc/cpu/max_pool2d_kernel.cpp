@@ -28,8 +28,12 @@ void forward(const PoolArgs& a, int64_t begin, int64_t end) {
     const T* x = static_cast<const T*>(a.x) + block.offset(in_plane);
     const int64_t offset = block.offset(out_plane) + o * pool.out_width * pooled.pixel_stride;
     const Result<A, T> y(static_cast<T*>(a.out) + offset, pooled, out);
-    pooler.row(o, in.padded, y.pixels, codes,
-               [&](int64_t r) { return pixels_at<A>(x + r * pool.width * in.pixel_stride, in, pool.width, row); });
+    const auto start = [&](int64_t r) { return x + r * pool.width * in.pixel_stride; };
+    if (in.channel_stride == 1 && in.each == in.padded) {
+      pooler.row(o, in.padded, y.pixels, codes, [&](int64_t r) { return Pixels<const T>{start(r), in.pixel_stride}; });
+    } else {
+      pooler.row(o, in.padded, y.pixels, codes, [&](int64_t r) { return pixels_at<A>(start(r), in, pool.width, row); });
+    }
     y.finish(pool.out_width);
     if (a.code) write_pixels<A>(codes, in.padded, pooled, pool.out_width, a.code + offset);
   }

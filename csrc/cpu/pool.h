@@ -72,13 +72,13 @@ class Pooler {
   void restart() { next_ = 0; }
 
   // Output row `o` and, if wanted, its codes, `channels` a pixel (no more than the constructor was told). make(row)
-  // gives the pixels of an input row, which are read at once.
+  // gives the pixels of an input row, of any type, which are read at once.
   template <class Make>
   void row(int64_t o, int64_t channels, Pixels<A> y, A* code, Make make) {
     channels_ = channels;
     const Span rows = window(pool_, o, pool_.height);
     for (next_ = greater(next_, rows.first); next_ < rows.last; ++next_) {
-      const Pixels<const A> x = make(next_);
+      const auto x = make(next_);
       code_ ? along<true>(x, next_) : along<false>(x, next_);
     }
     const int64_t top = o * pool_.stride - pool_.padding;
@@ -95,8 +95,8 @@ class Pooler {
   A* maxima(int64_t row) { return maxima_ + row % pool_.kernel_size * row_size_; }
   A* columns(int64_t row) { return columns_ + row % pool_.kernel_size * row_size_; }
 
-  template <bool CODE>
-  __attribute__((noinline)) void along(Pixels<const A> x, int64_t row) {
+  template <bool CODE, class T>
+  __attribute__((noinline)) void along(Pixels<T> x, int64_t row) {
     A *max = maxima(row), *column = CODE ? columns(row) : nullptr;
     for (int64_t w = 0; w < pool_.out_width; ++w, max += channels_, column += CODE ? channels_ : 0) {
       const Span span = window(pool_, w, pool_.width);
@@ -109,8 +109,8 @@ class Pooler {
     }
   }
 
-  template <int K, bool CODE>
-  ALEXNET_INLINE void along_window(const A* x, int64_t stride, int64_t count, A first, A* max, A* column) {
+  template <int K, bool CODE, class T>
+  ALEXNET_INLINE void along_window(const T* x, int64_t stride, int64_t count, A first, A* max, A* column) {
     const int64_t n = K > 0 ? K : count;
     for (int64_t c = 0; c < channels_; c += kLanes<A>) {
       if constexpr (!kPositive) {

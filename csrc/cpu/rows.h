@@ -70,7 +70,8 @@ struct Pixels {
 
   A* operator[](int64_t pixel) const { return data + pixel * stride; }
 
-  ALEXNET_INLINE void write(A* p, Vec<A> v) const {
+  template <class V>
+  ALEXNET_INLINE void write(A* p, V v) const {
     if (streamed) {
       stream<A>(p, v);
     } else {
