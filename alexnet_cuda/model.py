@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from . import kernels as choice
 from . import nn as layers
-from . import onednn, ops, variants
+from . import later_layers, ops, variants
 from ._library import transforming
 from .reference import ORDERS
 from .variants import Variant, get_variant
@@ -44,8 +44,8 @@ class AlexNet(nn.Module):
 
     Attributes:
         fused: while True, ReLU, LRN and max pooling that follow each other, and a first convolution before them, run as
-            one op; on a CPU, so do float32 convolutions or linear layers and the ReLU after them, in oneDNN (unless
-            `kernels` is "none"). Modules with hooks always run one by one. Results agree to rounding.
+            one op; on a CPU, so do float32 convolutions or linear layers and the ReLU after them, in a kernel of our own
+            or in oneDNN (unless `kernels` is "none"). Modules with hooks always run one by one. Results agree to rounding.
 
     Raises:
         ValueError: an unknown variant, input or operator, fewer than one class or channel, dropout outside 0..1; in the
@@ -112,7 +112,7 @@ class AlexNet(nn.Module):
         self._check(x)
         images = x if x.dim() == 4 else x[None]  # (N, C, H, W)
         if images.device.type == "cpu" and not transforming():  # vmap knows no memory formats
-            images = images.contiguous(memory_format=_cpu_format(images))
+            images = images.contiguous(memory_format=_cpu_format(images, self.variant))
         features = self._run(self.features, images, self.input_scale)
         features = self.avgpool(features)  # (N, 256, 6, 6) in most variants
         scores = self._run(self.classifier, torch.flatten(features, 1))  # (N, num_classes)
@@ -225,7 +225,7 @@ def _run_fused(modules: nn.Sequential, x: Tensor, fused: bool, kernels: str | No
     chain: list[Any] = list(modules)
     with_conv = fused and choice.uses("conv2d_relu_lrn_max_pool2d", x, kernels)
     without = fused and choice.uses("relu_lrn_max_pool2d", x, kernels)
-    with_onednn = fused and onednn.serves(x) and choice.chosen(kernels, "cpu", None) != ()
+    with_later = fused and later_layers.serves(x) and choice.chosen(kernels, "cpu", None) != ()
     while chain:
         conv = chain[0]
         start = int(with_conv and type(conv) is layers.Conv2d and conv.kernel_size == (11, 11) and conv._plain())
@@ -236,9 +236,9 @@ def _run_fused(modules: nn.Sequential, x: Tensor, fused: bool, kernels: str | No
             x, scale = x * scale, 1
         if not fusible:
             free = chain[: 1 if _order(chain[1:4]) in ORDERS else 2]  # of a convolution's ReLU and the tail it begins
-            count = onednn.length(free, x) if with_onednn else 0
+            count = later_layers.length(free, x) if with_later else 0
             if count and _fusible(chain[:count]):
-                x = onednn.run(chain[:count], x)
+                x = later_layers.run(chain[:count], x)
                 del chain[:count]
             else:
                 x = chain.pop(0)(x)
@@ -280,15 +280,12 @@ def _has_hooks(module: nn.Module) -> bool:
     return bool(forward or module._backward_hooks or module._backward_pre_hooks)
 
 
-def _cpu_format(images: Tensor) -> torch.memory_format:
-    """In which oneDNN's convolutions are fastest; our kernels do not care.
-
-    With channels_last they are faster, but torch brings their weights into that order at each call, which a few images
-    do not pay back in inference.
-    """
-    if torch.is_grad_enabled() or torch.compiler.is_compiling() or images.shape[0] >= 8:
-        return torch.channels_last
-    return torch.contiguous_format
+def _cpu_format(images: Tensor, variant: Variant) -> torch.memory_format:
+    """In which convolutions are fastest. For oneDNN's, those with a stride, torch brings the weights into that order at
+    each call, which a few images do not pay back in inference."""
+    few = images.shape[0] < 8 and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    later = [layer for layer in variant.features if isinstance(layer, variants.Conv)][1:]
+    return torch.contiguous_format if few and any(conv.stride > 1 for conv in later) else torch.channels_last
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,12 @@ STABLE_TORCH_LIBRARY(alexnet_cuda, m) {
   m.def("_conv2d_weight_grad(Tensor grad, Tensor x, int kernel_size, int stride, int padding) -> Tensor");
   m.def("_conv2d_input_grad(Tensor grad, Tensor weight, int height, int width, int stride, int padding) -> Tensor");
 
+  // 3x3 and 5x5 convolutions with stride 1 and their transposes (torch.conv_transpose2d), float32 on a CPU, and whether
+  // the result is finite: if not, it must be computed in another way
+  m.def(
+      "_winograd_conv2d(Tensor x, Tensor weight, Tensor? bias, int padding, int groups, bool transposed, bool relu) "
+      "-> (Tensor, bool)");
+
   m.def(
       "local_response_norm(Tensor x, int size, int front, float alpha, float beta, float k, int groups, "
       "bool spatial) -> Tensor");

@@ -1,5 +1,5 @@
 // Direct convolution of a few input channels with many filters, one output row at a time. AlexNet's own (11x11, stride
-// 4, 3 channels) comes here in double alone, and for numbers that Winograd's way (winograd.h) must not be given.
+// 4, 3 channels) comes here in double alone, and for numbers that Winograd's way (winograd_rows.h) must not be given.
 //
 // The k input rows under an output row lie in a ring, zero-padded and with interleaved channels, so that one kernel
 // row is k * C contiguous numbers and the next output pixel's window begins stride * C further on. A tile of output

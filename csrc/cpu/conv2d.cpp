@@ -25,7 +25,7 @@ int64_t blocks_of(int64_t n, int64_t block) {
   return (n + block - 1) / block;
 }
 
-// Whether the way of winograd.h is open and takes fewer products, which it does not for very few outputs.
+// Whether the way of winograd_rows.h is open and takes fewer products, which it does not for very few outputs.
 bool use_winograd(DType dtype, const Conv& c) {
   return c.kernel_size == 11 && c.stride == 4 && dtype != DType::kDouble &&
          blocks_of(c.out_height, 4) * blocks_of(c.out_width, 4) * kWinogradPoints <

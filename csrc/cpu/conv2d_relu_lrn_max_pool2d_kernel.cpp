@@ -1,7 +1,7 @@
 // The whole first block: convolution rows are computed as the tail asks for them and, unless they are to be saved,
 // stay in the cache.
 #include "tail.h"
-#include "winograd.h"
+#include "winograd_rows.h"
 
 namespace alexnet_cuda::ALEXNET_CPU_LEVEL {
 namespace {

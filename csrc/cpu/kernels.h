@@ -75,18 +75,35 @@ constexpr int kWinogradPoints = 36;        // of a tile of 4x4 outputs
 struct ConvArgs {
   const void *x, *grad;
   const void* weight;  // packed: see conv2d.h
-  void* points;        // the same for the forward way of winograd.h
+  void* points;        // the same for the forward way of winograd_rows.h
   const void* bias;    // padded to whole blocks of filters, in the type of the sums
   void* out;
   Images images;
   Conv conv;
-  bool winograd;   // the way of winograd.h, where the numbers allow
+  bool winograd;   // the way of winograd_rows.h, where the numbers allow
   int64_t chunks;  // of the weight gradient
 };
 ALEXNET_CPU_KERNEL(conv2d_winograd_weight, ConvArgs)  // a task is a block of filters
 ALEXNET_CPU_KERNEL(conv2d_forward, ConvArgs)
 ALEXNET_CPU_KERNEL(conv2d_weight_grad, ConvArgs)
 ALEXNET_CPU_KERNEL(conv2d_input_grad, ConvArgs)
+
+// 3x3 and 5x5 convolutions with stride 1: float32, channels_last, groups of a multiple of 16 channels and filters.
+constexpr int kWinogradTask = 8;  // tiles of a task
+struct WinogradConvArgs {
+  const float *x, *weight;
+  const float* bias;  // or null
+  float* points;      // the weights': [group][block of filters][point][channel][filter in block], padded with zeros
+  float* out;
+  bool* finite;  // becomes false if an output is not
+  Conv conv;
+  int64_t count;  // images
+  int groups;
+  bool transposed;  // weights as torch.conv_transpose2d's; conv.padding is what the kernel pads in any case
+  bool relu;
+};
+ALEXNET_CPU_KERNEL(winograd_conv2d_weights, WinogradConvArgs)  // a task is a block of filters
+ALEXNET_CPU_KERNEL(winograd_conv2d, WinogradConvArgs)
 
 // A task is one pooled row of one image. conv.out, when not null, receives the convolution's output; tail.x is unused.
 struct BlockArgs {

@@ -1,7 +1,7 @@
 // The convolution's weight gradient, which adds up output rows: [tap][filter] += input x gradient over the pixels.
 #pragma once
 
-#include "winograd.h"
+#include "winograd_rows.h"
 
 namespace alexnet_cuda::ALEXNET_CPU_LEVEL {
 
@@ -122,10 +122,8 @@ class WinogradWeightGrad {
     for (int64_t c = 0; c < input_.cell; ++c) {
       const int64_t row = c / (4 * channels), tap = c % (4 * channels);
       for (int64_t f = 0; f < padded; f += kLanes<float>) {
-        Vec<float> v[6][6];
-        for (int p = 0; p < kWinogradPoints; ++p) {
-          v[p / 6][p % 6] = load<float>(sum_ + (p * input_.cell + c) * padded + f);
-        }
+        Square v;
+        load_points(v, sum_ + c * padded + f, input_.cell * padded);
         for_columns_and_rows(v, [](auto& v0, auto& v1, auto& v2, auto& v3, auto& v4, auto& v5) {
           const Vec<float> even_a = kScaleA * (v1 + v2), odd_a = kScaleA * (v1 - v2);
           const Vec<float> even_b = kScaleB * (v3 + v4), odd_b = kScaleB * (v3 - v4);
@@ -156,7 +154,7 @@ class WinogradWeightGrad {
     for (int64_t t = 0; t < input_.tiles; ++t) {
       const int64_t columns = lesser(4, a_.conv.out_width - 4 * t);
       for (int64_t f = 0; f < kFilters<float>; f += kLanes<float>) {
-        Vec<float> v[6][6] = {};
+        Square v = {};
         for (int i = 0; i < rows; ++i) {
           for (int j = 0; j < columns; ++j) v[i][j] = load<float>(grad[i][4 * t + j] + filter + f);
         }
@@ -169,10 +167,7 @@ class WinogradWeightGrad {
           v3 = even_b + odd_b;
           v4 = even_b - odd_b;
         });
-#pragma GCC unroll 36
-        for (int p = 0; p < kWinogradPoints; ++p) {
-          store<float>(points_ + (p * input_.tiles + t) * kFilters<float> + f, v[p / 6][p % 6]);
-        }
+        store_points(v, points_ + t * kFilters<float> + f, input_.tiles * kFilters<float>);
       }
     }
   }

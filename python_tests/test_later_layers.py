@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.autograd import forward_ad
 
-from alexnet_cuda import AlexNet, onednn, set_kept_memory
+from alexnet_cuda import AlexNet, later_layers, set_kept_memory
 from alexnet_cuda.variants import LRN, Conv, Dropout, Linear, MaxPool, ReLU, Variant
 
 pytestmark = pytest.mark.skipif(not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="torch without oneDNN")
@@ -17,10 +17,10 @@ CALLS = ["Conv2d", "ReLU"], ["Linear", "ReLU"], ["Linear", "ReLU"]
 
 @pytest.fixture
 def calls(monkeypatch):
-    """The modules of each call of onednn.run."""
-    names, run = [], onednn.run
+    """The modules of each call of later_layers.run."""
+    names, run = [], later_layers.run
     monkeypatch.setattr(
-        onednn, "run", lambda modules, x: (names.append([type(m).__name__ for m in modules]), run(modules, x))[1]
+        later_layers, "run", lambda modules, x: (names.append([type(m).__name__ for m in modules]), run(modules, x))[1]
     )
     return names
 
@@ -65,10 +65,10 @@ def test_layers_without_bias(calls):
     conv = [nn.Conv2d(8, 8, 3, bias=False), nn.ReLU()]
     for n in (3, 9):
         x = torch.randn(n, 1024)
-        torch.testing.assert_close(onednn.run(layers, x), layers[0](x).relu(), rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(onednn.run(layers[:1], x), layers[0](x), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(later_layers.run(layers, x), layers[0](x).relu(), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(later_layers.run(layers[:1], x), layers[0](x), rtol=1e-4, atol=1e-5)
         x = torch.randn(n, 8, 9, 9)
-        torch.testing.assert_close(onednn.run(conv, x), conv[0](x).relu(), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(later_layers.run(conv, x), conv[0](x).relu(), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("n", [1, 2, 40])
@@ -91,12 +91,12 @@ def test_gradients_of_one_layer():
         wanted = [leaf.requires_grad_(need) for leaf, need in zip(leaves, needs)]
         wanted = [leaf for leaf in wanted if leaf.requires_grad]
         for loss in (lambda y: y.sum(), lambda y: y.square().sum()):
-            got = torch.autograd.grad(loss(onednn.run([layer], x)), wanted)
+            got = torch.autograd.grad(loss(later_layers.run([layer], x)), wanted)
             stock = torch.autograd.grad(loss(layer(x)), wanted)
             assert_all_close(got, stock)
     leaves = [leaf.requires_grad_() for leaf in (x, layer.weight, layer.bias)]
     seconds = []
-    for y in (onednn.run([layer], x), layer(x)):
+    for y in (later_layers.run([layer], x), layer(x)):
         first = torch.autograd.grad(y.square().sum(), leaves, create_graph=True)
         seconds.append(torch.autograd.grad(sum(g.square().sum() for g in first), leaves))
     assert_all_close(*seconds)
@@ -105,7 +105,7 @@ def test_gradients_of_one_layer():
 def test_weights_gradients_leave_their_memory_to_the_next():
     """Which still holds the numbers: they were not copied on their way to .grad either."""
     layer, x = nn.Linear(1024, 1100), torch.randn(3, 1024)
-    onednn.run([layer], x).sum().backward()
+    later_layers.run([layer], x).sum().backward()
     gradient = layer.weight.grad.clone()
     layer.zero_grad()
     assert torch.ops.alexnet_cuda._kept_empty_like(layer.weight).equal(gradient)
@@ -175,7 +175,7 @@ def test_a_hook_on_the_features_sees_scaled_images():
 )
 def test_other_layers_are_torchs(layer):
     x = torch.randn(2, 8, 9, 9) if isinstance(layer, nn.modules.conv._ConvNd) else torch.randn(2, layer.in_features)
-    assert onednn.length([layer, nn.ReLU()], x) == 0
+    assert later_layers.length([layer, nn.ReLU()], x) == 0
 
 
 @torch.no_grad()

@@ -1,0 +1,158 @@
+"""Convolutions and linear layers after the first, float32 on a CPU, where torch's own way is not the fastest.
+
+3x3 and 5x5 convolutions with stride 1 go to our kernel, which takes less than half the products
+(csrc/cpu/winograd_conv2d_kernel.cpp), in both directions. The other layers go to oneDNN: torch runs float32 products in
+MKL, which reads the fully connected layers' weights at half the speed of memory on some CPUs, and its convolutions
+leave ReLU to a pass of its own. The oneDNN that torch contains does both, through operators that torch.compile uses. In
+training, the fully connected weights' gradients, 234 MB, are made in memory that the last step's have left
+(`set_kept_memory`): the system needs longer to map that much anew than the products take.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ._library import KERNEL_DTYPES, transforming
+
+_op, _onednn = torch.ops.alexnet_cuda, torch.ops.mkldnn
+
+# oneDNN brings its right operand into blocks first: with so many images they are the cheaper one to take for that.
+SWAPPED = range(8, 129)
+LEAST = 2**20  # weights; smaller products are as fast in MKL
+
+
+def serves(x: Tensor) -> bool:
+    """Whether x can go through these operators, which know no transforms."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or transforming():
+        return False
+    return "cpu" in KERNEL_DTYPES and _plain(x) and not torch.is_autocast_enabled("cpu")
+
+
+def length(chain: list[nn.Module], x: Tensor) -> int:
+    """How many of the chain's first modules `run` computes at once: a layer and the ReLU after it, the layer, or 0."""
+    layer, relu = chain[0], len(chain) > 1 and type(chain[1]) is nn.ReLU
+    if type(layer) is nn.Linear:
+        served = _has_onednn() and x.dim() == 2 and layer.weight.numel() >= LEAST
+        return (1 + relu) * (served and _fits(layer, layer.in_features, x))
+    if type(layer) is nn.Conv2d and layer.padding_mode == "zeros" and isinstance(layer.padding, tuple):
+        if x.dim() != 4 or not _fits(layer, layer.in_channels, x):
+            return 0
+        return 1 + relu if _by_winograd(layer, x) else 2 * (relu and _has_onednn())
+    return 0
+
+
+def _has_onednn() -> bool:
+    return hasattr(_onednn, "_linear_pointwise") and bool(torch.backends.mkldnn.enabled)
+
+
+def _by_winograd(layer: nn.Conv2d, x: Tensor) -> bool:
+    """Whether the kernel takes such a convolution and saves time: tiles of 6x6 inputs make 36 products of each channel
+    and filter, and bringing the weights into that form takes as long as 16 tiles."""
+    size, padding = layer.kernel_size[0], layer.padding[0]
+    square = layer.kernel_size == (size, size) and layer.padding == (padding, padding)
+    plain = layer.stride == (1, 1) and layer.dilation == (1, 1)
+    blocks = layer.in_channels % (16 * layer.groups) == 0 and layer.out_channels % (16 * layer.groups) == 0
+    if not (square and plain and blocks and size in (3, 5) and padding < size and _HAS_WINOGRAD):
+        return False
+    sides = [side + 2 * padding - size + 1 for side in x.shape[2:]]
+    tiles = len(x) * math.prod(-(-side // (7 - size)) for side in sides)
+    return min(sides) > 0 and size**2 * len(x) * math.prod(sides) > 1.25 * 36 * (tiles + 16)
+
+
+# not where emulated CUDA kernels stand in for the CPU's
+_HAS_WINOGRAD = "cpu" in KERNEL_DTYPES and torch._C._dispatch_has_kernel_for_dispatch_key(
+    "alexnet_cuda::_winograd_conv2d", "CPU"
+)
+
+
+def _fits(layer: nn.Linear | nn.Conv2d, channels: int, x: Tensor) -> bool:
+    """Otherwise torch has the better message."""
+    return x.shape[1] == channels and _plain(layer.weight) and (layer.bias is None or _plain(layer.bias))
+
+
+def _plain(x: Tensor) -> bool:
+    """Of no subclass, which may mean something else, and float32 in the CPU's memory."""
+    return type(x) in (Tensor, nn.Parameter) and x.dtype == torch.float32 and x.device.type == "cpu"
+
+
+def run(modules: list[Any], x: Tensor) -> Tensor:
+    """As many of the modules as `length` says, applied to x."""
+    layer, relu = modules[0], len(modules) > 1
+    weight, bias, training = layer.weight, layer.bias, torch.is_grad_enabled()
+    if isinstance(layer, nn.Linear):
+        y = _Linear.apply(x, weight, bias) if training else _linear(x, weight, bias, relu)
+    elif _by_winograd(layer, x):
+        geometry = layer.padding[0], layer.groups
+        y = _Conv2d.apply(x, weight, bias, *geometry) if training else _conv2d(x, weight, bias, *geometry, relu=relu)
+    elif training:
+        y = layer(x)
+    else:
+        geometry = layer.padding, layer.stride, layer.dilation, layer.groups
+        y = _onednn._convolution_pointwise(x, weight, bias, *geometry, _NAMES[relu], [], "")
+    return y.relu_() if training and relu else y
+
+
+_NAMES = ("none", "relu")
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
+    if len(x) not in SWAPPED:
+        return _onednn._linear_pointwise(x, weight, bias, _NAMES[relu], [], "")
+    y = x.new_empty(len(x), len(weight))
+    torch.add(_onednn._linear_pointwise(weight, x, None, "none", [], "").t(), 0 if bias is None else bias, out=y)
+    return y.relu_() if relu else y
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _linear(x, weight, bias, False)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,), (x, weight), needs = grads, ctx.saved_tensors, ctx.needs_input_grad
+        if torch.is_grad_enabled():  # to be differentiated again
+            return grad @ weight, grad.t() @ x, grad.sum(0) if needs[2] else None
+        grad = grad.contiguous()
+        grad_x = grad_weight = None
+        if needs[0]:
+            few = len(grad) < 2
+            grad_x = grad @ weight if few else _onednn._linear_pointwise(grad, weight.t(), None, "none", [], "")
+        if needs[1]:
+            grad_weight = torch.mm(grad.t(), x, out=_op._kept_empty_like(weight))
+        return grad_x, grad_weight, grad.sum(0) if needs[2] else None
+
+
+def _conv2d(
+    x: Tensor, weight: Tensor, bias: Tensor | None, padding: int, groups: int, transposed: bool = False,
+    relu: bool = False,
+) -> Tensor:  # fmt: skip
+    y, finite = _op._winograd_conv2d(x, weight, bias, padding, groups, transposed, relu)
+    if finite:
+        return y
+    y = torch.convolution(x, weight, bias, (1, 1), (padding, padding), (1, 1), transposed, (0, 0), groups)
+    return y.relu_() if relu else y
+
+
+class _Conv2d(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, padding: int, groups: int) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.geometry = padding, groups
+        return _conv2d(x, weight, bias, padding, groups)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,), (x, weight), needs = grads, ctx.saved_tensors, list(ctx.needs_input_grad[:3])
+        padding, groups = ctx.geometry
+        grad_x = None
+        if needs[0] and not torch.is_grad_enabled():
+            grad_x, needs[0] = _conv2d(grad, weight, None, padding, groups, transposed=True), False
+        geometry = (1, 1), (padding, padding), (1, 1), False, (0, 0), groups
+        rest = torch.ops.aten.convolution_backward(grad, x, weight, [len(weight)], *geometry, needs)
+        return (rest[0] if grad_x is None else grad_x, *rest[1:], None, None)
