@@ -129,7 +129,7 @@ class _Linear(torch.autograd.Function):
 
 
 def _conv2d(
-    x: Tensor, weight: Tensor, bias: Tensor | None, padding: int, groups: int, transposed: bool = False,
+    x: Tensor, weight: Tensor, bias: Tensor | None, padding: int, groups: int, *, transposed: bool = False,
     relu: bool = False,
 ) -> Tensor:  # fmt: skip
     y, finite = _op._winograd_conv2d(x, weight, bias, padding, groups, transposed, relu)
@@ -148,11 +148,20 @@ class _Conv2d(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (grad,), (x, weight), needs = grads, ctx.saved_tensors, list(ctx.needs_input_grad[:3])
-        padding, groups = ctx.geometry
-        grad_x = None
-        if needs[0] and not torch.is_grad_enabled():
-            grad_x, needs[0] = _conv2d(grad, weight, None, padding, groups, transposed=True), False
-        geometry = (1, 1), (padding, padding), (1, 1), False, (0, 0), groups
-        rest = torch.ops.aten.convolution_backward(grad, x, weight, [len(weight)], *geometry, needs)
-        return (rest[0] if grad_x is None else grad_x, *rest[1:], None, None)
+        (grad,), (x, weight), (padding, groups) = grads, ctx.saved_tensors, ctx.geometry
+        needs = ctx.needs_input_grad[:3]
+
+        def torchs(*needs: bool) -> list[Tensor | None]:
+            geometry = (1, 1), (padding, padding), (1, 1), False, (0, 0), groups
+            return torch.ops.aten.convolution_backward(grad, x, weight, [len(weight)], *geometry, needs)
+
+        if torch.is_grad_enabled():  # to be differentiated again
+            return (*torchs(*needs), None, None)
+        grad_x = _conv2d(grad, weight, None, padding, groups, transposed=True) if needs[0] else None
+        grad_weight = None
+        if needs[1]:
+            size = weight.shape[2]
+            grad_weight, finite = _op._winograd_conv2d_weight_grad(grad, x, size, padding, groups)
+            if not finite:
+                grad_weight = torchs(False, True, False)[1]
+        return grad_x, grad_weight, grad.sum((0, 2, 3)) if needs[2] else None, None, None

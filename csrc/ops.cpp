@@ -23,6 +23,9 @@ STABLE_TORCH_LIBRARY(alexnet_cuda, m) {
   m.def(
       "_winograd_conv2d(Tensor x, Tensor weight, Tensor? bias, int padding, int groups, bool transposed, bool relu) "
       "-> (Tensor, bool)");
+  m.def(
+      "_winograd_conv2d_weight_grad(Tensor grad, Tensor x, int kernel_size, int padding, int groups) "
+      "-> (Tensor, bool)");
 
   m.def(
       "local_response_norm(Tensor x, int size, int front, float alpha, float beta, float k, int groups, "

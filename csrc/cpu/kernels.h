@@ -105,6 +105,22 @@ struct WinogradConvArgs {
 ALEXNET_CPU_KERNEL(winograd_conv2d_weights, WinogradConvArgs)  // a task is a block of filters
 ALEXNET_CPU_KERNEL(winograd_conv2d, WinogradConvArgs)
 
+// Their weight gradient: the points of a part of the tiles, the products of these, and after the last part the weights.
+struct WinogradGradArgs {
+  const float *x, *grad;
+  float *inputs, *grads;  // points of `tiles` tiles from `first` on
+  float* sums;            // [group][block of filters][point][channel][filter in block]
+  float* weight;
+  bool* finite;  // becomes false if a weight is not
+  Conv conv;
+  int64_t count;  // images
+  int groups;
+  int64_t first, tiles;
+};
+ALEXNET_CPU_KERNEL(winograd_grad_points, WinogradGradArgs)    // a task is a tile
+ALEXNET_CPU_KERNEL(winograd_grad_products, WinogradGradArgs)  // a task is a point of a block of filters
+ALEXNET_CPU_KERNEL(winograd_grad_weights, WinogradGradArgs)   // a task is a block of filters
+
 // A task is one pooled row of one image. conv.out, when not null, receives the convolution's output; tail.x is unused.
 struct BlockArgs {
   ConvArgs conv;

@@ -124,13 +124,7 @@ class WinogradWeightGrad {
       for (int64_t f = 0; f < padded; f += kLanes<float>) {
         Square v;
         load_points(v, sum_ + c * padded + f, input_.cell * padded);
-        for_columns_and_rows(v, [](auto& v0, auto& v1, auto& v2, auto& v3, auto& v4, auto& v5) {
-          const Vec<float> even_a = kScaleA * (v1 + v2), odd_a = kScaleA * (v1 - v2);
-          const Vec<float> even_b = kScaleB * (v3 + v4), odd_b = kScaleB * (v3 - v4);
-          v0 = kScale0 * v0 + even_a + even_b;
-          v1 = kA * odd_a + kB * odd_b;
-          v2 = kA2 * even_a + kB2 * even_b + v5;
-        });
+        weight_grads<3>(v);
         for (int i = 0; i < 3; ++i) {
           for (int j = 0; j < 3; ++j) {
             const int64_t y = 4 * i + row, x = 4 * j * channels + tap;
@@ -158,15 +152,7 @@ class WinogradWeightGrad {
         for (int i = 0; i < rows; ++i) {
           for (int j = 0; j < columns; ++j) v[i][j] = load<float>(grad[i][4 * t + j] + filter + f);
         }
-        for_columns_and_rows(v, [](auto& v0, auto& v1, auto& v2, auto& v3, auto& v4, auto& v5) {
-          const Vec<float> even_a = v0 + kA2 * v2, odd_a = kA * (v1 + kA2 * v3);
-          const Vec<float> even_b = v0 + kB2 * v2, odd_b = kB * (v1 + kB2 * v3);
-          v5 = v3;
-          v1 = even_a + odd_a;
-          v2 = even_a - odd_a;
-          v3 = even_b + odd_b;
-          v4 = even_b - odd_b;
-        });
+        grad_points<4>(v);
         store_points(v, points_ + t * kFilters<float> + f, input_.tiles * kFilters<float>);
       }
     }

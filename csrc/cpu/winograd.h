@@ -79,6 +79,43 @@ ALEXNET_INLINE void outputs(Square& v) {
   });
 }
 
+// The transposes of `outputs` and `weight_points`, for the weights' gradient: it is the sum over all tiles of the
+// input's points times those of M x M gradients.
+template <int M>
+ALEXNET_INLINE void grad_points(Square& v) {
+  for_columns_and_rows(v, [](auto& v0, auto& v1, auto& v2, auto& v3, auto& v4, auto& v5) {
+    Vec<float> even_a = v0, even_b = v0, odd_a = kA * v1, odd_b = kB * v1;
+    if constexpr (M == 4) {
+      even_a += kA2 * v2;
+      even_b += kB2 * v2;
+      odd_a += kA2 * kA * v3;
+      odd_b += kB2 * kB * v3;
+    }
+    v5 = M == 4 ? v3 : v1;
+    v1 = even_a + odd_a;
+    v2 = even_a - odd_a;
+    v3 = even_b + odd_b;
+    v4 = even_b - odd_b;
+  });
+}
+
+template <int R>
+ALEXNET_INLINE void weight_grads(Square& v) {
+  for_columns_and_rows(v, [](auto& v0, auto& v1, auto& v2, auto& v3, auto& v4, auto& v5) {
+    const Vec<float> even_a = kScaleA * (v1 + v2), odd_a = kScaleA * (v1 - v2);
+    const Vec<float> even_b = kScaleB * (v3 + v4), odd_b = kScaleB * (v3 - v4);
+    v0 = kScale0 * v0 + even_a + even_b;
+    v1 = kA * odd_a + kB * odd_b;
+    v2 = kA2 * even_a + kB2 * even_b;
+    if constexpr (R == 5) {
+      v3 = kA2 * kA * odd_a + kB2 * kB * odd_b;
+      v4 = kA2 * kA2 * even_a + kB2 * kB2 * even_b + v5;
+    } else {
+      v2 += v5;
+    }
+  });
+}
+
 // The numbers of a tile, point by point, `stride` apart.
 ALEXNET_INLINE void load_points(Square& v, const float* from, int64_t stride) {
 #pragma GCC unroll 36

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <tuple>
 
 #include "host.h"
@@ -5,45 +6,64 @@
 namespace alexnet_cuda {
 namespace {
 
+// Filters of one block: two vectors.
+int64_t filter_block() {
+  return 2 * vector_bytes() / 4;
+}
+
+int64_t blocks_of(int64_t n, int64_t block) {
+  return (n + block - 1) / block;
+}
+
+void check_groups(const char* op, const char* what, int64_t n, int64_t groups) {
+  STD_TORCH_CHECK(groups >= 1 && n > 0 && n % (16 * groups) == 0, op, ": expected groups to cut the ", n, " ", what,
+                  " into multiples of 16, got ", groups);
+}
+
+// The convolution of x, what `padding` says being what the kernel pads.
+Conv checked_winograd(const char* op, const Tensor& x, int64_t filters, int64_t kernel_size, int64_t padding,
+                      int64_t groups) {
+  check_4d(op, "x", x);
+  STD_TORCH_CHECK(x.scalar_type() == ScalarType::Float, op, ": expected x to be float32, got scalar type ",
+                  static_cast<int>(x.scalar_type()));
+  check_groups(op, "channels", x.size(1), groups);
+  check_groups(op, "filters", filters, groups);
+  STD_TORCH_CHECK(kernel_size == 3 || kernel_size == 5, op, ": expected kernel_size to be 3 or 5, got ", kernel_size);
+  STD_TORCH_CHECK(padding >= 0 && padding < kernel_size, op, ": expected padding to be in [0, ", kernel_size, "), got ",
+                  padding);
+  return checked_conv(op, x.size(1), x.size(2), x.size(3), filters, kernel_size, 1, padding, false);
+}
+
+int64_t tiles_of(const Conv& c, int64_t images) {
+  const int64_t outputs = 7 - c.kernel_size;
+  return images * blocks_of(c.out_height, outputs) * blocks_of(c.out_width, outputs);
+}
+
 std::tuple<Tensor, bool> winograd_conv2d(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
                                          int64_t padding, int64_t groups, bool transposed, bool relu) {
   const char* op = "_winograd_conv2d";
-  check_4d(op, "x", x);
   check_4d(op, "weight", weight);
   check_same(op, "weight", weight, x);
-  STD_TORCH_CHECK(x.scalar_type() == ScalarType::Float, op, ": expected x to be float32, got scalar type ",
-                  static_cast<int>(x.scalar_type()));
-  const int64_t channels = x.size(1), kernel_size = weight.size(2);
-  STD_TORCH_CHECK(groups >= 1 && channels % (16 * groups) == 0, op, ": expected groups to cut the ", channels,
-                  " channels of x into multiples of 16, got ", groups);
-  STD_TORCH_CHECK(kernel_size == 3 || kernel_size == 5, op, ": expected a 3x3 or 5x5 kernel, got ", kernel_size, "x",
-                  weight.size(3));
-  STD_TORCH_CHECK(padding >= 0 && padding < kernel_size, op, ": expected padding to be in [0, ", kernel_size, "), got ",
-                  padding);
-  const int64_t filters = transposed ? weight.size(1) * groups : weight.size(0);
-  STD_TORCH_CHECK(filters > 0 && filters % (16 * groups) == 0, op, ": expected groups to cut the ", filters,
-                  " filters into multiples of 16, got ", groups);
-  if (transposed) {
-    check_sizes(op, "weight", weight, {channels, filters / groups, kernel_size, kernel_size});
-  } else {
-    check_sizes(op, "weight", weight, {filters, channels / groups, kernel_size, kernel_size});
-  }
+  const int64_t kernel_size = weight.size(2), filters = transposed ? weight.size(1) * groups : weight.size(0);
+  const Conv conv =
+      checked_winograd(op, x, filters, kernel_size, transposed ? kernel_size - 1 - padding : padding, groups);
+  const int64_t of_x = conv.channels, of_y = filters / groups;
+  check_sizes(op, "weight", weight,
+              {transposed ? of_x : filters, transposed ? of_y : of_x / groups, kernel_size, kernel_size});
   if (bias) {
     check_same(op, "bias", *bias, x);
     check_sizes(op, "bias", *bias, {filters});
   }
-  const Conv conv = checked_conv(op, channels, x.size(2), x.size(3), filters, kernel_size, 1,
-                                 transposed ? kernel_size - 1 - padding : padding, false);
-  const Tensor input = dense(x, MemoryFormat::ChannelsLast), dense_weight = dense(weight, MemoryFormat::Contiguous);
+  const Tensor input = dense(x, MemoryFormat::ChannelsLast), kernels = dense(weight, MemoryFormat::Contiguous);
   const Tensor offset = dense(bias.value_or(no_elements(x, x.scalar_type())), MemoryFormat::Contiguous);
   Tensor y = result(x, {x.size(0), filters, conv.out_height, conv.out_width}, MemoryFormat::ChannelsLast);
   bool finite = true;
   if (y.numel() == 0) return {y, finite};
 
-  const int64_t block = 2 * vector_bytes() / 4, blocks = groups * ((filters / groups + block - 1) / block);
-  const Tensor points = result(x, {blocks, kWinogradPoints, channels / groups, block}, MemoryFormat::Contiguous);
+  const int64_t channels = conv.channels / groups, block = filter_block(), blocks = groups * blocks_of(of_y, block);
+  Tensor points = result(x, {blocks, kWinogradPoints, channels, block}, MemoryFormat::Contiguous);
   const WinogradConvArgs args = {static_cast<const float*>(input.const_data_ptr()),
-                                 static_cast<const float*>(dense_weight.const_data_ptr()),
+                                 static_cast<const float*>(kernels.const_data_ptr()),
                                  bias ? static_cast<const float*>(offset.const_data_ptr()) : nullptr,
                                  static_cast<float*>(points.mutable_data_ptr()),
                                  static_cast<float*>(y.mutable_data_ptr()),
@@ -53,13 +73,51 @@ std::tuple<Tensor, bool> winograd_conv2d(const Tensor& x, const Tensor& weight, 
                                  static_cast<int>(groups),
                                  transposed,
                                  relu};
-  const int64_t outputs = 7 - kernel_size;
-  const int64_t tiles =
-      x.size(0) * ((conv.out_height + outputs - 1) / outputs) * ((conv.out_width + outputs - 1) / outputs);
-  run(winograd_conv2d_weights_kernel(), args, blocks, kWinogradPoints * channels / groups * block);
-  run(winograd_conv2d_kernel(), args, (tiles + kWinogradTask - 1) / kWinogradTask,
-      kWinogradPoints * channels / groups * filters);
+  run(winograd_conv2d_weights_kernel(), args, blocks, kWinogradPoints * channels * block);
+  run(winograd_conv2d_kernel(), args, blocks_of(tiles_of(conv, x.size(0)), kWinogradTask),
+      kWinogradPoints * channels * filters);
   return {format_of(x) == MemoryFormat::ChannelsLast ? y : torch::stable::contiguous(y), finite};
+}
+
+std::tuple<Tensor, bool> winograd_conv2d_weight_grad(const Tensor& grad, const Tensor& x, int64_t kernel_size,
+                                                     int64_t padding, int64_t groups) {
+  const char* op = "_winograd_conv2d_weight_grad";
+  check_4d(op, "grad", grad);
+  check_same(op, "grad", grad, x);
+  const Conv conv = checked_winograd(op, x, grad.size(1), kernel_size, padding, groups);
+  check_sizes(op, "grad", grad, {x.size(0), conv.filters, conv.out_height, conv.out_width});
+  const Tensor input = dense(x, MemoryFormat::ChannelsLast), gradient = dense(grad, MemoryFormat::ChannelsLast);
+  const int64_t channels = conv.channels / groups, filters = conv.filters / groups;
+  const int64_t block = filter_block(), blocks = groups * blocks_of(filters, block);
+  Tensor weight = result(x, {conv.filters, channels, kernel_size, kernel_size}, MemoryFormat::Contiguous);
+
+  // Points that stay in the last cache until they are multiplied; how the sum is cut depends on the sizes alone.
+  constexpr int64_t kPart = int64_t{16} << 20;
+  const int64_t bytes = kWinogradPoints * (conv.channels + blocks * block) * 4;
+  const int64_t tiles = tiles_of(conv, x.size(0)), part = std::clamp<int64_t>(kPart / bytes / 64 * 64, 64, tiles);
+  Tensor inputs = result(x, {kWinogradPoints, conv.channels, part, 1}, MemoryFormat::Contiguous);
+  Tensor grads = result(x, {kWinogradPoints, blocks, part, block}, MemoryFormat::Contiguous);
+  Tensor sums = result(x, {blocks, kWinogradPoints, channels, block}, MemoryFormat::Contiguous);
+  bool finite = true;
+  WinogradGradArgs args = {static_cast<const float*>(input.const_data_ptr()),
+                           static_cast<const float*>(gradient.const_data_ptr()),
+                           static_cast<float*>(inputs.mutable_data_ptr()),
+                           static_cast<float*>(grads.mutable_data_ptr()),
+                           static_cast<float*>(sums.mutable_data_ptr()),
+                           static_cast<float*>(weight.mutable_data_ptr()),
+                           &finite,
+                           conv,
+                           x.size(0),
+                           static_cast<int>(groups),
+                           0,
+                           0};
+  for (; args.first < tiles; args.first += part) {
+    args.tiles = std::min(part, tiles - args.first);
+    run(winograd_grad_points_kernel(), args, args.tiles, bytes);
+    run(winograd_grad_products_kernel(), args, blocks * kWinogradPoints, channels * block * args.tiles);
+  }
+  run(winograd_grad_weights_kernel(), args, blocks, kWinogradPoints * channels * block);
+  return {weight, finite};
 }
 
 }  // namespace
@@ -67,4 +125,5 @@ std::tuple<Tensor, bool> winograd_conv2d(const Tensor& x, const Tensor& weight, 
 
 STABLE_TORCH_LIBRARY_IMPL(alexnet_cuda, CPU, m) {
   m.impl("_winograd_conv2d", TORCH_BOX(&alexnet_cuda::winograd_conv2d));
+  m.impl("_winograd_conv2d_weight_grad", TORCH_BOX(&alexnet_cuda::winograd_conv2d_weight_grad));
 }

@@ -6,7 +6,7 @@
 //
 // A number that is not finite spreads over its tile, but always reaches those outputs that it belongs to, so that one
 // look at the outputs tells whether all is well.
-#include "winograd.h"
+#include "winograd_tiles.h"
 
 namespace alexnet_cuda::ALEXNET_CPU_LEVEL {
 namespace {
@@ -48,67 +48,37 @@ void weights(const WinogradConvArgs& a, int64_t begin, int64_t end) {
 }
 
 template <int R>
-class Tiles {
-  static constexpr int M = 7 - R;  // outputs in a row of a tile
-
+class Forward {
  public:
-  explicit Tiles(const WinogradConvArgs& a)
+  explicit Forward(const WinogradConvArgs& a)
       : a_(a),
         channels_(a.conv.channels / a.groups),
         filters_(a.conv.filters / a.groups),
         padded_(padded_filters(a)),
-        across_((a.conv.out_width + M - 1) / M),
-        down_((a.conv.out_height + M - 1) / M),
         points_size_(kTiles * channels_ + kPad),
         products_size_(kTiles * padded_ + kPad),
+        tiles_(a.conv, a.count),
         points_(kWinogradPoints * points_size_),
-        products_(kWinogradPoints * products_size_),
-        zeros_(channels_) {
-    for (int64_t c = 0; c < channels_; ++c) zeros_[c] = 0;
-  }
+        products_(kWinogradPoints * products_size_) {}
 
-  // Tiles [first, last) of the batch, at most kTiles and whole tasks of them.
+  // Tiles [first, last), at most kTiles and whole tasks of them.
   void compute(int64_t first, int64_t last) {
     for (int64_t group = 0; group < a_.groups; ++group) {
-      for (int64_t t = first; t < last; ++t) transform_inputs(t, group, points_ + (t - first) * channels_);
+      for (int64_t t = first; t < last; ++t) {
+        float* to = points_ + (t - first) * channels_ - group * channels_;
+        tiles_.inputs(a_.x, t, group * channels_, (group + 1) * channels_,
+                      [&](int64_t c, const Square& v) { store_points(v, to + c, points_size_); });
+      }
       multiply_points(group, last - first);
-      last = lesser(last, a_.count * down_ * across_);
-      for (int64_t t = first; t < last; ++t) transform_products(t, group, products_ + (t - first) * padded_);
+      for (int64_t t = first; t < lesser(last, tiles_.count()); ++t) {
+        transform_products(t, group, products_ + (t - first) * padded_);
+      }
     }
   }
 
-  bool finite() const {
-    bool finite = true;
-    for (int i = 0; i < kLanes<float>; ++i) finite = finite && zero_[i] == 0;
-    return finite;
-  }
+  bool finite() const { return all_finite(zero_); }
 
  private:
-  void transform_inputs(int64_t tile, int64_t group, float* to) {
-    const Conv& conv = a_.conv;
-    const int64_t n = tile / (down_ * across_), top = tile / across_ % down_ * M - conv.padding,
-                  left = tile % across_ * M - conv.padding;
-    const float* from[6][6];
-    for (int i = 0; i < 6; ++i) {
-      for (int j = 0; j < 6; ++j) {
-        const int64_t y = top + i, x = left + j;
-        const bool inside = n < a_.count && y >= 0 && y < conv.height && x >= 0 && x < conv.width;
-        const int64_t pixel = (n * conv.height + y) * conv.width + x;
-        from[i][j] = inside ? a_.x + pixel * conv.channels + group * channels_ : zeros_ + 0;
-      }
-    }
-    for (int64_t c = 0; c < channels_; c += kLanes<float>) {
-      Square v;
-#pragma GCC unroll 6
-      for (int i = 0; i < 6; ++i) {
-#pragma GCC unroll 6
-        for (int j = 0; j < 6; ++j) v[i][j] = load<float>(from[i][j] + c);
-      }
-      input_points(v);
-      store_points(v, to + c, points_size_);
-    }
-  }
-
   void multiply_points(int64_t group, int64_t count) {
     const float* weights = a_.points + group * padded_ * kWinogradPoints * channels_;
     for (int64_t p = 0; p < kWinogradPoints; ++p) {
@@ -138,20 +108,18 @@ class Tiles {
   }
 
   void transform_products(int64_t tile, int64_t group, const float* from) {
-    const Conv& conv = a_.conv;
-    const int64_t n = tile / (down_ * across_), y = tile / across_ % down_ * M, x = tile % across_ * M;
-    const int64_t rows = lesser(M, conv.out_height - y), columns = lesser(M, conv.out_width - x);
-    float* out = a_.out + ((n * conv.out_height + y) * conv.out_width + x) * conv.filters + group * filters_;
+    const auto [offset, rows, columns] = tiles_.outputs(tile);
+    float* out = a_.out + offset + group * filters_;
     for (int64_t f = 0; f < filters_; f += kLanes<float>) {
       Square v;
       load_points(v, from + f, products_size_);
-      outputs<M>(v);
+      outputs<WinogradTiles<R>::M>(v);
       const Vec<float> bias = a_.bias ? load<float>(a_.bias + group * filters_ + f) : Vec<float>{};
       for (int i = 0; i < rows; ++i) {
         for (int j = 0; j < columns; ++j) {
           const Vec<float> sum = v[i][j] + bias;
           zero_ += sum * 0;
-          store<float>(out + (i * conv.out_width + j) * conv.filters + f, a_.relu ? relu<float>(sum) : sum);
+          store<float>(out + (i * a_.conv.out_width + j) * a_.conv.filters + f, a_.relu ? relu<float>(sum) : sum);
         }
       }
     }
@@ -159,15 +127,15 @@ class Tiles {
 
   const WinogradConvArgs& a_;
   const int64_t channels_, filters_, padded_;  // of a group
-  const int64_t across_, down_;                // tiles of an image
   const int64_t points_size_, products_size_;
-  Scratch<float> points_, products_, zeros_;
-  Vec<float> zero_ = {};  // NaN where there was an output that is not finite
+  WinogradTiles<R> tiles_;
+  Scratch<float> points_, products_;
+  Vec<float> zero_ = {};
 };
 
 template <int R>
 void forward(const WinogradConvArgs& a, int64_t begin, int64_t end) {
-  Tiles<R> tiles(a);
+  Forward<R> tiles(a);
   end *= kWinogradTask;
   for (int64_t t = begin * kWinogradTask; t < end; t += kTiles) tiles.compute(t, lesser(t + kTiles, end));
   if (!tiles.finite()) __atomic_store_n(a.finite, false, __ATOMIC_RELAXED);
