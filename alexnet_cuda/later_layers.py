@@ -11,6 +11,7 @@ training, the fully connected weights' gradients, 234 MB, are made in memory tha
 from __future__ import annotations
 
 import math
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -49,24 +50,26 @@ def _has_onednn() -> bool:
     return hasattr(_onednn, "_linear_pointwise") and bool(torch.backends.mkldnn.enabled)
 
 
+@cache
+def has_winograd() -> bool:
+    """Not where emulated CUDA kernels stand in for the CPU's."""
+    name = "alexnet_cuda::_winograd_conv2d"
+    return "cpu" in KERNEL_DTYPES and torch._C._dispatch_has_kernel_for_dispatch_key(name, "CPU")
+
+
 def _by_winograd(layer: nn.Conv2d, x: Tensor) -> bool:
     """Whether the kernel takes such a convolution and saves time: tiles of 6x6 inputs make 36 products of each channel
     and filter, and bringing the weights into that form takes as long as 16 tiles."""
-    size, padding = layer.kernel_size[0], layer.padding[0]
+    size = layer.kernel_size[0]
+    padding: Any = layer.padding[0]
     square = layer.kernel_size == (size, size) and layer.padding == (padding, padding)
     plain = layer.stride == (1, 1) and layer.dilation == (1, 1)
     blocks = layer.in_channels % (16 * layer.groups) == 0 and layer.out_channels % (16 * layer.groups) == 0
-    if not (square and plain and blocks and size in (3, 5) and padding < size and _HAS_WINOGRAD):
+    if not (square and plain and blocks and size in (3, 5) and padding < size and has_winograd()):
         return False
     sides = [side + 2 * padding - size + 1 for side in x.shape[2:]]
     tiles = len(x) * math.prod(-(-side // (7 - size)) for side in sides)
     return min(sides) > 0 and size**2 * len(x) * math.prod(sides) > 1.25 * 36 * (tiles + 16)
-
-
-# not where emulated CUDA kernels stand in for the CPU's
-_HAS_WINOGRAD = "cpu" in KERNEL_DTYPES and torch._C._dispatch_has_kernel_for_dispatch_key(
-    "alexnet_cuda::_winograd_conv2d", "CPU"
-)
 
 
 def _fits(layer: nn.Linear | nn.Conv2d, channels: int, x: Tensor) -> bool:
@@ -86,8 +89,9 @@ def run(modules: list[Any], x: Tensor) -> Tensor:
     if isinstance(layer, nn.Linear):
         y = _Linear.apply(x, weight, bias) if training else _linear(x, weight, bias, relu)
     elif _by_winograd(layer, x):
-        geometry = layer.padding[0], layer.groups
-        y = _Conv2d.apply(x, weight, bias, *geometry) if training else _conv2d(x, weight, bias, *geometry, relu=relu)
+        padding, groups = layer.padding[0], layer.groups
+        apply = _Conv2d.apply if training else partial(_conv2d, relu=relu)
+        y = apply(x, weight, bias, padding, groups)
     elif training:
         y = layer(x)
     else:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from . import kernels as choice
-from . import nn as layers
 from . import later_layers, ops, variants
+from . import nn as layers
 from ._library import transforming
 from .reference import ORDERS
 from .variants import Variant, get_variant
@@ -44,8 +44,9 @@ class AlexNet(nn.Module):
 
     Attributes:
         fused: while True, ReLU, LRN and max pooling that follow each other, and a first convolution before them, run as
-            one op; on a CPU, so do float32 convolutions or linear layers and the ReLU after them, in a kernel of our own
-            or in oneDNN (unless `kernels` is "none"). Modules with hooks always run one by one. Results agree to rounding.
+            one op; on a CPU, so do later float32 convolutions or linear layers and the ReLU after them, in a kernel of
+            our own or in oneDNN (unless `kernels` is "none"). Modules with hooks always run one by one. Results agree
+            to rounding.
 
     Raises:
         ValueError: an unknown variant, input or operator, fewer than one class or channel, dropout outside 0..1; in the

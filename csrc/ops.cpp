@@ -19,7 +19,7 @@ STABLE_TORCH_LIBRARY(alexnet_cuda, m) {
   m.def("_conv2d_input_grad(Tensor grad, Tensor weight, int height, int width, int stride, int padding) -> Tensor");
 
   // 3x3 and 5x5 convolutions with stride 1 and their transposes (torch.conv_transpose2d), float32 on a CPU, and whether
-  // the result is finite: if not, it must be computed in another way
+  // the result is finite and below 1.8e19: if not, it must be computed in another way
   m.def(
       "_winograd_conv2d(Tensor x, Tensor weight, Tensor? bias, int padding, int groups, bool transposed, bool relu) "
       "-> (Tensor, bool)");

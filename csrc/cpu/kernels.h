@@ -95,7 +95,7 @@ struct WinogradConvArgs {
   const float* bias;  // or null
   float* points;      // the weights': [group][block of filters][point][channel][filter in block], padded with zeros
   float* out;
-  bool* finite;  // becomes false if an output is not
+  bool* finite;  // becomes false if an output is not, or huge
   Conv conv;
   int64_t count;  // images
   int groups;
@@ -111,7 +111,7 @@ struct WinogradGradArgs {
   float *inputs, *grads;  // points of `tiles` tiles from `first` on
   float* sums;            // [group][block of filters][point][channel][filter in block]
   float* weight;
-  bool* finite;  // becomes false if a weight is not
+  bool* finite;  // becomes false if a weight's is not, or huge
   Conv conv;
   int64_t count;  // images
   int groups;

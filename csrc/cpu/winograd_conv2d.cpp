@@ -91,14 +91,20 @@ std::tuple<Tensor, bool> winograd_conv2d_weight_grad(const Tensor& grad, const T
   const int64_t block = filter_block(), blocks = groups * blocks_of(filters, block);
   Tensor weight = result(x, {conv.filters, channels, kernel_size, kernel_size}, MemoryFormat::Contiguous);
 
+  bool finite = true;
+  if (x.size(0) == 0) {
+    std::fill_n(static_cast<float*>(weight.mutable_data_ptr()), weight.numel(), 0.0f);
+    return {weight, finite};
+  }
+
   // Points that stay in the last cache until they are multiplied; how the sum is cut depends on the sizes alone.
   constexpr int64_t kPart = int64_t{16} << 20;
   const int64_t bytes = kWinogradPoints * (conv.channels + blocks * block) * 4;
-  const int64_t tiles = tiles_of(conv, x.size(0)), part = std::clamp<int64_t>(kPart / bytes / 64 * 64, 64, tiles);
+  const int64_t tiles = tiles_of(conv, x.size(0)),
+                part = std::min(tiles, std::max<int64_t>(64, kPart / bytes / 64 * 64));
   Tensor inputs = result(x, {kWinogradPoints, conv.channels, part, 1}, MemoryFormat::Contiguous);
   Tensor grads = result(x, {kWinogradPoints, blocks, part, block}, MemoryFormat::Contiguous);
   Tensor sums = result(x, {blocks, kWinogradPoints, channels, block}, MemoryFormat::Contiguous);
-  bool finite = true;
   WinogradGradArgs args = {static_cast<const float*>(input.const_data_ptr()),
                            static_cast<const float*>(gradient.const_data_ptr()),
                            static_cast<float*>(inputs.mutable_data_ptr()),

@@ -4,8 +4,8 @@
 //   inputs' points    [point][tile][channel]
 //   products          [point][tile][filter]: for each point a matrix product with the weights' points
 //
-// A number that is not finite spreads over its tile, but always reaches those outputs that it belongs to, so that one
-// look at the outputs tells whether all is well.
+// A number that is not finite, or so large that others in its tile are lost beside it, always reaches those outputs
+// that it belongs to: one look at the outputs tells whether all is well.
 #include "winograd_tiles.h"
 
 namespace alexnet_cuda::ALEXNET_CPU_LEVEL {
@@ -118,7 +118,7 @@ class Forward {
       for (int i = 0; i < rows; ++i) {
         for (int j = 0; j < columns; ++j) {
           const Vec<float> sum = v[i][j] + bias;
-          zero_ += sum * 0;
+          zero_ += sum * sum * 0;
           store<float>(out + (i * a_.conv.out_width + j) * a_.conv.filters + f, a_.relu ? relu<float>(sum) : sum);
         }
       }

@@ -82,8 +82,9 @@ void weights(const WinogradGradArgs& a, int64_t begin, int64_t end) {
         load_points(v, from + f, channels * kBlock);
         weight_grads<R>(v);
         for (int tap = 0; tap < taps; ++tap) {
-          zero += v[tap / R][tap % R] * 0;
-          store<float>(scratch + tap * kBlock + f, v[tap / R][tap % R]);
+          const Vec<float> sum = v[tap / R][tap % R];
+          zero += sum * sum * 0;
+          store<float>(scratch + tap * kBlock + f, sum);
         }
       }
       write_pixels<float>(static_cast<const float*>(scratch), kBlock, Channels{1, channels * taps, 1, count, kBlock},

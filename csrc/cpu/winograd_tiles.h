@@ -65,7 +65,7 @@ class WinogradTiles {
   Scratch<float> zeros_;
 };
 
-// Whether `zero`, a sum of zero times each of some numbers, tells that they are all finite.
+// Whether `zero`, the sum of zero times the squares of some numbers, tells that these are finite and below 1.8e19.
 inline bool all_finite(Vec<float> zero) {
   bool finite = true;
   for (int i = 0; i < kLanes<float>; ++i) finite = finite && zero[i] == 0;
