@@ -212,9 +212,10 @@ def environment(out: Path, device: str) -> Outcome:
 
 
 def failures(out: Path) -> list[str]:
-    """The checks of the parity blocks that failed or could not run."""
+    """The checks of the parity blocks that failed, then those that could not run."""
     records = [json.loads(line) for path in sorted(out.glob("parity*.jsonl"))
                for line in path.read_text().splitlines() if line.endswith("}")]  # fmt: skip
+    records.sort(key=lambda r: r["ok"] is None)
     return [f"{r['op']}: {r['check']}: {r['message']}" for r in records if not r["ok"]]
 
 
