@@ -1,8 +1,8 @@
 """Times whole AlexNets: ours against the same network of torch's own layers, inference and training step.
 
 "ours" is `alexnet_cuda.AlexNet`; "eager" a copy with torch.nn's layers; "compile" that copy and "ours compile" ours,
-under torch.compile (--compile); on the CPU "onnxruntime" and "openvino" if they are installed (inference, float32); on
-CUDA "graph" is a captured CUDA graph, and cudnn.benchmark is on for every form.
+under torch.compile (--compile); on the CPU "onnxruntime" and "openvino" if they are installed (inference; with autocast
+"openvino bfloat16"); on CUDA "graph" is a captured CUDA graph, and cudnn.benchmark is on for every form.
 
 inference: model.eval() under no_grad. training: forward, cross-entropy, backward and a step of SGD with momentum and
 weight decay (torch's fused one), dropout on. The weights are float32; --dtype tf32 allows TF32 (CUDA), and autocast
@@ -21,10 +21,12 @@ from itertools import product
 from typing import Any
 
 import common
+import timing
 import torch
 import torch.nn.functional as F
-from common import LAYOUTS, Form, Results, Timer
+from common import LAYOUTS, Results
 from runtimes import runtimes
+from timing import Form, Timer
 from torch import Tensor, nn
 
 from alexnet_cuda import AlexNet, list_variants
@@ -91,15 +93,15 @@ def forms(model: AlexNet, x: Tensor, layouts: list[str], training: bool, dtype: 
                 call = torch.autocast(x.device.type, torch.bfloat16)(call)
             run = training_step(call, parameters, data, target) if training else partial(torch.no_grad()(call), data)
             forward = partial(call, data) if training and not mode else None
-            yield Form(name, layout, run, forward, settings, common.sees_memory(mode, cuda), parameters)
+            yield Form(name, layout, run, forward, settings, timing.sees_memory(mode, cuda), parameters)
             if cuda and not mode:
-                yield Form(f"{name} graph", layout, common.graphed(run), None, settings, memory=False)
-        if "eager" in networks and not cuda and not training and not autocast and layout == "contiguous":
+                yield Form(f"{name} graph", layout, timing.graphed(run), None, settings, memory=False)
+        if "eager" in networks and not cuda and not training and layout == "contiguous":
             chain = [*model.features, model.avgpool, nn.Flatten(), *model.classifier]
             if not any(isinstance(m, nn.AdaptiveAvgPool2d | nn.ZeroPad2d | nn.BatchNorm2d) for m in chain):
                 peer = networks["eager"]
                 chain = [*peer.features, nn.Flatten(), *peer.classifier]
-                for name, run in runtimes(chain, data, model.input_scale).items():
+                for name, run in runtimes(chain, data, model.input_scale, autocast).items():
                     yield Form(name, layout, run, memory=False)
 
 
@@ -119,10 +121,10 @@ def main(arguments: list[str] | None = None) -> int:
         flags.error("--dtype tf32 needs --device cuda")
     batches = args.batch or ([256] if cuda else [1, 32])
     end = time.monotonic() + args.time
-    common.configure()
+    timing.configure()
     timer, machine = Timer(args.device), common.machine(args.device)
     products = [d.replace("autocast", "bfloat16") for d in dtypes]
-    ceilings = common.measure_ceilings(args.device, products, timer, small=args.budget < 0.2)
+    ceilings = timing.measure_ceilings(args.device, products, timer, small=args.budget < 0.2)
     cases = [(v, d, b, p) for v in args.variants for d in dtypes for b in batches for p in args.passes]
     with Results(args.output, "model", machine, ceilings) as results:
         for variant, dtype, batch, kind in cases:
@@ -137,7 +139,7 @@ def main(arguments: list[str] | None = None) -> int:
             case = {"case": variant, "shape": list(x.shape[1:]), "pass": kind, "dtype": dtype, "batch": batch,
                     "flops": batch * flops(model, training)}  # fmt: skip
             made = forms(model, x, args.layouts, training, dtype, args.compile)
-            common.report(title, common.measure(made, timer, args, ceilings, case, results), results)
+            timing.report(title, timing.measure(made, timer, args, ceilings, case, results), results)
     return results.exit_code()
 
 

@@ -3,9 +3,11 @@
 Forms of a case are run in turn in one process. "ours" is the operator; "eager" the torch.nn modules; "compile" those
 under torch.compile (--compile); "space-to-depth" conv1 as a 3x3 convolution of 48 channels, with the rearrangement of
 the image inside the measured time or ("prepared") before it; on the CPU "onnxruntime" and "openvino" if they are
-installed; on CUDA also "graph" (a captured CUDA graph), and for convolutions "benchmark" (cudnn.benchmark, on in every
-form but "eager"); with --wgmma "ours wgmma" is the whole block's other kernel (alexnet_cuda/kernels.py). --dtype tf32
-is float32 with TF32 allowed, for every form of the operators with a convolution.
+installed; on CUDA also "graph" (a captured CUDA graph), for convolutions "benchmark" (cudnn.benchmark, on in every form
+but "eager"), and "ours deterministic" (torch.use_deterministic_algorithms); with --wgmma "ours wgmma" is the whole
+block's other kernel (alexnet_cuda/kernels.py). --dtype tf32 is float32 with TF32 allowed, for every form of the
+operators with a convolution. In bfloat16 on the CPU, where torch cannot normalise, "eager autocast" and "openvino
+bfloat16" are given float32 and compute in bfloat16 what they can.
 
 inference: the forward pass under no_grad. training: forward and backward; a convolution's image has no gradient, as in
 the first layer of a network.
@@ -14,6 +16,7 @@ the first layer of a network.
 from __future__ import annotations
 
 import argparse
+import copy
 import math
 import sys
 import time
@@ -22,10 +25,12 @@ from functools import partial
 from typing import Any
 
 import common
+import timing
 import torch
 import torch.nn.functional as F
-from common import DTYPES, LAYOUTS, Form, Results, Timer
+from common import DTYPES, LAYOUTS, Results
 from runtimes import runtimes
+from timing import Form, Timer
 from torch import Tensor, nn
 
 from alexnet_cuda import ops
@@ -95,8 +100,8 @@ def forms(
     layers, ours = OPS[op]
     conv, cuda = "conv" in layers, x.is_cuda
     for layout in layouts:
-        stock = nn.Sequential(*(LAYERS[layer]() for layer in layers)).to(x.device, x.dtype)
-        stock = stock.to(memory_format=LAYOUTS[layout])
+        single = nn.Sequential(*(LAYERS[layer]() for layer in layers)).to(x.device, memory_format=LAYOUTS[layout])
+        stock = copy.deepcopy(single).to(x.dtype)
         parameters = list(stock.parameters())
         data = x.detach().clone(memory_format=LAYOUTS[layout]).requires_grad_(training and not conv)
 
@@ -107,9 +112,9 @@ def forms(
             if training:
                 run = partial(gradients, function, parameters if conv else [data])
             if graph:
-                run = common.graphed(run)
+                run = timing.graphed(run)
             forward = function if training and not graph and not mode else None
-            memory = not graph and common.sees_memory(mode, cuda)
+            memory = not graph and timing.sees_memory(mode, cuda)
             return Form(name, layout, run, forward, settings, memory, parameters)
 
         call = lambda x, parameters=parameters: ours(x, *parameters)
@@ -133,8 +138,17 @@ def forms(
         if cuda:
             yield form("ours graph", call, settings, graph=True)
             yield form("eager graph", stock, settings, graph=True)
-        if not cuda and not training and x.dtype == torch.float32 and layout == "contiguous":
-            for name, run in runtimes(stock, data).items():
+        if cuda and training:
+            yield form("ours deterministic", call, settings | {"deterministic": True})
+        autocast = x.dtype == torch.bfloat16 and op != "max_pool2d"
+        if cuda or not (autocast or x.dtype == torch.float32):
+            continue
+        wide = data.detach().float().requires_grad_(data.requires_grad)
+        if autocast:
+            inside = torch.autocast("cpu", torch.bfloat16)(single)
+            yield form("eager autocast", inside, {}, wide, parameters=list(single.parameters()))
+        if not training and layout == "contiguous":
+            for name, run in runtimes(single, wide, bfloat16=autocast).items():
                 yield Form(name, layout, run, memory=False)
 
 
@@ -169,9 +183,9 @@ def main(arguments: list[str] | None = None) -> int:
     if "tf32" in dtypes and not cuda:
         flags.error("--dtype tf32 needs --device cuda")
     end = time.monotonic() + args.time
-    common.configure()
+    timing.configure()
     timer, machine = Timer(args.device), common.machine(args.device)
-    ceilings = common.measure_ceilings(args.device, dtypes, timer, small=args.budget < 0.2)
+    ceilings = timing.measure_ceilings(args.device, dtypes, timer, small=args.budget < 0.2)
     wanted = [(p, shape) for p in args.ops for i, shape in enumerate(shapes(p)) if i + 1 in args.blocks]
     cases = [(b, d, op, shape, p) for b in args.batch or [256 if cuda else 32] for d in dtypes
              for op, shape in wanted if d != "tf32" or op.startswith("conv2d") for p in args.passes]  # fmt: skip
@@ -190,7 +204,7 @@ def main(arguments: list[str] | None = None) -> int:
             case = {"case": op, "shape": list(shape), "pass": kind, "dtype": dtype, "batch": batch, "bytes": least,
                     "flops": flops}  # fmt: skip
             made = forms(op, x, args.layouts, training, args.compile, dtype == "tf32", args.wgmma)
-            common.report(title, common.measure(made, timer, args, ceilings, case, results), results)
+            timing.report(title, timing.measure(made, timer, args, ceilings, case, results), results)
     return results.exit_code()
 
 

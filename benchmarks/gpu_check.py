@@ -3,12 +3,14 @@
     python benchmarks/gpu_check.py --output DIR
 
 Blocks, in this order: environment and ceilings; parity of every operator with float64 (parity.py, one process per
-operator, and one for ALEXNET_CUDA_KERNELS=wgmma); that kernel's time; bench_ops.py; bench_model.py; bench_ops.py with
-batches of 1 and 32; the test suite on the device, and at the same time compute-sanitizer's four tools over every
-kernel; both benchmarks again with torch.compile and with batches of up to 1024, as far as the time goes (--blocks
-"model sweep" "ops compile" runs these another time). Each block is a process with a time limit, so that a crash or a
-hang costs one block. What it measured until then is in DIR: a log per block, JSON lines per check, blocks.jsonl, and
-cuda-*.json, which belong in benchmarks/results. The exit code is 1 if any block failed or was not reached.
+operator, and one for ALEXNET_CUDA_KERNELS=wgmma); what decides: bench_ops.py in bfloat16, that kernel's time,
+bench_model.py for 1 and 256 images, the fused operators against torch.compile; parity of huge batches; the test suite
+on the device, and at the same time compute-sanitizer's four tools over every kernel. What is left of the time goes to
+the blocks called "more" (whole networks under torch.compile, other dtypes, sweeps of the batch, max-autotune), which
+--blocks more begins with in a run of their own. Each block is a process with a time limit, so that a crash or a hang
+costs one block. What it measured until then is in DIR: a log per block, JSON lines per check, blocks.jsonl, and
+cuda-*.json, which belong in benchmarks/results; DIR.tar.gz is all of it, renewed after every block. The exit code is 1
+if any block failed, or was stopped or not reached and is none of "more".
 
 --dry-run goes through the same motions on the CPU with the smallest sizes, and checks the CUDA operators, their host
 code included, on the emulator where that is built (docs/emulator.md).
@@ -30,36 +32,40 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import common
+import timing
 import torch
-from parity import OPS
+from parity_cases import OPS
 from rich.table import Table
 
 from alexnet_cuda._library import WHY_NOT
 from alexnet_cuda.kernels import VARIABLE
 
 HERE = Path(__file__).resolve().parent
-TIME = 560  # seconds; the limits of what is not optional, and the environment, are less
+TIME = 570  # seconds; the limits of all blocks but "more", and the environment, are less
 WHOLE_BLOCK = "conv2d_relu_lrn_max_pool2d"
 SANITIZERS = ("memcheck", "racecheck", "synccheck", "initcheck")
 
 
 @dataclass
 class Block:
-    """A child process; `limit` in seconds. `json` is the benchmark's file, kept up to where a stopped one came; an
-    `optional` block may be stopped or not reached."""
+    """A child process; `limit` in seconds. `json` is the benchmark's file, kept up to where a stopped one came."""
 
     name: str
     command: list[str]
     limit: float
     environment: dict[str, str] = field(default_factory=dict)
     json: Path | None = None
-    optional: bool = False
+
+    @property
+    def optional(self) -> bool:
+        """It may be stopped or not reached."""
+        return self.name.startswith("more")
 
 
 @dataclass
 class Outcome:
     name: str
-    result: str  # ok, failed, stopped, not reached; skipped: one of the last two, or no tool, and no failure
+    result: str  # ok, failed, stopped, not reached; without a failure: incomplete, skipped
     seconds: float
     message: str
 
@@ -72,15 +78,19 @@ def blocks(out: Path, dry_run: bool) -> list[list[Block]]:
     def script(name: str, *arguments: object, on: str = device) -> list[str]:
         return [sys.executable, str(HERE / f"{name}.py"), "--device", on, *map(str, arguments)]
 
-    def parity(name: str, ops: tuple[str, ...], *arguments: object, kernels: str = "auto", on: str = device) -> Block:
+    def parity(
+        name: str, ops: tuple[str, ...], *arguments: object, limit: float = 110, kernels: str = "auto", on: str = device
+    ) -> Block:
         lines = out / f"{name.replace(' ', '-')}.jsonl"
-        command = script("parity", "--ops", *ops, "--output", lines, "--time", 130, *arguments, on=on)
-        return Block(name, command, 140, {VARIABLE: kernels, "OMP_NUM_THREADS": str(threads)})
+        command = script("parity", "--ops", *ops, "--output", lines, "--time", limit - 10, *arguments, on=on)
+        return Block(name, command, limit, {VARIABLE: kernels, "OMP_NUM_THREADS": str(threads)})
 
-    def bench(name: str, limit: float, *arguments: object, optional: bool = False) -> Block:
-        file = out / f"{device}-{name.replace(' ', '-')}.json"
-        command = script(f"bench_{name.split()[0]}", *arguments, "--output", file)
-        return Block(name, command, limit, json=file, optional=optional)
+    def bench(name: str, seconds: float, longest: float, *arguments: object) -> Block:
+        """No case is begun after `seconds`; none takes more than `longest`."""
+        what = name.removeprefix("more ")
+        file = out / ("more" if what != name else "") / f"{device}-{what.replace(' ', '-')}.json"
+        command = script(f"bench_{what.split()[0]}", "--time", seconds, *arguments, "--output", file)
+        return Block(name, command, seconds + longest, json=file)
 
     pytest = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     smoke = script("parity", "--smoke")
@@ -88,43 +98,58 @@ def blocks(out: Path, dry_run: bool) -> list[list[Block]]:
         small = ("--batch", 1, "--budget", 0.1, "--repeats", 3, "--layouts", "contiguous", "--threads", 1)
         test = [str(common.ROOT / "python_tests" / "test_max_pool2d.py"), "-k", "cpu and unbatched"]
         os.environ["OMP_NUM_THREADS"] = "1"  # of the children: with so little work, threads would only wait
-        emulator = []
+        emulator, on = [], "cpu"
         if importlib.util.find_spec("alexnet_cuda._emulated"):
-            emulator = [parity("parity emulator", OPS, on="emulator")]
-            smoke = script("parity", "--smoke", on="emulator")
+            on = "emulator"
+            emulator = [parity("parity emulator", OPS, on=on)]
+            smoke = script("parity", "--smoke", on=on)
         return [
-            [parity("parity", OPS, "--tiny"), *emulator],
             [
-                bench("ops", 60, *small, "--ops", "max_pool2d", WHOLE_BLOCK),
-                bench("model", 60, *small, "--variants", "cifar"),
+                *emulator,
+                parity("parity", OPS, "--tiny"),
+                parity("parity large", OPS, "--tiny", "--large", on=on),
+                Block("tests", [*pytest, *test], 110),
+                Block("kernels", [*smoke, "--time", "100"], 110),
             ],
-            [Block("tests", [*pytest, *test], 60), Block("kernels", smoke, 60)],
+            [
+                bench("ops", 50, 50, *small, "--ops", "max_pool2d", WHOLE_BLOCK),
+                bench("more model", 50, 50, *small, "--variants", "cifar"),
+            ],
         ]
     tests = [  # of these files; the others need more packages than torch and pytest, and no GPU
         Block(f"tests {name}", [*pytest, str(common.ROOT / "python_tests" / f"test_{name}.py"), "-k", "cuda or gpu"],
-              115, {"ALEXNET_CUDA_REQUIRE": "cpu,cuda"})
+              85, {"ALEXNET_CUDA_REQUIRE": "cpu,cuda"})
         for name in (*OPS, "kernels", "library")
     ]  # fmt: skip
     sanitizers = [
-        Block(tool, [*sanitizer(tool), *smoke], 115, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})
+        Block(tool, [*sanitizer(tool), *smoke, "--time", "50"] if sanitizer(tool) else [], 75,
+              {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})
         for tool in SANITIZERS
-        if sanitizer(tool)
-    ]
-    compiled = ("--compile", "default", "--budget", 1)
+    ]  # fmt: skip
+    compiled = ("--compile", "default", "--layouts", "channels_last", "--budget", 0.5)
+    fused, single = ("relu_lrn_max_pool2d", WHOLE_BLOCK), ("local_response_norm", "max_pool2d", "conv2d")
     sweep = ("--layouts", "channels_last", "--budget", 0.3)
-    wgmma = ("--wgmma", "--ops", WHOLE_BLOCK, "--budget", 1, "--time", 20)
+    half = ("--dtype", "float16", "--passes", "training", "--blocks", 1)
+    wider = ("--dtype", "float32", "tf32")
+    # of an H100 with 16 cores expected: 70, 85, 20, 70, 75, 25, 60 s; the others get what these leave
     return [
         [*(parity(f"parity {op}", (op,)) for op in OPS), parity("parity wgmma", (WHOLE_BLOCK,), kernels="wgmma")],
-        [bench("ops wgmma", 35, *wgmma)],
-        [bench("ops", 130, "--dtype", "bfloat16", "float32", "tf32", "--budget", 1, "--time", 105)],
-        [bench("model", 70, "--dtype", "autocast", "tf32", "--budget", 4, "--time", 50)],
-        [bench("ops sweep", 55, "--batch", 1, 32, *sweep, "--time", 40)],
+        [bench("ops", 85, 15, "--budget", 0.5)],
+        [bench("ops wgmma", 15, 15, "--wgmma", "--ops", WHOLE_BLOCK, "--budget", 1)],
+        [bench("model", 70, 20, "--batch", 1, 256, "--budget", 3)],
+        [bench("ops compile", 65, 25, *compiled, "--ops", *fused)],
+        [parity("parity large", OPS, "--large", limit=50)],
         [*tests, *sanitizers],
-        [bench("model compile", 120, *compiled, optional=True)],
-        [bench("model sweep", 60, "--batch", 1, 32, 128, 1024, *sweep, optional=True)],
-        [bench("ops sweep large", 60, "--batch", 128, 1024, *sweep, optional=True)],
-        [bench("ops compile", 300, *compiled, optional=True)],
-        [bench("model max-autotune", 400, "--compile", "max-autotune", "--budget", 1, optional=True)],
+        [bench("more model compile", 90, 60, *compiled)],
+        [bench("more ops dtypes", 105, 15, *wider, "--budget", 0.5)],
+        [bench("more model dtypes", 60, 20, *wider, "--budget", 2)],
+        [bench("more ops float16", 30, 15, *half, *sweep)],
+        [bench("more ops sweep", 40, 15, "--batch", 1, 32, *sweep)],
+        [bench("more model sweep", 45, 20, "--batch", 32, 128, 1024, *sweep)],
+        [bench("more ops sweep large", 45, 15, "--batch", 128, 1024, *sweep)],
+        [bench("more ops compile", 130, 30, *compiled, "--ops", *single)],
+        [bench("more model max-autotune", 200, 200, "--compile", "max-autotune", *sweep)],
+        [bench("more ops max-autotune", 300, 60, "--compile", "max-autotune", *sweep)],
     ]
 
 
@@ -142,6 +167,8 @@ def sanitizer(tool: str) -> list[str]:
 def run(block: Block, out: Path, end: float) -> Outcome:
     begin = time.monotonic()
     limit = min(block.limit, end - begin)
+    if not block.command:
+        return Outcome(block.name, "skipped", 0, "no compute-sanitizer")
     if limit < 5:
         return Outcome(block.name, "skipped" if block.optional else "not reached", 0, "no time left")
     log = out / f"{block.name.replace(' ', '-')}.log"
@@ -150,15 +177,15 @@ def run(block: Block, out: Path, end: float) -> Outcome:
         child = subprocess.Popen(block.command, stdout=file, stderr=subprocess.STDOUT, env=environment, cwd=out,
                                  start_new_session=True)  # fmt: skip
         try:
-            result = "ok" if child.wait(limit) == 0 else "failed"
+            result = {0: "ok", common.INCOMPLETE: "incomplete"}.get(child.wait(limit), "failed")
         except subprocess.TimeoutExpired:
             os.killpg(child.pid, signal.SIGKILL)
             child.wait()
-            result = "skipped" if block.optional else "stopped"
+            result = "incomplete" if block.optional else "stopped"
     if block.json and common.part(block.json).exists():
         common.finish(block.json, complete=False)
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    if result != "ok":
+    if result not in ("ok", "incomplete"):
         common.console.print(f"{block.name}: {result}", *lines[-15:], sep="\n  ", style="red", markup=False)
     return Outcome(block.name, result, time.monotonic() - begin, (lines or [f"exit code {child.returncode}"])[-1])
 
@@ -176,7 +203,7 @@ def environment(out: Path, device: str) -> Outcome:
         return Outcome("environment", "failed", time.monotonic() - begin, f"no {device} kernels: {why}")
     machine = common.machine(device)
     dtypes = ["float32", "bfloat16"] if device == "cpu" else list(common.DTYPES)
-    ceilings = common.measure_ceilings(device, dtypes, common.Timer(device), small=device == "cpu")
+    ceilings = timing.measure_ceilings(device, dtypes, timing.Timer(device), small=device == "cpu")
     (out / "environment.json").write_text(json.dumps({"machine": machine, "ceilings": ceilings}, indent=1) + "\n")
     if device == "cuda":
         torch.cuda.empty_cache()
@@ -185,16 +212,17 @@ def environment(out: Path, device: str) -> Outcome:
 
 
 def failures(out: Path) -> list[str]:
-    """The failed checks that the parity blocks wrote."""
+    """The checks of the parity blocks that failed, then those that could not run."""
     records = [json.loads(line) for path in sorted(out.glob("parity*.jsonl"))
                for line in path.read_text().splitlines() if line.endswith("}")]  # fmt: skip
+    records.sort(key=lambda r: r["ok"] is None)
     return [f"{r['op']}: {r['check']}: {r['message']}" for r in records if not r["ok"]]
 
 
 def main(arguments: list[str] | None = None) -> int:
     flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     flags.add_argument("--output", type=Path, required=True, help="folder")
-    flags.add_argument("--blocks", nargs="+", metavar="NAME", help="only those whose names begin so: parity ops ...")
+    flags.add_argument("--blocks", nargs="+", metavar="NAME", help="only those whose names begin so: parity more ...")
     flags.add_argument("--time", type=float, default=TIME, help="seconds for everything")
     flags.add_argument("--dry-run", action="store_true", help="on the CPU, with the smallest sizes")
     args = flags.parse_args(arguments)
@@ -217,16 +245,15 @@ def main(arguments: list[str] | None = None) -> int:
             with ThreadPoolExecutor(max(1, len(chosen))) as pool:
                 for future in [pool.submit(run, block, out, end) for block in chosen]:
                     note(future.result())
-        if not args.dry_run and not sanitizer("memcheck"):
-            note(Outcome("compute-sanitizer", "skipped", 0, "not installed"))
+            os.replace(shutil.make_archive(f"{out}.part", "gztar", out), f"{out}.tar.gz")
     table = Table("block", "result", "seconds", "last line")
     for o in outcomes:
-        style = {"ok": "green", "skipped": "yellow"}.get(o.result, "red")
+        style = {"ok": "green", "skipped": "yellow", "incomplete": "yellow"}.get(o.result, "red")
         table.add_row(o.name, f"[{style}]{o.result}", f"{o.seconds:.0f}", o.message[:90].replace("[", r"\["))
     common.console.print(table)
     for line in failures(out)[:20]:
         common.console.print(line[:240], style="red", markup=False)
-    return 0 if all(o.result in ("ok", "skipped") for o in outcomes) else 1
+    return 0 if all(o.result in ("ok", "incomplete", "skipped") for o in outcomes) else 1
 
 
 if __name__ == "__main__":

@@ -57,14 +57,17 @@ def onnx_model(modules: Iterable[nn.Module], scale: float, shape: tuple[int, ...
     return helper.make_model(graph, opset_imports=opset, ir_version=8).SerializeToString()
 
 
-def runtimes(modules: Iterable[nn.Module], x: Tensor, scale: float = 1.0) -> dict[str, Callable[[], Any]]:
-    """Name and call of every other runtime that is installed, for a float32 x on the CPU."""
+def runtimes(
+    modules: Iterable[nn.Module], x: Tensor, scale: float = 1.0, bfloat16: bool = False
+) -> dict[str, Callable[[], Any]]:
+    """Name and call of every other runtime that is installed, for a float32 x on the CPU; those that can may compute in
+    bfloat16."""
     found = {name for name in ("onnx", "onnxruntime", "openvino") if importlib.util.find_spec(name)}
     if "onnx" not in found or len(found) == 1:
         return {}
     model, threads, array = onnx_model(modules, scale, tuple(x.shape)), torch.get_num_threads(), x.contiguous().numpy()
     calls: dict[str, Callable[[], Any]] = {}
-    if "onnxruntime" in found:
+    if "onnxruntime" in found and not bfloat16:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
@@ -76,8 +79,11 @@ def runtimes(modules: Iterable[nn.Module], x: Tensor, scale: float = 1.0) -> dic
     if "openvino" in found:
         import openvino
 
-        settings = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+        precision = "bf16" if bfloat16 else "f32"
+        settings = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": precision,
+                    "PERFORMANCE_HINT": "LATENCY"}  # fmt: skip
         core = openvino.Core()
         request = core.compile_model(core.read_model(model), "CPU", settings).create_infer_request()
-        calls["openvino"] = lambda: request.infer([array], share_inputs=True, share_outputs=True)
+        name = "openvino bfloat16" if bfloat16 else "openvino"
+        calls[name] = lambda: request.infer([array], share_inputs=True, share_outputs=True)
     return calls

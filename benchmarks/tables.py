@@ -15,8 +15,11 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- measured: from benchmarks/results by benchmarks/tables.py -->\n", "<!-- /measured -->"
 KINDS = {"cpu": "CPU", "cuda": "CUDA"}
-FAMILIES = {"ours wgmma": "ours, wgmma", "ours": "ours", "eager": "eager", "space-to-depth": "eager",
-            "compile": "torch.compile", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}  # fmt: skip
+FAMILIES = {
+    "ours wgmma": "ours, wgmma", "ours deterministic": "ours, deterministic", "ours": "ours",
+    "eager autocast": "eager autocast", "eager": "eager", "space-to-depth": "eager", "compile": "torch.compile",
+    "onnxruntime": "ONNX Runtime", "openvino bfloat16": "OpenVINO bfloat16", "openvino": "OpenVINO",
+}  # fmt: skip
 OTHERS = {name for form, name in FAMILIES.items() if not form.startswith("ours")}
 
 

@@ -1,27 +1,26 @@
-"""The benchmarks' own arithmetic and files, and a dry run of the GPU check; never a speed."""
+"""The benchmarks' own arithmetic and files; never a speed."""
 
+import gc
 import importlib.util
 import json
-import os
-import subprocess
 import sys
 from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
-from alexnet_cuda import AlexNet, ops, reference
+from alexnet_cuda import AlexNet, ops
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 import bench_model
 import bench_ops
 import common
-import gpu_check
-import parity
 import runtimes
 import tables
+import timing
 
 ROOT = Path(__file__).parents[1]
 
@@ -139,6 +138,8 @@ def test_forms_whose_memory_is_seen(script, cuda, request):
     else:
         forms = bench_model.forms(AlexNet("cifar"), torch.randn(1, 3, 32, 32), ["contiguous"], True, "float32", modes)
     seen = {form.name for form in forms if form.memory}
+    assert ("ours deterministic" in seen) == (cuda and script is bench_ops)
+    seen -= {"ours deterministic"}
     assert seen - {"ours compile default"} == {"ours", "eager"} | ({"compile default"} if cuda else set())
 
 
@@ -149,6 +150,23 @@ def test_no_case_has_forms_with_and_without_tf32(as_cuda, tf32):
     assert sorted(form.name for form in forms) == [
         "eager", "eager benchmark", "eager graph", "ours", "ours graph", "space-to-depth", "space-to-depth prepared"
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("op", bench_ops.OPS)
+def test_other_forms_in_bfloat16(op):
+    """Beside what torch's own layers cannot do, or do not, in bfloat16 on the CPU."""
+    x = torch.randn(1, *bench_ops.shapes(op)[0]).bfloat16()
+    forms = {form.name: form for form in bench_ops.forms(op, x, ["contiguous"], False, [])}
+    if op == "max_pool2d":
+        assert set(forms) == {"ours", "eager"}
+        return
+    exact = forms["ours"].run().float()
+    torch.testing.assert_close(forms["eager autocast"].run().float(), exact, rtol=0.02, atol=0.02)
+    assert tables.family({"form": "eager autocast"}) != tables.family({"form": "eager"})
+    assert tables.family({"form": "openvino bfloat16"}) in tables.OTHERS - {tables.family({"form": "openvino"})}
+    if importlib.util.find_spec("openvino") and importlib.util.find_spec("onnx"):
+        y = torch.as_tensor(forms["openvino bfloat16"].run()[0])
+        assert y.shape == exact.shape
 
 
 def test_space_to_depth():
@@ -192,7 +210,8 @@ def test_exit_code_says_whether_ours_was_measured(script, flags, lacking, tmp_pa
         monkeypatch.setattr(*broken[lacking], fail)
         monkeypatch.setitem(bench_ops.OPS, "max_pool2d", (("pool",), lambda x: ops.max_pool2d(x)))
     output = ["--time", "0"] * (lacking == "time") + ["--output", str(tmp_path / "x.json")]
-    assert script.main([*SMALL, *flags, *output]) == (lacking != "eager")
+    code = {"ours": 1, "eager": 0, "time": common.INCOMPLETE}[lacking]
+    assert script.main([*SMALL, *flags, *output]) == code
     result = json.loads((tmp_path / "x.json").read_text())
     assert result["complete"] == (lacking != "time")
     errors, timed = ({r["form"] for r in result["records"] if key in r} for key in ("error", "median_ms"))
@@ -213,71 +232,59 @@ def test_runtimes(runtime):
         torch.testing.assert_close(torch.as_tensor(y), net(2 * x), rtol=1e-4, atol=1e-4)
 
 
+@pytest.fixture
+def measure():
+    """The records of forms that are measured in turn."""
+
+    def records(*forms):
+        file = common.Results(None, "ops", {}, {})
+        args = SimpleNamespace(budget=0.0, repeats=3)
+        return timing.measure(forms, timing.Timer("cpu"), args, {"copy": 1e9}, {"bytes": 1000}, file)
+
+    return records
+
+
+def fails_after(calls):
+    left = count()
+
+    def run():
+        if next(left) >= calls:
+            raise RuntimeError("broken")
+
+    return run
+
+
+@pytest.mark.parametrize(("calls", "timed"), [(1, False), (2, False), (4, True), (5, True), (100, True)])
+def test_a_form_that_fails_keeps_what_was_measured(measure, calls, timed):
+    records = measure(timing.Form("ours", "contiguous", fails_after(calls)), timing.Form("eager", "", fails_after(100)))
+    ours, eager = sorted(records, key=lambda r: r["form"] == "eager")
+    assert ("median_ms" in ours) == timed == ("copy_share" in ours)
+    assert ours.get("error") == (None if calls == 100 else "RuntimeError: broken")
+    assert "peak_bytes" in eager
+    assert gc.isenabled()
+
+
+def test_a_dead_device_ends_the_benchmark(monkeypatch):
+    def dead(self):
+        raise RuntimeError("dead")
+
+    monkeypatch.setattr(timing.Timer, "synchronize", dead)
+    with pytest.raises(RuntimeError, match="dead"):
+        timing.attempt(fails_after(0), timing.Timer("cpu"))
+
+
+def test_ranges_are_no_kernels():
+    cuda, cpu = torch.autograd.DeviceType.CUDA, torch.autograd.DeviceType.CPU
+    kinds = [(cuda, False), (cuda, True), (cpu, False), (cuda, False)]
+    events = [SimpleNamespace(device_type=device, is_user_annotation=range) for device, range in kinds]
+    assert timing.device_events(events) == 2
+    with torch.profiler.profile() as profile, torch.profiler.record_function("range"):
+        torch.zeros(3)
+    assert {e.name for e in profile.events() if e.is_user_annotation} == {"range"}
+
+
 def test_memory():
     x = torch.randn(1000, requires_grad=True)
-    assert common.saved_bytes(lambda: (x * 2).exp() * x, [x]) == 4000
-    assert common.saved_bytes(lambda: (x * 2).exp() * x) == 8000
-    assert common.peak_bytes(lambda: x.detach() + 1 + 1, cuda=False) == pytest.approx(8000, abs=100)
-
-
-def test_parity_finds_a_wrong_result(tmp_path, monkeypatch):
-    def last_column_missing(*args, **kwargs):
-        y = reference.max_pool2d(*args, **kwargs)
-        return y * (torch.arange(y.shape[-1]) < y.shape[-1] - 1).to(y)
-
-    arguments = ["--device", "cpu", "--tiny", "--ops", "max_pool2d", "--output", str(tmp_path / "checks.jsonl")]
-    assert parity.main(arguments) == 0
-    monkeypatch.setattr(ops, "max_pool2d", last_column_missing)
-    assert parity.main(arguments) == 1
-
-
-def test_parity_goes_on_after_a_check_without_memory(tmp_path, monkeypatch):
-    def first_time(self, *args, inputs=parity.Case.inputs):
-        if (self.shape, *args[:2]) not in seen:
-            seen.add((self.shape, *args[:2]))
-            raise torch.OutOfMemoryError("full")
-        return inputs(self, *args)
-
-    seen = set()
-    monkeypatch.setattr(parity.Case, "inputs", first_time)
-    lines = tmp_path / "checks.jsonl"
-    assert parity.main(["--device", "cpu", "--tiny", "--ops", "max_pool2d", "--output", str(lines)]) == 0
-    records = [json.loads(line) for line in lines.read_text().splitlines()]
-    assert 0 < sum(r.get("message") == "skipped: full" for r in records) < len(records)
-
-
-def test_parity_on_a_second_gpu(monkeypatch):
-    for gpus in (1, 2):
-        monkeypatch.setattr(torch.cuda, "device_count", lambda gpus=gpus: gpus)
-        names = [name for name, _ in parity.checks("max_pool2d", "cuda", tiny=True) if " on cuda:1 " in name]
-        assert len(names) == 4 * (gpus - 1)
-    ((_, check),) = parity.second(parity.small("max_pool2d")[0], torch.float32, "cpu", "channels_last", "cpu")
-    check()
-    calls = count()
-    monkeypatch.setattr(ops, "max_pool2d", lambda *args, **kwargs: reference.max_pool2d(*args, **kwargs) + next(calls))
-    with pytest.raises(AssertionError, match="elements that differ"):
-        check()
-
-
-def test_blocks_of_the_gpu_check(tmp_path):
-    groups = gpu_check.blocks(tmp_path, dry_run=False)
-    assert 10 + sum(max(b.limit * (not b.optional) for b in group) for group in groups) < gpu_check.TIME
-    block = {b.name: b for group in groups for b in group}
-    for name in ("parity wgmma", "ops wgmma"):
-        assert set(block[name].command) & set(parity.OPS) == {"conv2d_relu_lrn_max_pool2d"}
-    assert not set(block["ops compile"].command) & set(parity.OPS)  # which is all of them
-    assert " --batch 1 32 --layouts channels_last " in " ".join(block["ops sweep"].command)
-    assert not block["ops sweep"].optional
-    assert len(parity.OPS) * int(block["parity conv2d"].environment["OMP_NUM_THREADS"]) <= max(5, os.cpu_count())
-    timed = [b.name for b in block.values() if b.name.startswith(("ops", "model")) and "--time" in b.command]
-    assert not [name for name in timed if block[name].optional]  # they may be stopped, and would fail
-
-
-def test_dry_run_of_the_gpu_check(tmp_path):
-    command = [sys.executable, ROOT / "benchmarks" / "gpu_check.py", "--dry-run", "--output", tmp_path]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
-    outcomes = [json.loads(line) for line in (tmp_path / "blocks.jsonl").read_text().splitlines()]
-    emulated = ["parity emulator"] if importlib.util.find_spec("alexnet_cuda._emulated") else []
-    assert [o["name"] for o in outcomes] == ["environment", "parity", *emulated, "ops", "model", "tests", "kernels"]
-    assert json.loads((tmp_path / "cpu-ops.json").read_text())["complete"]
+    assert timing.saved_bytes(lambda: (x * 2).exp() * x, [x]) == 4000
+    assert timing.saved_bytes(lambda: (x * 2).exp() * x) == 8000
+    assert timing.peak_bytes(lambda: x.detach() + 1 + 1, cuda=False) == pytest.approx(8000, abs=100)

@@ -1,7 +1,7 @@
 """The CUDA operators as a whole on the CPU: public functions, autograd, host code (csrc/cuda/register.cpp) and kernels.
 
 These are the operators' own tests in another process, where the emulated operators stand in for the CPU's. In float16
-alone: the dry run of the GPU check (test_benchmarks.py) does the same with float32, TF32 and bfloat16.
+alone: the dry run of the GPU check (test_gpu_check.py) does the same with float32, TF32 and bfloat16.
 """
 
 import os

@@ -1,0 +1,302 @@
+"""Times and counts of the forms of a case, and the machine's ceilings."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import os
+import random
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import accumulate
+from typing import Any
+
+import torch
+from common import DTYPES, KERNELS, Results, console
+from torch import Tensor
+
+import alexnet_cuda
+from alexnet_cuda.kernels import VARIABLE
+
+
+@dataclass
+class Form:
+    """One way to compute a case. `forward` is the part whose saved tensors are counted (training only); `settings` are
+    those of `configure`; `memory` is False where `peak_bytes` would not see the memory."""
+
+    name: str
+    layout: str
+    run: Callable[[], Any]
+    forward: Callable[[], Any] | None = None
+    settings: dict[str, bool] = field(default_factory=dict)
+    memory: bool = True
+    parameters: Iterable[Tensor] = ()
+
+
+def configure(benchmark: bool = False, tf32: bool = False, wgmma: bool = False, deterministic: bool = False) -> None:
+    os.environ[VARIABLE] = "wgmma" if wgmma else KERNELS
+    torch.use_deterministic_algorithms(deterministic)
+    torch.backends.cudnn.benchmark = benchmark
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
+
+
+class Timer:
+    """Times functions in turn, so that whatever else the machine does hits them alike.
+
+    CPU: wall clock of single calls. CUDA: events around single calls, each after a write of four times the L2 cache,
+    which leaves no input there and keeps the device busy while the host launches what follows.
+    """
+
+    def __init__(self, device: str) -> None:
+        self.cuda = device == "cuda"
+        if self.cuda:
+            size = 4 * torch.cuda.get_device_properties(0).L2_cache_size
+            self.flush = torch.empty(size // 4, dtype=torch.int32, device=device)
+
+    def synchronize(self) -> None:
+        if self.cuda:
+            torch.cuda.synchronize()
+
+    def sample(self, run: Callable[[], Any], calls: int) -> Callable[[], list[float]]:
+        """Start `calls` calls; the result gives their seconds, and may be asked after a synchronisation."""
+        if self.cuda:
+            events = []
+            for _ in range(calls):
+                self.flush.zero_()
+                begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+                begin.record()
+                run()
+                end.record()
+                events.append((begin, end))
+            return lambda: [begin.elapsed_time(end) / 1e3 for begin, end in events]
+        time.sleep(0.003)  # by then no thread of another form's pool spins
+        seconds = []
+        for _ in range(calls):
+            begin_s = time.perf_counter()
+            run()
+            seconds.append(time.perf_counter() - begin_s)
+        return lambda: seconds
+
+    def alternate(self, forms: list[Form], budget: float, repeats: int) -> tuple[list[list[float]], list[str]]:
+        """Seconds of every call of every form: up to `repeats` rounds, at least 3, within about `budget` seconds; and
+        the error that ended those of a form, or ""."""
+        seconds: list[list[float]] = [[] for _ in forms]
+        errors = [""] * len(forms)
+        calls = 5 if self.cuda else 1
+        gc.collect()
+        gc.disable()
+        end, order = time.monotonic() + budget, random.Random(0)
+        for turn in range(repeats):
+            samples = []
+            for i in order.sample(range(len(forms)), len(forms)):  # no form always follows the same other one
+                if errors[i]:
+                    continue
+                try:
+                    configure(**forms[i].settings)
+                    samples.append((i, self.sample(forms[i].run, calls)))
+                except Exception as error:
+                    errors[i] = reason(error, self)
+            self.synchronize()
+            for i, sample in samples:
+                seconds[i] += sample()
+            if turn >= 2 and time.monotonic() > end:
+                break
+        gc.enable()
+        return seconds, errors
+
+
+def reason(error: Exception, timer: Timer) -> str:
+    timer.synchronize()  # raises if this process can no longer use the device
+    return f"{type(error).__name__}: {error}".splitlines()[0][:200]
+
+
+def attempt(function: Callable[[], Any], timer: Timer) -> str:
+    """ "" or the error of function()."""
+    try:
+        function()
+    except Exception as error:
+        return reason(error, timer)
+    return ""
+
+
+def warm_up(form: Form, timer: Timer) -> None:
+    configure(**form.settings)
+    for _ in range(5 if timer.cuda else 2):
+        form.run()
+    timer.synchronize()
+
+
+def statistics_of(seconds: list[float]) -> dict[str, float]:
+    """Median, quartiles and minimum in ms; of one call, nothing."""
+    if len(seconds) < 2:
+        return {}
+    q1, median, q3 = statistics.quantiles(seconds, n=4, method="inclusive")
+    values = {"median_ms": median, "q1_ms": q1, "q3_ms": q3, "min_ms": min(seconds)}
+    return {name: digits(1e3 * value) for name, value in values.items()} | {"calls": len(seconds)}
+
+
+def digits(value: float) -> float:
+    return float(f"{value:.5g}")
+
+
+def measure(
+    forms: Iterable[Form], timer: Timer, args: argparse.Namespace, ceilings: dict, case: dict, results: Results
+) -> list[dict]:
+    """Warm up, time in turn, and record every form of a case; `case` holds `bytes` and `flops` if they are known.
+
+    What a form gave before it failed is recorded beside its error."""
+    bad, good = [], []
+    for form in forms:
+        error = attempt(partial(warm_up, form, timer), timer)
+        if error:
+            bad.append({**case, "form": form.name, "layout": form.layout, "error": error})
+        else:
+            good.append(form)
+    records = []
+    for form, seconds, error in zip(good, *timer.alternate(good, args.budget, args.repeats)):
+        record = {**case, "form": form.name, "layout": form.layout, **statistics_of(seconds)}
+        timed = "median_ms" in record
+        if timed and case.get("bytes"):
+            record["copy_share"] = digits(case["bytes"] / record["median_ms"] * 1e3 / ceilings["copy"])
+        if timed and case.get("flops"):
+            gemm = case["dtype"].replace("autocast", "bfloat16")
+            record["gemm_share"] = digits(case["flops"] / record["median_ms"] * 1e3 / ceilings["gemm"][gemm])
+        records.append(record)
+        error = error or attempt(partial(count, record, form, timer.cuda), timer)
+        if error:
+            record["error"] = error
+        results.add(record)
+    configure()
+    for record in bad:
+        results.add(record)
+    return records + bad
+
+
+def count(record: dict, form: Form, cuda: bool) -> None:
+    """What is not a time: memory and kernels of one call."""
+    configure(**form.settings)
+    if form.memory:
+        record["peak_bytes"] = peak_bytes(form.run, cuda)
+    if cuda:
+        record["kernels"] = kernels(form.run)
+    if form.forward:
+        record["saved_bytes"] = saved_bytes(form.forward, form.parameters)
+
+
+def peak_bytes(run: Callable[[], Any], cuda: bool) -> int:
+    """The most bytes that `run` holds at once beyond what was there before."""
+    if cuda:
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    limit = alexnet_cuda.set_kept_memory(0)  # so that torch allocates our results too, before the profiler's eyes
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        run()
+    alexnet_cuda.set_kept_memory(limit)
+    profiler: Any = profile.profiler
+    events = profiler.kineto_results.events()
+    changes = sorted((e.start_ns(), i, e.nbytes()) for i, e in enumerate(events) if e.name() == "[memory]")
+    return max(accumulate((c[2] for c in changes), initial=0))
+
+
+def kernels(run: Callable[[], Any]) -> int:
+    """CUDA kernels, copies and fills of one call."""
+    with torch.profiler.profile() as profile:
+        run()
+        torch.cuda.synchronize()
+    return device_events(profile.events())
+
+
+def device_events(events: Any) -> int:
+    """Of these, what the device did: not the ranges that an optimizer's step or a compiled graph marks there."""
+    cuda = torch.autograd.DeviceType.CUDA
+    return sum(event.device_type == cuda and not event.is_user_annotation for event in events)
+
+
+def saved_bytes(forward: Callable[[], Any], parameters: Iterable[Tensor] = ()) -> int:
+    """Bytes kept for backward, each storage once, parameters not counted."""
+    storages: dict[int, int] = {}
+
+    def pack(t: Tensor) -> Tensor:
+        storages[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        forward()
+    for p in parameters:
+        storages.pop(p.untyped_storage().data_ptr(), None)
+    return sum(storages.values())
+
+
+def sees_memory(mode: str, cuda: bool) -> bool:
+    """Whether `peak_bytes` sees what code of this torch.compile mode allocates ("" is none): on the CPU the profiler
+    is not told of it, and a CUDA graph keeps its memory from the capture on and allocates none when it runs."""
+    return not mode or (cuda and not torch._inductor.list_mode_options(mode).get("triton.cudagraphs"))
+
+
+def graphed(run: Callable[[], Any]) -> Callable[[], None]:
+    """`run` as a CUDA graph, captured at the first call."""
+    captured: list[torch.cuda.CUDAGraph] = []
+
+    def call() -> None:
+        if not captured:
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                for _ in range(3):
+                    run()
+            torch.cuda.current_stream().wait_stream(stream)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                run()
+            captured.append(graph)
+        captured[0].replay()
+
+    return call
+
+
+def measure_ceilings(device: str, dtypes: Iterable[str], timer: Timer, small: bool = False) -> dict[str, Any]:
+    """The machine's best copy rates in bytes/s (read plus written) and matrix product rates in flop/s, random data."""
+    n, elements = (8192, 1 << 30) if device == "cuda" else (2048, 1 << 25)
+    if small:
+        n, elements = 256, 1 << 20
+    source = torch.randn(elements, device=device)
+    target = torch.randn(elements, device=device)
+
+    def rate(run: Callable[[], Any], work: int, **settings: bool) -> float:
+        (seconds,), (error,) = timer.alternate([Form("", "", run, settings=settings)], 2.0, 10)
+        if error:
+            raise RuntimeError(error)
+        return digits(work / min(seconds))
+
+    ceilings: dict[str, Any] = {"copy": rate(lambda: target.copy_(source), 8 * elements), "gemm": {}}
+    if device == "cpu":
+        ceilings["clone"] = rate(source.clone, 8 * elements)
+    for name in dtypes:
+        a, b = (torch.randn(n, n, device=device).to(DTYPES[name]) for _ in range(2))
+        pixels, filters = a.view(1, n, 1, n).permute(0, 3, 2, 1), b.view(n, n, 1, 1)
+        product, convolution = partial(torch.mm, a, b), partial(torch.conv2d, pixels, filters)  # two libraries
+        forms = (product, convolution) if device == "cpu" else (product,)
+        ceilings["gemm"][name] = max(rate(form, 2 * n**3, tf32=name == "tf32") for form in forms)
+    console.print(f"copy {ceilings['copy'] / 1e9:.4g} GB/s; matrix product "
+                  + ", ".join(f"{k} {v / 1e9:.4g} GFLOP/s" for k, v in ceilings["gemm"].items()))  # fmt: skip
+    return ceilings
+
+
+def report(title: str, records: list[dict], results: Results) -> None:
+    """One line: our fastest form, the fastest other one, and their ratio; below it what did not run."""
+    ours = [r for r in records if r["form"].startswith("ours")]
+    if not ours or any("error" in r for r in ours):
+        results.failed.append(title)
+    timed = sorted((r for r in records if "median_ms" in r), key=lambda r: r["median_ms"])
+    pair = [next((r for r in timed if r["form"].startswith("ours") == ours), None) for ours in (True, False)]
+    line = "; ".join([title, *(f"{r['form']} {r['layout']} {r['median_ms']:.3g} ms" if r else "-" for r in pair)])
+    if pair[0] and pair[1]:
+        line += f"; {pair[1]['median_ms'] / pair[0]['median_ms']:.2f}x"
+    console.print(line + "".join(f"\n  {r['form']} {r['layout']}: {r['error']}" for r in records if "error" in r))
