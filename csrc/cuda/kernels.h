@@ -42,6 +42,9 @@ inline bool is_alexnet(const Conv& conv) {
   return conv.kernel_size == 11 && conv.stride == 4 && (conv.channels == 1 || conv.channels == 3 || conv.channels == 4);
 }
 
+// A grid has at most 65535 blocks in y, each with at least 32 filters.
+constexpr int64_t kMostFilters = 65535 * 32;
+
 // weight is (filters, channels, 11, 11), contiguous; bias may be null. `images` describes x (or dx).
 gpu::error_t launch_conv2d(const Images& images, const void* x, const void* weight, const void* bias, void* y,
                            const Conv& conv, float* workspace, gpu::stream_t stream);

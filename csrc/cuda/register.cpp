@@ -96,6 +96,8 @@ void check_alexnet(const char* op, const Conv& conv) {
   STD_TORCH_CHECK(is_alexnet(conv), op,
                   ": expected 11x11 filters of 1, 3 or 4 channels and a stride of 4 on CUDA, got ", conv.kernel_size,
                   "x", conv.kernel_size, ", ", conv.channels, " and ", conv.stride);
+  STD_TORCH_CHECK(conv.filters <= kMostFilters, op, ": expected at most ", kMostFilters, " filters on CUDA, got ",
+                  conv.filters);
 }
 
 Conv conv_of(const char* op, const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, int64_t stride,
@@ -141,6 +143,7 @@ Tensor conv2d_weight_grad(const Tensor& grad, const Tensor& x, int64_t kernel_si
   check_same(op, "grad", grad, x);
   const Conv conv = checked_conv_backward(op, grad, x.size(1), x.size(2), x.size(3), kernel_size, stride, padding);
   check_alexnet(op, conv);
+  check_image_size(op, "grad", conv.filters * conv.out_height * conv.out_width);
   STD_TORCH_CHECK(grad.size(0) == x.size(0), op, ": grad has ", grad.size(0), " images, x has ", x.size(0));
   const MemoryFormat format = format_of(x);
   const DeviceGuard guard(x.get_device_index());
@@ -162,6 +165,7 @@ Tensor conv2d_input_grad(const Tensor& grad, const Tensor& weight, int64_t heigh
   check_same(op, "weight", weight, grad);
   const Conv conv = checked_conv_backward(op, grad, weight.size(1), height, width, weight.size(2), stride, padding);
   check_alexnet(op, conv);
+  check_image_size(op, "grad", conv.filters * conv.out_height * conv.out_width);
   STD_TORCH_CHECK(weight.size(0) == grad.size(1) && weight.size(2) == weight.size(3), op, ": expected a weight of ",
                   grad.size(1), " square filters, got ", weight.size(0), " of ", weight.size(2), "x", weight.size(3));
   const MemoryFormat format = format_of(grad);
@@ -222,6 +226,7 @@ std::tuple<Tensor, Tensor> max_pool2d(const Tensor& x, int64_t kernel_size, int6
   const char* op = "max_pool2d";
   check_4d(op, "x", x);
   const Pool pool = checked_pool(op, x.size(2), x.size(3), kernel_size, stride, padding, ceil_mode);
+  check_image_size(op, "the output", x.size(1) * pool.out_height * pool.out_width);
   const MemoryFormat format = format_of(x);
   const std::vector<int64_t> size = {x.size(0), x.size(1), pool.out_height, pool.out_width};
   const DeviceGuard guard(x.get_device_index());
@@ -239,6 +244,7 @@ Tensor max_pool2d_backward(const Tensor& grad, const Tensor& code, int64_t heigh
                            int64_t stride, int64_t padding) {
   const char* op = "_max_pool2d_backward";
   const Pool pool = checked_pool_backward(op, code, height, width, kernel_size, stride, padding);
+  check_image_size(op, "code", code.size(1) * pool.out_height * pool.out_width);
   check_sizes(op, "grad", grad, {code.size(0), code.size(1), code.size(2), code.size(3)});
   check_on_device(op, "code", code, grad);
   const MemoryFormat format = format_of(code);
@@ -261,6 +267,7 @@ std::tuple<Tensor, Tensor> relu_lrn_max_pool2d(const Tensor& x, int64_t order, i
   check_4d(op, "x", x);
   const Lrn lrn = checked_lrn(op, x.size(1), size, front, alpha, beta, k, groups);
   const Pool pool = checked_pool(op, x.size(2), x.size(3), kernel_size, stride, padding, ceil_mode);
+  check_image_size(op, "the output", x.size(1) * pool.out_height * pool.out_width);
   const Order which = checked_order(op, order);
   const MemoryFormat format = format_of(x);
   const std::vector<int64_t> out_size = {x.size(0), x.size(1), pool.out_height, pool.out_width};
@@ -283,6 +290,7 @@ Tensor relu_lrn_max_pool2d_backward(const Tensor& grad, const Tensor& x, const T
   const Lrn lrn = checked_lrn(op, x.size(1), size, front, alpha, beta, k, groups);
   check_same(op, "grad", grad, x);
   const Pool pool = checked_pool_backward(op, code, x.size(2), x.size(3), kernel_size, stride, padding);
+  check_image_size(op, "code", code.size(1) * pool.out_height * pool.out_width);
   check_sizes(op, "code", code, {x.size(0), x.size(1), code.size(2), code.size(3)});
   check_sizes(op, "grad", grad, {x.size(0), x.size(1), code.size(2), code.size(3)});
   check_on_device(op, "code", code, x);
