@@ -53,10 +53,18 @@ POOLED, CODE = torch.zeros(2, 3, 9, 11), torch.zeros(2, 3, 9, 11, dtype=torch.ui
         ("_relu_lrn_max_pool2d_backward", (POOLED, X, CODE[:, 1:], 0, *LRN, 3, 2, 0), "code does not have the size"),
         ("_relu_lrn_max_pool2d_backward", (POOLED[1:], X, CODE, 0, *LRN, 3, 2, 0), "grad does not have the size"),
         ("_relu_lrn_max_pool2d_backward", (POOLED, X, CODE, 3, *LRN, 3, 2, 0), "expected order"),
-        ("conv2d_relu_lrn_max_pool2d", (X, W, None, *CONV, 3, *LRN, *POOL, True), "expected order"),
-        ("conv2d_relu_lrn_max_pool2d", (X, W[0], None, *CONV, 0, *LRN, *POOL, True), "expected weight to be 4-D"),
-        ("conv2d_relu_lrn_max_pool2d", (X, W, None, *CONV, 0, *LRN[:-1], 3, *POOL, True), "expected groups to divide"),
-        ("conv2d_relu_lrn_max_pool2d", (X, W, None, *CONV, 0, *LRN, 5, 2, 0, False, True), "too small"),
+        ("conv2d_relu_lrn_max_pool2d", (X, W, None, *CONV, 3, *LRN, *POOL, True, False), "expected order"),
+        (
+            "conv2d_relu_lrn_max_pool2d",
+            (X, W[0], None, *CONV, 0, *LRN, *POOL, True, False),
+            "expected weight to be 4-D",
+        ),
+        (
+            "conv2d_relu_lrn_max_pool2d",
+            (X, W, None, *CONV, 0, *LRN[:-1], 3, *POOL, True, False),
+            "expected groups to divide",
+        ),
+        ("conv2d_relu_lrn_max_pool2d", (X, W, None, *CONV, 0, *LRN, 5, 2, 0, False, True, False), "too small"),
     ],
 )
 def test_bad_arguments(name, args, words, device, kernels):
@@ -96,7 +104,7 @@ LARGE, IMAGES = torch.zeros(0, MILLION, 46, 46), torch.zeros(0, 1, 191, 191)
         ("relu_lrn_max_pool2d", (WIDE, 0, *LRN, 2, 1, 1, False, False), "one image of the output .* got 2147483650"),
         (
             "conv2d_relu_lrn_max_pool2d",
-            (torch.zeros(0, 1, 11, 4099), MANY, None, *CONV, 0, *LRN, 2, 1, 1, False, False),
+            (torch.zeros(0, 1, 11, 4099), MANY, None, *CONV, 0, *LRN, 2, 1, 1, False, False, False),
             "one image of the output .* got 2147483648",
         ),
         (

@@ -68,6 +68,7 @@ gpu::error_t launch_conv2d_input_grad_mma(const Images& images, const void* grad
 // shared memory. `images` describes x; a (the convolution's output) and code are both null or both not, and the outputs
 // are aligned to 16 bytes. The workspace is conv2d_workspace's; `processors` is the number of the device's
 // multiprocessors.
+int conv2d_relu_lrn_max_pool2d_bytes(const Conv& conv);  // of shared memory that a block has
 bool fuses_conv2d_relu_lrn_max_pool2d(DType dtype, const Conv& conv, const Lrn& lrn, const Pool& pool, Order order,
                                       int shared_memory_optin);
 gpu::error_t launch_conv2d_relu_lrn_max_pool2d(const Images& images, const void* x, const void* weight,

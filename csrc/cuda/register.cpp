@@ -309,10 +309,11 @@ Tensor relu_lrn_max_pool2d_backward(const Tensor& grad, const Tensor& x, const T
 }
 
 // The first block's kernel of wgmma, for those who ask for it (alexnet_cuda/kernels.py) on a device that has it.
-bool wants_wgmma([[maybe_unused]] const char* op, [[maybe_unused]] const Tensor& x) {
+bool wants_wgmma([[maybe_unused]] const char* op, [[maybe_unused]] const Tensor& x, [[maybe_unused]] bool wgmma) {
 #ifdef ALEXNET_CUDA_WGMMA
   const char* kernels = std::getenv("ALEXNET_CUDA_KERNELS");
-  return kernels && std::string_view(kernels) == "wgmma" && attribute(op, x, cudaDevAttrComputeCapabilityMajor) == 9;
+  return (wgmma || (kernels && std::string_view(kernels) == "wgmma")) &&
+         attribute(op, x, cudaDevAttrComputeCapabilityMajor) == 9;
 #else
   return false;
 #endif
@@ -321,7 +322,7 @@ bool wants_wgmma([[maybe_unused]] const char* op, [[maybe_unused]] const Tensor&
 std::tuple<Tensor, Tensor, Tensor> conv2d_relu_lrn_max_pool2d(
     const Tensor& x, const Tensor& weight, std::optional<Tensor> bias, int64_t conv_stride, int64_t conv_padding,
     bool conv_ceil_mode, int64_t order, int64_t size, int64_t front, double alpha, double beta, double k,
-    int64_t groups, int64_t kernel_size, int64_t stride, int64_t padding, bool ceil_mode, bool save) {
+    int64_t groups, int64_t kernel_size, int64_t stride, int64_t padding, bool ceil_mode, bool save, bool wgmma) {
   const char* op = "conv2d_relu_lrn_max_pool2d";
   const Conv conv = conv_of(op, x, weight, bias, conv_stride, conv_padding, conv_ceil_mode);
   const Lrn lrn = checked_lrn(op, conv.filters, size, front, alpha, beta, k, groups);
@@ -344,12 +345,17 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_relu_lrn_max_pool2d(
   const Tensor in = dense(x, format), w = dense(weight, MemoryFormat::Contiguous);
   const std::optional<Tensor> b = dense(bias);
   Tensor workspace = floats(x, conv2d_workspace(dtype_of(op, x), conv));
-  const auto launch = wants_wgmma(op, x) ? launch_conv2d_relu_lrn_max_pool2d_wgmma : launch_conv2d_relu_lrn_max_pool2d;
+  const auto launch =
+      wants_wgmma(op, x, wgmma) ? launch_conv2d_relu_lrn_max_pool2d_wgmma : launch_conv2d_relu_lrn_max_pool2d;
   cuda_check(launch(images_of(op, x, format), in.const_data_ptr(), w.const_data_ptr(), data_or_null(b),
                     y.mutable_data_ptr(), save ? a.mutable_data_ptr() : nullptr, code_data(code), conv, lrn, pool,
                     attribute(op, x, cudaDevAttrMultiProcessorCount), float_data(workspace), stream_of(x)),
              op);
   return {y, a, code};
+}
+
+int64_t first_block_bytes(int64_t channels, int64_t filters) {
+  return conv2d_relu_lrn_max_pool2d_bytes({channels, 0, 0, filters, 11, 4, 0, 0, 0});
 }
 
 }  // namespace
@@ -367,4 +373,7 @@ STABLE_TORCH_LIBRARY_IMPL(alexnet_cuda, CUDA, m) {
   m.impl("relu_lrn_max_pool2d", TORCH_BOX(&relu_lrn_max_pool2d));
   m.impl("_relu_lrn_max_pool2d_backward", TORCH_BOX(&relu_lrn_max_pool2d_backward));
   m.impl("conv2d_relu_lrn_max_pool2d", TORCH_BOX(&conv2d_relu_lrn_max_pool2d));
+}
+STABLE_TORCH_LIBRARY_IMPL(alexnet_cuda, CompositeExplicitAutograd, m) {
+  m.impl("_first_block_bytes", TORCH_BOX(&alexnet_cuda::first_block_bytes));
 }
