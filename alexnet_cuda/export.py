@@ -183,7 +183,7 @@ def _decompositions() -> dict[Any, Callable]:
         return _tail_plain(x, *constants[:-1]), x.new_empty(0, dtype=torch.uint8)
 
     def block(x, weight, bias, stride, padding, ceil_mode, *constants):
-        pooled, code = tail(reference.conv2d(x, weight, bias, stride, padding, ceil_mode), *constants)
+        pooled, code = tail(reference.conv2d(x, weight, bias, stride, padding, ceil_mode), *constants[:-1])
         return pooled, x.new_empty(0), code
 
     return {

@@ -1,12 +1,12 @@
 """Which operators of a network run on this package's kernels, and which on torch's own (`reference`).
 
 Decided once per device, from its properties. ALEXNET_CUDA_KERNELS decides instead for every network of a process, and
-the argument `kernels` of AlexNet and accelerate for one network. A value is "auto", "all", "none", or the operators
-that use our kernels, with commas between. Whatever is called in `ops` uses a kernel where there is one.
+the argument `kernels` of AlexNet and accelerate for one network. A value is "auto", "all", "none", "wgmma", or the
+operators that use our kernels, with commas between. Whatever is called in `ops` uses a kernel where there is one.
 
-ALEXNET_CUDA_KERNELS=wgmma is auto, and the first block's other kernel in half and bfloat16 on GPUs of compute
-capability 9.0: conv2d_relu_lrn_max_pool2d_wgmma.cu, which has not been measured yet. It holds for a whole process,
-`ops` included.
+"wgmma" is auto, and the first block's other kernel in half and bfloat16 on GPUs of compute capability 9.0:
+conv2d_relu_lrn_max_pool2d_wgmma.cu, which has not been measured yet. As the variable it holds for a whole process, for
+`ops` and for networks that chose something else.
 """
 
 from __future__ import annotations
@@ -56,13 +56,13 @@ def decide(kernels: str | None, device: str, index: int | None = None) -> tuple[
     if kernels is None:
         kernels, source = os.environ.get(VARIABLE) or "auto", VARIABLE
     names = tuple(name.strip() for name in kernels.split(",")) if isinstance(kernels, str) else ("",)
-    if kernels == "auto" or (kernels, source) == ("wgmma", VARIABLE):
+    if kernels in ("auto", "wgmma"):
         return _automatic(device, index)
     if kernels in ("all", "none"):
         return OPERATORS if kernels == "all" else (), f"{source} is {kernels}"
     if not set(names) <= set(OPERATORS):
         raise KernelsError(
-            f"{source}: expected auto, all, none, or some of {', '.join(OPERATORS)} with commas between, "
+            f"{source}: expected auto, all, none, wgmma, or some of {', '.join(OPERATORS)} with commas between, "
             f"got {kernels!r}"
         )
     return names, f"{source} is {kernels}"
@@ -107,4 +107,14 @@ def describe() -> dict[str, str]:
         names, why = decide(None, device, index)
         name = device if index is None else f"{device}:{index}"
         rows[f"our kernels on {name}"] = f"{', '.join(names) or 'none'} ({why})"
+        if device == "cuda" and not _library.WHY_NOT["cuda"]:
+            rows[f"first block on {name}"] = _first_block(index)
     return rows
+
+
+def _first_block(index: int | None) -> str:
+    properties: Any = torch.cuda.get_device_properties(index)  # torch's stub lacks what follows
+    memory = properties.shared_memory_per_block_optin
+    needed = {filters: torch.ops.alexnet_cuda._first_block_bytes(3, filters) for filters in (64, 96)}
+    fits = [f"{filters} filters ({size / 1024:.0f} KB)" for filters, size in needed.items() if size <= memory]
+    return f"one kernel for {' and '.join(fits) or 'no number of filters'} in {memory >> 10} KB of shared memory"

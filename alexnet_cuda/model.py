@@ -40,7 +40,8 @@ class AlexNet(nn.Module):
         dropout: probability of every dropout layer; None for the variant's (.5, but .4 in flowers_bn, .3 in cifar).
         input: "normalized" (mean 0, standard deviation 1) or "pixels" (0..255 minus the mean, for such variants).
         kernels: the operators that use this package's kernels: "all", "none", names of `ops` with commas between, or
-            "auto" for what suits the device; None for what the environment's ALEXNET_CUDA_KERNELS says, or "auto".
+            "auto" for what suits the device, "wgmma" for the same with the first block's other kernel (see `kernels`);
+            None for what the environment's ALEXNET_CUDA_KERNELS says, or "auto".
 
     Attributes:
         fused: while True, ReLU, LRN and max pooling that follow each other, and a first convolution before them, run as
@@ -253,6 +254,7 @@ def _run_fused(modules: nn.Sequential, x: Tensor, fused: bool, kernels: str | No
         if start:
             more |= {f"pool_{name}": value for name, value in window.items()}
             more |= {"stride": conv.stride[0], "padding": conv.padding[0], "ceil_mode": conv.ceil_mode}
+            more["wgmma"] = kernels == "wgmma"
             weight = conv.weight if scale == 1 else conv.weight * scale  # much smaller than the images
             x, scale = ops.conv2d_relu_lrn_max_pool2d(x, weight, conv.bias, **more), 1
         else:

@@ -59,7 +59,7 @@ def relu_lrn_max_pool2d(
 def conv2d_relu_lrn_max_pool2d(
     x, weight, bias, conv_stride: int, conv_padding: int, conv_ceil_mode: bool, order: int, size: int, front: int,
     alpha: float, beta: float, k: float, groups: int, kernel_size: int, stride: int, padding: int, ceil_mode: bool,
-    save: bool,
+    save: bool, wgmma: bool,
 ):  # fmt: skip
     lrn, window = (size, front, alpha, beta, k, groups), (kernel_size, stride, padding, ceil_mode)
     a = conv2d(x, weight, bias, conv_stride, conv_padding, conv_ceil_mode)

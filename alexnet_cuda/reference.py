@@ -221,8 +221,9 @@ def conv2d_relu_lrn_max_pool2d(
     pool_stride: Size | None = 2,
     pool_padding: Size = 0,
     pool_ceil_mode: bool = False,
+    wgmma: bool = False,
 ) -> Tensor:
-    """`ops.conv2d_relu_lrn_max_pool2d` in plain torch."""
+    """`ops.conv2d_relu_lrn_max_pool2d` in plain torch, whatever `wgmma` says."""
     return relu_lrn_max_pool2d(
         conv2d(x, weight, bias, stride, padding, ceil_mode),
         size,

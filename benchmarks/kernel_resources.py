@@ -25,8 +25,8 @@ INTRODUCTION = """# What every CUDA kernel uses
 
 From benchmarks/kernel_resources.py; {compiler}. *sm*: the architectures of which a row is true. *registers*: of a
 thread. *spilled*: bytes stored and loaded because there were too few. *local*: bytes of stack. *shared*: bytes of a
-block, declared + added by the launch (n: depends on the size of the images). HMMA (mma.sync), HGMMA (wgmma) and FFMA
-(float multiply-add): instructions in the code, not executed ones.
+block, declared + added by the launch (n: depends on the size of the images or of an element). HMMA (mma.sync), HGMMA
+(wgmma) and FFMA (float multiply-add): instructions in the code, not executed ones.
 """
 FLAGS = {  # template parameters: what false and true mean
     "kLast": ("NCHW", "NHWC"),
@@ -155,7 +155,7 @@ def dynamic_shared(kernel: str, arguments: dict[str, str], text: str) -> str:
     launch = re.search(rf"gpu::launch\(\s*{kernel}\b[^;]*?,\s*(\w+),\s*stream\b", text)
     if not launch or launch[1] == "0":
         return ""
-    constants = dict(re.findall(r"\b(k[A-Z]\w*) = ([^;,]*)(?=[;,])", text))
+    constants = dict(re.findall(r"\b(k[A-Z]\w*) = ((?:[^;,<>]|<[^<>]*>)*)(?=[;,>])", text))
     own = re.findall(rf"constexpr int {launch[1]} = ([^;]*);", text[: launch.start()])
     try:
         return f" + {evaluate(own[-1], constants | arguments)}"

@@ -48,9 +48,12 @@ STABLE_TORCH_LIBRARY(alexnet_cuda, m) {
       "_relu_lrn_max_pool2d_backward(Tensor grad, Tensor x, Tensor code, int order, int size, int front, "
       "float alpha, float beta, float k, int groups, int kernel_size, int stride, int padding) -> Tensor");
 
-  // (pooled output, convolution output, code); the last two have no elements unless save
+  // (pooled output, convolution output, code); the last two have no elements unless save. wgmma: the other CUDA kernel,
+  // on a device that has it
   m.def(
       "conv2d_relu_lrn_max_pool2d(Tensor x, Tensor weight, Tensor? bias, int conv_stride, int conv_padding, "
       "bool conv_ceil_mode, int order, int size, int front, float alpha, float beta, float k, int groups, "
-      "int kernel_size, int stride, int padding, bool ceil_mode, bool save) -> (Tensor, Tensor, Tensor)");
+      "int kernel_size, int stride, int padding, bool ceil_mode, bool save, bool wgmma) -> (Tensor, Tensor, Tensor)");
+  // bytes of shared memory that a block of its CUDA kernel has
+  m.def("_first_block_bytes(int channels, int filters) -> int");
 }

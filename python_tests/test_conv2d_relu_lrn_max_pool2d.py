@@ -78,8 +78,8 @@ def test_opcheck(device, kernels):
         bias = torch.randn(6, device=device, requires_grad=True)
         constants = (4, 0, True, 0, 5, 2, 1e-2, 0.75, 2.0, 1, 3, 2, 0, False)
         op = torch.ops.alexnet_cuda.conv2d_relu_lrn_max_pool2d.default
-        torch.library.opcheck(op, (x, weight, bias, *constants, True))
-        torch.library.opcheck(op, (x.detach(), weight.detach(), None, *constants, False))
+        torch.library.opcheck(op, (x, weight, bias, *constants, True, False))
+        torch.library.opcheck(op, (x.detach(), weight.detach(), None, *constants, False, True))
 
 
 def test_compile(device):
@@ -143,14 +143,15 @@ def test_cuda_kernels_agree(size, filters, options, n, dtype, layout, monkeypatc
     weight, bias = torch.randn(filters, 3, 11, 11, device="cuda") / 19, torch.randn(filters, device="cuda")
     inputs = [x, weight.to(dtype).requires_grad_(), bias.to(dtype)]
     results = []
-    for kernels in ("auto", "wgmma"):
+    for kernels, wgmma in (("auto", False), ("wgmma", False), ("auto", True)):
         monkeypatch.setenv("ALEXNET_CUDA_KERNELS", kernels)
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-            y = ops.conv2d_relu_lrn_max_pool2d(*inputs, 5, 0.1, k=2.0, **options)
+            y = ops.conv2d_relu_lrn_max_pool2d(*inputs, 5, 0.1, k=2.0, wgmma=wgmma, **options)
             torch.cuda.synchronize()
-        assert ("block_wgmma_kernel" in str([e.name for e in profile.events()])) == (kernels == "wgmma")
+        assert ("block_wgmma_kernel" in str([e.name for e in profile.events()])) == (kernels == "wgmma" or wgmma)
         results.append((y, *y.grad_fn.saved_tensors[2:]))
-    (y, a, code), (expected, a_expected, code_expected) = results
-    assert_close(y, expected.double())
-    assert_close(a, a_expected.double())
-    assert (code != code_expected).double().mean() < 0.01
+    (expected, a_expected, code_expected), *others = results
+    for y, a, code in others:
+        assert_close(y, expected.double())
+        assert_close(a, a_expected.double())
+        assert (code != code_expected).double().mean() < 0.01

@@ -127,6 +127,20 @@ def test_local_response_norm_of_extremes(channels_last):
     assert_close(dx, gradient(lambda x: reference.local_response_norm(x, 5, 1.0, k=0.0), x, grad))
 
 
+@pytest.mark.parametrize("fibers", ["ascending"], indirect=True)
+@pytest.mark.parametrize(("channels", "size", "groups"), [(2**19 + 8, 5, 1), (2**16, 3, 2**16)])
+def test_more_channels_than_a_grid_has_rows(channels, size, groups):
+    shape, lrn, pool = (1, channels, 1, 1), (size, size // 2, 0.1, 0.75, 1.0, groups), (1, 1, 0, False)
+    batch, x = Batch(shape, torch.float32, False), random(*shape)
+    y = reference.local_response_norm(x, size, 0.1 * size, groups=groups)
+    dx = gradient(lambda x: reference.local_response_norm(x, size, 0.1 * size, groups=groups), x, y)
+    assert_close(batch.tensor(_emulator.local_response_norm(batch.images, batch.raw(x), lrn, False), shape), y)
+    got = _emulator.local_response_norm_backward(batch.images, batch.raw(y), batch.raw(x), lrn, False)
+    assert_close(batch.tensor(got, shape), dx)
+    tail, _ = _emulator.relu_lrn_max_pool2d(batch.images, batch.raw(x), 2, lrn, pool, False)
+    assert_close(batch.tensor(tail, shape), y.relu())
+
+
 # ---- max pooling ---------------------------------------------------------------------------------------------------
 
 POOL = [  # shape, kernel_size, stride, padding, ceil_mode

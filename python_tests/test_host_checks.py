@@ -53,10 +53,18 @@ POOLED, CODE = torch.zeros(2, 3, 9, 11), torch.zeros(2, 3, 9, 11, dtype=torch.ui
         ("_relu_lrn_max_pool2d_backward", (POOLED, X, CODE[:, 1:], 0, *LRN, 3, 2, 0), "code does not have the size"),
         ("_relu_lrn_max_pool2d_backward", (POOLED[1:], X, CODE, 0, *LRN, 3, 2, 0), "grad does not have the size"),
         ("_relu_lrn_max_pool2d_backward", (POOLED, X, CODE, 3, *LRN, 3, 2, 0), "expected order"),
-        ("conv2d_relu_lrn_max_pool2d", (X, W, None, *CONV, 3, *LRN, *POOL, True), "expected order"),
-        ("conv2d_relu_lrn_max_pool2d", (X, W[0], None, *CONV, 0, *LRN, *POOL, True), "expected weight to be 4-D"),
-        ("conv2d_relu_lrn_max_pool2d", (X, W, None, *CONV, 0, *LRN[:-1], 3, *POOL, True), "expected groups to divide"),
-        ("conv2d_relu_lrn_max_pool2d", (X, W, None, *CONV, 0, *LRN, 5, 2, 0, False, True), "too small"),
+        ("conv2d_relu_lrn_max_pool2d", (X, W, None, *CONV, 3, *LRN, *POOL, True, False), "expected order"),
+        (
+            "conv2d_relu_lrn_max_pool2d",
+            (X, W[0], None, *CONV, 0, *LRN, *POOL, True, False),
+            "expected weight to be 4-D",
+        ),
+        (
+            "conv2d_relu_lrn_max_pool2d",
+            (X, W, None, *CONV, 0, *LRN[:-1], 3, *POOL, True, False),
+            "expected groups to divide",
+        ),
+        ("conv2d_relu_lrn_max_pool2d", (X, W, None, *CONV, 0, *LRN, 5, 2, 0, False, True, False), "too small"),
     ],
 )
 def test_bad_arguments(name, args, words, device, kernels):
@@ -80,4 +88,44 @@ def test_what_cuda_kernels_do_not_compute(name, args, device, kernels):
         pytest.skip("the CPU's kernels compute it")
     args = [a.to(device) if isinstance(a, torch.Tensor) else a for a in args]
     with pytest.raises(RuntimeError, match=f"{name}: expected 11x11 filters of 1, 3 or 4 channels and a stride of 4"):
+        getattr(torch.ops.alexnet_cuda, name)(*args)
+
+
+MILLION = 2**20
+WIDE, MANY = torch.zeros(0, 1, 1, 2**30), W[:1, :1].expand(MILLION, 1, 11, 11)  # without images nothing takes memory
+POOLED_WIDE = torch.zeros(0, 1, 2, 2**30 + 1)
+LARGE, IMAGES = torch.zeros(0, MILLION, 46, 46), torch.zeros(0, 1, 191, 191)
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "words"),
+    [
+        ("max_pool2d", (WIDE, 2, 1, 1, False, False), "one image of the output .* got 2147483650"),
+        ("relu_lrn_max_pool2d", (WIDE, 0, *LRN, 2, 1, 1, False, False), "one image of the output .* got 2147483650"),
+        (
+            "conv2d_relu_lrn_max_pool2d",
+            (torch.zeros(0, 1, 11, 4099), MANY, None, *CONV, 0, *LRN, 2, 1, 1, False, False, False),
+            "one image of the output .* got 2147483648",
+        ),
+        (
+            "_max_pool2d_backward",
+            (POOLED_WIDE, POOLED_WIDE.byte(), 1, 2**30, 2, 1, 1),
+            "one image of code .* got 2147483650",
+        ),
+        (
+            "_relu_lrn_max_pool2d_backward",
+            (POOLED_WIDE, WIDE, POOLED_WIDE.byte(), 0, *LRN, 2, 1, 1),
+            "one image of code .* got 2147483650",
+        ),
+        ("_conv2d_weight_grad", (LARGE, IMAGES, 11, 4, 0), "one image of grad .* got 2218786816"),
+        ("_conv2d_input_grad", (LARGE, MANY, 191, 191, 4, 0), "one image of grad .* got 2218786816"),
+        ("conv2d", (IMAGES, W[:1, :1].expand(2097121, 1, 11, 11), None, *CONV), "at most 2097120 filters .* 2097121"),
+        ("_conv2d_weight_grad", (torch.zeros(0, 2**22, 1, 1), IMAGES[..., :11, :11], 11, 4, 0), "at most 2097120"),
+    ],
+)
+def test_what_is_too_large_for_cuda_kernels(name, args, words, device, kernels):
+    if device == "cpu" and not EMULATED:
+        pytest.skip("the CPU's kernels have no such limit")
+    args = [a.to(device) if isinstance(a, torch.Tensor) else a for a in args]
+    with pytest.raises(RuntimeError, match=f"{name.removeprefix('conv2d_')}: expected {words}"):
         getattr(torch.ops.alexnet_cuda, name)(*args)

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -79,7 +80,7 @@ def test_the_network_decides_before_the_environment(value, expected, of_stock, c
 @pytest.mark.parametrize("value", ["", "al", "all,none", "conv2d,", "conv3d", 1])
 def test_an_unknown_value_is_refused(value, monkeypatch):
     for make in (network, lambda value: accelerate(torch.nn.MaxPool2d(3, 2), kernels=value)):
-        with pytest.raises(ValueError, match=r"kernels: expected auto, all, none, or some of conv2d, .* got"):
+        with pytest.raises(ValueError, match=r"kernels: expected auto, all, none, wgmma, or some of conv2d, .* got"):
             make(value)
     if value and isinstance(value, str):
         monkeypatch.setenv(choice.VARIABLE, value)
@@ -87,12 +88,22 @@ def test_an_unknown_value_is_refused(value, monkeypatch):
             network()
 
 
-def test_wgmma_is_auto_for_a_whole_process(called, monkeypatch):
-    monkeypatch.setenv(choice.VARIABLE, "wgmma")
-    network()(torch.randn(1, 3, 99, 99))
+@pytest.mark.parametrize("value", [None, "wgmma"])
+def test_wgmma_is_auto_for_a_process_or_a_network(value, called, monkeypatch):
+    if value is None:
+        monkeypatch.setenv(choice.VARIABLE, "wgmma")
+    network(value)(torch.randn(1, 3, 99, 99))
     assert called == VALUES["auto"]
-    with pytest.raises(ValueError, match=r"kernels: expected auto, .* got 'wgmma'"):
-        network("wgmma")
+
+
+@pytest.mark.parametrize("value", [None, "auto", "wgmma"])
+def test_an_exported_network_keeps_its_choice_of_wgmma(value, kernels):
+    model, x = network(value), torch.randn(1, 3, 99, 99)
+    with torch.no_grad():
+        program = torch.export.export(model, (x,))
+        torch.testing.assert_close(program.module()(x), model(x))
+    (block,) = [node for node in program.graph.nodes if node.target == getattr(torch.ops.alexnet_cuda, BLOCK).default]
+    assert block.args[-1] == (value == "wgmma")
 
 
 @pytest.mark.parametrize(
@@ -126,7 +137,7 @@ def test_copies_keep_the_choice(copied, called):
     assert "kernels='max_pool2d'" in repr(model)
 
 
-@pytest.mark.parametrize("value", [None, "none", "conv2d,max_pool2d"])
+@pytest.mark.parametrize("value", [None, "none", "conv2d,max_pool2d", "wgmma"])
 def test_compile(value):
     model, x = network(value), torch.randn(1, 3, 99, 99)
     torch.compiler.reset()
@@ -157,6 +168,27 @@ def test_a_gpu_without_machine_code_uses_torch(capability, built, runs, monkeypa
     names, why = choice.decide(None, "cuda", 0)
     assert names == (choice.OPERATORS if runs else ())
     assert why == f"compute capability {capability[0]}.{capability[1]}, compiled for {built}"
+
+
+@pytest.mark.parametrize(
+    ("memory", "said"),
+    [
+        (227, "one kernel for 64 filters (157 KB) and 96 filters (199 KB) in 227 KB of shared memory"),
+        (163, "one kernel for 64 filters (157 KB) in 163 KB of shared memory"),
+        (99, "one kernel for no number of filters in 99 KB of shared memory"),
+    ],
+)
+def test_info_says_where_the_first_block_fits(memory, said, monkeypatch):
+    if _library.WHY_NOT["cuda"] and not _library.EMULATED:
+        pytest.skip(f"no CUDA kernels: {_library.WHY_NOT['cuda']}")
+    properties = SimpleNamespace(shared_memory_per_block_optin=memory << 10)
+    monkeypatch.setitem(_library.WHY_NOT, "cuda", "")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
+    monkeypatch.setattr(_library, "build_info", lambda: {"CPU kernels": "", "CUDA architectures": "90a"})
+    assert choice.describe()["first block on cuda:0"] == said
 
 
 def test_describe(monkeypatch, kernels):

@@ -18,13 +18,14 @@ _op = torch.ops.alexnet_cuda
 
 
 def _block_fake(x, weight, bias, stride, padding, ceil_mode, *tail):
+    *_, save, _ = tail
     a = conv2d_fake(x, weight, bias, stride, padding, ceil_mode)
-    y, code = max_pool2d_fake(a, *tail[-5:])
-    return y, a if tail[-1] else x.new_empty(0), code
+    y, code = max_pool2d_fake(a, *tail[-6:-1])
+    return y, a if save else x.new_empty(0), code
 
 
 def _block_setup(ctx, inputs, output):
-    x, weight, _, ctx.stride, ctx.padding, _, *ctx.tail, _, _ = inputs
+    x, weight, _, ctx.stride, ctx.padding, _, *ctx.tail, _, _, _ = inputs
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(x, weight, *output[1:])
 
@@ -37,7 +38,7 @@ def _block_backward(ctx, grad, grad_a, _):
     gradients = (None,) * 3
     if grad_a is not None:
         gradients = conv2d_gradients(ctx.needs_input_grad, grad_a, x, weight, ctx.stride, ctx.padding)
-    return (*gradients, *[None] * 15)
+    return (*gradients, *[None] * 16)
 
 
 register("conv2d_relu_lrn_max_pool2d", _block_fake, _block_setup, _block_backward, (0,))
@@ -64,6 +65,7 @@ def conv2d_relu_lrn_max_pool2d(
     pool_stride: Size | None = 2,
     pool_padding: Size = 0,
     pool_ceil_mode: bool = False,
+    wgmma: bool = False,
 ) -> Tensor:
     """AlexNet's whole first block: 11x11 stride-4 convolution, ReLU, local response normalisation, max pooling.
 
@@ -71,7 +73,10 @@ def conv2d_relu_lrn_max_pool2d(
     the arguments of the pooling have the prefix `pool_`. Without gradients nothing but the pooled output is kept; with
     them, x, the convolution output and one byte per pooled output are saved.
 
-    Args, Raises: those of `conv2d` and `relu_lrn_max_pool2d`.
+    Args:
+        wgmma: in half and bfloat16 on GPUs of compute capability 9.0, use that other kernel; elsewhere nothing changes.
+
+    Other args, Raises: those of `conv2d` and `relu_lrn_max_pool2d`.
     """
     tail: dict[str, Any] = dict(
         order=order, groups=groups, divide_alpha=divide_alpha, window=window, across=across,
@@ -92,5 +97,5 @@ def conv2d_relu_lrn_max_pool2d(
     constants = (ORDERS.index(order), size, front, scale, beta, k, groups)
     pool = (*(pair[0] for pair in pairs), pool_ceil_mode)
     save = needs_grad(x, weight, bias)
-    args = (x, weight, bias, stride, padding, ceil_mode, *constants, *pool, save)
+    args = (x, weight, bias, stride, padding, ceil_mode, *constants, *pool, save, wgmma)
     return call(_op.conv2d_relu_lrn_max_pool2d, save, *args)[0]

@@ -8,7 +8,7 @@ namespace {
 std::tuple<Tensor, Tensor, Tensor> conv2d_relu_lrn_max_pool2d(
     const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, int64_t conv_stride, int64_t conv_padding,
     bool conv_ceil_mode, int64_t order, int64_t size, int64_t front, double alpha, double beta, double k,
-    int64_t groups, int64_t kernel_size, int64_t stride, int64_t padding, bool ceil_mode, bool save) {
+    int64_t groups, int64_t kernel_size, int64_t stride, int64_t padding, bool ceil_mode, bool save, bool) {
   const char* op = "conv2d_relu_lrn_max_pool2d";
   PackedConv packed = pack_conv(op, x, weight, bias, conv_stride, conv_padding, conv_ceil_mode);
   const MemoryFormat format = format_of(x);

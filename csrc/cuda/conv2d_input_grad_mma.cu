@@ -160,9 +160,11 @@ gpu::error_t launch_channels(const Images& images, const void* grad, const void*
   g.strips = divide_up(columns, kStrip);
   g.strip_width = divide_up(columns, g.strips);
   g.blocks = divide_up(rows * (g.strip_width + 2), kBlockPixels);
+  constexpr int kBytes = kPlanes * kPlane * 2;
+  static_assert(kBytes <= kSharedEverywhere);
   return for_each_batch(images.n, int64_t{g.strips} * g.blocks, [&](int64_t first, int64_t count) {
     return gpu::launch(input_grad_mma_kernel<T, kChannels>, dim3(static_cast<unsigned>(count * g.strips * g.blocks)),
-                       dim3(kThreads), kPlanes * kPlane * 2, stream, static_cast<const Stored<T>*>(grad),
+                       dim3(kThreads), kBytes, stream, static_cast<const Stored<T>*>(grad),
                        reinterpret_cast<const gpu::Quad<uint32_t>*>(packed), static_cast<T*>(dx), first, rows, g);
   });
 }

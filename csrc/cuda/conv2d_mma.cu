@@ -183,6 +183,7 @@ gpu::error_t launch_tile(const Images& images, const void* x, const void* weight
   if (error != gpu::kSuccess) return error;
   const Geometry geometry = geometry_of(images.channels_last, conv, y);
   constexpr int kBytes = std::max<int>(kPlanesOf<T, kChannels> * kPlane * 2, kThreads * kTransposed<T> * sizeof(T));
+  static_assert(kBytes <= kSharedEverywhere);
   return for_each_batch(images.n, int64_t{geometry.strips} * geometry.blocks, [&](int64_t first, int64_t count) {
     return gpu::launch(
         mma_kernel<T, kChannels, kTile>,

@@ -136,6 +136,10 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 // ---- host ----------------------------------------------------------------------------------------------------------
 
+int conv2d_relu_lrn_max_pool2d_bytes(const Conv& conv) {
+  return dispatch_layout(conv, [](auto layout) { return decltype(layout)::kBytes; });
+}
+
 bool fuses_conv2d_relu_lrn_max_pool2d(DType dtype, const Conv& conv, const Lrn& lrn, const Pool& pool, Order order,
                                       int shared_memory_optin) {
   const auto inside = [](int64_t out, int64_t size) { return out > 0 && 2 * out + 1 <= size; };
@@ -144,7 +148,7 @@ bool fuses_conv2d_relu_lrn_max_pool2d(DType dtype, const Conv& conv, const Lrn& 
          (conv.filters == 64 || (conv.filters == 96 && conv.channels < 4)) && conv.out_width <= kColumns &&
          order == kReluLrnPool && is_alexnet(lrn) && lrn.groups == 1 && pool.kernel_size == 3 && pool.stride == 2 &&
          pool.padding == 0 && inside(pool.out_height, pool.height) && inside(pool.out_width, pool.width) &&
-         dispatch_layout(conv, [](auto layout) { return decltype(layout)::kBytes; }) <= shared_memory_optin;
+         conv2d_relu_lrn_max_pool2d_bytes(conv) <= shared_memory_optin;
 }
 
 gpu::error_t launch_conv2d_relu_lrn_max_pool2d(const Images& images, const void* x, const void* weight,

@@ -113,6 +113,8 @@ __global__ void __launch_bounds__(kThreads, 1)
       });
       store_cell(next + (kPlanes - 1) * (kStepPlane / 2), loaded[(kPlanes - 1) % 2]);
       gpu::wgmma_wait<0>();
+#pragma unroll
+      for (int i = 0; i < 2; ++i) gpu::wgmma_sums(sums[i]);
       slot = (slot + 1) % 3;
 
       gpu::warpgroup_barrier();

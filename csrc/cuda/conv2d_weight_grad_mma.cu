@@ -19,7 +19,7 @@ namespace {
 template <int kChannels, int kWidth>
 constexpr int kSixteens = (kPlan<kChannels, kWidth>.count * kWidth + 15) / 16;
 template <class T>
-constexpr int kPixels = sizeof(T) == 4 ? kBlockPixels / 2 : kBlockPixels;  // of a block: 99 KB are what most GPUs have
+constexpr int kPixels = sizeof(T) == 4 ? kBlockPixels / 2 : kBlockPixels;  // of a block, as shared memory allows
 // Words per pixel of the gradient. 16-bit: an odd number of 16 bytes, against bank conflicts. TF32: see `gradient_at`.
 template <class T, int kTile>
 constexpr int kRow = sizeof(T) == 4 ? kTile : kTile / 2 + 4;
@@ -206,6 +206,7 @@ gpu::error_t launch_tile(const Images& images, const void* grad, const void* x, 
   const int slices = slices_of(images.n, geometry), elements = kSixteens<kChannels, kWidthOf<T>> * 16;
   constexpr int kBytes = 2 * kPlanesOf<T, kChannels> * kPlaneFor<kPixels<T>> +
                          kPixels<T> * (4 * kRow<T, kTile> + static_cast<int>(sizeof(T)));
+  static_assert(kBytes <= kSharedEverywhere);
   const gpu::error_t error =
       gpu::launch(weight_grad_mma_kernel<T, kChannels, kTile>, dim3(slices, divide_up(conv.filters, kTile)),
                   dim3(kThreads), kBytes, stream, static_cast<const Stored<T>*>(x), static_cast<const Stored<T>*>(grad),

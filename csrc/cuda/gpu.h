@@ -303,6 +303,14 @@ GPU_DEVICE void wgmma_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
 }
 
+// To be called behind the wait for the last products. To the compiler they are done before it, and it could move what
+// uses their sums to where they are not.
+template <int n>
+GPU_DEVICE void wgmma_sums(float (&d)[n][4]) {
+#pragma unroll
+  for (int i = 0; i < n; ++i) asm volatile("" : "+f"(d[i][0]), "+f"(d[i][1]), "+f"(d[i][2]), "+f"(d[i][3])::"memory");
+}
+
 // d (64xN) = a (64x16) * b (16xN), with kAdd + d; N is 96 or 64. Warp w of the warpgroup has rows 16 w .. 16 w + 15 of
 // a and d, as in mma_m16n8k16; d[j] are columns 8 j .. 8 j + 7. b lies in shared memory. Do not touch a and d between
 // wgmma_fence and wgmma_wait.

@@ -101,21 +101,26 @@ __host__ __device__ inline int divide_up(int64_t a, int64_t b) {
   return static_cast<int>((a + b - 1) / b);
 }
 
-#if defined(ALEXNET_CUDA_EMULATOR)
-constexpr int64_t kMostItems = int64_t{1} << 8;  // so small that tests cut batches too
+#if defined(ALEXNET_CUDA_EMULATOR)  // so small that tests cut launches too
+constexpr int64_t kMostItems = int64_t{1} << 8, kMostRows = 3;
 #else
-constexpr int64_t kMostItems = int64_t{1} << 30;
+constexpr int64_t kMostItems = int64_t{1} << 30, kMostRows = 65535;  // rows: the blocks of a grid in y
 #endif
 
-// Calls launch(first image, number of images) so that each launch has at most kMostItems, or else one image.
+// Calls launch(first, count) for parts of n that have at most `most`.
 template <class Launch>
-gpu::error_t for_each_batch(int64_t n, int64_t items_per_image, Launch launch) {
-  const int64_t most = std::max(int64_t{1}, kMostItems / items_per_image);
+gpu::error_t for_each_part(int64_t n, int64_t most, Launch launch) {
   for (int64_t first = 0; first < n; first += most) {
     const gpu::error_t error = launch(first, std::min(most, n - first));
     if (error != gpu::kSuccess) return error;
   }
   return gpu::kSuccess;
+}
+
+// Calls launch(first image, number of images) so that each launch has at most kMostItems, or else one image.
+template <class Launch>
+gpu::error_t for_each_batch(int64_t n, int64_t items_per_image, Launch launch) {
+  return for_each_part(n, std::max(int64_t{1}, kMostItems / items_per_image), launch);
 }
 
 // launch(runs, grid) for all runs of n images.
@@ -125,7 +130,8 @@ gpu::error_t launch_runs(bool channels_last, int64_t n, int plane, int groups, i
   return for_each_batch(n, int64_t{plane} * all, [&](int64_t first, int64_t count) {
     const int64_t pixels = count * plane;
     // In NCHW a thread does a whole pixel, unless that leaves most of a large GPU (about 2^18 threads) idle.
-    const int shares = channels_last ? 1 : static_cast<int>(std::clamp<int64_t>((1 << 18) / pixels, 1, all));
+    const int64_t most = std::min<int64_t>(all, kMostRows);
+    const int shares = channels_last ? 1 : static_cast<int>(std::clamp<int64_t>((1 << 18) / pixels, 1, most));
     const int runs_per_thread = channels_last ? 1 : divide_up(all, shares);
     const Runs runs = {first, static_cast<uint32_t>(pixels), plane, groups, group_channels, per_group, runs_per_thread};
     const dim3 grid = channels_last ? dim3(divide_up(pixels * all, kThreads))

@@ -42,6 +42,9 @@ inline bool is_alexnet(const Conv& conv) {
   return conv.kernel_size == 11 && conv.stride == 4 && (conv.channels == 1 || conv.channels == 3 || conv.channels == 4);
 }
 
+// A grid has at most 65535 blocks in y, each with at least 32 filters.
+constexpr int64_t kMostFilters = 65535 * 32;
+
 // weight is (filters, channels, 11, 11), contiguous; bias may be null. `images` describes x (or dx).
 gpu::error_t launch_conv2d(const Images& images, const void* x, const void* weight, const void* bias, void* y,
                            const Conv& conv, float* workspace, gpu::stream_t stream);
@@ -65,6 +68,7 @@ gpu::error_t launch_conv2d_input_grad_mma(const Images& images, const void* grad
 // shared memory. `images` describes x; a (the convolution's output) and code are both null or both not, and the outputs
 // are aligned to 16 bytes. The workspace is conv2d_workspace's; `processors` is the number of the device's
 // multiprocessors.
+int conv2d_relu_lrn_max_pool2d_bytes(const Conv& conv);  // of shared memory that a block has
 bool fuses_conv2d_relu_lrn_max_pool2d(DType dtype, const Conv& conv, const Lrn& lrn, const Pool& pool, Order order,
                                       int shared_memory_optin);
 gpu::error_t launch_conv2d_relu_lrn_max_pool2d(const Images& images, const void* x, const void* weight,

@@ -115,10 +115,11 @@ __global__ void __launch_bounds__(kThreads, kBlocks) lrn_backward_kernel(Problem
 // around them into shared memory, where each is used front + back + 1 times.
 struct Tile {
   int64_t first_image;
-  int all_pixels, plane, group_channels, pixels, channels, chunks;
+  int first_chunk, all_pixels, plane, group_channels, pixels, channels, chunks;
 
-  GPU_DEVICE int low() const { return blockIdx.y / chunks * group_channels; }
-  GPU_DEVICE int begin() const { return low() + blockIdx.y % chunks * channels; }
+  GPU_DEVICE uint32_t chunk() const { return first_chunk + blockIdx.y; }
+  GPU_DEVICE int low() const { return chunk() / chunks * group_channels; }
+  GPU_DEVICE int begin() const { return low() + chunk() % chunks * channels; }
   GPU_DEVICE int end() const { return min(low() + group_channels, begin() + channels); }
 
   // body(row, slot in shared memory, image, pixel) for `rows` channels of the block's pixels. Lanes run along whatever
@@ -178,8 +179,13 @@ gpu::error_t launch_tiles(int64_t n, int channels, int plane, const Lrn& lrn, La
   while (pixels > 1 && bytes(pixels) > 48 * 1024) pixels /= 2;
   const int chunks = divide_up(group_channels, chunk);
   return for_each_batch(n, int64_t{plane} * channels, [&](int64_t first, int64_t count) {
-    const Tile tile = {first, static_cast<int>(count * plane), plane, group_channels, pixels, chunk, chunks};
-    return launch(tile, dim3(divide_up(count * plane, pixels), lrn.groups * chunks), bytes(pixels), args);
+    return for_each_part(lrn.groups * chunks, kMostRows, [&](int64_t first_chunk, int64_t grid_rows) {
+      const Tile tile = {
+          first, static_cast<int>(first_chunk), static_cast<int>(count * plane), plane, group_channels, pixels, chunk,
+          chunks};
+      return launch(tile, dim3(divide_up(count * plane, pixels), static_cast<unsigned>(grid_rows)), bytes(pixels),
+                    args);
+    });
   });
 }
 

@@ -96,6 +96,8 @@ void check_alexnet(const char* op, const Conv& conv) {
   STD_TORCH_CHECK(is_alexnet(conv), op,
                   ": expected 11x11 filters of 1, 3 or 4 channels and a stride of 4 on CUDA, got ", conv.kernel_size,
                   "x", conv.kernel_size, ", ", conv.channels, " and ", conv.stride);
+  STD_TORCH_CHECK(conv.filters <= kMostFilters, op, ": expected at most ", kMostFilters, " filters on CUDA, got ",
+                  conv.filters);
 }
 
 Conv conv_of(const char* op, const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, int64_t stride,
@@ -141,6 +143,7 @@ Tensor conv2d_weight_grad(const Tensor& grad, const Tensor& x, int64_t kernel_si
   check_same(op, "grad", grad, x);
   const Conv conv = checked_conv_backward(op, grad, x.size(1), x.size(2), x.size(3), kernel_size, stride, padding);
   check_alexnet(op, conv);
+  check_image_size(op, "grad", conv.filters * conv.out_height * conv.out_width);
   STD_TORCH_CHECK(grad.size(0) == x.size(0), op, ": grad has ", grad.size(0), " images, x has ", x.size(0));
   const MemoryFormat format = format_of(x);
   const DeviceGuard guard(x.get_device_index());
@@ -162,6 +165,7 @@ Tensor conv2d_input_grad(const Tensor& grad, const Tensor& weight, int64_t heigh
   check_same(op, "weight", weight, grad);
   const Conv conv = checked_conv_backward(op, grad, weight.size(1), height, width, weight.size(2), stride, padding);
   check_alexnet(op, conv);
+  check_image_size(op, "grad", conv.filters * conv.out_height * conv.out_width);
   STD_TORCH_CHECK(weight.size(0) == grad.size(1) && weight.size(2) == weight.size(3), op, ": expected a weight of ",
                   grad.size(1), " square filters, got ", weight.size(0), " of ", weight.size(2), "x", weight.size(3));
   const MemoryFormat format = format_of(grad);
@@ -222,6 +226,7 @@ std::tuple<Tensor, Tensor> max_pool2d(const Tensor& x, int64_t kernel_size, int6
   const char* op = "max_pool2d";
   check_4d(op, "x", x);
   const Pool pool = checked_pool(op, x.size(2), x.size(3), kernel_size, stride, padding, ceil_mode);
+  check_image_size(op, "the output", x.size(1) * pool.out_height * pool.out_width);
   const MemoryFormat format = format_of(x);
   const std::vector<int64_t> size = {x.size(0), x.size(1), pool.out_height, pool.out_width};
   const DeviceGuard guard(x.get_device_index());
@@ -239,6 +244,7 @@ Tensor max_pool2d_backward(const Tensor& grad, const Tensor& code, int64_t heigh
                            int64_t stride, int64_t padding) {
   const char* op = "_max_pool2d_backward";
   const Pool pool = checked_pool_backward(op, code, height, width, kernel_size, stride, padding);
+  check_image_size(op, "code", code.size(1) * pool.out_height * pool.out_width);
   check_sizes(op, "grad", grad, {code.size(0), code.size(1), code.size(2), code.size(3)});
   check_on_device(op, "code", code, grad);
   const MemoryFormat format = format_of(code);
@@ -261,6 +267,7 @@ std::tuple<Tensor, Tensor> relu_lrn_max_pool2d(const Tensor& x, int64_t order, i
   check_4d(op, "x", x);
   const Lrn lrn = checked_lrn(op, x.size(1), size, front, alpha, beta, k, groups);
   const Pool pool = checked_pool(op, x.size(2), x.size(3), kernel_size, stride, padding, ceil_mode);
+  check_image_size(op, "the output", x.size(1) * pool.out_height * pool.out_width);
   const Order which = checked_order(op, order);
   const MemoryFormat format = format_of(x);
   const std::vector<int64_t> out_size = {x.size(0), x.size(1), pool.out_height, pool.out_width};
@@ -283,6 +290,7 @@ Tensor relu_lrn_max_pool2d_backward(const Tensor& grad, const Tensor& x, const T
   const Lrn lrn = checked_lrn(op, x.size(1), size, front, alpha, beta, k, groups);
   check_same(op, "grad", grad, x);
   const Pool pool = checked_pool_backward(op, code, x.size(2), x.size(3), kernel_size, stride, padding);
+  check_image_size(op, "code", code.size(1) * pool.out_height * pool.out_width);
   check_sizes(op, "code", code, {x.size(0), x.size(1), code.size(2), code.size(3)});
   check_sizes(op, "grad", grad, {x.size(0), x.size(1), code.size(2), code.size(3)});
   check_on_device(op, "code", code, x);
@@ -301,10 +309,11 @@ Tensor relu_lrn_max_pool2d_backward(const Tensor& grad, const Tensor& x, const T
 }
 
 // The first block's kernel of wgmma, for those who ask for it (alexnet_cuda/kernels.py) on a device that has it.
-bool wants_wgmma([[maybe_unused]] const char* op, [[maybe_unused]] const Tensor& x) {
+bool wants_wgmma([[maybe_unused]] const char* op, [[maybe_unused]] const Tensor& x, [[maybe_unused]] bool wgmma) {
 #ifdef ALEXNET_CUDA_WGMMA
   const char* kernels = std::getenv("ALEXNET_CUDA_KERNELS");
-  return kernels && std::string_view(kernels) == "wgmma" && attribute(op, x, cudaDevAttrComputeCapabilityMajor) == 9;
+  return (wgmma || (kernels && std::string_view(kernels) == "wgmma")) &&
+         attribute(op, x, cudaDevAttrComputeCapabilityMajor) == 9;
 #else
   return false;
 #endif
@@ -313,7 +322,7 @@ bool wants_wgmma([[maybe_unused]] const char* op, [[maybe_unused]] const Tensor&
 std::tuple<Tensor, Tensor, Tensor> conv2d_relu_lrn_max_pool2d(
     const Tensor& x, const Tensor& weight, std::optional<Tensor> bias, int64_t conv_stride, int64_t conv_padding,
     bool conv_ceil_mode, int64_t order, int64_t size, int64_t front, double alpha, double beta, double k,
-    int64_t groups, int64_t kernel_size, int64_t stride, int64_t padding, bool ceil_mode, bool save) {
+    int64_t groups, int64_t kernel_size, int64_t stride, int64_t padding, bool ceil_mode, bool save, bool wgmma) {
   const char* op = "conv2d_relu_lrn_max_pool2d";
   const Conv conv = conv_of(op, x, weight, bias, conv_stride, conv_padding, conv_ceil_mode);
   const Lrn lrn = checked_lrn(op, conv.filters, size, front, alpha, beta, k, groups);
@@ -336,12 +345,17 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_relu_lrn_max_pool2d(
   const Tensor in = dense(x, format), w = dense(weight, MemoryFormat::Contiguous);
   const std::optional<Tensor> b = dense(bias);
   Tensor workspace = floats(x, conv2d_workspace(dtype_of(op, x), conv));
-  const auto launch = wants_wgmma(op, x) ? launch_conv2d_relu_lrn_max_pool2d_wgmma : launch_conv2d_relu_lrn_max_pool2d;
+  const auto launch =
+      wants_wgmma(op, x, wgmma) ? launch_conv2d_relu_lrn_max_pool2d_wgmma : launch_conv2d_relu_lrn_max_pool2d;
   cuda_check(launch(images_of(op, x, format), in.const_data_ptr(), w.const_data_ptr(), data_or_null(b),
                     y.mutable_data_ptr(), save ? a.mutable_data_ptr() : nullptr, code_data(code), conv, lrn, pool,
                     attribute(op, x, cudaDevAttrMultiProcessorCount), float_data(workspace), stream_of(x)),
              op);
   return {y, a, code};
+}
+
+int64_t first_block_bytes(int64_t channels, int64_t filters) {
+  return conv2d_relu_lrn_max_pool2d_bytes({channels, 0, 0, filters, 11, 4, 0, 0, 0});
 }
 
 }  // namespace
@@ -359,4 +373,7 @@ STABLE_TORCH_LIBRARY_IMPL(alexnet_cuda, CUDA, m) {
   m.impl("relu_lrn_max_pool2d", TORCH_BOX(&relu_lrn_max_pool2d));
   m.impl("_relu_lrn_max_pool2d_backward", TORCH_BOX(&relu_lrn_max_pool2d_backward));
   m.impl("conv2d_relu_lrn_max_pool2d", TORCH_BOX(&conv2d_relu_lrn_max_pool2d));
+}
+STABLE_TORCH_LIBRARY_IMPL(alexnet_cuda, CompositeExplicitAutograd, m) {
+  m.impl("_first_block_bytes", TORCH_BOX(&alexnet_cuda::first_block_bytes));
 }

@@ -18,6 +18,7 @@ GPU_DEVICE float relu_gradient(float v, float g) {
 
 struct Rectangles {
   int64_t first_image;
+  int first_chunk;
   int rows, columns;                     // pooled rows and columns of a rectangle
   int tiles, tiles_per_row;              // rectangles of one image
   int group_channels, channels, chunks;  // channels per block, a multiple of kRun; blocks per group
@@ -29,9 +30,10 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
                     PoolArgs pool, bool relu_first) {
   const gpu::shared<float> normalised = gpu::dynamic_shared<float>();
   const int64_t n = r.first_image + blockIdx.x / r.tiles;
-  const int tile = blockIdx.x % r.tiles, group = blockIdx.y / r.chunks;
+  const uint32_t chunk = r.first_chunk + blockIdx.y;
+  const int tile = blockIdx.x % r.tiles, group = chunk / r.chunks;
   const int low = group * r.group_channels, high = low + r.group_channels;
-  const int begin = low + (blockIdx.y - group * r.chunks) * r.channels, end = min(high, begin + r.channels);
+  const int begin = low + (chunk - group * r.chunks) * r.channels, end = min(high, begin + r.channels);
   const int oy0 = tile / r.tiles_per_row * r.rows, oy1 = min(oy0 + r.rows, pool.out_height);
   const int ox0 = tile % r.tiles_per_row * r.columns, ox1 = min(ox0 + r.columns, pool.out_width);
 
@@ -216,9 +218,12 @@ gpu::error_t launch_rectangles(const Images& images, int groups, const PoolArgs&
   const int per_row = divide_up(p.out_width, columns), tiles = per_row * divide_up(p.out_height, rows);
   const int chunks = divide_up(group_channels, channels);
   return for_each_batch(images.n, tiles, [&](int64_t first, int64_t count) {
-    const Rectangles r = {first, rows, columns, tiles, per_row, group_channels, channels, chunks};
-    return launch(r, dim3(static_cast<unsigned>(count * tiles), groups * chunks),
-                  pixels(rows, columns) * channels * sizeof(float));
+    return for_each_part(groups * chunks, kMostRows, [&](int64_t first_chunk, int64_t grid_rows) {
+      const Rectangles r = {
+          first, static_cast<int>(first_chunk), rows, columns, tiles, per_row, group_channels, channels, chunks};
+      return launch(r, dim3(static_cast<unsigned>(count * tiles), static_cast<unsigned>(grid_rows)),
+                    pixels(rows, columns) * channels * sizeof(float));
+    });
   });
 }
 

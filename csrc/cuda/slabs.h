@@ -122,6 +122,7 @@ GPU_DEVICE void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2
 
 constexpr int kWarpPixels = 32, kBlockPixels = kThreads / 32 * kWarpPixels;
 constexpr int kStrip = 64;
+constexpr int kSharedEverywhere = 99 << 10;  // bytes that a block may have on 8.6, 8.9 and 12.0; elsewhere more
 template <int kPixels>
 constexpr int kCellsFor = kPixels + 2 * (kStrip + 2) + 2;  // two rows and two cells beyond the pixels
 template <int kPixels>

@@ -336,6 +336,8 @@ template <int N>
 void wgmma_wait(const emulator::Place& place = emulator::Place::current()) {
   emulator::warpgroup_operation(nullptr, [](void**) { emulator::finish_multiplications(N); }, place);
 }
+template <int n>
+void wgmma_sums(float (&)[n][4]) {}
 
 template <class T>
 float operand(uint64_t descriptor, int row, int k) {

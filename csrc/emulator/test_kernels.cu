@@ -130,6 +130,7 @@ __global__ void warpgroup_product(const T* in, float* out) {
   gpu::wgmma_k16<T, true>(d, a[0], descriptor);
   gpu::wgmma_commit();
   gpu::wgmma_wait<0>();
+  gpu::wgmma_sums(d);
   for (int j = 0; j < kColumns / 8; ++j)
     for (int i = 0; i < 4; ++i)
       out[(t / 32 * 16 + lane / 4 + i / 2 * 8) * kColumns + j * 8 + lane % 4 * 2 + i % 2] = d[j][i];
