@@ -118,8 +118,9 @@ def measured(results: dict[str, dict]) -> str:
         "shares of the copy rate (fewest bytes possible) and of the matrix product rate, measured in the same run.",
         "*saved* for backward and *peak* memory in MiB, ours / eager, best layout. Shares and rooflines count the",
         "bytes that cannot be avoided and the products of a direct convolution. More than 100 % is possible: on a",
-        "CPU our conv2d needs a third of these products, and our largest results are written past the caches, into",
-        "which torch's copy first reads what it overwrites. Small marks are the second block, 256x27x27.",
+        "CPU our conv2d needs a third of these products and our networks' other convolutions less than half, and our",
+        "largest results are written past the caches, into which torch's copy first reads what it overwrites. Small",
+        "marks are the second block, 256x27x27.",
         "",
     ]
     for name, result in results.items():
