@@ -79,7 +79,8 @@ def has_kernel(x: torch.Tensor) -> bool:
     Not inside torch.func.grad and its like, and not in a dual_level() of torch.autograd.forward_ad, which cannot
     differentiate operators registered with torch.library.
     """
-    return x.dtype in KERNEL_DTYPES.get(x.device.type, ()) and not _differentiating()
+    kind = "cpu" if x.is_cpu else x.device.type  # which makes a device object: long, beside a small CPU call
+    return x.dtype in KERNEL_DTYPES.get(kind, ()) and not _differentiating()
 
 
 def transforming() -> bool:
