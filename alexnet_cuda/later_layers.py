@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._library import KERNEL_DTYPES, transforming
+from ._library import KERNEL_DTYPES, build_info, transforming
 
 _op, _onednn = torch.ops.alexnet_cuda, torch.ops.mkldnn
 
@@ -52,9 +52,10 @@ def _has_onednn() -> bool:
 
 @cache
 def has_winograd() -> bool:
-    """Not where emulated CUDA kernels stand in for the CPU's."""
+    """Only where its vectors are as wide as oneDNN's, and not where emulated CUDA kernels stand in for the CPU's."""
     name = "alexnet_cuda::_winograd_conv2d"
-    return "cpu" in KERNEL_DTYPES and torch._C._dispatch_has_kernel_for_dispatch_key(name, "CPU")
+    wide = build_info()["CPU kernels"] in ("avx2", "avx512")
+    return wide and torch._C._dispatch_has_kernel_for_dispatch_key(name, "CPU")
 
 
 def _by_winograd(layer: nn.Conv2d, x: Tensor) -> bool:

@@ -12,7 +12,8 @@ namespace alexnet_cuda::ALEXNET_CPU_LEVEL {
 namespace {
 
 constexpr int64_t kBlock = kFilters<float>;
-constexpr int64_t kTiles = 64;           // worked on together: the weights' points are read once for so many
+constexpr int kRows = kVectorBytes == 64 ? 8 : 4;  // tiles whose sums stay in registers
+constexpr int64_t kTiles = 64;                     // worked on together: the weights' points are read once for so many
 constexpr int64_t kSum = 64;             // channels that are summed up in registers: shorter sums are more exact
 constexpr int64_t kPad = kLanes<float>;  // so that the points of a tile are not all in one set of the cache
 
@@ -83,7 +84,7 @@ class Forward {
     const float* weights = a_.points + group * padded_ * kWinogradPoints * channels_;
     for (int64_t p = 0; p < kWinogradPoints; ++p) {
       for (int64_t f = 0; f < padded_; f += kBlock) {
-        for (int64_t t = 0; t < count; t += kWinogradTask) {
+        for (int64_t t = 0; t < count; t += kRows) {
           multiply_tiles(points_ + p * points_size_ + t * channels_,
                          weights + (f * kWinogradPoints + p * kBlock) * channels_,
                          products_ + p * products_size_ + t * padded_ + f);
@@ -94,16 +95,15 @@ class Forward {
 
   ALEXNET_INLINE void multiply_tiles(const float* points, const float* weights, float* products) {
     for (int64_t c = 0; c < channels_; c += kSum) {
-      Tile<float, kWinogradTask> tile = {};
-      multiply<float, kWinogradTask>(tile, points + c, channels_, 1, weights + c * kBlock, kBlock,
-                                     lesser(kSum, channels_ - c));
+      Tile<float, kRows> tile = {};
+      multiply<float, kRows>(tile, points + c, channels_, 1, weights + c * kBlock, kBlock, lesser(kSum, channels_ - c));
       if (c > 0) {
-        Tile<float, kWinogradTask> sum;
-        load_tile<float, kWinogradTask>(sum, products, padded_);
+        Tile<float, kRows> sum;
+        load_tile<float, kRows>(sum, products, padded_);
 #pragma GCC unroll 8
-        for (int p = 0; p < kWinogradTask; ++p) tile.sum[p][0] += sum.sum[p][0], tile.sum[p][1] += sum.sum[p][1];
+        for (int p = 0; p < kRows; ++p) tile.sum[p][0] += sum.sum[p][0], tile.sum[p][1] += sum.sum[p][1];
       }
-      store_tile<float, kWinogradTask>(tile, products, padded_);
+      store_tile<float, kRows>(tile, products, padded_);
     }
   }
 
