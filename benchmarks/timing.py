@@ -46,7 +46,7 @@ def configure(benchmark: bool = False, tf32: bool = False, wgmma: bool = False, 
 class Timer:
     """Times functions in turn, so that whatever else the machine does hits them alike.
 
-    CPU: wall clock of single calls. CUDA: events around single calls, each after a write of four times the L2 cache,
+    CPU: wall clock of each call. CUDA: events around single calls, each after a write of four times the L2 cache,
     which leaves no input there and keeps the device busy while the host launches what follows.
     """
 
@@ -59,6 +59,13 @@ class Timer:
     def synchronize(self) -> None:
         if self.cuda:
             torch.cuda.synchronize()
+
+    def calls(self, seconds: list[float]) -> int:
+        """In a row, after the calls that took `seconds`: on the CPU as many as take 5 ms, up to 20, of which the first
+        alone finds threads asleep and code out of the caches."""
+        if self.cuda:
+            return 5
+        return 1 if len(seconds) < 2 else max(1, min(20, int(0.005 / min(seconds))))
 
     def sample(self, run: Callable[[], Any], calls: int) -> Callable[[], list[float]]:
         """Start `calls` calls; the result gives their seconds, and may be asked after a synchronisation."""
@@ -85,7 +92,6 @@ class Timer:
         the error that ended those of a form, or ""."""
         seconds: list[list[float]] = [[] for _ in forms]
         errors = [""] * len(forms)
-        calls = 5 if self.cuda else 1
         gc.collect()
         gc.disable()
         end, order = time.monotonic() + budget, random.Random(0)
@@ -96,7 +102,7 @@ class Timer:
                     continue
                 try:
                     configure(**forms[i].settings)
-                    samples.append((i, self.sample(forms[i].run, calls)))
+                    samples.append((i, self.sample(forms[i].run, self.calls(seconds[i]))))
                 except Exception as error:
                     errors[i] = reason(error, self)
             self.synchronize()

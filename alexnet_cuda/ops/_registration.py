@@ -58,10 +58,24 @@ def _tuple(x: Any) -> tuple:
 
 
 def register(name: str, fake: Callable, setup: Callable, backward: Callable, batched: tuple[int, ...]) -> None:
-    if KERNEL_DTYPES:  # the library that defines the schemas is loaded
-        torch.library.register_fake(f"alexnet_cuda::{name}", fake)
-        torch.library.register_autograd(f"alexnet_cuda::{name}", backward, setup_context=setup)
-        torch.library.register_vmap(f"alexnet_cuda::{name}", partial(batch_rule, name, batched))
+    if not KERNEL_DTYPES:  # the library that defines the schemas is not loaded
+        return
+    torch.library.register_fake(f"alexnet_cuda::{name}", fake)
+    torch.library.register_autograd(f"alexnet_cuda::{name}", backward, setup_context=setup)
+    torch.library.register_vmap(f"alexnet_cuda::{name}", partial(batch_rule, name, batched))
+    op = getattr(_op, name)
+
+    def forward(ctx: Any, *args: Any) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            output = op(*args)
+        setup(ctx, args, output)
+        return output
+
+    functions = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
+    _functions[op] = type(name, (torch.autograd.Function,), functions)
+
+
+_functions: dict[Callable, type[torch.autograd.Function]] = {}
 
 
 def second_order(function: Callable[[Tensor], Tensor], grad: Tensor, x: Tensor, grad_grad: Tensor) -> tuple:
@@ -74,9 +88,12 @@ def second_order(function: Callable[[Tensor], Tensor], grad: Tensor, x: Tensor, 
 
 
 def call(op: Callable, differentiable: bool, *args: Any) -> Any:
-    """op(*args); if nothing asks for a gradient past autograd's layer, which torch has in Python for our operators."""
-    if differentiable or torch.compiler.is_compiling():
+    """op(*args). Where nothing but autograd looks at it, past the layer that torch has in Python for registered
+    operators, which takes longer than a small one: through a plain autograd function, or none without gradients."""
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or torch.jit.is_tracing():
         return op(*args)
+    if differentiable:
+        return _functions[op].apply(*args)
     with torch._C._AutoDispatchBelowAutograd():  # as that layer does itself
         return op(*args)
 
