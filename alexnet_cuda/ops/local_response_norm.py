@@ -27,7 +27,9 @@ def _lrn_setup(ctx, inputs, output):
 
 
 def _lrn_backward(ctx, grad):
-    return (_op._local_response_norm_backward(grad, *ctx.saved_tensors, *ctx.args), *[None] * len(ctx.args))
+    (x,) = ctx.saved_tensors
+    gradient = call(_op._local_response_norm_backward, needs_grad(grad, x), grad, x, *ctx.args)
+    return (gradient, *[None] * len(ctx.args))
 
 
 def _lrn_backward_setup(ctx, inputs, output):

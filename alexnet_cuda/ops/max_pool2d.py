@@ -28,7 +28,8 @@ def _max_pool2d_setup(ctx, inputs, output):
 
 
 def _max_pool2d_backward(ctx, grad, _):
-    return (_op._max_pool2d_backward(grad, *ctx.saved_tensors, *ctx.size, *ctx.args), *[None] * 5)
+    arguments = grad, *ctx.saved_tensors, *ctx.size, *ctx.args
+    return (call(_op._max_pool2d_backward, needs_grad(grad), *arguments), *[None] * 5)
 
 
 def _indices(code: Tensor, width: int, kernel_size: int, stride: int, padding: int) -> Tensor:

@@ -27,7 +27,9 @@ def _tail_setup(ctx, inputs, output):
 
 
 def _tail_backward(ctx, grad, _):
-    return (_op._relu_lrn_max_pool2d_backward(grad, *ctx.saved_tensors, *ctx.args), *[None] * 12)
+    x, code = ctx.saved_tensors
+    gradient = call(_op._relu_lrn_max_pool2d_backward, needs_grad(grad, x), grad, x, code, *ctx.args)
+    return (gradient, *[None] * 12)
 
 
 def _tail_backward_setup(ctx, inputs, output):
