@@ -286,7 +286,7 @@ def _has_hooks(module: nn.Module) -> bool:
 def _cpu_format(images: Tensor, variant: Variant) -> torch.memory_format:
     """In which convolutions are fastest. For oneDNN's, those with a stride, torch brings the weights into that order at
     each call, which a few images do not pay back in inference."""
-    few = images.shape[0] < 8 and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    few = not torch.compiler.is_compiling() and not torch.is_grad_enabled() and images.shape[0] < 8
     later = [layer for layer in variant.features if isinstance(layer, variants.Conv)][1:]
     return torch.contiguous_format if few and any(conv.stride > 1 for conv in later) else torch.channels_last
 
