@@ -21,10 +21,6 @@ int64_t sum_bytes(DType dtype) {
   return dtype == DType::kDouble ? 8 : 4;
 }
 
-int64_t blocks_of(int64_t n, int64_t block) {
-  return (n + block - 1) / block;
-}
-
 // Whether the way of winograd_rows.h is open and takes fewer products, which it does not for very few outputs.
 bool use_winograd(DType dtype, const Conv& c) {
   return c.kernel_size == 11 && c.stride == 4 && dtype != DType::kDouble &&

@@ -1,4 +1,4 @@
-// The host side of convolution that conv2d and the fused block share: weights packed for conv.h, and the arguments.
+// The host side that convolutions share: blocks of filters; weights packed for conv.h, and the arguments.
 #pragma once
 
 #include "host.h"
@@ -8,6 +8,10 @@ namespace alexnet_cuda {
 // Filters of one packed block: two vectors.
 inline int64_t filter_block(DType dtype) {
   return 2 * vector_bytes() / (dtype == DType::kDouble ? 8 : 4);
+}
+
+inline int64_t blocks_of(int64_t n, int64_t block) {
+  return (n + block - 1) / block;
 }
 
 // Weights [block][kernel row][tap][filter in block], taps being (kernel column, channel), in the type of the sums;

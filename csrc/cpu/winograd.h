@@ -43,23 +43,31 @@ ALEXNET_INLINE void input_points(Square& v) {
   });
 }
 
-// Of R x R weights; the other numbers are zeros.
+// The values at the points of a polynomial of N coefficients.
+template <int N>
+ALEXNET_INLINE void evaluate(Vec<float>& v0, Vec<float>& v1, Vec<float>& v2, Vec<float>& v3, Vec<float>& v4,
+                             Vec<float>& v5) {
+  Vec<float> even_a = v0, even_b = v0, odd_a = kA * v1, odd_b = kB * v1;
+  if constexpr (N > 2) even_a += kA2 * v2, even_b += kB2 * v2;
+  if constexpr (N > 3) odd_a += kA2 * kA * v3, odd_b += kB2 * kB * v3;
+  if constexpr (N > 4) even_a += kA2 * kA2 * v4, even_b += kB2 * kB2 * v4;
+  v5 = N == 2 ? v1 : N == 3 ? v2 : N == 4 ? v3 : v4;
+  v1 = even_a + odd_a;
+  v2 = even_a - odd_a;
+  v3 = even_b + odd_b;
+  v4 = even_b - odd_b;
+}
+
+// Of R x R weights; the other numbers mean nothing.
 template <int R>
 ALEXNET_INLINE void weight_points(Square& v) {
   for_columns_and_rows(v, [](auto& v0, auto& v1, auto& v2, auto& v3, auto& v4, auto& v5) {
-    Vec<float> even_a = v0 + kA2 * v2, even_b = v0 + kB2 * v2, odd_a = kA * v1, odd_b = kB * v1;
-    if constexpr (R == 5) {
-      even_a += kA2 * kA2 * v4;
-      even_b += kB2 * kB2 * v4;
-      odd_a += kA2 * kA * v3;
-      odd_b += kB2 * kB * v3;
-    }
-    v5 = R == 5 ? v4 : v2;
+    evaluate<R>(v0, v1, v2, v3, v4, v5);
     v0 *= kScale0;
-    v1 = kScaleA * (even_a + odd_a);
-    v2 = kScaleA * (even_a - odd_a);
-    v3 = kScaleB * (even_b + odd_b);
-    v4 = kScaleB * (even_b - odd_b);
+    v1 *= kScaleA;
+    v2 *= kScaleA;
+    v3 *= kScaleB;
+    v4 *= kScaleB;
   });
 }
 
@@ -83,20 +91,7 @@ ALEXNET_INLINE void outputs(Square& v) {
 // input's points times those of M x M gradients.
 template <int M>
 ALEXNET_INLINE void grad_points(Square& v) {
-  for_columns_and_rows(v, [](auto& v0, auto& v1, auto& v2, auto& v3, auto& v4, auto& v5) {
-    Vec<float> even_a = v0, even_b = v0, odd_a = kA * v1, odd_b = kB * v1;
-    if constexpr (M == 4) {
-      even_a += kA2 * v2;
-      even_b += kB2 * v2;
-      odd_a += kA2 * kA * v3;
-      odd_b += kB2 * kB * v3;
-    }
-    v5 = M == 4 ? v3 : v1;
-    v1 = even_a + odd_a;
-    v2 = even_a - odd_a;
-    v3 = even_b + odd_b;
-    v4 = even_b - odd_b;
-  });
+  for_columns_and_rows(v, [](auto&... operands) { evaluate<M>(operands...); });
 }
 
 template <int R>

@@ -1,19 +1,10 @@
 #include <algorithm>
 #include <tuple>
 
-#include "host.h"
+#include "conv2d.h"
 
 namespace alexnet_cuda {
 namespace {
-
-// Filters of one block: two vectors.
-int64_t filter_block() {
-  return 2 * vector_bytes() / 4;
-}
-
-int64_t blocks_of(int64_t n, int64_t block) {
-  return (n + block - 1) / block;
-}
 
 void check_groups(const char* op, const char* what, int64_t n, int64_t groups) {
   STD_TORCH_CHECK(groups >= 1 && n > 0 && n % (16 * groups) == 0, op, ": expected groups to cut the ", n, " ", what,
@@ -60,7 +51,8 @@ std::tuple<Tensor, bool> winograd_conv2d(const Tensor& x, const Tensor& weight, 
   bool finite = true;
   if (y.numel() == 0) return {y, finite};
 
-  const int64_t channels = conv.channels / groups, block = filter_block(), blocks = groups * blocks_of(of_y, block);
+  const int64_t channels = conv.channels / groups, block = filter_block(DType::kFloat),
+                blocks = groups * blocks_of(of_y, block);
   Tensor points = result(x, {blocks, kWinogradPoints, channels, block}, MemoryFormat::Contiguous);
   const WinogradConvArgs args = {static_cast<const float*>(input.const_data_ptr()),
                                  static_cast<const float*>(kernels.const_data_ptr()),
@@ -88,7 +80,7 @@ std::tuple<Tensor, bool> winograd_conv2d_weight_grad(const Tensor& grad, const T
   check_sizes(op, "grad", grad, {x.size(0), conv.filters, conv.out_height, conv.out_width});
   const Tensor input = dense(x, MemoryFormat::ChannelsLast), gradient = dense(grad, MemoryFormat::ChannelsLast);
   const int64_t channels = conv.channels / groups, filters = conv.filters / groups;
-  const int64_t block = filter_block(), blocks = groups * blocks_of(filters, block);
+  const int64_t block = filter_block(DType::kFloat), blocks = groups * blocks_of(filters, block);
   Tensor weight = result(x, {conv.filters, channels, kernel_size, kernel_size}, MemoryFormat::Contiguous);
 
   bool finite = true;

@@ -19,6 +19,7 @@ namespace alexnet_cuda::ALEXNET_CPU_LEVEL {
 
 // Tiles whose sums stay in registers. AlexNet has 14 in a row.
 constexpr int kWinogradTiles = kVectorBytes == 64 ? 14 : 5;
+
 // Filters [block, block + 2 vectors): the packed weights' 3x3 cells as points, [point][channel][filter in block].
 inline void winograd_weights(const float* packed, float* to, int64_t channels, int64_t block) {
   constexpr int64_t kBlock = kFilters<float>;
