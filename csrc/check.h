@@ -8,6 +8,7 @@
 #include <torch/headeronly/util/Exception.h>
 
 #include <cstdint>
+#include <limits>
 #include <optional>
 #include <vector>
 
@@ -62,9 +63,14 @@ inline void check_sizes(const char* op, const char* name, const Tensor& x, std::
   STD_TORCH_CHECK(same, op, ": ", name, " does not have the size that the other arguments give");
 }
 
+inline void check_range(const char* op, const char* name, int64_t value, int64_t least) {
+  STD_TORCH_CHECK(value >= least && value <= std::numeric_limits<int>::max(), op, ": expected ", name,
+                  " to be at least ", least, " and less than 2^31, got ", value);
+}
+
 inline Lrn checked_lrn(const char* op, int64_t channels, int64_t size, int64_t front, double alpha, double beta,
                        double k, int64_t groups) {
-  STD_TORCH_CHECK(size >= 1, op, ": expected size to be at least 1, got ", size);
+  check_range(op, "size", size, 1);
   STD_TORCH_CHECK(front >= 0 && front < size, op, ": expected front to be in [0, size), got ", front);
   STD_TORCH_CHECK(groups >= 1 && channels % groups == 0, op, ": expected groups to divide the ", channels,
                   " channels of x, got ", groups);
@@ -76,7 +82,7 @@ inline Pool checked_pool(const char* op, int64_t height, int64_t width, int64_t 
                          int64_t padding, bool ceil_mode) {
   STD_TORCH_CHECK(kernel_size >= 1 && kernel_size <= 15, op, ": expected kernel_size to be in [1, 15], got ",
                   kernel_size);
-  STD_TORCH_CHECK(stride >= 1, op, ": expected stride to be at least 1, got ", stride);
+  check_range(op, "stride", stride, 1);
   STD_TORCH_CHECK(padding >= 0 && 2 * padding <= kernel_size, op,
                   ": expected padding to be between 0 and half of kernel_size, got ", padding);
   const Pool p = {static_cast<int>(kernel_size),
@@ -112,8 +118,9 @@ inline Order checked_order(const char* op, int64_t order) {
 
 inline Conv checked_conv(const char* op, int64_t channels, int64_t height, int64_t width, int64_t filters,
                          int64_t kernel_size, int64_t stride, int64_t padding, bool ceil_mode) {
-  STD_TORCH_CHECK(stride >= 1, op, ": expected stride to be at least 1, got ", stride);
-  STD_TORCH_CHECK(padding >= 0, op, ": expected padding to be at least 0, got ", padding);
+  check_range(op, "kernel_size", kernel_size, 1);
+  check_range(op, "stride", stride, 1);
+  check_range(op, "padding", padding, 0);
   const Conv c = {channels,
                   height,
                   width,

@@ -15,7 +15,8 @@ STABLE_TORCH_LIBRARY(alexnet_cuda, m) {
   // what torch.backends says of float32 convolutions: implemented in Python, for the CUDA kernels to ask at each call
   m.def("_allows_tf32() -> bool");
   m.def("conv2d(Tensor x, Tensor weight, Tensor? bias, int stride, int padding, bool ceil_mode) -> Tensor");
-  m.def("_conv2d_weight_grad(Tensor grad, Tensor x, int kernel_size, int stride, int padding) -> Tensor");
+  // the gradients of the weight and of the bias
+  m.def("_conv2d_weight_grad(Tensor grad, Tensor x, int kernel_size, int stride, int padding) -> (Tensor, Tensor)");
   m.def("_conv2d_input_grad(Tensor grad, Tensor weight, int height, int width, int stride, int padding) -> Tensor");
 
   // 3x3 and 5x5 convolutions with stride 1 and their transposes (torch.conv_transpose2d), float32 on a CPU, and whether

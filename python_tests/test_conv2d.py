@@ -235,9 +235,10 @@ def test_special_values(value, where, device):
         x[1, 2, 20 if where == "pixel" else 48, 60] = value  # the last windows end with row 46
     loose = dict(rtol=1e-4, atol=1e-4, equal_nan=True)
     torch.testing.assert_close(ops.conv2d(x, weight), F.conv2d(x, weight, stride=4), **loose)
-    got = torch.ops.alexnet_cuda._conv2d_weight_grad(grad, x, 11, 4, 0)
+    got, bias = torch.ops.alexnet_cuda._conv2d_weight_grad(grad, x, 11, 4, 0)
     expected = torch.nn.grad.conv2d_weight(x.double(), weight.shape, grad.double(), stride=4).float()
     torch.testing.assert_close(got, expected, **loose)
+    torch.testing.assert_close(bias, grad.sum((0, 2, 3)), **loose)
 
 
 @pytest.mark.parametrize("scale", [1e-18, 9e14, 1.1e15])
@@ -247,4 +248,6 @@ def test_scale(scale, device):
     x, weight, grad = x * scale, weight * scale, torch.randn(2, 40, 15, 16, device=device) * scale
     assert_close(ops.conv2d(x, weight), exact(x, weight))
     expected = torch.nn.grad.conv2d_weight(x.double(), weight.shape, grad.double(), stride=4)
-    assert_close(torch.ops.alexnet_cuda._conv2d_weight_grad(grad, x, 11, 4, 0), expected)
+    got, bias = torch.ops.alexnet_cuda._conv2d_weight_grad(grad, x, 11, 4, 0)
+    assert_close(got, expected)
+    assert_close(bias, grad.double().sum((0, 2, 3)))

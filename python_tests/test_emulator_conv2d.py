@@ -61,10 +61,11 @@ def test_conv2d_weight_grad(shape, filters, padding, ceil_mode, dtype, channels_
     expected = reference.conv2d(x, weight, None, 4, padding, ceil_mode)
     grad = random(*expected.shape, dtype=dtype)
     geometry = (filters, 11, 4, padding, ceil_mode)
-    dw = _emulator.conv2d_weight_grad(batch.images, batch.raw(grad), batch.raw(x), *geometry)
+    dw, db = _emulator.conv2d_weight_grad(batch.images, batch.raw(grad), batch.raw(x), *geometry)
     exact = gradient(lambda w: reference.conv2d(rounded(x), w, None, 4, padding, ceil_mode), weight, rounded(grad))
     assert not exact.isnan().all()
     assert_close(batch.tensor(dw, weight.shape, image=False), exact)
+    assert_close(batch.tensor(db, (filters,), image=False), rounded(grad).double().sum((0, 2, 3)))
 
 
 @dtypes
@@ -117,7 +118,7 @@ def test_tf32_against_float32():
         w, geometry = batch.raw(weight, image=False), (96, 11, 4, 0, False)
         y = batch.tensor(_emulator.conv2d(batch.images, batch.raw(x), w, None, *geometry), (1, 96, 5, 6))
         dw = batch.tensor(
-            _emulator.conv2d_weight_grad(batch.images, batch.raw(y), batch.raw(x), *geometry), weight.shape
+            _emulator.conv2d_weight_grad(batch.images, batch.raw(y), batch.raw(x), *geometry)[0], weight.shape
         )
         dx = batch.tensor(_emulator.conv2d_input_grad(batch.images, batch.raw(y), w, *geometry), x.shape)
         results.append((y, dw, dx))

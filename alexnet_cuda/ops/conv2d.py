@@ -25,11 +25,11 @@ def _conv2d_setup(ctx, inputs, output):
 def conv2d_gradients(
     needs: tuple[bool, ...], grad: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int
 ) -> tuple:
-    return (
-        _op._conv2d_input_grad(grad, weight, x.shape[2], x.shape[3], stride, padding) if needs[0] else None,
-        _op._conv2d_weight_grad(grad, x, weight.shape[2], stride, padding) if needs[1] else None,
-        grad.sum((0, 2, 3)) if needs[2] else None,
-    )
+    grad_x = _op._conv2d_input_grad(grad, weight, x.shape[2], x.shape[3], stride, padding) if needs[0] else None
+    if not needs[1]:
+        return grad_x, None, grad.sum((0, 2, 3)) if needs[2] else None
+    grad_weight, grad_bias = _op._conv2d_weight_grad(grad, x, weight.shape[2], stride, padding)
+    return grad_x, grad_weight, grad_bias if needs[2] else None
 
 
 def _conv2d_backward(ctx, grad):
@@ -37,14 +37,14 @@ def _conv2d_backward(ctx, grad):
     return (*gradients, None, None, None)
 
 
-def _conv2d_of_size(grad: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
+def _conv2d_of_size(grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> Tensor:
     """The convolution whose output has grad's size, be it rounded down or up."""
-    y = _op.conv2d(x, weight, None, stride, padding, True)
+    y = _op.conv2d(x, weight, bias, stride, padding, True)
     return y[:, :, : grad.shape[2], : grad.shape[3]]
 
 
 def _conv2d_weight_grad_fake(grad, x, kernel_size, stride, padding):
-    return x.new_empty((grad.shape[1], x.shape[1], kernel_size, kernel_size))
+    return x.new_empty((grad.shape[1], x.shape[1], kernel_size, kernel_size)), x.new_empty(grad.shape[1])
 
 
 def _conv2d_weight_grad_setup(ctx, inputs, output):
@@ -52,10 +52,10 @@ def _conv2d_weight_grad_setup(ctx, inputs, output):
     ctx.save_for_backward(grad, x)
 
 
-def _conv2d_weight_grad_backward(ctx, grad_weight):
+def _conv2d_weight_grad_backward(ctx, grad_weight, grad_bias):
     grad, x = ctx.saved_tensors
     return (
-        _conv2d_of_size(grad, x, grad_weight, ctx.stride, ctx.padding),
+        _conv2d_of_size(grad, x, grad_weight, grad_bias, ctx.stride, ctx.padding),
         _op._conv2d_input_grad(grad, grad_weight, x.shape[2], x.shape[3], ctx.stride, ctx.padding),
         *[None] * 3,
     )
@@ -73,8 +73,8 @@ def _conv2d_input_grad_setup(ctx, inputs, output):
 def _conv2d_input_grad_backward(ctx, grad_x):
     grad, weight = ctx.saved_tensors
     return (
-        _conv2d_of_size(grad, grad_x, weight, ctx.stride, ctx.padding),
-        _op._conv2d_weight_grad(grad, grad_x, weight.shape[2], ctx.stride, ctx.padding),
+        _conv2d_of_size(grad, grad_x, weight, None, ctx.stride, ctx.padding),
+        _op._conv2d_weight_grad(grad, grad_x, weight.shape[2], ctx.stride, ctx.padding)[0],
         *[None] * 4,
     )
 

@@ -4,6 +4,7 @@
 #include <torch/headeronly/util/Half.h>
 
 #include <cmath>
+#include <tuple>
 
 #include "../dispatch.h"
 
@@ -85,7 +86,8 @@ Tensor conv2d(const Tensor& x, const Tensor& weight, const std::optional<Tensor>
   return y;
 }
 
-Tensor conv2d_weight_grad(const Tensor& grad, const Tensor& x, int64_t kernel_size, int64_t stride, int64_t padding) {
+std::tuple<Tensor, Tensor> conv2d_weight_grad(const Tensor& grad, const Tensor& x, int64_t kernel_size, int64_t stride,
+                                              int64_t padding) {
   const char* op = "_conv2d_weight_grad";
   check_4d(op, "x", x);
   check_same(op, "grad", grad, x);
@@ -94,12 +96,13 @@ Tensor conv2d_weight_grad(const Tensor& grad, const Tensor& x, int64_t kernel_si
   const MemoryFormat format = format_of(x);
   const Images images = images_of(op, x, format);
   const Tensor input = dense(x, format), gradient = dense(grad, format);
-  Tensor result = empty(x, {c.filters, c.channels, kernel_size, kernel_size}, MemoryFormat::Contiguous);
+  Tensor dw = empty(x, {c.filters, c.channels, kernel_size, kernel_size}, MemoryFormat::Contiguous);
+  Tensor db = empty(x, {c.filters}, MemoryFormat::Contiguous);
 
   // How the sum is cut depends on the sizes alone, so the threads have no say in the rounding.
   const int64_t rows = x.size(0) * c.out_height, chunks = std::clamp<int64_t>(rows / 8, 1, 32);
   const int64_t taps = kernel_size * kernel_size * c.channels, block = filter_block(images.dtype);
-  const int64_t padded = blocks_of(c.filters, block) * block, part = taps * padded;
+  const int64_t padded = blocks_of(c.filters, block) * block, part = (taps + 1) * padded;
   Tensor partial = bytes(x, chunks * part * sum_bytes(images.dtype));
   const ConvArgs args = {input.const_data_ptr(),
                          gradient.const_data_ptr(),
@@ -115,8 +118,9 @@ Tensor conv2d_weight_grad(const Tensor& grad, const Tensor& x, int64_t kernel_si
 
   ALEXNET_DISPATCH_FLOATING(x.scalar_type(), "conv2d", [&] {
     const auto* from = static_cast<const Sum<scalar_t>*>(partial.const_data_ptr());
-    auto* to = static_cast<scalar_t*>(result.mutable_data_ptr());
-    torch::stable::parallel_for(0, taps, 16, [&](int64_t begin, int64_t end) {
+    auto* to = static_cast<scalar_t*>(dw.mutable_data_ptr());
+    auto* bias = static_cast<scalar_t*>(db.mutable_data_ptr());
+    torch::stable::parallel_for(0, taps + 1, 16, [&](int64_t begin, int64_t end) {
       std::vector<Sum<scalar_t>> sum(c.filters);
       for (int64_t t = begin; t < end; ++t) {
         std::fill(sum.begin(), sum.end(), Sum<scalar_t>(0));
@@ -125,12 +129,13 @@ Tensor conv2d_weight_grad(const Tensor& grad, const Tensor& x, int64_t kernel_si
         }
         const int64_t i = t / (kernel_size * c.channels), j = t / c.channels % kernel_size, channel = t % c.channels;
         for (int64_t f = 0; f < c.filters; ++f) {
-          to[((f * c.channels + channel) * kernel_size + i) * kernel_size + j] = static_cast<scalar_t>(sum[f]);
+          scalar_t& result = t == taps ? bias[f] : to[((f * c.channels + channel) * kernel_size + i) * kernel_size + j];
+          result = static_cast<scalar_t>(sum[f]);
         }
       }
     });
   });
-  return result;
+  return {dw, db};
 }
 
 Tensor conv2d_input_grad(const Tensor& grad, const Tensor& weight, int64_t height, int64_t width, int64_t stride,

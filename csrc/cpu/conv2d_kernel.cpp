@@ -22,12 +22,12 @@ void forward(const ConvArgs& a, int64_t begin, int64_t end) {
   }
 }
 
-// Chunk t adds up its share of the batch's rows, in order, into a sum of its own: [taps][padded filters].
+// Chunk t adds up its share of the batch's rows, in order, into a sum of its own: [taps + 1][padded filters].
 template <class A, class Grad>
 void weight_grad(const ConvArgs& a, int64_t begin, int64_t end) {
   const Conv& conv = a.conv;
   const int64_t taps = conv.kernel_size * conv.kernel_size * conv.channels;
-  const int64_t size = taps * round_up(conv.filters, kFilters<A>);
+  const int64_t size = (taps + 1) * round_up(conv.filters, kFilters<A>);
   const int64_t steps = (conv.out_height + Grad::kRows - 1) / Grad::kRows, total = a.images.count * steps;
   Grad grad(a);
   for (int64_t t = begin; t < end; ++t) {

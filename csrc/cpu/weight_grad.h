@@ -1,4 +1,5 @@
-// The convolution's weight gradient, which adds up output rows: [tap][filter] += input x gradient over the pixels.
+// The convolution's weight gradient, which adds up output rows: [tap][filter] += input x gradient over the pixels. One
+// more row of sums, of the gradient alone, is the bias gradient.
 #pragma once
 
 #include "winograd_rows.h"
@@ -67,6 +68,11 @@ class DirectWeightGrad {
         for (; first < taps; ++first) weight_tile<A, 1>(a_, input, grad, first, f, sum, padded);
       }
     }
+    for (int64_t f = 0; f < padded; f += kLanes<A>) {
+      Vec<A> row = {};
+      for (int64_t p = 0; p < conv.out_width; ++p) row += load<A>(grad[p] + f);
+      store<A>(sum + f, load<A>(sum + f) + row);
+    }
   }
 
   void finish(A*) {}
@@ -111,7 +117,7 @@ class WinogradWeightGrad {
       return;
     }
     for (int64_t f = 0; f < grads_.channels.padded; f += kFilters<float>) {
-      transform(grad, rows, f);
+      transform(grad, rows, f, sum + 121 * conv.channels * grads_.channels.padded + f);
       multiply_points(f);
     }
   }
@@ -143,8 +149,9 @@ class WinogradWeightGrad {
     for (int64_t i = 0; i < sum_size_; ++i) sum_[i] = 0;
   }
 
-  // The gradients of two vectors of filters as points, [point][tile][filter].
-  void transform(const Pixels<const float>* grad, int64_t rows, int64_t filter) {
+  // The gradients of two vectors of filters as points, [point][tile][filter]; and added to `sum`.
+  void transform(const Pixels<const float>* grad, int64_t rows, int64_t filter, float* sum) {
+    Vec<float> bias[2] = {};
     for (int64_t t = 0; t < input_.tiles; ++t) {
       const int64_t columns = lesser(4, a_.conv.out_width - 4 * t);
       for (int64_t f = 0; f < kFilters<float>; f += kLanes<float>) {
@@ -152,10 +159,13 @@ class WinogradWeightGrad {
         for (int i = 0; i < rows; ++i) {
           for (int j = 0; j < columns; ++j) v[i][j] = load<float>(grad[i][4 * t + j] + filter + f);
         }
+        for (int i = 0; i < rows; ++i) bias[f / kLanes<float>] += (v[i][0] + v[i][1]) + (v[i][2] + v[i][3]);
         grad_points<4>(v);
         store_points(v, points_ + t * kFilters<float> + f, input_.tiles * kFilters<float>);
       }
     }
+    store<float>(sum, load<float>(sum) + bias[0]);
+    store<float>(sum + kLanes<float>, load<float>(sum + kLanes<float>) + bias[1]);
   }
 
   void multiply_points(int64_t filter) {

@@ -3,7 +3,8 @@
 // Forward and weight gradient are matrix products whose left operand, the unfolded image, is never stored:
 //   forward        y[pixel, filter]   = bias + sum over taps   of  x[pixel, tap]  w[filter, tap]
 //   weight grad    dw[tap, filter]    =        sum over pixels of  x[pixel, tap]  dy[pixel, filter]
-// where "pixel" counts the output pixels of all images and "tap" = (channel, ky, kx) the elements of a filter. A block
+// where "pixel" counts the output pixels of all images and "tap" = (channel, ky, kx) the elements of a filter; one tap
+// more, which meets 1 everywhere, makes the bias gradient. A block
 // of 128 threads makes a 128 x 32 or 128 x 96 tile of the result, an 8 x 4 or 8 x 12 part per thread in registers;
 // slabs of 11 of the summed index come through shared memory, the next one being fetched while the present one is
 // multiplied. A slab is a row of the filter or, in the weight gradient, 11 neighbours in a row of the output (which
@@ -36,16 +37,16 @@ struct ConvArgs {
 
 // ---- the product of the unfolded image and another matrix ----------------------------------------------------------
 
-// v[k] = x at channel c, row y and column x0 + k kStep of an image; 0 outside it, and from column `end` on.
+// v[k] = x at channel c, row y and column x0 + k kStep of an image; `outside` it, and from column `end` on, that.
 template <int kStep, int kChannels, bool kLast>
 GPU_DEVICE void fetch_left(const View<const float, kLast>& x, const float* image, const ConvArgs& conv, int c, int y,
-                           int x0, int end, float (&v)[kSlab]) {
+                           int x0, int end, float outside, float (&v)[kSlab]) {
   const bool inside = static_cast<unsigned>(y) < static_cast<unsigned>(conv.height);
   const float* from = image + x.offset(y * conv.width + x0, c);
 #pragma unroll
   for (int k = 0; k < kSlab; ++k) {
     const bool there = inside && static_cast<unsigned>(x0 + k * kStep) < static_cast<unsigned>(end);
-    v[k] = there ? from[k * kStep * (kLast ? kChannels : 1)] : 0.f;
+    v[k] = there ? from[k * kStep * (kLast ? kChannels : 1)] : outside;
   }
 }
 
@@ -160,7 +161,7 @@ __global__ void __launch_bounds__(kConvThreads, kColumns == 32 ? 4 : 3)
   multiply<kColumns, true>(
       kChannels * kKernel, acc,
       [&](float (&v)[kSlab]) {
-        fetch_left<1, kChannels>(x, image, conv, c, y0 + ky, x0, conv.width, v);
+        fetch_left<1, kChannels>(x, image, conv, c, y0 + ky, x0, conv.width, 0.f, v);
         if (++ky == kKernel) ky = 0, ++c;
       },
       [&](float (&v)[kRight<kColumns>]) {
@@ -179,8 +180,8 @@ __global__ void __launch_bounds__(kConvThreads, kColumns == 32 ? 4 : 3)
   }
 }
 
-// Slice s of the output's rows, summed into workspace[s][filter][tap]. For 96 columns of NCHW the compiler needs more
-// than a third of an SM's registers.
+// Slice s of the output's rows, summed into workspace[s][filter][tap, and the bias]. For 96 columns of NCHW the
+// compiler needs more than a third of an SM's registers.
 template <int kChannels, bool kLast, int kColumns>
 __global__ void __launch_bounds__(kConvThreads, kColumns == 32 ? 4 : 2 + kLast)
     weight_grad_kernel(View<const float, kLast> grad, View<const float, kLast> x, float* workspace, int64_t rows,
@@ -189,10 +190,11 @@ __global__ void __launch_bounds__(kConvThreads, kColumns == 32 ? 4 : 2 + kLast)
   const int first_filter = blockIdx.y * kColumns, filters = conv.filters - first_filter;
   constexpr int kTaps = kChannels * kArea;
   const int first_tap = blockIdx.x * kTileRows;
-  const int tap = min(first_tap + static_cast<int>(threadIdx.x), kTaps - 1), c = tap / kArea;
+  const int tap = min(first_tap + static_cast<int>(threadIdx.x), kTaps), c = tap / kArea;
   const int y0 = tap / kKernel % kKernel - conv.padding, x0 = tap % kKernel - conv.padding;
-  // Behind the last column that this tap meets.
-  const int x_end = max(0, min(conv.width, x0 + (conv.out_width - 1) * kStride + 1));
+  // Behind the last column that this tap meets. The bias' tap meets no pixels.
+  const int x_end = tap == kTaps ? 0 : max(0, min(conv.width, x0 + (conv.out_width - 1) * kStride + 1));
+  const float outside = tap == kTaps ? 1.f : 0.f;
   int n = static_cast<int>(begin / conv.out_height);  // of the next slab, like oy and ox: the same in all threads
   int oy = static_cast<int>(begin % conv.out_height), ox = 0;
   float acc[8][kColumns / 8] = {};
@@ -200,7 +202,7 @@ __global__ void __launch_bounds__(kConvThreads, kColumns == 32 ? 4 : 2 + kLast)
   multiply<kColumns, !kLast>(
       static_cast<int>(end - begin) * divide_up(conv.out_width, kSlab), acc,
       [&](float (&v)[kSlab]) {
-        fetch_left<kStride, kChannels>(x, x.image(n), conv, c, y0 + oy * kStride, x0 + ox * kStride, x_end, v);
+        fetch_left<kStride, kChannels>(x, x.image(n), conv, c, y0 + oy * kStride, x0 + ox * kStride, x_end, outside, v);
       },
       [&](float (&v)[kRight<kColumns>]) {
         const float* from = grad.image(n) + grad.offset(oy * conv.out_width + ox, first_filter);
@@ -216,19 +218,20 @@ __global__ void __launch_bounds__(kConvThreads, kColumns == 32 ? 4 : 2 + kLast)
     const int to = first_tap + result_row(i);
 #pragma unroll
     for (int j = 0; j < kColumns / 8; ++j)
-      if (to < kTaps && result_column(j) < filters)
-        workspace[(slice * conv.filters + first_filter + result_column(j)) * kTaps + to] = acc[i][j];
+      if (to <= kTaps && result_column(j) < filters)
+        workspace[(slice * conv.filters + first_filter + result_column(j)) * (kTaps + 1) + to] = acc[i][j];
   }
 }
 
 // Adds the slices up, from the first to the last.
-__global__ void __launch_bounds__(kThreads)
-    sum_slices_kernel(const float* workspace, float* dweight, int64_t elements, int64_t slices) {
+__global__ void __launch_bounds__(kThreads) sum_slices_kernel(const float* workspace, float* dweight, float* dbias,
+                                                              int taps, int64_t elements, int64_t slices) {
   const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (i >= elements) return;
   float sum = 0;
   for (int64_t s = 0; s < slices; ++s) sum += workspace[s * elements + i];
-  dweight[i] = sum;
+  const int64_t filter = i / (taps + 1), tap = i % (taps + 1);
+  *(tap < taps ? dweight + filter * taps + tap : dbias + filter) = sum;
 }
 
 // dx of one input pixel: the sum over the output pixels whose windows cover it.
@@ -304,16 +307,16 @@ gpu::error_t launch_conv2d(const Images& images, const void* x, const void* weig
 }
 
 gpu::error_t launch_conv2d_weight_grad(const Images& images, const void* grad, const void* x, void* dweight,
-                                       const Conv& conv, float* workspace, gpu::stream_t stream) {
+                                       void* dbias, const Conv& conv, float* workspace, gpu::stream_t stream) {
   if (!is_alexnet(conv)) return gpu::kInvalidValue;
   if (on_tensor_cores(images.dtype))
-    return launch_conv2d_weight_grad_mma(images, grad, x, dweight, conv, workspace, stream);
-  const int64_t taps = conv.channels * kArea, elements = conv.filters * taps;
+    return launch_conv2d_weight_grad_mma(images, grad, x, dweight, dbias, conv, workspace, stream);
+  const int64_t taps = conv.channels * kArea, elements = conv.filters * (taps + 1);
   const int64_t slices = conv2d_weight_grad_slices(images.n);
   const gpu::error_t error = dispatch_tile(images, conv, [&](auto channels, auto last, auto columns) {
     constexpr bool kLast = decltype(last)::value;
     constexpr int kColumns = decltype(columns)::value;
-    const dim3 grid(divide_up(taps, kTileRows), divide_up(conv.filters, kColumns), static_cast<unsigned>(slices));
+    const dim3 grid(divide_up(taps + 1, kTileRows), divide_up(conv.filters, kColumns), static_cast<unsigned>(slices));
     return gpu::launch(weight_grad_kernel<decltype(channels)::value, kLast, kColumns>, grid, dim3(kConvThreads), 0,
                        stream, view<kLast>(grad, conv.filters, conv.out_height, conv.out_width),
                        view<kLast>(x, conv.channels, conv.height, conv.width), workspace, images.n * conv.out_height,
@@ -321,7 +324,8 @@ gpu::error_t launch_conv2d_weight_grad(const Images& images, const void* grad, c
   });
   if (error != gpu::kSuccess) return error;
   return gpu::launch(sum_slices_kernel, dim3(divide_up(elements, kThreads)), dim3(kThreads), 0, stream,
-                     static_cast<const float*>(workspace), static_cast<float*>(dweight), elements, slices);
+                     static_cast<const float*>(workspace), static_cast<float*>(dweight), static_cast<float*>(dbias),
+                     static_cast<int>(taps), elements, slices);
 }
 
 gpu::error_t launch_conv2d_input_grad(const Images& images, const void* grad, const void* weight, void* dx,

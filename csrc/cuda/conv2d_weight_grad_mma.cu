@@ -1,4 +1,4 @@
-// The weight gradient of AlexNet's first convolution on tensor cores: half, bfloat16 and TF32.
+// The weight and bias gradient of AlexNet's first convolution on tensor cores: half, bfloat16 and TF32.
 //
 //   dw[filter, slab element] = sum over output pixels of  dy[pixel, filter]  x[pixel + shift, plane element]
 //
@@ -10,6 +10,8 @@
 // a pixel and has the elements of four rows, two elements of a slab and has those of two columns. The partial sums of
 // the blocks are added up by a second kernel in a fixed order, which also puts slab elements back where they belong in
 // a filter.
+//
+// The last slab element belongs to no filter element. It is taken as 1, so that its sums are the bias gradient.
 #include "slabs.h"
 
 namespace alexnet_cuda {
@@ -18,6 +20,17 @@ namespace {
 // Slab elements in 16s: what two columns of products have.
 template <int kChannels, int kWidth>
 constexpr int kSixteens = (kPlan<kChannels, kWidth>.count * kWidth + 15) / 16;
+template <int kChannels, int kWidth>
+constexpr bool lacks_last_element() {
+  const Slab& slab = kPlan<kChannels, kWidth>.slabs[kSixteens<kChannels, kWidth> * 16 / kWidth - 1];
+  return !(slab.mask >> (kWidth - 1) & 1);
+}
+static_assert(lacks_last_element<1, 8>() && lacks_last_element<3, 8>() && lacks_last_element<4, 8>());
+static_assert(lacks_last_element<1, 4>() && lacks_last_element<3, 4>() && lacks_last_element<4, 4>());
+template <class T>
+constexpr uint32_t kOne = sizeof(T) == 4                 ? 0x3f800000
+                          : std::is_same_v<T, gpu::half> ? 0x3c003c00
+                                                         : 0x3f803f80;
 template <class T>
 constexpr int kPixels = sizeof(T) == 4 ? kBlockPixels / 2 : kBlockPixels;  // of a block, as shared memory allows
 // Words per pixel of the gradient. 16-bit: an odd number of 16 bytes, against bank conflicts. TF32: see `gradient_at`.
@@ -79,6 +92,10 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int row = kIsTF32 ? gradient_at<T, kTile>(quad, lane / 4) * 2
                           : gradient_at<T, kTile>(lane % 8 + lane / 16 * 8, lane / 8 % 2) * 2;
 
+  // Has the last slab element: the last of 8 columns in this step of the last warp.
+  constexpr int kLast = (kSteps - 1) % kWarp;
+  const bool has_last = first_step + kLast == kSteps - 1 && lane / 4 == 7;
+
   float sums[kTile / 16][2 * kWarp][4] = {};
   for (int64_t b = begin; b < end; ++b) {
     const int64_t image = b / (g.blocks * g.strips);
@@ -112,6 +129,7 @@ __global__ void __launch_bounds__(kThreads, 1)
             right[2 * s][k] = two.v[0] & keep;
             right[2 * s + 1][k] = two.v[1] & keep;
           }
+          if (has_last) right[2 * kLast + 1][k] = kOne<T>;
         }
 #pragma unroll
         for (int m = 0; m < kTile / 16; m += 2) {
@@ -136,6 +154,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 #pragma unroll
           for (int i = 0; i < 4; ++i) right[s][i] &= i % 2 ? keep1 : keep0;
         }
+        if (has_last) right[kLast][2] = right[kLast][3] = kOne<T>;
 #pragma unroll
         for (int m = 0; m < kTile / 16; ++m) {
           uint32_t left[4];
@@ -170,16 +189,17 @@ __global__ void __launch_bounds__(kThreads, 1)
 // Adds the slices up, from the first to the last; a thread per slab element of a filter.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    sum_partials_kernel(const float* partial, T* dweight, int filters, int elements, int slices, int64_t slice_size,
-                        int taps_per_filter, Taps taps) {
-  const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
-  if (i >= int64_t{filters} * elements) return;
-  const int tap = taps.tap[i % elements];
-  if (tap < 0) return;
+    sum_partials_kernel(const float* partial, T* dweight, T* dbias, int filters, int elements, int slices,
+                        int64_t slice_size, int taps_per_filter, Taps taps) {
+  const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x, filter = i / elements;
+  if (filter >= filters) return;
+  const int element = static_cast<int>(i % elements), tap = taps.tap[element];
+  if (tap < 0 && element != elements - 1) return;
   float sum = 0;
 #pragma unroll 8
   for (int s = 0; s < slices; ++s) sum += partial[s * slice_size + i];
-  dweight[i / elements * taps_per_filter + tap] = gpu::from_float<T>(sum);
+  T* to = tap < 0 ? dbias + filter : dweight + filter * taps_per_filter + tap;
+  *to = gpu::from_float<T>(sum);
 }
 
 // Four channels have too many slabs for the registers of 96 filters.
@@ -200,8 +220,8 @@ int slices_of(int64_t n, const Geometry& g) {
 }
 
 template <class T, int kChannels, int kTile>
-gpu::error_t launch_tile(const Images& images, const void* grad, const void* x, void* dweight, const Conv& conv,
-                         float* workspace, gpu::stream_t stream) {
+gpu::error_t launch_tile(const Images& images, const void* grad, const void* x, void* dweight, void* dbias,
+                         const Conv& conv, float* workspace, gpu::stream_t stream) {
   const Geometry geometry = geometry_of(images.channels_last, conv, grad, kPixels<T>);
   const int slices = slices_of(images.n, geometry), elements = kSixteens<kChannels, kWidthOf<T>> * 16;
   constexpr int kBytes = 2 * kPlanesOf<T, kChannels> * kPlaneFor<kPixels<T>> +
@@ -214,7 +234,7 @@ gpu::error_t launch_tile(const Images& images, const void* grad, const void* x, 
                   operands<kChannels, kWidthOf<T>, kPixels<T>>(geometry.strip_width + 2));
   if (error != gpu::kSuccess) return error;
   return gpu::launch(sum_partials_kernel<T>, dim3(divide_up(conv.filters * elements, kThreads)), dim3(kThreads), 0,
-                     stream, static_cast<const float*>(workspace), static_cast<T*>(dweight),
+                     stream, static_cast<const float*>(workspace), static_cast<T*>(dweight), static_cast<T*>(dbias),
                      static_cast<int>(conv.filters), elements, slices, slice_size(images.dtype, conv), kChannels * 121,
                      taps<kChannels, kWidthOf<T>>());
 }
@@ -226,19 +246,19 @@ int64_t conv2d_weight_grad_workspace(DType dtype, int64_t n, const Conv& conv) {
     const int pixels = dtype == kTF32 ? kPixels<float> : kPixels<gpu::half>;
     return slices_of(n, geometry_of(false, conv, nullptr, pixels)) * slice_size(dtype, conv);
   }
-  return conv2d_weight_grad_slices(n) * conv.filters * conv.channels * conv.kernel_size * conv.kernel_size;
+  return conv2d_weight_grad_slices(n) * conv.filters * (conv.channels * conv.kernel_size * conv.kernel_size + 1);
 }
 
 gpu::error_t launch_conv2d_weight_grad_mma(const Images& images, const void* grad, const void* x, void* dweight,
-                                           const Conv& conv, float* workspace, gpu::stream_t stream) {
+                                           void* dbias, const Conv& conv, float* workspace, gpu::stream_t stream) {
   const auto run = [&](auto type) {
     using T = typename decltype(type)::type;
     return dispatch_channels(conv, [&](auto channels) {
       constexpr int kChannels = decltype(channels)::value;
       if constexpr (kChannels < 4)
         if (tile_of(conv) == 96)
-          return launch_tile<T, kChannels, 96>(images, grad, x, dweight, conv, workspace, stream);
-      return launch_tile<T, kChannels, 64>(images, grad, x, dweight, conv, workspace, stream);
+          return launch_tile<T, kChannels, 96>(images, grad, x, dweight, dbias, conv, workspace, stream);
+      return launch_tile<T, kChannels, 64>(images, grad, x, dweight, dbias, conv, workspace, stream);
     });
   };
   return dispatch(images.dtype, run);

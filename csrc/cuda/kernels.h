@@ -53,11 +53,11 @@ int64_t conv2d_workspace(DType dtype, const Conv& conv);
 gpu::error_t launch_conv2d_mma(const Images& images, const void* x, const void* weight, const void* bias, void* y,
                                const Conv& conv, float* workspace, gpu::stream_t stream);
 gpu::error_t launch_conv2d_weight_grad(const Images& images, const void* grad, const void* x, void* dweight,
-                                       const Conv& conv, float* workspace, gpu::stream_t stream);
+                                       void* dbias, const Conv& conv, float* workspace, gpu::stream_t stream);
 // Floats that launch_conv2d_weight_grad needs, wherever it runs.
 int64_t conv2d_weight_grad_workspace(DType dtype, int64_t n, const Conv& conv);
 gpu::error_t launch_conv2d_weight_grad_mma(const Images& images, const void* grad, const void* x, void* dweight,
-                                           const Conv& conv, float* workspace, gpu::stream_t stream);
+                                           void* dbias, const Conv& conv, float* workspace, gpu::stream_t stream);
 gpu::error_t launch_conv2d_input_grad(const Images& images, const void* grad, const void* weight, void* dx,
                                       const Conv& conv, float* workspace, gpu::stream_t stream);
 int64_t conv2d_input_grad_workspace(DType dtype, const Conv& conv);

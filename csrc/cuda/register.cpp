@@ -137,7 +137,8 @@ Tensor conv2d(const Tensor& x, const Tensor& weight, std::optional<Tensor> bias,
   return y;
 }
 
-Tensor conv2d_weight_grad(const Tensor& grad, const Tensor& x, int64_t kernel_size, int64_t stride, int64_t padding) {
+std::tuple<Tensor, Tensor> conv2d_weight_grad(const Tensor& grad, const Tensor& x, int64_t kernel_size, int64_t stride,
+                                              int64_t padding) {
   const char* op = "_conv2d_weight_grad";
   check_4d(op, "x", x);
   check_same(op, "grad", grad, x);
@@ -148,14 +149,15 @@ Tensor conv2d_weight_grad(const Tensor& grad, const Tensor& x, int64_t kernel_si
   const MemoryFormat format = format_of(x);
   const DeviceGuard guard(x.get_device_index());
   Tensor dw = empty(x, {conv.filters, conv.channels, kernel_size, kernel_size}, MemoryFormat::Contiguous);
-  if (x.numel() == 0 || dw.numel() == 0) return torch::stable::fill_(dw, 0.0);
+  Tensor db = empty(x, {conv.filters}, MemoryFormat::Contiguous);
+  if (x.numel() == 0 || dw.numel() == 0) return {torch::stable::fill_(dw, 0.0), torch::stable::fill_(db, 0.0)};
   const Tensor in = dense(x, format), g = dense(grad, format);
   const Images images = conv_images_of(op, x, format);
   Tensor workspace = floats(x, conv2d_weight_grad_workspace(images.dtype, x.size(0), conv));
-  cuda_check(launch_conv2d_weight_grad(images, g.const_data_ptr(), in.const_data_ptr(), dw.mutable_data_ptr(), conv,
-                                       float_data(workspace), stream_of(x)),
+  cuda_check(launch_conv2d_weight_grad(images, g.const_data_ptr(), in.const_data_ptr(), dw.mutable_data_ptr(),
+                                       db.mutable_data_ptr(), conv, float_data(workspace), stream_of(x)),
              op);
-  return dw;
+  return {dw, db};
 }
 
 Tensor conv2d_input_grad(const Tensor& grad, const Tensor& weight, int64_t height, int64_t width, int64_t stride,

@@ -154,14 +154,15 @@ py::array conv2d(const ImagesTuple& shape, const py::array& x, const py::array& 
   return out.result(format_of(images));
 }
 
-py::array conv2d_weight_grad(const ImagesTuple& shape, const py::array& grad, const py::array& x, int64_t filters,
+py::tuple conv2d_weight_grad(const ImagesTuple& shape, const py::array& grad, const py::array& x, int64_t filters,
                              int k, int stride, int padding, bool ceil_mode) {
   const Images images = images_of(shape);
   const Conv conv = conv_of(images, filters, k, stride, padding, ceil_mode);
-  const Buffer g(grad), in(x), out(filters * images.c * k * k * element_size(images));
+  const Buffer g(grad), in(x), dw(filters * images.c * k * k * element_size(images)),
+      db(filters * element_size(images));
   const Buffer workspace(conv2d_weight_grad_workspace(images.dtype, images.n, conv) * 4);
-  check(launch_conv2d_weight_grad(images, g.data, in.data, out.data, conv, workspace.floats(), nullptr));
-  return out.result(format_of(images));
+  check(launch_conv2d_weight_grad(images, g.data, in.data, dw.data, db.data, conv, workspace.floats(), nullptr));
+  return py::make_tuple(dw.result(format_of(images)), db.result(format_of(images)));
 }
 
 py::array conv2d_input_grad(const ImagesTuple& shape, const py::array& grad, const py::array& weight, int64_t filters,
