@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 
 from . import kernels as choice
-from . import nn
+from . import later_layers, nn
 
 Module = TypeVar("Module", bound=torch.nn.Module)
 
@@ -16,10 +16,11 @@ Module = TypeVar("Module", bound=torch.nn.Module)
 def accelerate(module: Module, inplace: bool = False, kernels: str | None = None) -> Module:
     """Let `module` and everything in it use this package's kernels where it has one; results agree to rounding.
 
-    Exchanged are torch.nn.LocalResponseNorm, MaxPool2d 3x3 with stride 2, and Conv2d 11x11 with stride 4 on 1, 3 or 4
-    channels (no groups, no dilation, padded with zeros). Parameters, buffers, hooks, names and `state_dict` stay what
-    they are, since the exchanged modules only change their class to a subclass; other subclasses of the three are left
-    alone. A second call changes nothing.
+    Exchanged are torch.nn.LocalResponseNorm; MaxPool2d 3x3 with stride 2; and Conv2d without dilation, padded with
+    zeros: 11x11 with stride 4 on 1, 3 or 4 channels, and 3x3 and 5x5 with stride 1 between multiples of 16 channels,
+    for which there is a kernel on a CPU in float32 (faster in channels_last). Parameters, buffers, hooks, names and
+    `state_dict` stay what they are, since the exchanged modules only change their class to a subclass; other subclasses
+    of the three are left alone. A second call changes nothing.
 
     Args:
         module: any module.
@@ -40,7 +41,7 @@ def accelerate(module: Module, inplace: bool = False, kernels: str | None = None
             child.__class__ = nn.LocalResponseNorm
         elif type(child) is torch.nn.MaxPool2d and _is_pool(child):
             child.__class__ = nn.MaxPool2d
-        elif type(child) is torch.nn.Conv2d and _is_first_layer(child):
+        elif type(child) is torch.nn.Conv2d and (_is_first_layer(child) or later_layers.is_winograds(child)):
             child.__class__ = nn.Conv2d
         else:
             continue

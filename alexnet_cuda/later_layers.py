@@ -10,7 +10,6 @@ training, the fully connected weights' gradients, 234 MB, are made in memory tha
 
 from __future__ import annotations
 
-import math
 from functools import cache, partial
 from typing import Any
 
@@ -28,9 +27,9 @@ LEAST = 2**20  # weights; smaller products are as fast in MKL
 
 def serves(x: Tensor) -> bool:
     """Whether x can go through these operators, which know no transforms."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or transforming():
+    if not _plain(x) or torch.compiler.is_compiling() or torch.jit.is_tracing() or transforming():
         return False
-    return "cpu" in KERNEL_DTYPES and _plain(x) and not torch.is_autocast_enabled("cpu")
+    return "cpu" in KERNEL_DTYPES and not torch.is_autocast_enabled("cpu")
 
 
 def length(chain: list[nn.Module], x: Tensor) -> int:
@@ -40,9 +39,9 @@ def length(chain: list[nn.Module], x: Tensor) -> int:
         served = _has_onednn() and x.dim() == 2 and layer.weight.numel() >= LEAST
         return (1 + relu) * (served and _fits(layer, layer.in_features, x))
     if type(layer) is nn.Conv2d and layer.padding_mode == "zeros" and isinstance(layer.padding, tuple):
-        if x.dim() != 4 or not _fits(layer, layer.in_channels, x):
-            return 0
-        return 1 + relu if _by_winograd(layer, x) else 2 * (relu and _has_onednn())
+        if by_winograd(layer, x):
+            return 1 + relu
+        return 2 * (relu and x.dim() == 4 and _fits(layer, layer.in_channels, x) and _has_onednn())
     return 0
 
 
@@ -58,19 +57,25 @@ def has_winograd() -> bool:
     return wide and torch._C._dispatch_has_kernel_for_dispatch_key(name, "CPU")
 
 
-def _by_winograd(layer: nn.Conv2d, x: Tensor) -> bool:
-    """Whether the kernel takes such a convolution and saves time: tiles of 6x6 inputs make 36 products of each channel
-    and filter, and bringing the weights into that form takes as long as 16 tiles."""
+def is_winograds(layer: nn.Conv2d) -> bool:
+    """Whether the kernel takes such a convolution."""
     size = layer.kernel_size[0]
-    padding: Any = layer.padding[0]
-    square = layer.kernel_size == (size, size) and layer.padding == (padding, padding)
-    plain = layer.stride == (1, 1) and layer.dilation == (1, 1)
-    blocks = layer.in_channels % (16 * layer.groups) == 0 and layer.out_channels % (16 * layer.groups) == 0
-    if not (square and plain and blocks and size in (3, 5) and padding < size and has_winograd()):
+    if layer.padding_mode != "zeros" or layer.padding not in [(padding, padding) for padding in range(size)]:
         return False
-    sides = [side + 2 * padding - size + 1 for side in x.shape[2:]]
-    tiles = len(x) * math.prod(-(-side // (7 - size)) for side in sides)
-    return min(sides) > 0 and size**2 * len(x) * math.prod(sides) > 1.25 * 36 * (tiles + 16)
+    plain = layer.stride == (1, 1) and layer.dilation == (1, 1) and layer.kernel_size in ((3, 3), (5, 5))
+    return plain and layer.in_channels % (16 * layer.groups) == 0 and layer.out_channels % (16 * layer.groups) == 0
+
+
+def by_winograd(layer: nn.Conv2d, x: Tensor, gain: float = 1.25) -> bool:
+    """Whether it takes this one and makes `gain` times fewer products: for tiles of 6x6 inputs 36 of each channel and
+    filter, and bringing the weights into that form takes as long as 16 tiles."""
+    if not is_winograds(layer) or x.dim() != 4:
+        return False
+    size, (images, _, *sides) = layer.kernel_size[0], x.shape
+    height, width = (side + 2 * int(layer.padding[0]) - size + 1 for side in sides)
+    tiles = images * -(-height // (7 - size)) * -(-width // (7 - size))
+    gains = min(height, width) > 0 and size**2 * images * height * width > gain * 36 * (tiles + 16)
+    return gains and has_winograd() and _fits(layer, layer.in_channels, x)
 
 
 def _fits(layer: nn.Linear | nn.Conv2d, channels: int, x: Tensor) -> bool:
@@ -89,16 +94,20 @@ def run(modules: list[Any], x: Tensor) -> Tensor:
     weight, bias, training = layer.weight, layer.bias, torch.is_grad_enabled()
     if isinstance(layer, nn.Linear):
         y = _Linear.apply(x, weight, bias) if training else _linear(x, weight, bias, relu)
-    elif _by_winograd(layer, x):
-        padding, groups = layer.padding[0], layer.groups
-        apply = _Conv2d.apply if training else partial(_conv2d, relu=relu)
-        y = apply(x, weight, bias, padding, groups)
+    elif by_winograd(layer, x):
+        y = conv2d(layer, x, relu and not training)
     elif training:
         y = layer(x)
     else:
         geometry = layer.padding, layer.stride, layer.dilation, layer.groups
         y = _onednn._convolution_pointwise(x, weight, bias, *geometry, _NAMES[relu], [], "")
     return y.relu_() if training and relu else y
+
+
+def conv2d(layer: nn.Conv2d, x: Tensor, relu: bool = False) -> Tensor:
+    """The kernel itself, with gradients unless it does the ReLU."""
+    apply = partial(_conv2d, relu=relu) if relu or not torch.is_grad_enabled() else _Conv2d.apply
+    return apply(x, layer.weight, layer.bias, int(layer.padding[0]), layer.groups)
 
 
 _NAMES = ("none", "relu")

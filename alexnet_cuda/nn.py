@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .kernels import operator
+from . import later_layers
+from .kernels import operator, uses
 from .reference import Size
 
 
@@ -18,7 +19,9 @@ class Conv2d(torch.nn.Conv2d):
     """`torch.nn.Conv2d` over `ops.conv2d`; `ceil_mode=True` rounds the output size up (the 2012 code's 224 to 55).
 
     The output size is (H + 2 * padding - kernel_size) / stride + 1, rounded. Convolutions other than plain ones with
-    one stride and one zero padding run as torch's own; those cannot have `ceil_mode`.
+    one stride and one zero padding cannot have `ceil_mode`. On a CPU, float32 convolutions of 3x3 and 5x5 with stride 1
+    between multiples of 16 channels run on a kernel of our own, with less than half the products, if they are large
+    enough to gain by it; the others as torch's own.
     """
 
     ceil_mode = False
@@ -37,7 +40,9 @@ class Conv2d(torch.nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) or (C, H, W) to (N, K, H', W') or (K, H', W')."""
-        if not self._plain():
+        if later_layers.serves(x) and later_layers.by_winograd(self, x, 1.75) and uses("conv2d", x, self.kernels):
+            return later_layers.conv2d(self, x)
+        if not self.ceil_mode and (self.kernel_size != (11, 11) or not self._plain()):
             return super().forward(x)
         conv2d = operator("conv2d", x, self.kernels)
         return conv2d(x, self.weight, self.bias, self.stride[0], int(self.padding[0]), self.ceil_mode)

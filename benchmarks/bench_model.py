@@ -1,8 +1,9 @@
-"""Times whole AlexNets: ours against the same network of torch's own layers, inference and training step.
+"""Times whole networks: ours against the same network of torch's own layers, inference and training step.
 
-"ours" is `alexnet_cuda.AlexNet`; "eager" a copy with torch.nn's layers; "compile" that copy and "ours compile" ours,
-under torch.compile (--compile); on the CPU "onnxruntime" and "openvino" if they are installed (inference; with autocast
-"openvino bfloat16"); on CUDA "graph" is a captured CUDA graph, and cudnn.benchmark is on for every form.
+"ours" is `alexnet_cuda.AlexNet`, or what `accelerate` makes of torchvision/NAME (with random weights); "eager" a copy
+with torch.nn's layers; "compile" that copy and "ours compile" ours, under torch.compile (--compile); on the CPU
+"onnxruntime" and "openvino" if they are installed (AlexNets, inference; with autocast "openvino bfloat16"); on CUDA
+"graph" is a captured CUDA graph, and cudnn.benchmark is on for every form.
 
 inference: model.eval() under no_grad. training: forward, cross-entropy, backward and a step of SGD with momentum and
 weight decay (torch's fused one), dropout on. The weights are float32; --dtype tf32 allows TF32 (CUDA), and autocast
@@ -28,20 +29,32 @@ from common import LAYOUTS, Results
 from runtimes import runtimes
 from timing import Form, Timer
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from alexnet_cuda import AlexNet, list_variants
+from alexnet_cuda import AlexNet, accelerate, list_variants
 from alexnet_cuda import nn as layers
-from alexnet_cuda.model import model_summary
 
 
-def stock(model: AlexNet) -> AlexNet:
+def network(name: str) -> tuple[nn.Module, tuple[int, ...]]:
+    """Ours of that name, and the size of an image for it."""
+    if not name.startswith("torchvision/"):
+        model = AlexNet(name)
+        return model, (model.in_channels, *[model.variant.input_size] * 2)
+    from torchvision.models import get_model
+
+    options: dict[str, Any] = {"aux_logits": False, "init_weights": True} if name == "torchvision/googlenet" else {}
+    return accelerate(get_model(name.removeprefix("torchvision/"), **options), inplace=True), (3, 224, 224)
+
+
+def stock(model: nn.Module) -> nn.Module:
     """A copy made of torch.nn's layers: the inverse of `accelerate`."""
     model = copy.deepcopy(model)
-    model.fused = False
+    if isinstance(model, AlexNet):
+        model.fused = False
     for module in model.modules():
         if isinstance(module, layers.LocalResponseNorm):
             if module.groups != 1 or module.across != "channels" or module.window != "torch":
-                raise ValueError(f"stock: torch.nn has no form of {module}, see variant {model.variant.name!r}")
+                raise ValueError(f"stock: torch.nn has no form of {module}")
             if not module.divide_alpha:
                 module.alpha *= module.size
             module.__class__ = nn.LocalResponseNorm  # type: ignore[assignment]
@@ -73,10 +86,10 @@ def training_step(model: Callable[[Tensor], Tensor], parameters: list[Any], x: T
     return step
 
 
-def forms(model: AlexNet, x: Tensor, layouts: list[str], training: bool, dtype: str, modes: list[str]
+def forms(model: nn.Module, x: Tensor, layouts: list[str], training: bool, dtype: str, modes: list[str]
           ) -> Iterator[Form]:  # fmt: skip
     cuda, settings, autocast = x.is_cuda, {"benchmark": x.is_cuda, "tf32": dtype == "tf32"}, dtype == "autocast"
-    target = torch.randint(model.num_classes, x.shape[:1], device=x.device)
+    target = torch.randint(10, x.shape[:1], device=x.device)
     networks = {"ours": model}
     try:
         networks["eager"] = stock(model)
@@ -96,10 +109,15 @@ def forms(model: AlexNet, x: Tensor, layouts: list[str], training: bool, dtype: 
             yield Form(name, layout, run, forward, settings, timing.sees_memory(mode, cuda), parameters)
             if cuda and not mode:
                 yield Form(f"{name} graph", layout, timing.graphed(run), None, settings, memory=False)
-        if "eager" in networks and not cuda and not training and layout == "contiguous":
+        peer = networks.get("eager")
+        if (
+            isinstance(model, AlexNet)
+            and isinstance(peer, AlexNet)
+            and not (cuda or training)
+            and layout == "contiguous"
+        ):
             chain = [*model.features, model.avgpool, nn.Flatten(), *model.classifier]
             if not any(isinstance(m, nn.AdaptiveAvgPool2d | nn.ZeroPad2d | nn.BatchNorm2d) for m in chain):
-                peer = networks["eager"]
                 chain = [*peer.features, nn.Flatten(), *peer.classifier]
                 for name, run in runtimes(chain, data, model.input_scale, autocast).items():
                     yield Form(name, layout, run, memory=False)
@@ -108,11 +126,16 @@ def forms(model: AlexNet, x: Tensor, layouts: list[str], training: bool, dtype: 
 def main(arguments: list[str] | None = None) -> int:
     flags = common.parser(__doc__)
     flags.formatter_class = argparse.RawDescriptionHelpFormatter
-    flags.add_argument("--variants", nargs="+", choices=list_variants(), default=["paper"])
+    flags.add_argument(
+        "--variants", nargs="+", default=["paper"], help=f"{', '.join(list_variants())}, torchvision/NAME"
+    )
     flags.add_argument("--dtype", nargs="+", choices=("float32", "tf32", "autocast"), default=None,
                        help="none: float32 on the CPU, autocast (to bfloat16) on CUDA")  # fmt: skip
     flags.set_defaults(budget=20.0)
     args = flags.parse_args(arguments)
+    unknown = {v for v in args.variants if not v.startswith("torchvision/")} - set(list_variants())
+    if unknown:
+        flags.error(f"--variants: expected {', '.join(list_variants())} or torchvision/NAME, got {', '.join(unknown)}")
     if args.threads:
         torch.set_num_threads(args.threads)
     cuda = args.device == "cuda"
@@ -134,19 +157,25 @@ def main(arguments: list[str] | None = None) -> int:
                 continue
             torch.compiler.reset()
             torch.manual_seed(0)
-            model, training = AlexNet(variant).to(args.device), kind == "training"
-            x = torch.randn(batch, model.in_channels, *[model.variant.input_size] * 2, device=args.device)
-            case = {"case": variant, "shape": list(x.shape[1:]), "pass": kind, "dtype": dtype, "batch": batch,
-                    "flops": batch * flops(model, training)}  # fmt: skip
-            made = forms(model, x, args.layouts, training, dtype, args.compile)
+            (model, shape), training = network(variant), kind == "training"
+            x = torch.randn(batch, *shape, device=args.device)
+            case = {"case": variant, "shape": list(shape), "pass": kind, "dtype": dtype, "batch": batch,
+                    "flops": batch * flops(model, shape, training)}  # fmt: skip
+            made = forms(model.to(args.device), x, args.layouts, training, dtype, args.compile)
             timing.report(title, timing.measure(made, timer, args, ceilings, case, results), results)
     return results.exit_code()
 
 
-def flops(model: AlexNet, training: bool) -> int:
+def flops(model: nn.Module, shape: tuple[int, ...], training: bool) -> int:
     """Of the convolutions and linear layers, per image; training has two more products each, but one in the first."""
-    macs = [row.macs for row in model_summary(model) if row.macs]
-    return 2 * (3 * sum(macs) - macs[0] if training else sum(macs))
+    model = copy.deepcopy(model).to("meta").eval()
+    with FlopCounterMode(display=False) as counter:
+        model(torch.empty(1, *shape, device="meta"))
+    if not training:
+        return counter.get_total_flops()
+    first = next(name for name, module in model.named_modules() if isinstance(module, nn.Conv2d))
+    counts = counter.get_flop_counts()[f"{type(model).__name__}.{first}"]
+    return 3 * counter.get_total_flops() - sum(counts.values())
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import alexnet_cuda
-from alexnet_cuda import accelerate
+from alexnet_cuda import accelerate, later_layers
 
 
 class Inception(nn.Module):
@@ -52,8 +52,8 @@ def ours(module):
 @pytest.mark.parametrize(
     ("build", "size", "exchanged"),
     [
-        (torchvision_alexnet, 127, ["Conv2d"] + ["MaxPool2d"] * 3),
-        (torchvision_googlenet, 64, ["MaxPool2d"] * 3),
+        (torchvision_alexnet, 127, ["Conv2d"] * 5 + ["MaxPool2d"] * 3),
+        (torchvision_googlenet, 64, ["Conv2d"] * 17 + ["MaxPool2d"] * 3),
         (googlenet_v1, 65, ["LocalResponseNorm"] * 2 + ["MaxPool2d"] * 3),
     ],
 )
@@ -74,6 +74,62 @@ def test_same_outputs_and_gradients(build, size, exchanged):
         results.append([y, image.grad, *(p.grad for p in net.parameters())])
     for expected, found in zip(*results, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
+
+
+@pytest.fixture
+def served(monkeypatch):
+    """The weights' sizes of the 3x3 and 5x5 convolutions that our kernel made."""
+    sizes, conv2d = [], later_layers.conv2d
+    monkeypatch.setattr(
+        later_layers, "conv2d", lambda conv, x: (sizes.append(tuple(conv.weight.shape)), conv2d(conv, x))[1]
+    )
+    return sizes
+
+
+@pytest.mark.skipif(not later_layers.has_winograd(), reason="no CPU kernels")
+@pytest.mark.parametrize("format", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("bias", [False, True])
+def test_3x3_and_5x5_convolutions(format, bias, served):
+    """The same outputs, gradients and strides as torch's, by our kernel where that is worthwhile."""
+    conv = nn.Conv2d(32, 64, 5, padding=2, groups=2, bias=bias)
+    model = nn.Sequential(nn.Conv2d(3, 32, 3), conv, nn.ReLU(), nn.Conv2d(64, 16, 3), nn.MaxPool2d(2))
+    model = model.to(memory_format=format)
+    faster = accelerate(model)
+    x = torch.randn(4, 3, 20, 23).contiguous(memory_format=format)
+    results = []
+    for net in (model, faster):
+        image = x.clone().requires_grad_()
+        y = net(image)
+        (y.square().sum() / 100).backward()
+        results.append([y, image.grad, *(p.grad for p in net.parameters())])
+    assert served == [(64, 16, 5, 5), (16, 64, 3, 3)]
+    for expected, found in zip(*results, strict=True):
+        assert found.stride() == expected.stride()
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5 * expected.abs().max().item())
+    with torch.no_grad():
+        torch.testing.assert_close(faster.eval()(x), model.eval()(x), rtol=1e-3, atol=1e-4)
+    assert len(served) == 4
+
+
+@pytest.mark.skipif(not later_layers.has_winograd(), reason="no CPU kernels")
+def test_where_such_convolutions_are_torchs(served):
+    conv = nn.Conv2d(32, 32, 3, padding=1)
+    x, ours = torch.randn(2, 32, 20, 20), accelerate(conv)
+    with torch.no_grad():
+        assert accelerate(conv, kernels="none")(x).equal(conv(x))
+        assert accelerate(conv, kernels="max_pool2d")(x).equal(conv(x))
+        assert ours(x[0]).equal(conv(x[0]))
+        assert ours(x[..., :4]).equal(conv(x[..., :4]))  # so few outputs that the weights would cost more
+        torch.testing.assert_close(torch.vmap(ours)(x[None])[0], conv(x), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(torch.compile(ours, backend="eager", fullgraph=True)(x), conv(x))
+        with torch.autocast("cpu", torch.bfloat16):
+            assert ours(x).equal(conv(x))
+        assert copy.deepcopy(ours).double()(x.double()).equal(copy.deepcopy(conv).double()(x.double()))
+        with pytest.raises(RuntimeError, match="to have 32 channels, but got 16"):
+            ours(x[:, :16])
+        assert served == []
+        ours(x)
+    assert served == [(32, 32, 3, 3)]
 
 
 def test_root_in_place_twice_with_hooks():
@@ -109,6 +165,10 @@ class OwnPool(nn.MaxPool2d):
         nn.Conv2d(3, 8, 11, 1),
         nn.Conv2d(2, 8, 11, 4),
         nn.Conv2d(4, 8, 11, 4, groups=2),
+        nn.Conv2d(32, 24, 3, padding=1),
+        nn.Conv2d(32, 32, 3, 2, padding=1),
+        nn.Conv2d(32, 32, 3, padding="same"),
+        nn.Conv2d(32, 32, 7, padding=3),
         nn.Conv2d(3, 8, 11, 4, dilation=2),
         nn.Conv2d(3, 8, 11, 4, padding="valid"),
         nn.Conv2d(3, 8, 11, 4, padding=2, padding_mode="reflect"),

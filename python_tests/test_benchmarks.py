@@ -188,10 +188,19 @@ def test_stock(variant):
 
 def test_no_stock_form():
     model = AlexNet("original2012", num_classes=3)
-    with pytest.raises(ValueError, match="original2012"):
+    with pytest.raises(ValueError, match="no form of LocalResponseNorm"):
         bench_model.stock(model)
     forms = bench_model.forms(model, torch.randn(1, 3, 224, 224), ["contiguous"], False, "float32", ["default"])
     assert [form.name for form in forms] == ["ours", "ours compile default"]
+
+
+def test_networks_of_others():
+    model, shape = bench_model.network("torchvision/resnet18")
+    ours, eager = bench_model.forms(model.eval(), torch.randn(1, *shape), ["contiguous"], False, "float32", [])
+    assert (ours.name, eager.name) == ("ours", "eager")
+    torch.testing.assert_close(ours.run(), eager.run(), rtol=1e-3, atol=1e-3)
+    assert bench_model.flops(model, shape, False) == 3628146688
+    assert bench_model.flops(AlexNet("paper"), (3, 227, 227), True) == 3 * 1448813632 - 2 * 96 * 363 * 55**2
 
 
 SMALL = ["--device", "cpu", "--batch", "1", "--layouts", "contiguous", "--passes", "inference", "--budget", "0.05",
