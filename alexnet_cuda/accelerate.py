@@ -16,7 +16,7 @@ Module = TypeVar("Module", bound=torch.nn.Module)
 def accelerate(module: Module, inplace: bool = False, kernels: str | None = None) -> Module:
     """Let `module` and everything in it use this package's kernels where it has one; results agree to rounding.
 
-    Exchanged are torch.nn.LocalResponseNorm; MaxPool2d 3x3 with stride 2; and Conv2d without dilation, padded with
+    Exchanged are torch.nn.LocalResponseNorm; MaxPool2d without dilation; and Conv2d without dilation, padded with
     zeros: 11x11 with stride 4 on 1, 3 or 4 channels, and 3x3 and 5x5 with stride 1 between multiples of 16 channels,
     for which there is a kernel on a CPU in float32 (faster in channels_last). Parameters, buffers, hooks, names and
     `state_dict` stay what they are, since the exchanged modules only change their class to a subclass; other subclasses
@@ -39,7 +39,7 @@ def accelerate(module: Module, inplace: bool = False, kernels: str | None = None
     for child in module.modules():
         if type(child) is torch.nn.LocalResponseNorm:
             child.__class__ = nn.LocalResponseNorm
-        elif type(child) is torch.nn.MaxPool2d and _is_pool(child):
+        elif type(child) is torch.nn.MaxPool2d and child.dilation in (1, (1, 1)):
             child.__class__ = nn.MaxPool2d
         elif type(child) is torch.nn.Conv2d and (_is_first_layer(child) or later_layers.is_winograds(child)):
             child.__class__ = nn.Conv2d
@@ -47,10 +47,6 @@ def accelerate(module: Module, inplace: bool = False, kernels: str | None = None
             continue
         child.kernels = kernels  # type: ignore[assignment]
     return module
-
-
-def _is_pool(pool: torch.nn.MaxPool2d) -> bool:
-    return pool.kernel_size in (3, (3, 3)) and pool.stride in (2, (2, 2)) and pool.dilation in (1, (1, 1))
 
 
 def _is_first_layer(conv: torch.nn.Conv2d) -> bool:

@@ -53,8 +53,8 @@ def ours(module):
     ("build", "size", "exchanged"),
     [
         (torchvision_alexnet, 127, ["Conv2d"] * 5 + ["MaxPool2d"] * 3),
-        (torchvision_googlenet, 64, ["Conv2d"] * 17 + ["MaxPool2d"] * 3),
-        (googlenet_v1, 65, ["LocalResponseNorm"] * 2 + ["MaxPool2d"] * 3),
+        (torchvision_googlenet, 64, ["Conv2d"] * 17 + ["MaxPool2d"] * 13),
+        (googlenet_v1, 65, ["LocalResponseNorm"] * 2 + ["MaxPool2d"] * 5),
     ],
 )
 def test_same_outputs_and_gradients(build, size, exchanged):
@@ -159,8 +159,6 @@ class OwnPool(nn.MaxPool2d):
 @pytest.mark.parametrize(
     "module",
     [
-        nn.MaxPool2d(2, 2),
-        nn.MaxPool2d(3, 1),
         nn.MaxPool2d(3, 2, dilation=2),
         nn.Conv2d(3, 8, 11, 1),
         nn.Conv2d(2, 8, 11, 4),
