@@ -33,7 +33,11 @@ _chosen: dict[tuple[str | None, str, int | None], tuple[str, ...]] = {}
 
 
 def operator(name: str, x: Tensor, kernels: str | None) -> Callable[..., Any]:
-    """`ops.name` or its twin in plain torch; kernels: a network's choice, or None for the environment's."""
+    """`ops.name` or its twin in plain torch; kernels: a network's choice, or None for the environment's. Where torch.fx
+    traces, which knows no device, the function is a node of its graph."""
+    if isinstance(x, torch.fx.Proxy):
+        target = getattr(reference if kernels == "none" else ops, name)
+        return lambda *args, **kwargs: x.tracer.create_proxy("call_function", target, args, kwargs)
     return getattr(ops if uses(name, x, kernels) else reference, name)
 
 

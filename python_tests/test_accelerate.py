@@ -178,6 +178,22 @@ def test_leaves_the_rest_alone(module):
     assert type(accelerate(module)) is type(module)
 
 
+@pytest.mark.parametrize("kernels", [None, "none"])
+def test_torch_fx(kernels):
+    """Traced after or before: the graph calls our functions, or holds our modules."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 11, 4), *googlenet_v1()[3:4], nn.MaxPool2d(2), nn.Conv2d(8, 16, 3)).eval()
+    x = torch.randn(2, 3, 51, 53)
+    traced = torch.fx.symbolic_trace(accelerate(model, kernels=kernels))
+    module = "alexnet_cuda.reference" if kernels else "alexnet_cuda.ops"
+    targets = [node.target for node in traced.graph.nodes if getattr(node.target, "__module__", "").startswith(module)]
+    assert [target.__name__ for target in targets] == ["conv2d", "local_response_norm", "max_pool2d"]
+    before = accelerate(torch.fx.symbolic_trace(model), kernels=kernels)
+    assert ours(before) == ["Conv2d", "LocalResponseNorm", "MaxPool2d"]
+    with torch.no_grad():
+        for net in (traced, before, copy.deepcopy(traced)):
+            torch.testing.assert_close(net(x), model(x), rtol=1e-4, atol=1e-5)
+
+
 def test_result_can_be_copied_and_rejects_non_modules():
     model = accelerate(googlenet_v1())
     assert ours(copy.deepcopy(model)) == ours(model)
