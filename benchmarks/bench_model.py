@@ -40,10 +40,10 @@ def network(name: str) -> tuple[nn.Module, tuple[int, ...]]:
     if not name.startswith("torchvision/"):
         model = AlexNet(name)
         return model, (model.in_channels, *[model.variant.input_size] * 2)
-    from torchvision.models import get_model
+    from alexnet_cuda.training.classifier import build
+    from alexnet_cuda.training.recipe import Recipe
 
-    options: dict[str, Any] = {"aux_logits": False, "init_weights": True} if name == "torchvision/googlenet" else {}
-    return accelerate(get_model(name.removeprefix("torchvision/"), **options), inplace=True), (3, 224, 224)
+    return accelerate(build(Recipe(variant=name), 1000), inplace=True), (3, 224, 224)
 
 
 def stock(model: nn.Module) -> nn.Module:
@@ -54,7 +54,7 @@ def stock(model: nn.Module) -> nn.Module:
     for module in model.modules():
         if isinstance(module, layers.LocalResponseNorm):
             if module.groups != 1 or module.across != "channels" or module.window != "torch":
-                raise ValueError(f"stock: torch.nn has no form of {module}")
+                raise ValueError(f"stock: torch.nn has no form of {module}, in {model.extra_repr()}")
             if not module.divide_alpha:
                 module.alpha *= module.size
             module.__class__ = nn.LocalResponseNorm  # type: ignore[assignment]
@@ -89,7 +89,7 @@ def training_step(model: Callable[[Tensor], Tensor], parameters: list[Any], x: T
 def forms(model: nn.Module, x: Tensor, layouts: list[str], training: bool, dtype: str, modes: list[str]
           ) -> Iterator[Form]:  # fmt: skip
     cuda, settings, autocast = x.is_cuda, {"benchmark": x.is_cuda, "tf32": dtype == "tf32"}, dtype == "autocast"
-    target = torch.randint(10, x.shape[:1], device=x.device)
+    target = torch.randint(10, x.shape[:1], device=x.device)  # no network has fewer classes
     networks = {"ours": model}
     try:
         networks["eager"] = stock(model)
@@ -110,16 +110,11 @@ def forms(model: nn.Module, x: Tensor, layouts: list[str], training: bool, dtype
             if cuda and not mode:
                 yield Form(f"{name} graph", layout, timing.graphed(run), None, settings, memory=False)
         peer = networks.get("eager")
-        if (
-            isinstance(model, AlexNet)
-            and isinstance(peer, AlexNet)
-            and not (cuda or training)
-            and layout == "contiguous"
-        ):
-            chain = [*model.features, model.avgpool, nn.Flatten(), *model.classifier]
+        if isinstance(peer, AlexNet) and not (cuda or training) and layout == "contiguous":
+            chain = [*peer.features, peer.avgpool, nn.Flatten(), *peer.classifier]
             if not any(isinstance(m, nn.AdaptiveAvgPool2d | nn.ZeroPad2d | nn.BatchNorm2d) for m in chain):
                 chain = [*peer.features, nn.Flatten(), *peer.classifier]
-                for name, run in runtimes(chain, data, model.input_scale, autocast).items():
+                for name, run in runtimes(chain, data, peer.input_scale, autocast).items():
                     yield Form(name, layout, run, memory=False)
 
 

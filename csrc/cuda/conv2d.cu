@@ -4,13 +4,12 @@
 //   forward        y[pixel, filter]   = bias + sum over taps   of  x[pixel, tap]  w[filter, tap]
 //   weight grad    dw[tap, filter]    =        sum over pixels of  x[pixel, tap]  dy[pixel, filter]
 // where "pixel" counts the output pixels of all images and "tap" = (channel, ky, kx) the elements of a filter; one tap
-// more, which meets 1 everywhere, makes the bias gradient. A block
-// of 128 threads makes a 128 x 32 or 128 x 96 tile of the result, an 8 x 4 or 8 x 12 part per thread in registers;
-// slabs of 11 of the summed index come through shared memory, the next one being fetched while the present one is
-// multiplied. A slab is a row of the filter or, in the weight gradient, 11 neighbours in a row of the output (which
-// has five times as many), so that what a thread fetches of the image lies in one of its rows. The wide tile is
-// AlexNet's 96 filters: it fetches as much of the image for three times the products. All arithmetic is float (FFMA);
-// the order of every sum is fixed.
+// more, which meets 1 everywhere, makes the bias gradient. A block of 128 threads makes a 128 x 32 or 128 x 96 tile of
+// the result, an 8 x 4 or 8 x 12 part per thread in registers; slabs of 11 of the summed index come through shared
+// memory, the next one being fetched while the present one is multiplied. A slab is a row of the filter or, in the
+// weight gradient, 11 neighbours in a row of the output (which has five times as many), so that what a thread fetches
+// of the image lies in one of its rows. The wide tile is AlexNet's 96 filters: it fetches as much of the image for
+// three times the products. All arithmetic is float (FFMA); the order of every sum is fixed.
 //
 // In half, bfloat16 and TF32 the layer is on tensor cores: conv2d_mma.cu, conv2d_weight_grad_mma.cu and
 // conv2d_input_grad_mma.cu.
@@ -37,7 +36,8 @@ struct ConvArgs {
 
 // ---- the product of the unfolded image and another matrix ----------------------------------------------------------
 
-// v[k] = x at channel c, row y and column x0 + k kStep of an image; `outside` it, and from column `end` on, that.
+// v[k] = x at channel c, row y and column x0 + k kStep of an image; the value `outside` beyond it and from column `end`
+// on.
 template <int kStep, int kChannels, bool kLast>
 GPU_DEVICE void fetch_left(const View<const float, kLast>& x, const float* image, const ConvArgs& conv, int c, int y,
                            int x0, int end, float outside, float (&v)[kSlab]) {
