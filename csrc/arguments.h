@@ -1,0 +1,110 @@
+// What an operator's kernels are told, on every back end: plain structs without torch or CUDA headers, filled by host/.
+#pragma once
+
+#include <cstdint>
+
+namespace alexnet_cuda {
+
+enum class DType { kFloat, kDouble, kHalf, kBFloat16, kTF32 };  // kTF32: float in memory, products may be rounded to TF32
+
+// A dense batch in memory, NCHW or, with channels_last, NHWC.
+struct Images {
+  DType dtype;
+  bool channels_last;
+  int64_t count, channels, height, width;
+
+  int64_t pixels() const { return height * width; }
+};
+
+// y_c = x_c / (k + alpha * sum over the window of x^2)^beta; the window is [c - front, c - front + size) cut at the
+// borders of the group (or, for the spatial form, at those of the plane, in both directions).
+struct Lrn {
+  int size, front;
+  double alpha, beta, k;
+  int groups;
+};
+
+struct Pool {
+  int kernel_size, stride, padding;
+  int64_t height, width, out_height, out_width;
+};
+
+struct Conv {
+  int64_t channels, height, width, filters;
+  int kernel_size, stride, padding, groups;
+  int64_t out_height, out_width;
+};
+
+enum Order { kReluLrnPool = 0, kReluPoolLrn = 1, kLrnPoolRelu = 2 };
+
+// One struct per operator, for its forward and its backward. `images` describes x (in a backward also the gradient of
+// x); every other image is dense in the same dtype and memory format. Pointers that a call does not use are null.
+
+struct LrnArguments {
+  Images images;
+  const void* x = nullptr;
+  const void* grad = nullptr;  // of y; backward only
+  void* out = nullptr;         // y, or the gradient of x
+  Lrn lrn;
+  bool spatial = false;
+  float* workspace = nullptr;  // CUDA, spatial backward: one float per element of x
+};
+
+struct PoolArguments {
+  Images images;
+  const void* x = nullptr;
+  const void* grad = nullptr;
+  uint8_t* code = nullptr;  // position of each maximum in its window: written by the forward if not null, read by the
+                            // backward
+  void* out = nullptr;
+  Pool pool;
+};
+
+// ReLU, LRN across channels and max pooling in one pass.
+struct TailArguments {
+  Images images;
+  const void* x = nullptr;
+  const void* grad = nullptr;
+  uint8_t* code = nullptr;
+  void* out = nullptr;
+  Order order = kReluLrnPool;
+  Lrn lrn;
+  Pool pool;
+  float* workspace = nullptr;  // CUDA, backward of kReluPoolLrn: one float per element of grad
+};
+
+// The forward reads x, weight and bias (or null) and writes out; the weight gradient reads x and grad and writes
+// grad_weight and grad_bias (or null); the input gradient reads grad and weight and writes out. Weights are
+// (filters, channels / groups, kernel_size, kernel_size), contiguous.
+struct ConvArguments {
+  Images images;
+  const void* x = nullptr;
+  const void* grad = nullptr;
+  const void* weight = nullptr;
+  const void* bias = nullptr;
+  void* out = nullptr;
+  void* grad_weight = nullptr;
+  void* grad_bias = nullptr;
+  Conv conv;
+  bool relu = false;           // forward only: max(0, result)
+  float* workspace = nullptr;  // CUDA
+};
+
+// The first block. conv.out receives the convolution's output unless null; tail.images describes that output, tail.x is
+// null.
+struct BlockArguments {
+  ConvArguments conv;
+  TailArguments tail;
+};
+
+// With ceil_mode the last window may hang over the edge. A pooling window must still start inside the input or its
+// left padding, as in torch; a convolution reads zeros there, as in cuda-convnet.
+inline int64_t output_size(int64_t size, int64_t kernel_size, int64_t stride, int64_t padding, bool ceil_mode,
+                           bool pool) {
+  const int64_t span = size + 2 * padding - kernel_size + (ceil_mode ? stride - 1 : 0);
+  if (span < 0) return 0;
+  const int64_t out = span / stride + 1;
+  return pool && ceil_mode && (out - 1) * stride >= size + padding ? out - 1 : out;
+}
+
+}  // namespace alexnet_cuda
