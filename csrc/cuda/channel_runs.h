@@ -9,9 +9,10 @@
 
 namespace alexnet_cuda {
 
-constexpr int kMinBlocks = 2;  // thread blocks per SM: at most 128 registers (ptxas alone sometimes takes 48 and spills)
-constexpr int kRun = 8;        // channels that one thread finishes at a time
-constexpr int kHalo = 4;       // channels read on either side of them
+constexpr int kMinBlocks =
+    2;                    // thread blocks per SM: at most 128 registers (ptxas alone sometimes takes 48 and spills)
+constexpr int kRun = 8;   // channels that one thread finishes at a time
+constexpr int kHalo = 4;  // channels read on either side of them
 
 // A tensor (images, channels, pixels). Offsets within an image fit 32 bits, offsets of images need 64.
 template <class T, bool kNhwc>

@@ -9,8 +9,8 @@
 // which meets 1 everywhere, gives the bias gradient.
 //
 // Memory: a K slice is a row of a filter or, in the weight gradient, 11 neighbours in a row of the output, so that what
-// a thread fetches of the image lies in one of its rows. The tile is 128 pixels or taps times 32 or 96 filters; the wide
-// one is for AlexNet's 96 filters: it fetches as much of the image for three times the products.
+// a thread fetches of the image lies in one of its rows. The tile is 128 pixels or taps times 32 or 96 filters; the
+// wide one is for AlexNet's 96 filters: it fetches as much of the image for three times the products.
 //
 // Numerics: exact float products (FFMA); the order of every sum is fixed.
 #include "conv2d_ffma.h"
@@ -69,8 +69,8 @@ __global__ void __launch_bounds__(kConvThreads, kColumns == 32 ? 4 : 3)
   }
 }
 
-// Split-K: split s of the output's rows is summed into workspace[s][filter][tap, then the bias]. (For 96 columns of NCHW
-// the compiler needs more than a third of an SM's registers.)
+// Split-K: split s of the output's rows is summed into workspace[s][filter][tap, then the bias]. (For 96 columns of
+// NCHW the compiler needs more than a third of an SM's registers.)
 template <int kChannels, bool kNhwc, int kColumns>
 __global__ void __launch_bounds__(kConvThreads, kColumns == 32 ? 4 : 2 + kNhwc)
     weight_grad_kernel(View<const float, kNhwc> grad, View<const float, kNhwc> x, float* workspace, int64_t rows,
@@ -85,7 +85,8 @@ __global__ void __launch_bounds__(kConvThreads, kColumns == 32 ? 4 : 2 + kNhwc)
   const int y0 = tap / kKernel % kKernel - conv.padding, x0 = tap % kKernel - conv.padding;
   const int x_end = tap == kTaps ? 0 : max(0, min(conv.width, x0 + (conv.out_width - 1) * kStride + 1));
   const float outside = tap == kTaps ? 1.f : 0.f;
-  int n = static_cast<int>(begin / conv.out_height);  // image, row and column of the next slice: the same in all threads
+  int n =
+      static_cast<int>(begin / conv.out_height);  // image, row and column of the next slice: the same in all threads
   int oy = static_cast<int>(begin % conv.out_height), ox = 0;
   float acc[8][kColumns / 8] = {};
   multiply<kColumns, !kNhwc>(
@@ -127,9 +128,9 @@ __global__ void __launch_bounds__(kThreads) sum_splits_kernel(const float* works
 // dx of one input pixel per thread: a sum over the output pixels whose windows cover it and over filters. Gradients and
 // weights come from cache.
 template <int kChannels, bool kNhwc>
-__global__ void __launch_bounds__(kThreads) input_grad_kernel(View<const float, kNhwc> grad, const float* weight,
-                                                              View<float, kNhwc> dx, int64_t pixels,
-                                                              ConvGeometry conv) {
+__global__ void __launch_bounds__(kThreads)
+    input_grad_kernel(View<const float, kNhwc> grad, const float* weight, View<float, kNhwc> dx, int64_t pixels,
+                      ConvGeometry conv) {
   const int64_t position = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (position >= pixels) return;
   const int64_t n = position / dx.pixels;
@@ -199,8 +200,7 @@ gpu::error_t launch_conv2d_weight_grad(const ConvArguments& args, gpu::stream_t 
     constexpr int kColumns = decltype(columns)::value;
     const dim3 grid(divide_up(taps + 1, kTileRows), divide_up(conv.filters, kColumns), static_cast<unsigned>(splits));
     return gpu::launch(weight_grad_kernel<decltype(channels)::value, kNhwc, kColumns>, grid, dim3(kConvThreads), 0,
-                       stream,
-                       view_of<const float, kNhwc>(args.grad, conv.filters, conv.out_height * conv.out_width),
+                       stream, view_of<const float, kNhwc>(args.grad, conv.filters, conv.out_height * conv.out_width),
                        view_of<const float, kNhwc>(args.x, conv.channels, args.images.pixels()), args.workspace,
                        args.images.count * conv.out_height, splits, ConvGeometry(conv));
   });
@@ -216,12 +216,11 @@ gpu::error_t launch_conv2d_input_grad(const ConvArguments& args, gpu::stream_t s
   const int64_t pixels = args.images.count * args.images.pixels();
   return dispatch_conv(args, [&](auto channels, auto nhwc) {
     constexpr bool kNhwc = decltype(nhwc)::value;
-    return gpu::launch(input_grad_kernel<decltype(channels)::value, kNhwc>, dim3(divide_up(pixels, kThreads)),
-                       dim3(kThreads), 0, stream,
-                       view_of<const float, kNhwc>(args.grad, conv.filters, conv.out_height * conv.out_width),
-                       static_cast<const float*>(args.weight),
-                       view_of<float, kNhwc>(args.out, conv.channels, args.images.pixels()), pixels,
-                       ConvGeometry(conv));
+    return gpu::launch(
+        input_grad_kernel<decltype(channels)::value, kNhwc>, dim3(divide_up(pixels, kThreads)), dim3(kThreads), 0,
+        stream, view_of<const float, kNhwc>(args.grad, conv.filters, conv.out_height * conv.out_width),
+        static_cast<const float*>(args.weight), view_of<float, kNhwc>(args.out, conv.channels, args.images.pixels()),
+        pixels, ConvGeometry(conv));
   });
 }
 

@@ -84,12 +84,12 @@ __global__ void __launch_bounds__(kThreads, kChannels == 4 ? 1 : 2)
                       groups);
     __syncthreads();
     if (!active) continue;
-    // Four filter groups at one shift per iteration, two k steps: fragments a of 32 s2d blocks from shared memory (lanes
-    // 16-31 address the second group of a k step), b of all channels from global memory; sums stay in registers.
+    // Four filter groups at one shift per iteration, two k steps: fragments a of 32 s2d blocks from shared memory
+    // (lanes 16-31 address the second group of a k step), b of all channels from global memory; sums stay in registers.
 #pragma unroll 1
     for (int group = 0; group < groups; group += 4) {
-      const gpu::shared<uint16_t> outputs = gpu::shared_cast<uint16_t>(shared) + ((group + lane / 16) * kGroupStride +
-                                                                                 (warp * kWarpPixels + lane % 16) * 8);
+      const gpu::shared<uint16_t> outputs = gpu::shared_cast<uint16_t>(shared) +
+                                            ((group + lane / 16) * kGroupStride + (warp * kWarpPixels + lane % 16) * 8);
 #pragma unroll 1
       for (int shift = 0; shift < kShifts; ++shift) {
         const int offset = (2 - shift / 3) * pitch + 2 - shift % 3;
@@ -159,9 +159,9 @@ gpu::error_t launch_channels(const ConvArguments& args, gpu::stream_t stream) {
   const Conv& conv = args.conv;
   uint32_t* packed = reinterpret_cast<uint32_t*>(args.workspace);
   const int words = static_cast<int>(conv2d_input_grad_workspace(args.images.dtype, conv));
-  const gpu::error_t error =
-      gpu::launch(pack_kernel<Storage<T>>, dim3(divide_up(words, kThreads)), dim3(kThreads), 0, stream,
-                  static_cast<const Storage<T>*>(args.weight), packed, words, static_cast<int>(conv.filters), kChannels);
+  const gpu::error_t error = gpu::launch(pack_kernel<Storage<T>>, dim3(divide_up(words, kThreads)), dim3(kThreads), 0,
+                                         stream, static_cast<const Storage<T>*>(args.weight), packed, words,
+                                         static_cast<int>(conv.filters), kChannels);
   if (error != gpu::kSuccess) return error;
   StripGeometry g = strip_geometry(args.images.channels_last, conv, args.grad);  // strips and blocks are of s2d blocks
   const int rows = divide_up(conv.height + conv.padding, 4), columns = divide_up(conv.width + conv.padding, 4);
@@ -187,9 +187,8 @@ int64_t conv2d_input_grad_workspace(DType dtype, const Conv& conv) {
 gpu::error_t launch_conv2d_input_grad_mma(const ConvArguments& args, gpu::stream_t stream) {
   return dispatch_dtype(args.images.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
-    return dispatch_channels(args.conv, [&](auto channels) {
-      return launch_channels<T, decltype(channels)::value>(args, stream);
-    });
+    return dispatch_channels(
+        args.conv, [&](auto channels) { return launch_channels<T, decltype(channels)::value>(args, stream); });
   });
 }
 

@@ -4,9 +4,9 @@
 // lies in shared memory and how output pixels are numbered in strips. A thread block of 8 warps makes 256 output pixels
 // x 64 or 96 filters, a warp 32 pixels.
 //
-// Memory: the s2d blocks of the pixels go to shared memory once. Weights come from global memory at every k step, packed
-// so that a lane reads its fragments of 16 filters with one load; all warps and thread blocks read the same few ten
-// kilobytes, which L1 keeps (TF32's 140 come from L2).
+// Memory: the s2d blocks of the pixels go to shared memory once. Weights come from global memory at every k step,
+// packed so that a lane reads its fragments of 16 filters with one load; all warps and thread blocks read the same few
+// ten kilobytes, which L1 keeps (TF32's 140 come from L2).
 //
 // Numerics: products of T, float sums; channels that meet no weight are masked, so that NaN in them has no effect.
 #include "space_to_depth.h"
@@ -19,8 +19,8 @@ constexpr int kTransposedRow = kWarpPixels + 4 / sizeof(T);  // elements per fil
 
 // ---- weights -------------------------------------------------------------------------------------------------------
 
-// packed[filter tile][k step][16 filters][lane][4]: b[0] and b[1] of two products. Filters of a tile are permuted so that
-// a lane ends up with runs of 8: column 8 j + 2 q + e of the product is filter 32 (j / 4) + 8 q + 2 (j % 4) + e.
+// packed[filter tile][k step][16 filters][lane][4]: b[0] and b[1] of two products. Filters of a tile are permuted so
+// that a lane ends up with runs of 8: column 8 j + 2 q + e of the product is filter 32 (j / 4) + 8 q + 2 (j % 4) + e.
 template <class E>
 __global__ void __launch_bounds__(kThreads) pack_kernel(const E* weight, uint32_t* packed, int words, int filters,
                                                         int tile, int steps, int length, TapTable taps) {
@@ -75,12 +75,11 @@ __global__ void __launch_bounds__(kThreads, kMmaMinBlocks<T, kTile>)
     stage_blocks<kChannels, false>(shared, in, g, strip, first);
   __syncthreads();
 
-  // One k step per iteration: fragments a of 32 pixels from shared memory (lanes 16-31 address the second K slice), b of
-  // 16 filters at a time from global memory; sums stay in registers.
+  // One k step per iteration: fragments a of 32 pixels from shared memory (lanes 16-31 address the second K slice), b
+  // of 16 filters at a time from global memory; sums stay in registers.
   float sums[2][2 * kPairs][4] = {};
   if (active) {
-    const gpu::shared<uint16_t> blocks =
-        gpu::shared_cast<uint16_t>(shared) + (warp * kWarpPixels + lane % 16) * 8;
+    const gpu::shared<uint16_t> blocks = gpu::shared_cast<uint16_t>(shared) + (warp * kWarpPixels + lane % 16) * 8;
     const gpu::Vec4<uint32_t>* weights = packed + blockIdx.y * (kSteps * kPairs * 32) + lane;
 #pragma unroll 1
     for (int step = 0; step < kSteps; ++step) {
@@ -181,21 +180,19 @@ int packed_words(DType dtype, const Conv& conv) {
 
 template <class T, int kChannels, int kTile>
 gpu::error_t launch_tile(const ConvArguments& args, gpu::stream_t stream) {
-  const gpu::error_t error =
-      pack_conv2d_weight(args.images.dtype, args.weight, args.conv, args.workspace, stream);
+  const gpu::error_t error = pack_conv2d_weight(args.images.dtype, args.weight, args.conv, args.workspace, stream);
   if (error != gpu::kSuccess) return error;
   const StripGeometry g = strip_geometry(args.images.channels_last, args.conv, args.out);
   constexpr int kBytes =
       std::max<int>(kGroups<T, kChannels> * kGroupStride * 2, kThreads * kTransposedRow<T> * sizeof(T));
   static_assert(kBytes <= kMinSharedMemory);
   return for_each_batch(args.images.count, int64_t{g.strips} * g.blocks, [&](int64_t first, int64_t count) {
-    return gpu::launch(
-        mma_kernel<T, kChannels, kTile>,
-        dim3(static_cast<unsigned>(count * g.strips * g.blocks), divide_up(args.conv.filters, kTile)), dim3(kThreads),
-        kBytes, stream, static_cast<const Storage<T>*>(args.x),
-        reinterpret_cast<const gpu::Vec4<uint32_t>*>(args.workspace), static_cast<const T*>(args.bias),
-        static_cast<T*>(args.out), first, g, slice_table<kChannels, kGroupSize<T>>(g.strip_width + 2),
-        relu_floor(args));
+    return gpu::launch(mma_kernel<T, kChannels, kTile>,
+                       dim3(static_cast<unsigned>(count * g.strips * g.blocks), divide_up(args.conv.filters, kTile)),
+                       dim3(kThreads), kBytes, stream, static_cast<const Storage<T>*>(args.x),
+                       reinterpret_cast<const gpu::Vec4<uint32_t>*>(args.workspace), static_cast<const T*>(args.bias),
+                       static_cast<T*>(args.out), first, g, slice_table<kChannels, kGroupSize<T>>(g.strip_width + 2),
+                       relu_floor(args));
   });
 }
 

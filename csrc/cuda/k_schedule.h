@@ -1,7 +1,8 @@
 // The K dimension of AlexNet's 11x11 convolution of stride 4 as a matrix product for tensor cores (implicit GEMM).
 //
-// Space to depth (s2d): cut into blocks of 4x4 pixels, an image with C channels has 16 C channels per s2d block, and the
-// convolution becomes 3x3 with stride 1: a sum over nine shifts (by, bx) of (s2d blocks shifted by (by, bx)) x weights.
+// Space to depth (s2d): cut into blocks of 4x4 pixels, an image with C channels has 16 C channels per s2d block, and
+// the convolution becomes 3x3 with stride 1: a sum over nine shifts (by, bx) of (s2d blocks shifted by (by, bx)) x
+// weights.
 //
 // Layout of K: a channel group is 16 bytes of an s2d block's channels (8 of 16 bits, or 4 of TF32). A K slice is one
 // channel group at one shift. One tensor core instruction sums over two K slices, a k step.
@@ -61,8 +62,7 @@ struct KSchedule {
       for (int bx = 0; bx < 3; ++bx)
         for (int group = 0; group < 16 * kChannels / kSize; ++group) {
           int mask = 0;
-          for (int e = 0; e < kSize; ++e)
-            mask |= s2d_channel(kChannels, kSize * group + e, kSize).needed(by, bx) << e;
+          for (int e = 0; e < kSize; ++e) mask |= s2d_channel(kChannels, kSize * group + e, kSize).needed(by, bx) << e;
           if (mask) slices[count++] = {group, by, bx, mask};
         }
     steps = (count + 1) / 2;
@@ -94,8 +94,7 @@ TapTable tap_table() {
   TapTable table = {};
   for (int i = 0; i < kMaxTaps; ++i) {
     const KSlice& slice = kSchedule<kChannels, kSize>.slices[i / kSize];
-    const int tap =
-        s2d_channel(kChannels, kSize * slice.group + i % kSize, kSize).tap(slice.by, slice.bx);
+    const int tap = s2d_channel(kChannels, kSize * slice.group + i % kSize, kSize).tap(slice.by, slice.bx);
     table.tap[i] = static_cast<int16_t>(slice.mask ? tap : -1);
   }
   return table;

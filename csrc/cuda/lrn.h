@@ -6,8 +6,9 @@
 //
 // (the second window is the set of j whose first window contains c).
 //
-// Numerics: float. Every window is summed afresh in a fixed order, because a running sum that adds one end and subtracts
-// the other loses digits. The backward pass recomputes d: two special-function instructions cost less than reading it.
+// Numerics: float. Every window is summed afresh in a fixed order, because a running sum that adds one end and
+// subtracts the other loses digits. The backward pass recomputes d: two special-function instructions cost less than
+// reading it.
 #pragma once
 
 #include "channel_runs.h"
@@ -86,8 +87,8 @@ GPU_DEVICE void normalise_run(const float (&x)[16], const LrnConstants& lrn, flo
   for (int i = 0; i < kRun; ++i) y[i] = x[i + kHalo] * inverse_power<true>(denominator(x, i + 2, lrn), 0.75f);
 }
 
-// The eight gradients of a run, from x of channels c - 4 .. c + 11 and g of c - 2 .. c + 9. Channels outside [low, high)
-// contribute nothing, whatever g holds there (with k = 0 their d may be 0).
+// The eight gradients of a run, from x of channels c - 4 .. c + 11 and g of c - 2 .. c + 9. Channels outside [low,
+// high) contribute nothing, whatever g holds there (with k = 0 their d may be 0).
 GPU_DEVICE void differentiate_run(const float (&x)[16], const float (&g)[16], const LrnConstants& lrn, int c, int low,
                                   int high, float (&dx)[kRun]) {
   // t of the run and of two channels on either side; dx starts as g d^-3/4.

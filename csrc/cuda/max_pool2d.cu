@@ -1,7 +1,8 @@
 // Max pooling, forward and backward; pool.h has the rules.
 //
 // A thread computes one element of the output (backward: of dx), or in NHWC four neighbouring channels of it if these
-// can be moved with one load. Overlapping windows find their shared elements in cache, so each is read from memory once.
+// can be moved with one load. Overlapping windows find their shared elements in cache, so each is read from memory
+// once.
 #include "pool.h"
 
 namespace alexnet_cuda {

@@ -1,7 +1,7 @@
 // Max pooling, shared by the pooling operator and the fused ones: windows, the choice of the maximum, gradients.
 //
-// Memory: the forward pass saves one byte per output, the position of its maximum in the window (row-major, counted from
-// the window's start in the padded image), called the code.
+// Memory: the forward pass saves one byte per output, the position of its maximum in the window (row-major, counted
+// from the window's start in the padded image), called the code.
 //
 // The trick: the backward pass gathers. Each input element asks every window that covers it whether the window's code
 // names that element. So one thread writes each element of dx once, with a fixed order of summation, without zero-fill

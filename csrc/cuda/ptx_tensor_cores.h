@@ -70,8 +70,7 @@ GPU_DEVICE void fence_proxy_async() {
 template <int n>
 GPU_DEVICE void wgmma_fence(uint32_t (&a)[n][4]) {
 #pragma unroll
-  for (int i = 0; i < n; ++i)
-    asm volatile("" : "+r"(a[i][0]), "+r"(a[i][1]), "+r"(a[i][2]), "+r"(a[i][3])::"memory");
+  for (int i = 0; i < n; ++i) asm volatile("" : "+r"(a[i][0]), "+r"(a[i][1]), "+r"(a[i][2]), "+r"(a[i][3])::"memory");
   asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 }
 GPU_DEVICE void wgmma_commit() {

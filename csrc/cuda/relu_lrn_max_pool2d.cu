@@ -130,8 +130,8 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
 
 // ---- backward, normalisation before pooling ------------------------------------------------------------------------
 
-// Policy of lrn.h's backward kernels. The gradient is gathered from the pooled one through the codes; ReLU is applied on
-// the way, before the normalisation or, if it comes last, to the gradient (a pooled value is positive if its x is).
+// Policy of lrn.h's backward kernels. The gradient is gathered from the pooled one through the codes; ReLU is applied
+// on the way, before the normalisation or, if it comes last, to the gradient (a pooled value is positive if its x is).
 template <class T, bool kNhwc, bool kLrn5>
 struct LrnPoolBackward {
   static constexpr bool kChannelsLast = kNhwc, kVec4 = kNhwc && kLrn5;
@@ -162,8 +162,8 @@ struct LrnPoolBackward {
 };
 
 // ---- backward, pooling before normalisation ------------------------------------------------------------------------
-// Two kernels: first the gradient of the pooled values into the workspace (floats, a quarter of x's elements), then that
-// of pooling and ReLU.
+// Two kernels: first the gradient of the pooled values into the workspace (floats, a quarter of x's elements), then
+// that of pooling and ReLU.
 
 // Policy of the first: pooled values are found in x through their codes.
 template <class T, bool kNhwc>
@@ -273,13 +273,12 @@ gpu::error_t launch_relu_lrn_max_pool2d_backward(const TailArguments& args, gpu:
     const auto grad = view_of<const T, kNhwc>(args.grad, images.channels, pooled);
     const auto dx = view_of<T, kNhwc>(args.out, images.channels, images.pixels());
     if (args.order != kReluPoolLrn)
-      return dispatch_flag(uses_lrn5_kernel<T>(images, args.lrn, args.x, args.out, args.grad, args.code),
-                           [&](auto lrn5) {
-                             constexpr bool kLrn5 = decltype(lrn5)::value;
-                             const LrnPoolBackward<T, kNhwc, kLrn5> policy = {
-                                 x, grad, dx, args.code, pool, args.order == kReluLrnPool};
-                             return launch_lrn_backward<kLrn5>(policy, images.count, args.lrn, stream);
-                           });
+      return dispatch_flag(
+          uses_lrn5_kernel<T>(images, args.lrn, args.x, args.out, args.grad, args.code), [&](auto lrn5) {
+            constexpr bool kLrn5 = decltype(lrn5)::value;
+            const LrnPoolBackward<T, kNhwc, kLrn5> policy = {x, grad, dx, args.code, pool, args.order == kReluLrnPool};
+            return launch_lrn_backward<kLrn5>(policy, images.count, args.lrn, stream);
+          });
     const auto workspace = view_of<float, kNhwc>(args.workspace, images.channels, pooled);
     const PoolLrnBackward<T, kNhwc> policy = {x, grad, workspace, args.code, pool};
     const gpu::error_t error = dispatch_flag(is_lrn5(args.lrn), [&](auto lrn5) {
