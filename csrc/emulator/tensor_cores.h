@@ -36,9 +36,9 @@ void ldmatrix_x4_trans(uint32_t (&r)[4], shared<T> row, const emulator::Location
   load_matrices(r, row.range, true, at);
 }
 
-// d (16x8) += a (16 x kDepth) * b (kDepth x 8). Unpack writes the elements of a and b that a lane holds.
-template <int kDepth, class Unpack>
-void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Unpack, const emulator::Location& at) {
+// d (16x8) += a (16 x kDepth) * b (kDepth x 8). PlaceElements writes the elements that a lane holds into a and b.
+template <int kDepth, class PlaceElements>
+void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], PlaceElements, const emulator::Location& at) {
   struct Lane {
     float* d;
     const uint32_t *a, *b;
@@ -49,7 +49,7 @@ void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Unpack, 
         float a[16][kDepth], b[kDepth][8];
         for (int l = 0; l < 32; ++l) {
           const Lane& lane = *static_cast<Lane*>(lanes[l]);
-          Unpack{}(l / 4, l % 4, lane.a, lane.b, a, b);
+          PlaceElements{}(l / 4, l % 4, lane.a, lane.b, a, b);
         }
         for (int l = 0; l < 32; ++l)
           for (int i = 0; i < 4; ++i)
@@ -62,23 +62,23 @@ void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Unpack, 
 template <class T>
 void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
                   const emulator::Location& at = emulator::Location::current()) {
-  const auto unpack = [](int g, int q, const uint32_t* from_a, const uint32_t* from_b, auto& a, auto& b) {
+  const auto place = [](int g, int q, const uint32_t* from_a, const uint32_t* from_b, auto& a, auto& b) {
     for (int e = 0; e < 2; ++e) {
       for (int i = 0; i < 4; ++i) a[g + 8 * (i % 2)][2 * q + 8 * (i / 2) + e] = unpack<T>(from_a[i], e);
       for (int i = 0; i < 2; ++i) b[2 * q + 8 * i + e][g] = unpack<T>(from_b[i], e);
     }
   };
-  mma<16>(d, a, b, unpack, at);
+  mma<16>(d, a, b, place, at);
 }
 
 inline void mma_m16n8k8_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
                              const emulator::Location& at = emulator::Location::current()) {
-  const auto unpack = [](int g, int q, const uint32_t* from_a, const uint32_t* from_b, auto& a, auto& b) {
+  const auto place = [](int g, int q, const uint32_t* from_a, const uint32_t* from_b, auto& a, auto& b) {
     const auto truncate = [](uint32_t bits) { return std::bit_cast<float>(bits & ~0x1fffu); };
     for (int i = 0; i < 4; ++i) a[g + 8 * (i % 2)][q + 4 * (i / 2)] = truncate(from_a[i]);
     for (int i = 0; i < 2; ++i) b[q + 4 * i][g] = truncate(from_b[i]);
   };
-  mma<8>(d, a, b, unpack, at);
+  mma<8>(d, a, b, place, at);
 }
 
 // ---- warpgroups ----------------------------------------------------------------------------------------------------
