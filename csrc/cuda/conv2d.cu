@@ -56,7 +56,7 @@ __global__ void __launch_bounds__(kConvThreads, kColumns == 32 ? 4 : 3)
         fetch_right<true>(next_weights, kTaps, kSlice, filters, v);
         next_weights += kSlice;
       });
-  // Registers to y.
+  // Registers to y: rows are pixels, columns filters.
 #pragma unroll
   for (int i = 0; i < 8; ++i) {
     if (result_row(i) >= rows) continue;
@@ -85,8 +85,8 @@ __global__ void __launch_bounds__(kConvThreads, kColumns == 32 ? 4 : 2 + kNhwc)
   const int y0 = tap / kKernel % kKernel - conv.padding, x0 = tap % kKernel - conv.padding;
   const int x_end = tap == kTaps ? 0 : max(0, min(conv.width, x0 + (conv.out_width - 1) * kStride + 1));
   const float outside = tap == kTaps ? 1.f : 0.f;
-  int n =
-      static_cast<int>(begin / conv.out_height);  // image, row and column of the next slice: the same in all threads
+  // Image, row and column of the next slice, the same in all threads.
+  int n = static_cast<int>(begin / conv.out_height);
   int oy = static_cast<int>(begin % conv.out_height), ox = 0;
   float acc[8][kColumns / 8] = {};
   multiply<kColumns, !kNhwc>(
@@ -138,6 +138,7 @@ __global__ void __launch_bounds__(kThreads)
   const int y = pixel / conv.width + conv.padding, x = pixel % conv.width + conv.padding;
   const int oy0 = max(0, (y - kKernel + kStride) / kStride), oy1 = min(y / kStride, conv.out_height - 1);
   const int ox0 = max(0, (x - kKernel + kStride) / kStride), ox1 = min(x / kStride, conv.out_width - 1);
+  // For every window that covers the pixel: one weight per filter and channel, at the pixel's position in the window.
   float sum[kChannels] = {};
   for (int oy = oy0; oy <= oy1; ++oy)
     for (int ox = ox0; ox <= ox1; ++ox) {

@@ -30,6 +30,7 @@ __global__ void __launch_bounds__(kThreads) pack_kernel(const E* weight, uint32_
   const int word = i % 4, lane = i / 4 % 32, pair = i / 128 % (tile / 16), rest = i / (8 * tile);
   const int j = 2 * pair + word / 2, column = lane / 4, slice = rest % steps * 2 + word % 2;
   const int filter = rest / steps * tile + j / 4 * 32 + column / 2 * 8 + j % 4 * 2 + column % 2;
+  // A word of the packed array: one or two weights from memory, 0 where K has no filter element.
   E v[kPerWord];
 #pragma unroll
   for (int e = 0; e < kPerWord; ++e) {
@@ -68,6 +69,7 @@ __global__ void __launch_bounds__(kThreads, kMmaMinBlocks<T, kTile>)
   const int warp_pixel = first + warp * kWarpPixels, first_filter = blockIdx.y * kTile + quad_lane * 8;
   const bool active = warp_pixel < g.out_height * pitch;
 
+  // The s2d blocks of 256 pixels: image to shared memory.
   const Storage<T>* in = x + image * kChannels * g.height * g.width;
   if (g.channels_last)
     stage_blocks<kChannels, true>(shared, in, g, strip, first);
@@ -155,7 +157,7 @@ __global__ void __launch_bounds__(kThreads, kMmaMinBlocks<T, kTile>)
 #pragma unroll
     for (int j = 0; j < kTile / 32; ++j) {
       add_bias(j);
-      __syncwarp();
+      __syncwarp();  // the previous 32 filters have been read
 #pragma unroll
       for (int i = 0; i < 4; ++i)
 #pragma unroll
