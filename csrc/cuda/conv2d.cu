@@ -21,11 +21,10 @@ namespace {
 
 // ---- kernels -------------------------------------------------------------------------------------------------------
 
-// `floor` is 0 for a ReLU after the convolution, else minus infinity.
 template <int kChannels, bool kNhwc, int kColumns>
 __global__ void __launch_bounds__(kConvThreads, kColumns == 32 ? 4 : 3)
     forward_kernel(View<const float, kNhwc> x, const float* weight, const float* bias, View<float, kNhwc> y,
-                   int64_t pixels, ConvGeometry conv, float floor) {
+                   int64_t pixels, ConvGeometry conv, bool relu) {
   const int64_t first_pixel = int64_t{blockIdx.x} * kTileRows, first_image = first_pixel / y.pixels;
   const unsigned first = static_cast<unsigned>(first_pixel % y.pixels);  // in its image
   const int rows = static_cast<int>(min(int64_t{kTileRows}, pixels - first_pixel));
@@ -56,6 +55,12 @@ __global__ void __launch_bounds__(kConvThreads, kColumns == 32 ? 4 : 3)
         fetch_right<true>(next_weights, kTaps, kSlice, filters, v);
         next_weights += kSlice;
       });
+  if (relu) {
+#pragma unroll
+    for (int i = 0; i < 8; ++i)
+#pragma unroll
+      for (int j = 0; j < kColumns / 8; ++j) acc[i][j] = gpu::max_nan(acc[i][j], 0.f);
+  }
   // Registers to y: rows are pixels, columns filters.
 #pragma unroll
   for (int i = 0; i < 8; ++i) {
@@ -65,7 +70,7 @@ __global__ void __launch_bounds__(kConvThreads, kColumns == 32 ? 4 : 3)
         y.image(first_image + position / y.pixels) + y.offset(static_cast<int>(position % y.pixels), first_filter);
 #pragma unroll
     for (int j = 0; j < kColumns / 8; ++j)
-      if (result_column(j) < filters) to[y.offset(0, result_column(j))] = gpu::max_nan(acc[i][j], floor);
+      if (result_column(j) < filters) to[y.offset(0, result_column(j))] = acc[i][j];
   }
 }
 
@@ -186,8 +191,7 @@ gpu::error_t launch_conv2d(const ConvArguments& args, gpu::stream_t stream) {
                        dim3(divide_up(pixels, kTileRows), divide_up(conv.filters, kColumns)), dim3(kConvThreads), 0,
                        stream, view_of<const float, kNhwc>(args.x, conv.channels, args.images.pixels()),
                        static_cast<const float*>(args.weight), static_cast<const float*>(args.bias),
-                       view_of<float, kNhwc>(args.out, conv.filters, outputs), pixels, ConvGeometry(conv),
-                       relu_floor(args));
+                       view_of<float, kNhwc>(args.out, conv.filters, outputs), pixels, ConvGeometry(conv), args.relu);
   });
 }
 
