@@ -21,7 +21,7 @@ error_t launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t smem, stream_
   return cudaGetLastError();
 }
 
-// ---- conversions and arithmetic
+// ---- conversions and arithmetic ------------------------------------------------------------------------------------
 // ----------------------------------------------------------------------------------------
 
 GPU_DEVICE float to_float(float v) {
