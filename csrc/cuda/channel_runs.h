@@ -9,8 +9,8 @@
 
 namespace alexnet_cuda {
 
-constexpr int kMinBlocks =
-    2;                    // thread blocks per SM: at most 128 registers (ptxas alone sometimes takes 48 and spills)
+// Thread blocks per SM, which allows 128 registers. Without it ptxas sometimes limits itself to 48 and spills.
+constexpr int kMinBlocks = 2;
 constexpr int kRun = 8;   // channels that one thread finishes at a time
 constexpr int kHalo = 4;  // channels read on either side of them
 
@@ -105,7 +105,7 @@ gpu::error_t launch_runs(bool channels_last, int64_t images, int pixels, int gro
   const int per_group = divide_up(group_channels, kRun), per_pixel = groups * per_group;
   return for_each_batch(images, int64_t{pixels} * per_pixel, [&](int64_t first, int64_t count) {
     const int64_t total = count * pixels;
-    // In NCHW a thread does a whole pixel unless that leaves most of a large GPU (about 2^18 threads) idle.
+    // In NCHW a thread does a whole pixel unless that leaves a large part of a GPU of about 2^18 threads idle.
     const int64_t max_shares = std::min<int64_t>(per_pixel, kMaxGridRows);
     const int shares = channels_last ? 1 : static_cast<int>(std::clamp<int64_t>((1 << 18) / total, 1, max_shares));
     const int per_thread = channels_last ? 1 : divide_up(per_pixel, shares);

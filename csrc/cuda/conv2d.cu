@@ -21,11 +21,10 @@ namespace {
 
 // ---- kernels -------------------------------------------------------------------------------------------------------
 
-// `floor` is 0 for a ReLU after the convolution, else minus infinity.
 template <int kChannels, bool kNhwc, int kColumns>
 __global__ void __launch_bounds__(kConvThreads, kColumns == 32 ? 4 : 3)
     forward_kernel(View<const float, kNhwc> x, const float* weight, const float* bias, View<float, kNhwc> y,
-                   int64_t pixels, ConvGeometry conv, float floor) {
+                   int64_t pixels, ConvGeometry conv, bool relu) {
   const int64_t first_pixel = int64_t{blockIdx.x} * kTileRows, first_image = first_pixel / y.pixels;
   const unsigned first = static_cast<unsigned>(first_pixel % y.pixels);  // in its image
   const int rows = static_cast<int>(min(int64_t{kTileRows}, pixels - first_pixel));
@@ -56,7 +55,13 @@ __global__ void __launch_bounds__(kConvThreads, kColumns == 32 ? 4 : 3)
         fetch_right<true>(next_weights, kTaps, kSlice, filters, v);
         next_weights += kSlice;
       });
-  // Registers to y.
+  if (relu) {
+#pragma unroll
+    for (int i = 0; i < 8; ++i)
+#pragma unroll
+      for (int j = 0; j < kColumns / 8; ++j) acc[i][j] = gpu::max_nan(acc[i][j], 0.f);
+  }
+  // Registers to y: rows are pixels, columns filters.
 #pragma unroll
   for (int i = 0; i < 8; ++i) {
     if (result_row(i) >= rows) continue;
@@ -65,7 +70,7 @@ __global__ void __launch_bounds__(kConvThreads, kColumns == 32 ? 4 : 3)
         y.image(first_image + position / y.pixels) + y.offset(static_cast<int>(position % y.pixels), first_filter);
 #pragma unroll
     for (int j = 0; j < kColumns / 8; ++j)
-      if (result_column(j) < filters) to[y.offset(0, result_column(j))] = gpu::max_nan(acc[i][j], floor);
+      if (result_column(j) < filters) to[y.offset(0, result_column(j))] = acc[i][j];
   }
 }
 
@@ -85,8 +90,8 @@ __global__ void __launch_bounds__(kConvThreads, kColumns == 32 ? 4 : 2 + kNhwc)
   const int y0 = tap / kKernel % kKernel - conv.padding, x0 = tap % kKernel - conv.padding;
   const int x_end = tap == kTaps ? 0 : max(0, min(conv.width, x0 + (conv.out_width - 1) * kStride + 1));
   const float outside = tap == kTaps ? 1.f : 0.f;
-  int n =
-      static_cast<int>(begin / conv.out_height);  // image, row and column of the next slice: the same in all threads
+  // Image, row and column of the next slice, the same in all threads.
+  int n = static_cast<int>(begin / conv.out_height);
   int oy = static_cast<int>(begin % conv.out_height), ox = 0;
   float acc[8][kColumns / 8] = {};
   multiply<kColumns, !kNhwc>(
@@ -138,6 +143,7 @@ __global__ void __launch_bounds__(kThreads)
   const int y = pixel / conv.width + conv.padding, x = pixel % conv.width + conv.padding;
   const int oy0 = max(0, (y - kKernel + kStride) / kStride), oy1 = min(y / kStride, conv.out_height - 1);
   const int ox0 = max(0, (x - kKernel + kStride) / kStride), ox1 = min(x / kStride, conv.out_width - 1);
+  // For every window that covers the pixel: one weight per filter and channel, at the pixel's position in the window.
   float sum[kChannels] = {};
   for (int oy = oy0; oy <= oy1; ++oy)
     for (int ox = ox0; ox <= ox1; ++ox) {
@@ -185,8 +191,7 @@ gpu::error_t launch_conv2d(const ConvArguments& args, gpu::stream_t stream) {
                        dim3(divide_up(pixels, kTileRows), divide_up(conv.filters, kColumns)), dim3(kConvThreads), 0,
                        stream, view_of<const float, kNhwc>(args.x, conv.channels, args.images.pixels()),
                        static_cast<const float*>(args.weight), static_cast<const float*>(args.bias),
-                       view_of<float, kNhwc>(args.out, conv.filters, outputs), pixels, ConvGeometry(conv),
-                       relu_floor(args));
+                       view_of<float, kNhwc>(args.out, conv.filters, outputs), pixels, ConvGeometry(conv), args.relu);
   });
 }
 

@@ -3,7 +3,7 @@
 // A thread block of 128 threads makes a 128 x kColumns tile, 8 x kColumns / 8 of it per thread in registers.
 //
 // Memory: K slices of 11 values of k go through shared memory, left as [k][128], right as [k][kColumns + 4]. Two
-// buffers: while slice s is multiplied from one, slice s + 1 is on its way from global memory to registers.
+// buffers: while slice s is multiplied from one, slice s + 1 is loaded from global memory to registers.
 // Numerics: FFMA only; every sum runs over k in ascending order.
 #pragma once
 

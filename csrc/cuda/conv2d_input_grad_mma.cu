@@ -28,6 +28,7 @@ __global__ void __launch_bounds__(kThreads)
   const int word = i % 4, lane = i / 4 % 32, column = i / 128 % (2 * channels), rest = i / (256 * channels);
   const int shift = rest % kShifts, first = (rest / kShifts * 4 + word) * kGroupSize<E> + lane % 4 * kPerWord;
   const int tap = s2d_channel(channels, 8 * column + lane / 4).tap(shift / 3, shift % 3);
+  // A word of the packed array: one or two filters' weights from memory, 0 where there are none.
   E v[kPerWord];
 #pragma unroll
   for (int e = 0; e < kPerWord; ++e)

@@ -30,6 +30,7 @@ __global__ void __launch_bounds__(kThreads) pack_kernel(const E* weight, uint32_
   const int word = i % 4, lane = i / 4 % 32, pair = i / 128 % (tile / 16), rest = i / (8 * tile);
   const int j = 2 * pair + word / 2, column = lane / 4, slice = rest % steps * 2 + word % 2;
   const int filter = rest / steps * tile + j / 4 * 32 + column / 2 * 8 + j % 4 * 2 + column % 2;
+  // A word of the packed array: one or two weights from memory, 0 where K has no filter element.
   E v[kPerWord];
 #pragma unroll
   for (int e = 0; e < kPerWord; ++e) {
@@ -54,12 +55,11 @@ constexpr int kMmaMinBlocks = sizeof(T) == 4 && kTile == 96 ? 1 : 2;
 constexpr int kMmaMinBlocks = 2;
 #endif
 
-// `floor` is 0 for a ReLU after the convolution, else minus infinity.
 template <class T, int kChannels, int kTile>
 __global__ void __launch_bounds__(kThreads, kMmaMinBlocks<T, kTile>)
     mma_kernel(const Storage<T>* __restrict__ x, const gpu::Vec4<uint32_t>* __restrict__ packed,
                const T* __restrict__ bias, T* __restrict__ y, int64_t first_image, StripGeometry g, SliceTable table,
-               float floor) {
+               bool relu) {
   constexpr int kSteps = kSchedule<kChannels, kGroupSize<T>>.steps, kPairs = kTile / 16;
   const gpu::shared<uint32_t> shared = gpu::dynamic_shared<uint32_t>();
   const int pitch = g.pitch(), warp = threadIdx.x / 32, lane = threadIdx.x % 32, quad_lane = lane % 4;
@@ -68,6 +68,7 @@ __global__ void __launch_bounds__(kThreads, kMmaMinBlocks<T, kTile>)
   const int warp_pixel = first + warp * kWarpPixels, first_filter = blockIdx.y * kTile + quad_lane * 8;
   const bool active = warp_pixel < g.out_height * pitch;
 
+  // The s2d blocks of 256 pixels: image to shared memory.
   const Storage<T>* in = x + image * kChannels * g.height * g.width;
   if (g.channels_last)
     stage_blocks<kChannels, true>(shared, in, g, strip, first);
@@ -114,9 +115,13 @@ __global__ void __launch_bounds__(kThreads, kMmaMinBlocks<T, kTile>)
       const int filter = first_filter + 32 * j + k;
       const float b = bias && filter < g.filters ? gpu::to_float(bias[filter]) : 0.f;
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        float& sum = sums[i / 2][4 * j + k / 2][i % 2 * 2 + k % 2];
-        sum = gpu::max_nan(sum + b, floor);
+      for (int i = 0; i < 4; ++i) sums[i / 2][4 * j + k / 2][i % 2 * 2 + k % 2] += b;
+    }
+    if (relu) {
+#pragma unroll
+      for (int i = 0; i < 32; ++i) {
+        float& sum = sums[i / 16][4 * j + i / 4 % 4][i % 4];
+        sum = gpu::max_nan(sum, 0.f);
       }
     }
   };
@@ -155,7 +160,7 @@ __global__ void __launch_bounds__(kThreads, kMmaMinBlocks<T, kTile>)
 #pragma unroll
     for (int j = 0; j < kTile / 32; ++j) {
       add_bias(j);
-      __syncwarp();
+      __syncwarp();  // the previous 32 filters have been read
 #pragma unroll
       for (int i = 0; i < 4; ++i)
 #pragma unroll
@@ -192,7 +197,7 @@ gpu::error_t launch_tile(const ConvArguments& args, gpu::stream_t stream) {
                        dim3(kThreads), kBytes, stream, static_cast<const Storage<T>*>(args.x),
                        reinterpret_cast<const gpu::Vec4<uint32_t>*>(args.workspace), static_cast<const T*>(args.bias),
                        static_cast<T*>(args.out), first, g, slice_table<kChannels, kGroupSize<T>>(g.strip_width + 2),
-                       relu_floor(args));
+                       args.relu);
   });
 }
 

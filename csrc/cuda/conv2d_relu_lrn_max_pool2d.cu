@@ -47,8 +47,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   constexpr int kChannels = L::kChannels, kTile = L::kTile;
   constexpr int kSteps = kSchedule<kChannels>.steps, kGroups = 2 * kChannels;
   // The shuffle tells the compiler that it is the same in all lanes.
-  const int warp = __shfl_sync(~0u, static_cast<int>(threadIdx.x / 32), 0), lane = threadIdx.x % 32,
-            quad_lane = lane % 4;
+  const int warp = __shfl_sync(~0u, static_cast<int>(threadIdx.x / 32), 0);
+  const int lane = threadIdx.x % 32, quad_lane = lane % 4;
   const int plane = b.out_height * b.out_width, pooled_plane = b.pool_height * b.pool_width;
   const int column = warp * 8 + lane / 4;
   const bool active = warp * 8 < b.out_width;

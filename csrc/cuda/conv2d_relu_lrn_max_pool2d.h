@@ -124,6 +124,7 @@ GPU_DEVICE void normalise_row(const float (&sums)[kTile / 8][4], int half, gpu::
       }
     }
   }
+  // Registers to `a`: 16 bytes of a pixel in NHWC; in NCHW eight lanes write neighbouring pixels of a channel.
   if (save) {
 #pragma unroll
     for (int j = 0; j < kRuns; ++j) {
@@ -147,6 +148,7 @@ GPU_DEVICE void normalise_row(const float (&sums)[kTile / 8][4], int half, gpu::
     const uint32_t to_left = quad_lane > 0 ? words[j][0] : j + 1 < kRuns ? words[min(j + 1, kRuns - 1)][0] : 0;
     const uint32_t left = __shfl_sync(~0u, to_right, (quad_lane + 3) % 4, 4);
     const uint32_t right = __shfl_sync(~0u, to_left, (quad_lane + 1) % 4, 4);
+    // 12 channels unpacked, 8 normalised.
     float in[16], out[kRun];
 #pragma unroll
     for (int k = 0; k < 12; ++k) {
@@ -218,6 +220,7 @@ GPU_DEVICE void pool_columns(gpu::shared<float> maxima, gpu::shared<uint8_t> max
     const int rest = i / (kAcross * kAlong), column = rest / kQuarters * kAlong + i / kAcross % kAlong;
     const int channel = (rest % kQuarters * kAcross + i % kAcross) * 4;
     if (column >= b.pool_width) continue;
+    // Three columns of maxima, and of the rows they were in, from shared memory.
     Best<kSave> best[4];
 #pragma unroll
     for (int dx = 0; dx < 3; ++dx) {
@@ -228,6 +231,7 @@ GPU_DEVICE void pool_columns(gpu::shared<float> maxima, gpu::shared<uint8_t> max
 #pragma unroll
       for (int k = 0; k < 4; ++k) best[k].update_unordered(v.v[k], rows.v[k] * 3 + dx);
     }
+    // Values and codes to memory.
     const uint32_t words[2] = {gpu::pack<T>(best[0].value, best[1].value), gpu::pack<T>(best[2].value, best[3].value)};
     gpu::Vec4<uint16_t> values;
     memcpy(&values, words, 8);

@@ -119,14 +119,13 @@ __global__ void __launch_bounds__(kThreads, 1)
     const gpu::shared<uint16_t> blocks = gpu::shared_cast<uint16_t>(shared);
     const gpu::shared<uint16_t> filters = gpu::shared_cast<uint16_t>(gradient) + row;
     // Each iteration multiplies 8 (TF32) or 16 pixels. Fragments come from shared memory: `right` the warp's part of K,
-    // masked, `left` 16 or 32 filters at a time.
+    // `left` 16 or 32 filters at a time. The gradient is 0 where there is no output, but 0 * NaN is NaN: x is masked.
     if constexpr (kIsTF32) {
 #pragma unroll 1
       for (int pixel = 0; pixel < pixels; pixel += 8) {
         uint32_t right[2 * kWarpSteps][2];
 #pragma unroll
         for (int k = 0; k < 2; ++k) {
-          // The gradient is 0 where there is no output, but 0 * NaN is NaN: x is cleared as well.
           const uint32_t keep = masks[pixel + 4 * k + quad_lane];
 #pragma unroll
           for (int s = 0; s < kWarpSteps; ++s) {
@@ -151,7 +150,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     } else {
 #pragma unroll 1
       for (int pixel = 0; pixel < pixels; pixel += 16) {
-        const uint32_t keep0 = masks[pixel / 2 + quad_lane], keep1 = masks[pixel / 2 + quad_lane + 4];  // as above
+        const uint32_t keep0 = masks[pixel / 2 + quad_lane], keep1 = masks[pixel / 2 + quad_lane + 4];
         uint32_t right[kWarpSteps][4];
 #pragma unroll
         for (int s = 0; s < kWarpSteps; ++s) {
@@ -175,7 +174,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
   }
 
-  // Registers to the workspace.
+  // Registers to the workspace, back in the order of filters and k.
   float* out = partial + (int64_t{blockIdx.x} * gridDim.y + blockIdx.y) * (kTile * kSteps * 16);
 #pragma unroll
   for (int s = 0; s < kWarpSteps; ++s)

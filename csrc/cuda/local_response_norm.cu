@@ -87,6 +87,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
     spatial_kernel(const T* x, const T* grad, T* out, float* workspace, Spatial s) {
   const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (i >= s.elements) return;
+  // d from a window of x (and dx from a window of the workspace), read through the cache.
   const float d = s.denominator(x, i), p = inverse_power<false>(d, s.lrn.beta), v = gpu::to_float(x[i]);
   if constexpr (kPass == kForward) out[i] = gpu::from_float<T>(v * p);
   if constexpr (kPass == kTerms) workspace[i] = gpu::to_float(grad[i]) * v * p / d;

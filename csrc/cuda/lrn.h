@@ -20,7 +20,7 @@ GPU_DEVICE float relu(float v) {
 }
 
 struct LrnConstants {
-  int front, back;  // channels of the window before and behind c
+  int front, back;  // channels of the window before and after c
   float alpha, beta, k;
 
   explicit LrnConstants(const Lrn& lrn)

@@ -59,6 +59,7 @@ template <class T, int kStep, bool kNhwc>
 __global__ void __launch_bounds__(kThreads, kMinBlocks)
     backward_kernel(View<const T, kNhwc> grad, const uint8_t* code, View<T, kNhwc> dx, int64_t images,
                     PoolGeometry pool) {
+  // Gradients and codes of the windows that cover the pixel from memory or cache, summed in registers.
   for_each_element<kStep, kNhwc>(images, dx.channels, dx.pixels, [&](int64_t image, int pixel, int c) {
     if constexpr (kStep == 4) {
       float v[16];

@@ -1,6 +1,8 @@
 // CUDA back end of gpu.h: launches, conversions, shared memory, asynchronous copies.
 #pragma once
 
+#include <type_traits>
+
 #define GPU_DEVICE __device__ __forceinline__
 
 namespace gpu {
@@ -19,7 +21,7 @@ error_t launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t smem, stream_
   return cudaGetLastError();
 }
 
-// ---- conversions and arithmetic
+// ---- conversions and arithmetic ------------------------------------------------------------------------------------
 // ----------------------------------------------------------------------------------------
 
 GPU_DEVICE float to_float(float v) {
@@ -33,46 +35,33 @@ GPU_DEVICE float to_float(bfloat16 v) {
 }
 
 template <class T>
-GPU_DEVICE T from_float(float v);
-template <>
-GPU_DEVICE float from_float<float>(float v) {
-  return v;
-}
-template <>
-GPU_DEVICE half from_float<half>(float v) {
-  return __float2half_rn(v);
-}
-template <>
-GPU_DEVICE bfloat16 from_float<bfloat16>(float v) {
-  return __float2bfloat16_rn(v);
+GPU_DEVICE T from_float(float v) {
+  if constexpr (std::is_same_v<T, half>)
+    return __float2half_rn(v);
+  else if constexpr (std::is_same_v<T, bfloat16>)
+    return __float2bfloat16_rn(v);
+  else
+    return v;
 }
 
-// One 32-bit word of two rounded values: `low` in bits 0-15, `high` in bits 16-31.
+// One 32-bit word of two rounded values: `low` in bits 0-15, `high` in bits 16-31. T is half or bfloat16.
 template <class T>
-GPU_DEVICE uint32_t pack(float low, float high);
-template <>
-GPU_DEVICE uint32_t pack<half>(float low, float high) {
+GPU_DEVICE uint32_t pack(float low, float high) {
   uint32_t r;
-  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
-  return r;
-}
-template <>
-GPU_DEVICE uint32_t pack<bfloat16>(float low, float high) {
-  uint32_t r;
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
+  if constexpr (std::is_same_v<T, half>)
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
+  else
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
   return r;
 }
 
 // The opposite of pack: bits 0-15 for which = 0, bits 16-31 for which = 1.
 template <class T>
-GPU_DEVICE float unpack(uint32_t word, int which);
-template <>
-GPU_DEVICE float unpack<half>(uint32_t word, int which) {
-  return __half2float(__ushort_as_half(static_cast<unsigned short>(word >> 16 * which)));
-}
-template <>
-GPU_DEVICE float unpack<bfloat16>(uint32_t word, int which) {
-  return __uint_as_float(which ? word & 0xffff0000u : word << 16);
+GPU_DEVICE float unpack(uint32_t word, int which) {
+  if constexpr (std::is_same_v<T, half>)
+    return __half2float(__ushort_as_half(static_cast<unsigned short>(word >> 16 * which)));
+  else
+    return __uint_as_float(which ? word & 0xffff0000u : word << 16);
 }
 
 // The maximum, with +0 > -0; NaN if an operand is NaN. Of floats, or element by element of two packed pairs.
@@ -82,17 +71,12 @@ GPU_DEVICE float max_nan(float a, float b) {
   return r;
 }
 template <class T>
-GPU_DEVICE uint32_t max_nan(uint32_t a, uint32_t b);
-template <>
-GPU_DEVICE uint32_t max_nan<half>(uint32_t a, uint32_t b) {
+GPU_DEVICE uint32_t max_nan(uint32_t a, uint32_t b) {
   uint32_t r;
-  asm("max.NaN.f16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
-  return r;
-}
-template <>
-GPU_DEVICE uint32_t max_nan<bfloat16>(uint32_t a, uint32_t b) {
-  uint32_t r;
-  asm("max.NaN.bf16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
+  if constexpr (std::is_same_v<T, half>)
+    asm("max.NaN.f16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
+  else
+    asm("max.NaN.bf16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
   return r;
 }
 

@@ -130,8 +130,8 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
 
 // ---- backward, normalisation before pooling ------------------------------------------------------------------------
 
-// Policy of lrn.h's backward kernels. The gradient is gathered from the pooled one through the codes; ReLU is applied
-// on the way, before the normalisation or, if it comes last, to the gradient (a pooled value is positive if its x is).
+// Policy of lrn.h's backward kernels. The gradient is gathered from the pooled one through the codes. ReLU is applied
+// to x and dx or, if it comes last, to the gathered gradient (a pooled value is positive exactly if its x is).
 template <class T, bool kNhwc, bool kLrn5>
 struct LrnPoolBackward {
   static constexpr bool kChannelsLast = kNhwc, kVec4 = kNhwc && kLrn5;

@@ -5,8 +5,6 @@
 // s2d blocks, which are 2 longer than the rows of outputs: two results in each row are computed and not stored.
 #pragma once
 
-#include <cmath>
-
 #include "k_schedule.h"
 
 namespace alexnet_cuda {
@@ -162,11 +160,6 @@ inline StripGeometry strip_geometry(bool channels_last, const Conv& conv, const 
           divide_up(conv.out_height * (strip_width + 2), pixels),
           channels_last,
           conv.filters % 8 == 0 && is_aligned(y, 16)};
-}
-
-// Outputs are at least this: 0 for a ReLU after the convolution, else minus infinity.
-inline float relu_floor(const ConvArguments& args) {
-  return args.relu ? 0.f : -INFINITY;
 }
 
 inline bool uses_tensor_cores(DType dtype) {

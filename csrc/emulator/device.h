@@ -72,7 +72,7 @@ error_t launch(void (*kernel)(P...), Grid grid, dim3 block, size_t smem, stream_
   return kSuccess;
 }
 
-// ---- conversions and arithmetic -------------------------------------------------------------------------------------
+// ---- conversions and arithmetic ------------------------------------------------------------------------------------
 
 using half = _Float16;
 struct bfloat16 {
@@ -140,7 +140,7 @@ inline float sqrt_ftz(float v) {
 template <class T>
 class shared {
  public:
-  struct Element {
+  struct Element {  // what s[i] is: reads and writes go through the checks
     emulator::SharedRange at;
     operator T() const {
       T v;

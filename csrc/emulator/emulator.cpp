@@ -139,14 +139,15 @@ std::string in_block() {
   return "kernel launched at " + name(launch) + ", block " + name_of(block.index);
 }
 
-// ---- collective operations ------------------------------------------------------------------------------------------
+// ---- collective operations -----------------------------------------------------------------------------------------
 
+// Where the threads of one collective wait for each other, with the arguments of those that have arrived.
 struct Rendezvous {
   Location at;
   std::vector<void*> arguments;
   std::vector<Thread*> waiting;
 };
-std::map<std::tuple<State, unsigned, unsigned>, Rendezvous> rendezvous;  // by kind, warp or warpgroup, and mask
+std::map<std::tuple<State, unsigned, unsigned>, Rendezvous> rendezvous;  // by kind, warp or warpgroup, mask
 
 void arrive(State kind, unsigned group, unsigned mask, unsigned slots, unsigned slot, unsigned expected, void* argument,
             Work work, const Location& at) {
@@ -188,6 +189,7 @@ void run_block() {
                   .copy_groups = 0};
     prepare_fiber(threads[i]);
   }
+  // Rounds over all fibers: each that is ready runs until it waits or returns. A round without progress is a deadlock.
   std::vector<unsigned> order(n);
   std::iota(order.begin(), order.end(), 0u);
   if (fiber_order == Order::kDescending) std::reverse(order.begin(), order.end());

@@ -74,8 +74,7 @@ extern Block block;
 // Runs body() once per thread of the grid.
 void run(const Location& at, dim3 grid, dim3 block_size, size_t dynamic_bytes, const std::function<void()>& body);
 
-// ---- collective operations
-// ----------------------------------------------------------------------------------------------------
+// ---- collective operations -----------------------------------------------------------------------------------------
 
 void barrier(const Location& at);
 

@@ -5,6 +5,7 @@
 
 namespace gpu {
 
+// Each lane reads its row of 16 bytes; the last one to arrive distributes the elements of the four matrices.
 inline void load_matrices(uint32_t (&r)[4], const emulator::SharedRange& row, bool transposed,
                           const emulator::Location& at) {
   struct Lane {
@@ -46,6 +47,7 @@ void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], PlaceEle
   emulator::warp_operation(
       ~0u, &mine,
       [](void** lanes) {
+        // The lanes' fragments into whole matrices; then one dot product per element that a lane holds of d.
         float a[16][kDepth], b[kDepth][8];
         for (int l = 0; l < 32; ++l) {
           const Lane& lane = *static_cast<Lane*>(lanes[l]);
@@ -133,6 +135,7 @@ void wgmma_k16(float (&d)[kGroups][4], const uint32_t (&a)[4], uint64_t b,
           m.a[t] = lane.a;
         }
         m.work = [](const emulator::WgmmaProduct& m) {
+          // Fragments of 128 threads and the matrix in shared memory into a and b; then one dot product per sum.
           static float a[64][16], b[8 * kGroups][16];
           for (int t = 0; t < 128; ++t)
             for (int i = 0; i < 8; ++i)
