@@ -38,20 +38,26 @@ ALEXNET_CPU_KERNEL(tail_backward, TailArguments)
 // Winograd's algorithm works on tiles of 6x6 inputs and makes this many products for each channel and filter.
 constexpr int kWinogradProducts = 36;
 
-// 11x11 convolution with stride 4, for the argument `weight` packed by the back end (conv2d.cpp) and `bias` padded to
-// whole blocks of filters, both in the type of the sums. A task is one output row; of the input gradient, one row of
-// the gradient of x. The weight gradient sums `chunks` fixed ranges of output rows, each a task that writes
-// [taps + 1][padded filters] sums to `out`; the last of these rows is the bias gradient.
-constexpr float kWinogradLimit = 1e15f;  // rows and weights with larger absolute values use direct convolution
+// 11x11 convolution with stride 4. conv2d_pack_weight brings weight and bias into the order in which the forward reads
+// them, conv2d_pack_taps the weight for the input gradient; both in the type of the sums. The weight gradient adds up
+// `chunks` fixed ranges of output rows and then these sums.
+constexpr float kWinogradLimit = 1e15f;  // rows or weights with larger absolute values use direct convolution
 struct ConvTask : ConvArguments {
+  void* packed_weight = nullptr;     // [block of filters][kernel row][kernel column][channel][filter in block]; for the
+                                     // input gradient [kernel row][block of taps][filter][tap in block]
+  void* packed_bias = nullptr;       // padded to whole blocks of filters
   bool winograd = false;             // winograd_rows.h serves this call
   float* winograd_weight = nullptr;  // [block of filters][product][channel][filter in block]
+  bool* in_range = nullptr;          // set to false if a weight is beyond kWinogradLimit
+  void* sums = nullptr;              // [chunk][taps, then the bias][padded filters]
   int64_t chunks = 0;
 };
-ALEXNET_CPU_KERNEL(conv2d_winograd_weight, ConvTask)  // a task is a block of filters
-ALEXNET_CPU_KERNEL(conv2d_forward, ConvTask)
-ALEXNET_CPU_KERNEL(conv2d_weight_grad, ConvTask)
-ALEXNET_CPU_KERNEL(conv2d_input_grad, ConvTask)
+ALEXNET_CPU_KERNEL(conv2d_pack_weight, ConvTask)         // a task is a block of filters
+ALEXNET_CPU_KERNEL(conv2d_forward, ConvTask)             // an output row
+ALEXNET_CPU_KERNEL(conv2d_weight_grad, ConvTask)         // a chunk
+ALEXNET_CPU_KERNEL(conv2d_weight_grad_reduce, ConvTask)  // a block of filters
+ALEXNET_CPU_KERNEL(conv2d_pack_taps, ConvTask)           // a kernel row
+ALEXNET_CPU_KERNEL(conv2d_input_grad, ConvTask)          // a row of the gradient of x
 
 // The first block: a task is one pooled row of one image. conv.out, when not null, receives the convolution's output;
 // tail.x is null.
