@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "../host/register.h"
 #include "kernels.h"
 #include "memory.h"
 #include "tasks.h"
@@ -61,7 +62,7 @@ Tensor Cpu::allocate(const Tensor& like, const std::vector<int64_t>& size, Memor
   int64_t bytes = type == ScalarType::Byte ? 1 : like.element_size();
   for (int64_t n : size) bytes *= n;
   if (bytes < kMinCachedBytes || cache_limit() == 0) {
-    return torch::stable::empty(size, type, std::nullopt, like.device(), std::nullopt, format);
+    return empty(like, size, format, type);
   }
   return torch::stable::from_blob(allocate_memory(bytes), size, dense_strides(size, format), like.device(), type,
                                   [bytes](void* data) { release_memory(data, bytes); });
@@ -69,9 +70,7 @@ Tensor Cpu::allocate(const Tensor& like, const std::vector<int64_t>& size, Memor
 
 // torch's `contiguous` is a call through its dispatcher, so only where it is needed.
 Tensor Cpu::dense(const Tensor& x, MemoryFormat format) {
-  std::vector<int64_t> size(x.dim());
-  for (size_t d = 0; d < size.size(); ++d) size[d] = x.size(d);
-  const std::vector<int64_t> strides = dense_strides(size, format);
+  const std::vector<int64_t> size = size_of(x), strides = dense_strides(size, format);
   bool is_dense = true;
   for (size_t d = 0; d < size.size(); ++d) is_dense &= size[d] == 1 || x.stride(d) == strides[d];
   return is_dense ? x : torch::stable::contiguous(x, format);
@@ -108,3 +107,7 @@ void Cpu::relu_lrn_max_pool2d_backward(const char*, const TailArguments& args, c
 }
 
 }  // namespace alexnet_cuda
+
+STABLE_TORCH_LIBRARY_IMPL(alexnet_cuda, CPU, m) {
+  alexnet_cuda::register_operators<alexnet_cuda::Cpu>(m);
+}

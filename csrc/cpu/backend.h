@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "../arguments.h"
-#include "../check.h"
+#include "../host/checks.h"
 
 namespace alexnet_cuda {
 
@@ -31,7 +31,8 @@ struct Cpu {
   static bool conv2d(const char* op, const ConvArguments& args, const Tensor& like);
   static bool conv2d_weight_grad(const char* op, const ConvArguments& args, const Tensor& like);
   static bool conv2d_input_grad(const char* op, const ConvArguments& args, const Tensor& like);
-  static bool conv2d_relu_lrn_max_pool2d(const char* op, const BlockArguments& args, const Tensor& like);
+  static bool fuses_first_block(const BlockArguments& args, const Tensor& like);
+  static void conv2d_relu_lrn_max_pool2d(const char* op, const BlockArguments& args, const Tensor& like);
 };
 
 }  // namespace alexnet_cuda

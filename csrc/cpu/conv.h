@@ -14,16 +14,27 @@ namespace alexnet_cuda::ALEXNET_CPU_LEVEL {
 
 constexpr int kSize = 11, kStride = 4;
 
-// The convolution's output channels, padded to whole blocks of filters.
-template <class A>
-Channels output_channels(const ConvTask& a) {
+inline Images output_images(const ConvTask& a) {
   Images images = a.images;
   images.channels = a.conv.filters;
   images.height = a.conv.out_height;
   images.width = a.conv.out_width;
-  Channels c = channels_of<A>(images);
-  c.padded = round_up(c.each, kFilterBlock<A>);
+  return images;
+}
+
+// The filters, padded to whole blocks.
+template <class A>
+Channels output_channels(const ConvTask& a) {
+  Channels c = channels_of<A>(output_images(a));
+  c.padded = round_up(c.per_group, kFilterBlock<A>);
   return c;
+}
+
+// Row `o` of image n of the output's gradient, converted to `scratch` if necessary.
+template <class T, class A = Accumulator<T>>
+Pixels<const A> grad_row(const ConvTask& a, const Channels& c, int64_t n, int64_t o, A* scratch) {
+  return pixels_at<A>(static_cast<const T*>(a.grad) + row_offset(output_images(a), c, n, o), c, a.conv.out_width,
+                      scratch);
 }
 
 // Zero-padded input rows; row r is row r - padding of the image.
@@ -34,7 +45,7 @@ class InputRows {
  public:
   // A row is followed by zeros up to `min_size` numbers.
   explicit InputRows(const ConvTask& a, int64_t min_size = 0)
-      : x_(static_cast<const T*>(a.x)),
+      : a_(a),
         conv_(a.conv),
         channels_(channels_of<A>(a.images)),
         width_((conv_.out_width - 1) * kStride + kSize),
@@ -65,7 +76,7 @@ class InputRows {
     const int64_t count = min64(conv_.width, width_ - conv_.padding);
     int64_t filled = 0;
     if (row >= 0 && row < conv_.height && count > 0) {
-      const T* from = x_ + image_ * c * conv_.height * conv_.width + row * conv_.width * channels_.pixel_stride;
+      const T* from = static_cast<const T*>(a_.x) + row_offset(a_.images, channels_, image_, row);
       for (int64_t i = 0; i < left; ++i) to[i] = A{};
       filled = left + count * c;
       if (channels_.channel_stride == 1) {  // count * C contiguous numbers
@@ -79,7 +90,7 @@ class InputRows {
     for (int64_t i = filled; i < row_size_; ++i) to[i] = A{};
   }
 
-  const T* x_;
+  const ConvTask& a_;
   const Conv& conv_;
   Channels channels_;
   int64_t width_, row_size_;

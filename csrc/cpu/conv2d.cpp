@@ -56,6 +56,7 @@ struct PackedConv {
   const int64_t filters, taps;
   Buffer<char> weight, bias;
   Buffer<float> winograd_weight;
+  bool in_range = true;
   ConvTask task;
 
   explicit PackedConv(const ConvArguments& args)
@@ -66,7 +67,6 @@ struct PackedConv {
         bias(sums_buffer(dtype, filters)),
         winograd_weight(filters * kWinogradProducts * 16 * args.conv.channels),
         task{args} {
-    bool in_range = true;
     task.packed_weight = weight.data();
     task.packed_bias = bias.data();
     task.winograd = is_winograd11x11s4(dtype, args.conv);
@@ -180,13 +180,15 @@ bool Cpu::conv2d_input_grad(const char*, const ConvArguments& args, const Tensor
   return true;
 }
 
-bool Cpu::conv2d_relu_lrn_max_pool2d(const char*, const BlockArguments& args, const Tensor&) {
-  if (!is_conv11x11s4(args.conv.conv)) return false;
+bool Cpu::fuses_first_block(const BlockArguments& args, const Tensor&) {
+  return is_conv11x11s4(args.conv.conv);
+}
+
+void Cpu::conv2d_relu_lrn_max_pool2d(const char*, const BlockArguments& args, const Tensor&) {
   const PackedConv packed(args.conv);
   const Pool& pool = args.tail.pool;
   run_tasks(block_forward_kernel(), BlockTask{packed.task, args.tail}, args.tail.images.count * pool.out_height,
             pool.stride * pool.width * args.conv.conv.filters * 121);
-  return true;
 }
 
 }  // namespace alexnet_cuda

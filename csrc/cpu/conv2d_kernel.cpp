@@ -48,9 +48,7 @@ void forward(const ConvTask& a, int64_t begin, int64_t end) {
   Rows rows(a);
   for (int64_t t = begin; t < end; ++t) {
     const int64_t n = t / conv.out_height, o = t % conv.out_height;
-    const OutputRow<A, T> y(static_cast<T*>(a.out) + n * conv.filters * conv.out_height * conv.out_width +
-                                o * conv.out_width * c.pixel_stride,
-                            c, out);
+    const OutputRow<A, T> y(static_cast<T*>(a.out) + row_offset(output_images(a), c, n, o), c, out);
     rows.compute(n, o, y.pixels);
     for (int64_t p = 0; a.relu && p < conv.out_width; ++p) {
       for (int64_t f = 0; f < y.pixels.stride; f += kLanes<A>) {
@@ -156,12 +154,9 @@ void input_grad(const ConvTask& a, int64_t begin, int64_t end) {
   for (int64_t t = begin; t < end; ++t) {
     const int64_t n = t / conv.height, h = t % conv.height, r = h + conv.padding;
     if (h == 0) ring.restart();
-    const T* grad = static_cast<const T*>(a.grad) + n * conv.filters * conv.out_height * conv.out_width;
     const int64_t first = r < kSize ? 0 : (r - kSize) / kStride + 1;
     const int64_t last = min64(conv.out_height, r / kStride + 1);
-    ring.advance(first, last, [&](int64_t o, int slot) {
-      return pixels_at<A>(grad + o * conv.out_width * c.pixel_stride, c, conv.out_width, grads + slot * row_size);
-    });
+    ring.advance(first, last, [&](int64_t o, int slot) { return grad_row<T>(a, c, n, o, grads + slot * row_size); });
     // Gather from the output rows whose windows cover this row, in order; within one, from pixel to pixel.
     for (int64_t i = 0; i < dx_size; ++i) dx[i] = 0;
     for (int64_t o = first; o < last; ++o) {
@@ -175,7 +170,7 @@ void input_grad(const ConvTask& a, int64_t begin, int64_t end) {
       }
     }
     // The row without its padding.
-    T* out = static_cast<T*>(a.out) + n * conv.channels * conv.height * conv.width + h * conv.width * in.pixel_stride;
+    T* out = static_cast<T*>(a.out) + row_offset(a.images, in, n, h);
     const A* from = dx + conv.padding * conv.channels;
     if (in.channel_stride == 1) {  // width * C contiguous numbers
       write_pixels<A>(from, 0, Channels{0, 1, 1, conv.width * conv.channels, 0}, 1, out);

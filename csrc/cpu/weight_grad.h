@@ -7,34 +7,6 @@
 
 namespace alexnet_cuda::ALEXNET_CPU_LEVEL {
 
-// Rows of the output's gradient.
-template <class T>
-class GradRows {
-  using A = Accumulator<T>;
-
- public:
-  GradRows(const ConvTask& a, int64_t rows)
-      : channels(output_channels<A>(a)),
-        a_(a),
-        row_size_(padded_size<A>(a.conv.out_width, channels.padded)),
-        scratch_(rows * row_size_) {}
-
-  // Row `o` of image n; if it has to be converted, in memory number `slot`.
-  Pixels<const A> row(int64_t n, int64_t o, int64_t slot = 0) {
-    const Conv& conv = a_.conv;
-    return pixels_at<A>(static_cast<const T*>(a_.grad) + n * conv.filters * conv.out_height * conv.out_width +
-                            o * conv.out_width * channels.pixel_stride,
-                        channels, conv.out_width, scratch_ + slot * row_size_);
-  }
-
-  const Channels channels;
-
- private:
-  const ConvTask& a_;
-  const int64_t row_size_;
-  Scratch<A> scratch_;
-};
-
 // P taps of one kernel row from `first` on, one block of filters from `f` on.
 template <class A, int P>
 inline void weight_tile(const ConvTask& a, const A* input, Pixels<const A> grad, int64_t first, int64_t f, A* sum,
@@ -52,13 +24,14 @@ class DirectWeightGrad {
  public:
   static constexpr int kRows = 1;
 
-  explicit DirectWeightGrad(const ConvTask& a) : a_(a), input_(a), grads_(a, kRows) {}
+  explicit DirectWeightGrad(const ConvTask& a)
+      : a_(a), input_(a), channels_(output_channels<A>(a)), grad_(padded_size<A>(a.conv.out_width, channels_.padded)) {}
 
   // Output row `o` of image n.
   void add(int64_t n, int64_t o, A* sum) {
-    const int64_t taps = kSize * a_.conv.channels, padded = grads_.channels.padded;
+    const int64_t taps = kSize * a_.conv.channels, padded = channels_.padded;
     input_.advance(n, o);
-    const Pixels<const A> grad = grads_.row(n, o);
+    const Pixels<const A> grad = grad_row<T>(a_, channels_, n, o, grad_ + 0);
     // Each kernel row's taps, as many at a time as there are registers.
     for (int i = 0; i < kSize; ++i, sum += taps * padded) {
       const A* input = input_[o * kStride + i];
@@ -84,7 +57,8 @@ class DirectWeightGrad {
  private:
   const ConvTask& a_;
   InputRows<T> input_;
-  GradRows<T> grads_;
+  const Channels channels_;
+  Scratch<A> grad_;
 };
 
 // Winograd's algorithm transposed: the sum over all tiles of (B' input B) x (A grad A'), [product][16 C][filter], and
@@ -98,9 +72,11 @@ class WinogradWeightGrad {
       : a_(a),
         direct_(a),
         input_(a),
-        output_(a, kRows),
+        channels_(output_channels<float>(a)),
+        row_size_(padded_size<float>(a.conv.out_width, channels_.padded)),
+        rows_(kRows * row_size_),
         grads_(kWinogradProducts * input_.tiles * kBlock),
-        sum_size_(kWinogradProducts * input_.channels * output_.channels.padded),
+        sum_size_(kWinogradProducts * input_.channels * channels_.padded),
         sum_(sum_size_) {
     clear();
   }
@@ -108,12 +84,12 @@ class WinogradWeightGrad {
   // Output rows [first, first + 4) of image n, or fewer at the end of the image.
   void add(int64_t n, int64_t first, float* sum) {
     const Conv& conv = a_.conv;
-    const int64_t rows = min64(kRows, conv.out_height - first), padded = output_.channels.padded;
+    const int64_t rows = min64(kRows, conv.out_height - first), padded = channels_.padded;
     Pixels<const float> grad[kRows];
     Bits<float> mask = Bits<float>{} - 1;
     for (int64_t i = 0; i < rows; ++i) {
-      grad[i] = output_.row(n, first + i, i);
-      for (int64_t p = 0; p < conv.out_width; ++p) mask &= within_range(grad[i][p], output_.channels.each);
+      grad[i] = grad_row<T>(a_, channels_, n, first + i, rows_ + i * row_size_);
+      for (int64_t p = 0; p < conv.out_width; ++p) mask &= within_range(grad[i][p], channels_.per_group);
     }
     if (!all(mask) || !input_.compute(n, first)) {
       for (int64_t i = 0; i < rows; ++i) direct_.add(n, first + i, sum);
@@ -127,7 +103,7 @@ class WinogradWeightGrad {
 
   // Adds the sum in the Winograd domain to `sum` and clears it.
   void finish(float* sum) {
-    const int64_t padded = output_.channels.padded;
+    const int64_t padded = channels_.padded;
     for (int64_t c = 0; c < input_.channels; ++c) {
       for (int64_t f = 0; f < padded; f += kLanes<float>) {
         Tile6x6 v;
@@ -171,7 +147,7 @@ class WinogradWeightGrad {
   // [channel][tile] x [tile][filter] for each of the 36 products, added to the sum.
   void multiply_block(int64_t filter) {
     constexpr int kChannels = kVectorBytes == 64 ? 8 : 4;
-    const int64_t padded = output_.channels.padded;
+    const int64_t padded = channels_.padded;
     float* sum = sum_ + filter;
     for (int64_t p = 0; p < kWinogradProducts; ++p) {
       for (int64_t c = 0; c < input_.channels; c += kChannels, sum += kChannels * padded) {
@@ -184,8 +160,9 @@ class WinogradWeightGrad {
   const ConvTask& a_;
   DirectWeightGrad<T> direct_;
   WinogradInput<T> input_;
-  GradRows<T> output_;
-  Scratch<float> grads_;
+  const Channels channels_;
+  const int64_t row_size_;
+  Scratch<float> rows_, grads_;
   const int64_t sum_size_;
   Scratch<float> sum_;
 };
