@@ -47,7 +47,7 @@ inline Tensor torch_conv2d(const Tensor& x, const Tensor& weight, const std::opt
 inline std::tuple<Tensor, Tensor> torch_conv2d_weight_grad(const Tensor& grad, const Tensor& x, const Tensor& weight,
                                                            const Conv& conv, bool with_bias) {
   using torch::stable::detail::from;
-  const std::vector<bool> mask = {false, true, with_bias};
+  const bool mask[] = {false, true, with_bias};
   std::array<StableIValue, 11> stack = {from(grad),
                                         from(padded_for_ceil_mode(x, conv)),
                                         from(weight),
@@ -58,7 +58,7 @@ inline std::tuple<Tensor, Tensor> torch_conv2d_weight_grad(const Tensor& grad, c
                                         from(false),
                                         from(Pair{0, 0}),
                                         from(int64_t{conv.groups}),
-                                        from(mask)};
+                                        from(torch::headeronly::HeaderOnlyArrayRef<bool>(mask, 3))};
   TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::convolution_backward", "", stack.data(), TORCH_ABI_VERSION));
   Tensor grad_weight = torch::stable::detail::to<Tensor>(stack[1]);
   Tensor grad_bias = with_bias ? torch::stable::detail::to<Tensor>(stack[2]) : no_elements(grad, grad.scalar_type());
