@@ -1,8 +1,9 @@
 // The first block, convolution, ReLU, LRN and max pooling, in one pass: tail.h asks for the convolution's rows, and
 // these are computed one at a time.
 //
-// Memory: a convolution row stays in the cache, in NHWC, unless the convolution's output is saved for the backward: then
-// it is written there and read back. Numerics: either way the row is rounded to T first, so both give the same result.
+// Memory: a convolution row stays in the cache, in NHWC, unless the convolution's output is saved for the backward:
+// then it is written there and read back. Numerics: either way the row is rounded to T first, so both give the same
+// result.
 #include "tail.h"
 #include "winograd_rows.h"
 

@@ -1,6 +1,6 @@
 // Local response normalisation across channels (lrn.h) and in the plane, forward and backward.
 //
-// Memory layout: across channels, a task is a strip of kStrip pixels; in NHWC it may run from one image into the next.
+// Memory: across channels, a task is a strip of kStrip pixels; in NHWC it may run from one image into the next.
 // In the plane, a task is a block of planes (planes.h), which is converted to scratch memory as a whole.
 //
 // Numerics: the spatial window sum is separable, rows first, then columns, and every window is summed afresh.
@@ -20,7 +20,7 @@ void across_channels(const LrnArguments& a, int64_t begin, int64_t end) {
   Normaliser<A> normaliser(a.lrn, c, BACKWARD);
   const int64_t pixels = images.channels_last ? images.count * images.pixels() : images.pixels();
   const int64_t strips = (pixels + kStrip - 1) / kStrip;
-  for (int64_t t = begin; t < end; ++t) {
+  for (int64_t t = begin; t < end; ++t) {  // one strip: convert, normalise, convert back
     const int64_t first = t % strips * kStrip, count = min64(kStrip, pixels - first);
     const int64_t offset =
         t / strips * images.channels * images.pixels() + first * (images.channels_last ? images.channels : 1);
@@ -68,7 +68,7 @@ void in_plane(const LrnArguments& a, int64_t begin, int64_t end) {
   Scratch<A> rows(a.images.width * planes);
   const A alpha = a.lrn.alpha, beta = a.lrn.beta, k = a.lrn.k, scale = 2 * alpha * beta;
   const int64_t front = a.lrn.front, back = a.lrn.size - 1 - front;
-  for (int64_t t = begin; t < end; ++t) {
+  for (int64_t t = begin; t < end; ++t) {  // one block of whole planes, [pixel][channel] in scratch memory
     const Planes block = planes_of<A>(a.images, t, kPlanes);
     const Channels c = block.layout(pixels);
     const int64_t n = pixels * c.padded, offset = block.offset(pixels);

@@ -3,7 +3,7 @@
 //   forward    d_i = k + alpha * sum of x_j^2 over the window of i       y_i = x_i d_i^-beta
 //   backward   dx_i = g_i d_i^-beta - 2 alpha beta x_i sum of g_j x_j d_j^(-beta-1) over the j whose window contains i
 //
-// The trick: windows of five channels with beta = 3/4, those of every AlexNet, are summed in registers by lane shifts
+// Trick: windows of five channels with beta = 3/4, those of every AlexNet, are summed in registers by lane shifts
 // of neighbouring vectors (Window5). Other windows are summed from a small buffer in the cache that has zeros on both
 // sides of each pixel's channels, so that a sum is `size` unaligned loads and borders need no test.
 //
@@ -51,7 +51,7 @@ ALEXNET_INLINE Vec<A> through_relu(Vec<A> input, Vec<A> gradient) {
 
 constexpr int64_t kLrnBlock = 16;  // pixels whose squares are in the buffer at a time
 
-// The sum of `size` channels from p on.
+// The sum of `size` channels from p on, for each lane.
 template <class A>
 ALEXNET_INLINE Vec<A> window_sum(const A* p, int64_t size) {
   Vec<A> sum = load<A>(p);
@@ -72,55 +72,43 @@ ALEXNET_INLINE void square(const LrnPass<A>& pass, Pixels<const A> x, int64_t co
   }
 }
 
-// y = lrn(x), or lrn(relu(x)), for `count` pixels of one group. The halos of `squares` are zero.
-template <class A, bool RELU>
-inline void lrn_any(const LrnPass<A>& pass, Pixels<const A> x, Pixels<A> y, int64_t count, A* squares) {
-  for (int64_t done = 0; done < count; done += kLrnBlock) {
-    const int64_t block = min64(kLrnBlock, count - done);
-    const Pixels<const A> from = {x[done], x.stride};
-    square<A, RELU>(pass, from, block, squares);
-    for (int64_t p = 0; p < block; ++p) {  // sum the squares in the buffer, scale the pixel
-      const A* window = squares + p * pass.stride + pass.halo - pass.front;
-      for (int64_t c = 0; c < pass.padded; c += kLanes<A>) {
-        const Vec<A> d = pass.k + pass.alpha * window_sum<A>(window + c, pass.size);
-        const Vec<A> v = activation<A, RELU>(from[p] + c);
-        store<A>(y[done + p] + c, scaled<A, RELU>(v, power<A>(d, rsqrt<A>(d), pass.beta)));
-      }
-    }
-  }
-}
-
-// dx for `count` pixels of one group; with RELU the gradient of lrn(relu(x)). `terms` is a buffer as `squares`, for the
-// summands of the gradient's sum; `direct` holds g d^-beta.
-template <class A, bool RELU>
-inline void lrn_any_backward(const LrnPass<A>& pass, Pixels<const A> x, Pixels<const A> grad, Pixels<A> dx,
-                             int64_t count, A* squares, A* terms, A* direct) {
+// For `count` pixels of one group: out = lrn(x), or lrn(relu(x)) with RELU; BACKWARD: its gradient, given that of y.
+// The halos of `squares` and of `terms`, which holds the summands of the gradient's sum, are zero; `direct` holds g
+// d^-beta.
+template <class A, bool RELU, bool BACKWARD>
+inline void lrn_any(const LrnPass<A>& pass, Pixels<const A> x, Pixels<const A> grad, Pixels<A> out, int64_t count,
+                    A* squares, A* terms, A* direct) {
   const A scale = 2 * pass.alpha * pass.beta;
-  for (int64_t done = 0; done < count; done += kLrnBlock) {
+  for (int64_t done = 0; done < count; done += kLrnBlock) {  // the buffer holds one block
     const int64_t block = min64(kLrnBlock, count - done);
     const Pixels<const A> from = {x[done], x.stride};
     square<A, RELU>(pass, from, block, squares);
-    for (int64_t p = 0; p < block; ++p) {  // sum the squares in the buffer, write g d^-beta and the terms
+    for (int64_t p = 0; p < block; ++p) {  // sum the squares, write y, or g d^-beta and the terms
       const A* window = squares + p * pass.stride + pass.halo - pass.front;
       A* term = terms + p * pass.stride + pass.halo;
       for (int64_t c = 0; c < pass.padded; c += kLanes<A>) {
         const Vec<A> d = pass.k + pass.alpha * window_sum<A>(window + c, pass.size), r = rsqrt<A>(d);
-        const Vec<A> v = load<A>(grad[done + p] + c) * power<A>(d, r, pass.beta);
-        store<A>(direct + p * pass.padded + c, v);
-        store<A>(term + c, v * activation<A, RELU>(from[p] + c) * (r * r));
+        const Vec<A> power_of_d = power<A>(d, r, pass.beta), v = activation<A, RELU>(from[p] + c);
+        if constexpr (BACKWARD) {
+          const Vec<A> g = load<A>(grad[done + p] + c) * power_of_d;
+          store<A>(direct + p * pass.padded + c, g);
+          store<A>(term + c, g * v * (r * r));
+        } else {
+          store<A>(out[done + p] + c, scaled<A, RELU>(v, power_of_d));
+        }
       }
       // In padding lanes d is k. If k is 0 their terms are 0 / 0 and must not enter the windows.
       const int64_t last = pass.padded - kLanes<A>;
-      if (pass.per_group < pass.padded) {
+      if (BACKWARD && pass.per_group < pass.padded) {
         store<A>(term + last, keep_first<A>(load<A>(term + last), pass.per_group - last));
       }
     }
-    for (int64_t p = 0; p < block; ++p) {  // sum the terms over the mirrored window, write dx
+    for (int64_t p = 0; BACKWARD && p < block; ++p) {  // sum the terms over the mirrored window, write dx
       const A* window = terms + p * pass.stride + pass.halo - pass.back;
       for (int64_t c = 0; c < pass.padded; c += kLanes<A>) {
         const Vec<A> v = load<A>(from[p] + c), sum = window_sum<A>(window + c, pass.size);
         const Vec<A> gradient = load<A>(direct + p * pass.padded + c) - scale * v * sum;
-        store<A>(dx[done + p] + c, through_relu<A, RELU>(v, gradient));
+        store<A>(out[done + p] + c, through_relu<A, RELU>(v, gradient));
       }
     }
   }
@@ -145,6 +133,7 @@ struct Window5 {
   }
 };
 
+// As lrn_any's forward. A vector's sums need the vector behind it, which is loaded one step ahead.
 template <class A, bool RELU>
 __attribute__((noinline)) void lrn5(const LrnPass<A>& pass, Pixels<const A> x, Pixels<A> y, int64_t count) {
   const A alpha = pass.alpha, k = pass.k;
@@ -163,6 +152,7 @@ __attribute__((noinline)) void lrn5(const LrnPass<A>& pass, Pixels<const A> x, P
   }
 }
 
+// As lrn_any's backward, two steps behind the loads: one for the squares and one for the terms.
 template <class A, bool RELU>
 __attribute__((noinline)) void lrn5_backward(const LrnPass<A>& pass, Pixels<const A> x, Pixels<const A> grad,
                                              Pixels<A> dx, int64_t count) {
@@ -175,7 +165,7 @@ __attribute__((noinline)) void lrn5_backward(const LrnPass<A>& pass, Pixels<cons
     const auto finish = [&](int64_t c, Vec<A> sum) {
       dx.write(dx[p] + c, through_relu<A, RELU>(before, direct_before - scale * before * sum));
     };
-    // At c: the terms of vector c complete the window sums of the vector before it, whose gradient is then written.
+    // The terms of the vector at c complete the window sums of the vector before it, whose gradient is then written.
     for (int64_t c = 0; c <= last; c += kLanes<A>) {
       prefetch(x[p + kPrefetchPixels] + c);
       prefetch(grad[p + kPrefetchPixels] + c);
@@ -216,22 +206,16 @@ class Normaliser {
   template <bool RELU>
   void forward(Pixels<const A> x, Pixels<A> y, int64_t count) {
     for (int64_t g = 0; g < groups_; ++g, x.data += pass_.padded, y.data += pass_.padded) {
-      if (is_lrn5_) {
-        lrn5<A, RELU>(pass_, x, y, count);
-      } else {
-        lrn_any<A, RELU>(pass_, x, y, count, squares_);
-      }
+      is_lrn5_ ? lrn5<A, RELU>(pass_, x, y, count)
+               : lrn_any<A, RELU, false>(pass_, x, {}, y, count, squares_, nullptr, nullptr);
     }
   }
 
   template <bool RELU>
   void backward(Pixels<const A> x, Pixels<const A> grad, Pixels<A> dx, int64_t count) {
     for (int64_t g = 0; g < groups_; ++g, x.data += pass_.padded, grad.data += pass_.padded, dx.data += pass_.padded) {
-      if (is_lrn5_) {
-        lrn5_backward<A, RELU>(pass_, x, grad, dx, count);
-      } else {
-        lrn_any_backward<A, RELU>(pass_, x, grad, dx, count, squares_, terms_, direct_);
-      }
+      is_lrn5_ ? lrn5_backward<A, RELU>(pass_, x, grad, dx, count)
+               : lrn_any<A, RELU, true>(pass_, x, grad, dx, count, squares_, terms_, direct_);
     }
   }
 

@@ -1,6 +1,6 @@
 // Max pooling (pool.h) and its gradient.
 //
-// Memory layout: a task is one row of a block of kPlanes planes (NCHW) or of all channels of an image (NHWC); the input
+// Memory: a task is one row of a block of kPlanes planes (NCHW) or of all channels of an image (NHWC); the input
 // rows that it shares with the previous task are still in ring buffers. The gradient of an NCHW tensor is different: a
 // task is one plane, which fits the cache.
 #include "planes.h"
@@ -18,7 +18,7 @@ void forward(const PoolArguments& a, int64_t begin, int64_t end) {
   Scratch<A> row(padded_size<A>(pool.width, padded)), out(padded_size<A>(pool.out_width, padded));
   Scratch<A> codes(a.code ? padded_size<A>(pool.out_width, padded) : 0);
   Pooler<A, PoolInput::kAny> pooler(pool, padded, a.code != nullptr);
-  for (int64_t t = begin; t < end; ++t) {
+  for (int64_t t = begin; t < end; ++t) {  // one pooled row of a block
     const int64_t o = t % pool.out_height;
     if (o == 0) pooler.restart();
     const Planes block = planes_of<A>(a.images, t / pool.out_height, planes);
@@ -44,7 +44,7 @@ void backward_rows(const PoolArguments& a, int64_t begin, int64_t end) {
   const Channels c = channels_of<A>(a.images);
   Scratch<A> dx(padded_size<A>(a.images.width, c.padded));
   PoolGradient<T> gradient(a.pool, a.images, 1, a.grad, a.code);
-  for (int64_t t = begin; t < end; ++t) {
+  for (int64_t t = begin; t < end; ++t) {  // row h of dx of image n
     const int64_t n = t / a.pool.height, h = t % a.pool.height;
     const OutputRow<A, T> row(static_cast<T*>(a.out) + row_offset(a.images, c, n, h), c, dx,
                               is_nontemporal<T>(a.images));
@@ -66,7 +66,7 @@ void backward_planes(const PoolArguments& a, int64_t begin, int64_t end) {
     const bool inside = i < pool.kernel_size * pool.kernel_size;
     position[i] = inside ? i / pool.kernel_size * pool.width + i % pool.kernel_size : INT64_MIN / 2;
   }
-  for (int64_t t = begin; t < end; ++t) {
+  for (int64_t t = begin; t < end; ++t) {  // one plane
     T* out = static_cast<T*>(a.out) + t * in_plane;
     A* dx = scratch;
     if constexpr (__is_same(A, T)) dx = out;

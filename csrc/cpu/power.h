@@ -1,6 +1,6 @@
 // d^(-beta), the factor of local response normalisation, without calls to powf for the usual exponents.
 //
-// The trick: the CPU estimates 1 / sqrt(d) in one instruction (12 bits for SSE and AVX2, 14 for AVX-512), and a Newton
+// Trick: the CPU estimates 1 / sqrt(d) in one instruction (12 bits for SSE and AVX2, 14 for AVX-512), and a Newton
 // step in plain arithmetic makes it accurate.
 //
 // Numerics: relative error of at most a few units in the last place of float (2.1e-7 for beta = 3/4). Zero, infinity
@@ -11,14 +11,6 @@
 #include "vec.h"
 
 namespace alexnet_cuda::ALEXNET_CPU_LEVEL {
-
-#if defined(__SSE2__) && !defined(__AVX512F__)
-template <class A>
-constexpr bool kCoarseEstimate = sizeof(A) == 4;
-#else
-template <class A>
-constexpr bool kCoarseEstimate = false;
-#endif
 
 template <class A>
 ALEXNET_INLINE Vec<A> rsqrt_estimate(Vec<A> d) {
@@ -64,7 +56,8 @@ struct Powers {
   explicit ALEXNET_INLINE Powers(Vec<A> d) {
     const Vec<A> r = rsqrt_estimate<A>(d), g = rsqrt_estimate<A>(d * r), square = g * g, cube = square * g;
     const Vec<A> h = 1 - (d * square) * square;
-    const Vec<A> better = cube + cube * h * (kCoarseEstimate<A> ? A(0.75) + A(0.65625) * h : fill<A>(0.75));
+    constexpr bool kTwelveBits = sizeof(A) == 4 && kVectorBytes < 64;
+    const Vec<A> better = cube + cube * h * (kTwelveBits ? A(0.75) + A(0.65625) * h : fill<A>(0.75));
     p = refined_or<A>(better, d, r);
     const Vec<A> root = refined_or<A>(d * better * better, d, r);
     inverse = root * root;

@@ -1,6 +1,6 @@
 // ReLU, LRN and max pooling in one pass over memory, forward (tail.h) and backward.
 //
-// Memory layout: a task is one pooled row of an image; of the backward, one row of dx. All intermediate rows are
+// Memory: a task is one pooled row of an image; of the backward, one row of dx. All intermediate rows are
 // scratch memory in the cache, and none was saved by the forward: the backward computes what it needs from x and the
 // codes.
 #include "tail.h"
@@ -33,7 +33,7 @@ void backward(const TailArguments& a, int64_t begin, int64_t end) {
   Normaliser<A> normaliser(a.lrn, c, true);
   PoolGradient<T> gradient(pool, a.images, a.lrn.groups, a.grad, a.code);
   Pooler<A, PoolInput::kBeforeRelu> pooler(pool, lrn_last ? stride : 0, false);
-  for (int64_t t = begin; t < end; ++t) {
+  for (int64_t t = begin; t < end; ++t) {  // row h of dx of image n
     const int64_t n = t / pool.height, h = t % pool.height;
     if (h == 0) pooler.restart();
     const auto read = [&](int64_t row, A* to) {

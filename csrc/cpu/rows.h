@@ -1,11 +1,11 @@
 // How kernels read and write tensors. Every kernel computes on pixels whose channels are contiguous, in the type of the
 // sums: vectors run along channels, so neither memory format nor dtype changes the arithmetic.
 //
-// Memory layout: an NHWC tensor of the sums' own type whose channels fill whole vectors is used where it lies. Any
+// Memory: an NHWC tensor of the sums' own type whose channels fill whole vectors is used where it lies. Any
 // other tensor is converted, a row of pixels at a time, to scratch memory in the cache, [pixel][group][channel], with
 // every group padded to whole vectors; results are converted back.
 //
-// The trick: NCHW is transposed in registers, a square of kLanes channels x kLanes pixels at a time.
+// Trick: NCHW is transposed in registers, a square of kLanes channels x kLanes pixels at a time.
 #pragma once
 
 #include <new>
@@ -184,10 +184,11 @@ __attribute__((noinline)) void read_pixels(const T* x, const Channels& c, int64_
       for (int64_t p = 0; p < count; p += kN) {
         const int64_t columns = min64(kN, count - p);
         const T* from = x + i * c.channel_stride + p;
+        A* to = out + p * stride + i;
         if (rows == kN && columns == kN) {
-          read_block<A, T, true>(from, c.channel_stride, kN, kN, out + p * stride + i, stride, stored);
+          read_block<A, T, true>(from, c.channel_stride, kN, kN, to, stride, stored);
         } else {
-          read_block<A, T, false>(from, c.channel_stride, rows, columns, out + p * stride + i, stride, stored);
+          read_block<A, T, false>(from, c.channel_stride, rows, columns, to, stride, stored);
         }
       }
     }
@@ -199,7 +200,7 @@ template <class A, class T>
 __attribute__((noinline)) void write_pixels(const A* from, int64_t stride, const Channels& c, int64_t count, T* y) {
   constexpr int kN = kLanes<A>;
   for (int64_t g = 0; g < c.groups; ++g, y += c.per_group * c.channel_stride, from += c.padded) {
-    if (c.channel_stride == 1) {
+    if (c.channel_stride == 1) {  // NHWC: copy each pixel
       for (int64_t p = 0; p < count; ++p) {
         T* to = y + p * c.pixel_stride;
         int64_t i = 0;
@@ -208,7 +209,7 @@ __attribute__((noinline)) void write_pixels(const A* from, int64_t stride, const
       }
       continue;
     }
-    for (int64_t i = 0; i < c.per_group; i += kN) {
+    for (int64_t i = 0; i < c.per_group; i += kN) {  // NCHW: kLanes planes at a time
       const int64_t rows = min64(kN, c.per_group - i);
       for (int64_t p = 0; p < count; p += kN) {
         const int64_t columns = min64(kN, count - p);
@@ -227,14 +228,14 @@ __attribute__((noinline)) void write_pixels(const A* from, int64_t stride, const
 template <class A, class T>
 ALEXNET_INLINE void interleave3(const T* x, int64_t plane, int64_t count, A* out) {
   constexpr int kN = kLanes<A>;
-  constexpr auto kAll = std::make_integer_sequence<int, kN>{};
   for (int64_t p = 0; p < count; p += kN, out += 3 * kN) {
     const int64_t n = min64(kN, count - p);
     Vec<A> v[3];
+    // kLanes pixels of each plane become three vectors of interleaved channels.
     for (int i = 0; i < 3; ++i) v[i] = n == kN ? load<A>(x + i * plane + p) : load_part<A>(x + i * plane + p, n);
-    store<A>(out, interleaved<A, 0>(v[0], v[1], v[2], kAll));
-    store<A>(out + kN, interleaved<A, 1>(v[0], v[1], v[2], kAll));
-    store<A>(out + 2 * kN, interleaved<A, 2>(v[0], v[1], v[2], kAll));
+    store<A>(out, interleaved<A, 0>(v[0], v[1], v[2]));
+    store<A>(out + kN, interleaved<A, 1>(v[0], v[1], v[2]));
+    store<A>(out + 2 * kN, interleaved<A, 2>(v[0], v[1], v[2]));
   }
 }
 

@@ -1,7 +1,7 @@
 // The forward of ReLU, LRN and max pooling in one pass over rows, which come from a tensor or from a convolution that
 // is computed row by row.
 //
-// Memory layout: an input row is normalised into a scratch row in the cache and pooled from there (or, if LRN comes
+// Memory: an input row is normalised into a scratch row in the cache and pooled from there (or, if LRN comes
 // last, pooled and then normalised). Only pooled rows and their codes are written to memory.
 #pragma once
 
@@ -28,6 +28,7 @@ ALEXNET_INLINE void tail_rows(const TailArguments& a, int64_t begin, int64_t end
   Scratch<A> codes(a.code ? out_size : 0);
   Normaliser<A> normaliser(a.lrn, pooled, false);
   Pooler<A, kInput> pooler(pool, stride, a.code != nullptr);
+  // Normalises and pools the input rows under one pooled row that earlier pooled rows have not needed yet.
   for (int64_t t = begin; t < end; ++t) {
     const int64_t n = t / pool.out_height, o = t % pool.out_height, offset = row_offset(images, pooled, n, o);
     const OutputRow<A, T> y(static_cast<T*>(a.out) + offset, pooled, out);
@@ -51,14 +52,9 @@ ALEXNET_INLINE void tail_rows(const TailArguments& a, int64_t begin, int64_t end
 
 template <class T, class Make>
 ALEXNET_INLINE void tail_rows(const TailArguments& a, int64_t begin, int64_t end, Make make) {
-  switch (a.order) {
-    case kReluLrnPool:
-      return tail_rows<T, kReluLrnPool>(a, begin, end, make);
-    case kReluPoolLrn:
-      return tail_rows<T, kReluPoolLrn>(a, begin, end, make);
-    case kLrnPoolRelu:
-      return tail_rows<T, kLrnPoolRelu>(a, begin, end, make);
-  }
+  a.order == kReluLrnPool   ? tail_rows<T, kReluLrnPool>(a, begin, end, make)
+  : a.order == kReluPoolLrn ? tail_rows<T, kReluPoolLrn>(a, begin, end, make)
+                            : tail_rows<T, kLrnPoolRelu>(a, begin, end, make);
 }
 
 }  // namespace alexnet_cuda::ALEXNET_CPU_LEVEL

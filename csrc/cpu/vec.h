@@ -2,7 +2,7 @@
 // `mask ? a : b` are operators, so every kernel is written once for all levels. This file adds what operators lack:
 // loads and stores with conversion, shuffles and a transpose.
 //
-// Memory layout: lane i is element i. A tensor of float, float16 or bfloat16 is summed in float, one of double in
+// Memory: lane i is element i. A tensor of float, float16 or bfloat16 is summed in float, one of double in
 // double; a vector always has the lanes of the type of the sums.
 //
 // Numerics: conversions to float16 and bfloat16 round to nearest even, keep infinities and NaN, and overflow to
@@ -233,58 +233,49 @@ ALEXNET_INLINE Vec<A> keep_first(Vec<A> v, int64_t n) {
   return lane < A(n) ? v : Vec<A>{};
 }
 
-// ---- shuffles; element indices count through a and then b
+// ---- shuffles
 
-// The elements at indices LANE of a and b.
-template <class A, int... LANE>
-ALEXNET_INLINE Vec<A> permute(Vec<A> a, Vec<A> b, std::integer_sequence<int, LANE...>) {
+// Lane i of the result is element F{}(i) of a followed by b; F is the type of a lambda without captures.
+template <class A, class F>
+ALEXNET_INLINE Vec<A> permute(Vec<A> a, Vec<A> b, F) {
+  return [&]<int... I>(std::integer_sequence<int, I...>) __attribute__((always_inline)) {
 #if defined(__clang__)
-  return __builtin_shufflevector(a, b, LANE...);
+    return __builtin_shufflevector(a, b, F{}(I)...);
 #else
-  using Index = decltype(a < b);
-  return __builtin_shuffle(a, b, Index{LANE...});
+    return __builtin_shuffle(a, b, decltype(a < b){std::integral_constant<int, F{}(I)>::value...});
 #endif
+  }(std::make_integer_sequence<int, kLanes<A>>{});
 }
 
-template <class A, int SHIFT, int... I>
-ALEXNET_INLINE Vec<A> shifted(Vec<A> a, Vec<A> b, std::integer_sequence<int, I...>) {
-  return permute<A>(a, b, std::integer_sequence<int, (I + SHIFT)...>{});
-}
-
-// kLanes neighbouring elements of a and b from index SHIFT on.
+// Elements SHIFT, SHIFT + 1, ... of a followed by b.
 template <class A, int SHIFT>
 ALEXNET_INLINE Vec<A> shifted(Vec<A> a, Vec<A> b) {
 #if defined(__AVX512F__)  // GCC 12 would choose a slower permutation that overwrites an operand
   if constexpr (sizeof(A) == 4) return (Vec<A>)_mm512_maskz_alignr_epi32(0xffff, (__m512i)b, (__m512i)a, SHIFT);
 #endif
-  return shifted<A, SHIFT>(a, b, std::make_integer_sequence<int, kLanes<A>>{});
+  return permute<A>(a, b, [](int i) { return i + SHIFT; });
 }
 
-// Vector PART (0, 1, 2) of the sequence a0 b0 c0 a1 b1 c1 ...
-template <class A, int PART, int... I>
-ALEXNET_INLINE Vec<A> interleaved(Vec<A> a, Vec<A> b, Vec<A> c, std::integer_sequence<int, I...>) {
-  constexpr int kN = kLanes<A>;
-  const Vec<A> ab =
-      permute<A>(a, b, std::integer_sequence<int, ((PART * kN + I) % 3 * kN % (2 * kN) + (PART * kN + I) / 3)...>{});
-  return permute<A>(ab, c, std::integer_sequence<int, ((PART * kN + I) % 3 < 2 ? I : kN + (PART * kN + I) / 3)...>{});
+// Vector PART (0, 1, 2) of the sequence a0 b0 c0 a1 b1 c1 ...: first the elements of a and b, then those of c.
+template <class A, int PART>
+ALEXNET_INLINE Vec<A> interleaved(Vec<A> a, Vec<A> b, Vec<A> c) {
+  constexpr int kN = kLanes<A>, kFirst = PART * kN;
+  const Vec<A> ab = permute<A>(a, b, [](int i) { return (kFirst + i) % 3 * kN % (2 * kN) + (kFirst + i) / 3; });
+  return permute<A>(ab, c, [](int i) { return (kFirst + i) % 3 < 2 ? i : kN + (kFirst + i) / 3; });
 }
 
-// Exchanges the off-diagonal STEP x STEP blocks of two rows that are STEP rows apart.
-template <class A, int STEP, int... LANE>
-ALEXNET_INLINE void exchange(Vec<A>& a, Vec<A>& b, std::integer_sequence<int, LANE...>) {
-  constexpr int kN = kLanes<A>;
-  const Vec<A> x = a, y = b;
-  a = permute<A>(x, y, std::integer_sequence<int, (LANE & STEP ? kN + LANE - STEP : LANE)...>{});
-  b = permute<A>(x, y, std::integer_sequence<int, (LANE & STEP ? kN + LANE : LANE + STEP)...>{});
-}
-
-// Transposes a square of kLanes vectors in log2(kLanes) steps, which exchange blocks of 1, 2, 4, ... elements.
+// Transposes a square of kLanes vectors in log2(kLanes) steps: each exchanges the off-diagonal blocks of STEP x STEP
+// elements in all squares of 2 STEP x 2 STEP.
 template <class A, int STEP = 1>
 ALEXNET_INLINE void transpose(Vec<A>* v) {
-  if constexpr (STEP < kLanes<A>) {
+  constexpr int kN = kLanes<A>;
+  if constexpr (STEP < kN) {
 #pragma GCC unroll 16
-    for (int i = 0; i < kLanes<A>; ++i) {
-      if ((i & STEP) == 0) exchange<A, STEP>(v[i], v[i + STEP], std::make_integer_sequence<int, kLanes<A>>{});
+    for (int i = 0; i < kN; ++i) {
+      if (i & STEP) continue;
+      const Vec<A> a = v[i], b = v[i + STEP];
+      v[i] = permute<A>(a, b, [](int lane) { return lane & STEP ? kN + lane - STEP : lane; });
+      v[i + STEP] = permute<A>(a, b, [](int lane) { return lane & STEP ? kN + lane : lane + STEP; });
     }
     transpose<A, 2 * STEP>(v);
   }
@@ -293,17 +284,10 @@ ALEXNET_INLINE void transpose(Vec<A>* v) {
 // Calls f(T{}) for the tensor type T of a dtype.
 template <class F>
 ALEXNET_INLINE void dispatch(DType dtype, F f) {
-  switch (dtype) {
-    case DType::kFloat:
-    case DType::kTF32:
-      return f(float{});
-    case DType::kDouble:
-      return f(double{});
-    case DType::kHalf:
-      return f(Half{});
-    case DType::kBFloat16:
-      return f(BFloat16{});
-  }
+  if (dtype == DType::kDouble) return f(double{});
+  if (dtype == DType::kHalf) return f(Half{});
+  if (dtype == DType::kBFloat16) return f(BFloat16{});
+  f(float{});
 }
 
 }  // namespace alexnet_cuda::ALEXNET_CPU_LEVEL
