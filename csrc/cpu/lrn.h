@@ -73,8 +73,8 @@ ALEXNET_INLINE void square(const LrnPass<A>& pass, Pixels<const A> x, int64_t co
 }
 
 // For `count` pixels of one group: out = lrn(x), or lrn(relu(x)) with RELU; BACKWARD: its gradient, given that of y.
-// The halos of `squares` and of `terms`, which holds the summands of the gradient's sum, are zero; `direct` holds g
-// d^-beta.
+// The halos of `squares` and of `terms`, which holds the summands of the gradient's sum, are zero; `direct` holds
+// g d^-beta. The forward uses neither of the last two.
 template <class A, bool RELU, bool BACKWARD>
 inline void lrn_any(const LrnPass<A>& pass, Pixels<const A> x, Pixels<const A> grad, Pixels<A> out, int64_t count,
                     A* squares, A* terms, A* direct) {
@@ -207,7 +207,7 @@ class Normaliser {
   void forward(Pixels<const A> x, Pixels<A> y, int64_t count) {
     for (int64_t g = 0; g < groups_; ++g, x.data += pass_.padded, y.data += pass_.padded) {
       is_lrn5_ ? lrn5<A, RELU>(pass_, x, y, count)
-               : lrn_any<A, RELU, false>(pass_, x, {}, y, count, squares_, nullptr, nullptr);
+               : lrn_any<A, RELU, false>(pass_, x, {}, y, count, squares_, terms_, direct_);
     }
   }
 
