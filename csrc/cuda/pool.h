@@ -93,15 +93,10 @@ GPU_DEVICE void gather_run(const View<const T, kNhwc>& grad, const uint8_t* code
     for (int i = kBegin; i < kEnd; i += kStep) {
       // Clamped channels instead of a branch: all loads can be in flight at once.
       const int offset = grad.offset(window, min(max(c - kHalo + i, low), high - kStep));
-      if constexpr (kVec4) {
-        const auto found = *reinterpret_cast<const gpu::Vec4<uint8_t>*>(code_image + offset);
-        const auto four = *reinterpret_cast<const gpu::Vec4<T>*>(grad_image + offset);
+      const auto found = *reinterpret_cast<const gpu::Vec<uint8_t, kStep>*>(code_image + offset);
+      const auto g = *reinterpret_cast<const gpu::Vec<T, kStep>*>(grad_image + offset);
 #pragma unroll
-        for (int j = 0; j < 4; ++j) v[i + j] += found.v[j] == wanted ? gpu::to_float(four.v[j]) : 0.f;
-      } else {
-        const float g = gpu::to_float(grad_image[offset]);
-        v[i] += code_image[offset] == wanted ? g : 0.f;
-      }
+      for (int j = 0; j < kStep; ++j) v[i + j] += found.v[j] == wanted ? gpu::to_float(g.v[j]) : 0.f;
     }
   });
 }

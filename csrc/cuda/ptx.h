@@ -22,7 +22,6 @@ error_t launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t smem, stream_
 }
 
 // ---- conversions and arithmetic ------------------------------------------------------------------------------------
-// ----------------------------------------------------------------------------------------
 
 GPU_DEVICE float to_float(float v) {
   return v;
