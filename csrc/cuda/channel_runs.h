@@ -79,6 +79,7 @@ struct Runs {
   // body(image, pixel, first channel of the run, first channel of its group, end of the group's channels)
   template <bool kNhwc, class Body>
   GPU_DEVICE void for_each(Body body) const {
+    // NHWC: one run per thread, the runs of a pixel side by side. NCHW: one pixel per thread, a share of its runs.
     const uint32_t thread = blockIdx.x * kThreads + threadIdx.x, runs = groups * runs_per_group;
     const uint32_t position = kNhwc ? thread / runs : thread;
     if (position >= total_pixels) return;

@@ -27,6 +27,7 @@ __global__ void __launch_bounds__(kThreads) pack_kernel(const E* weight, uint32_
   constexpr int kPerWord = kGroupSize<E> / 4;  // elements of a word
   const int i = blockIdx.x * kThreads + threadIdx.x;
   if (i >= words) return;
+  // i counts the words of `packed`: word and lane within the fragments of 16 filters, then k step and filter tile.
   const int word = i % 4, lane = i / 4 % 32, pair = i / 128 % (tile / 16), rest = i / (8 * tile);
   const int j = 2 * pair + word / 2, column = lane / 4, slice = rest % steps * 2 + word % 2;
   const int filter = rest / steps * tile + j / 4 * 32 + column / 2 * 8 + j % 4 * 2 + column % 2;
@@ -59,6 +60,7 @@ __global__ void __launch_bounds__(kThreads, kMmaMinBlocks<T, kTile>)
   constexpr int kSteps = kSchedule<kChannels, kGroupSize<T>>.steps, kPairs = kTile / 16;
   const gpu::shared<uint32_t> shared = gpu::dynamic_shared<uint32_t>();
   const int pitch = g.pitch(), warp = threadIdx.x / 32, lane = threadIdx.x % 32, quad_lane = lane % 4;
+  // Thread blocks run over pixels of a strip, strips and images in x, over filter tiles in y.
   const int64_t image = first_image + blockIdx.x / (g.blocks * g.strips);
   const int strip = blockIdx.x / g.blocks % g.strips, first = blockIdx.x % g.blocks * kBlockPixels;
   const int warp_pixel = first + warp * kWarpPixels, first_filter = blockIdx.y * kTile + quad_lane * 8;
@@ -76,6 +78,7 @@ __global__ void __launch_bounds__(kThreads, kMmaMinBlocks<T, kTile>)
   // of 16 filters at a time from global memory; sums stay in registers.
   float sums[2][2 * kPairs][4] = {};
   if (active) {
+    // Rows of ldmatrix: lane l addresses pixel l % 16 of the warp, 16 bytes of its s2d block.
     const gpu::shared<uint16_t> blocks = gpu::shared_cast<uint16_t>(shared) + (warp * kWarpPixels + lane % 16) * 8;
     const gpu::Vec4<uint32_t>* weights = packed + blockIdx.y * (kSteps * kPairs * 32) + lane;
 #pragma unroll 1

@@ -57,6 +57,7 @@ struct MaximumValue {
 // visit(code, y, x) for the elements in the window of output (oy, ox) that lie inside the image, in scan order.
 template <class Visit>
 GPU_DEVICE void for_each_in_window(const PoolGeometry& p, int oy, int ox, Visit visit) {
+  // The window begins at (y0, x0); the loops leave out its part in the padding.
   const int y0 = oy * p.stride - p.padding, x0 = ox * p.stride - p.padding;
   for (int ky = max(0, -y0); ky < min(p.kernel_size, p.height - y0); ++ky)
     for (int kx = max(0, -x0); kx < min(p.kernel_size, p.width - x0); ++kx)

@@ -114,6 +114,7 @@ GPU_DEVICE uint32_t to_tf32(float v) {
 template <class T>
 using shared = T*;
 
+// The dynamic shared memory of the launch, as an array of T.
 template <class T>
 GPU_DEVICE shared<T> dynamic_shared() {
   extern __shared__ __align__(1024) unsigned char gpu_dynamic_shared[];
