@@ -15,7 +15,8 @@
 // vertically in registers. The four lanes of a column hold runs of 8 channels and shuffle what LRN needs of the next
 // run.
 //
-// Numerics: bit for bit the results of the convolution followed by relu_lrn_max_pool2d.
+// Numerics: bit for bit the results of the convolution followed by relu_lrn_max_pool2d, whose ReLU it is: the kernels
+// do not read ConvArguments::relu.
 #pragma once
 
 #include "lrn.h"
