@@ -59,19 +59,14 @@ GPU_DEVICE void read_run(const View<const T, kNhwc>& x, int64_t n, int pixel, in
 // Stores channels c .. c + 7 of a pixel, as far as they are below `high`.
 template <bool kVec4, class T, bool kNhwc>
 GPU_DEVICE void write_run(const View<T, kNhwc>& y, int64_t n, int pixel, int c, int high, const float (&v)[kRun]) {
+  constexpr int kStep = kVec4 ? 4 : 1;
   T* image = y.image(n);
-  if constexpr (kVec4) {
 #pragma unroll
-    for (int i = 0; i < kRun; i += 4) {
-      gpu::Vec4<T> four;
+  for (int i = 0; i < kRun; i += kStep) {
+    gpu::Vec<T, kStep> out;
 #pragma unroll
-      for (int j = 0; j < 4; ++j) four.v[j] = gpu::from_float<T>(v[i + j]);
-      if (c + i < high) *reinterpret_cast<gpu::Vec4<T>*>(image + y.offset(pixel, c + i)) = four;
-    }
-  } else {
-#pragma unroll
-    for (int i = 0; i < kRun; ++i)
-      if (c + i < high) image[y.offset(pixel, c + i)] = gpu::from_float<T>(v[i]);
+    for (int j = 0; j < kStep; ++j) out.v[j] = gpu::from_float<T>(v[i + j]);
+    if (c + i < high) *reinterpret_cast<gpu::Vec<T, kStep>*>(image + y.offset(pixel, c + i)) = out;
   }
 }
 
@@ -84,6 +79,7 @@ struct Runs {
   // body(image, pixel, first channel of the run, first channel of its group, end of the group's channels)
   template <bool kNhwc, class Body>
   GPU_DEVICE void for_each(Body body) const {
+    // NHWC: one run per thread, the runs of a pixel side by side. NCHW: one pixel per thread, a share of its runs.
     const uint32_t thread = blockIdx.x * kThreads + threadIdx.x, runs = groups * runs_per_group;
     const uint32_t position = kNhwc ? thread / runs : thread;
     if (position >= total_pixels) return;

@@ -25,6 +25,7 @@ template <int kChannels, bool kNhwc, int kColumns>
 __global__ void __launch_bounds__(kConvThreads, kColumns == 32 ? 4 : 3)
     forward_kernel(View<const float, kNhwc> x, const float* weight, const float* bias, View<float, kNhwc> y,
                    int64_t pixels, ConvGeometry conv, bool relu) {
+  // The tile: output pixels from first_pixel on, counted over all images, and filters from first_filter on.
   const int64_t first_pixel = int64_t{blockIdx.x} * kTileRows, first_image = first_pixel / y.pixels;
   const unsigned first = static_cast<unsigned>(first_pixel % y.pixels);  // in its image
   const int rows = static_cast<int>(min(int64_t{kTileRows}, pixels - first_pixel));
@@ -141,6 +142,7 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t n = position / dx.pixels;
   const int pixel = static_cast<int>(position % dx.pixels);
   const int y = pixel / conv.width + conv.padding, x = pixel % conv.width + conv.padding;
+  // Rows oy0 .. oy1 and columns ox0 .. ox1 of outputs have windows that cover the pixel.
   const int oy0 = max(0, (y - kKernel + kStride) / kStride), oy1 = min(y / kStride, conv.out_height - 1);
   const int ox0 = max(0, (x - kKernel + kStride) / kStride), ox1 = min(x / kStride, conv.out_width - 1);
   // For every window that covers the pixel: one weight per filter and channel, at the pixel's position in the window.

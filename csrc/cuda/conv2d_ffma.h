@@ -30,6 +30,7 @@ struct ConvGeometry {
 template <int kStep, int kChannels, bool kNhwc>
 GPU_DEVICE void fetch_left(const View<const float, kNhwc>& x, const float* image, const ConvGeometry& conv, int c,
                            int y, int x0, int end, float outside, float (&v)[kSlice]) {
+  // As unsigned numbers, negative coordinates are too large: one comparison tests both borders.
   const bool inside = static_cast<unsigned>(y) < static_cast<unsigned>(conv.height);
   const float* from = image + x.offset(y * conv.width + x0, c);
 #pragma unroll

@@ -25,6 +25,7 @@ __global__ void __launch_bounds__(kThreads)
   constexpr int kPerWord = kGroupSize<E> / 4;
   const int i = blockIdx.x * kThreads + threadIdx.x;
   if (i >= words) return;
+  // i counts the words of `packed`: word, lane and group of 8 channels, then shift and four filter groups.
   const int word = i % 4, lane = i / 4 % 32, column = i / 128 % (2 * channels), rest = i / (256 * channels);
   const int shift = rest % kShifts, first = (rest / kShifts * 4 + word) * kGroupSize<E> + lane % 4 * kPerWord;
   const int tap = s2d_channel(channels, 8 * column + lane / 4).tap(shift / 3, shift % 3);
@@ -70,6 +71,7 @@ __global__ void __launch_bounds__(kThreads, kChannels == 4 ? 1 : 2)
   constexpr int kColumns = 2 * kChannels;  // of 8 channels of an s2d block: the columns of a product
   const gpu::shared<uint32_t> shared = gpu::dynamic_shared<uint32_t>();
   const int pitch = g.pitch(), warp = threadIdx.x / 32, lane = threadIdx.x % 32, quad_lane = lane % 4;
+  // Thread blocks run over s2d blocks of a strip, strips and images.
   const int64_t image = first_image + blockIdx.x / (g.blocks * g.strips);
   const int strip = blockIdx.x / g.blocks % g.strips, first = blockIdx.x % g.blocks * kBlockPixels;
   const int warp_block = first + warp * kWarpPixels;
@@ -93,6 +95,7 @@ __global__ void __launch_bounds__(kThreads, kChannels == 4 ? 1 : 2)
                                             ((group + lane / 16) * kGroupStride + (warp * kWarpPixels + lane % 16) * 8);
 #pragma unroll 1
       for (int shift = 0; shift < kShifts; ++shift) {
+        // Shift (by, bx) reads the gradient `by` rows up and `bx` columns to the left; staging starts at (-2, -2).
         const int offset = (2 - shift / 3) * pitch + 2 - shift % 3;
         uint32_t a[2][2][4];
 #pragma unroll
@@ -104,6 +107,7 @@ __global__ void __launch_bounds__(kThreads, kChannels == 4 ? 1 : 2)
 #pragma unroll
         for (int p = 0; p < kColumns; ++p) b[p] = weights[p * 32];
         unroll<kColumns>([&](auto p) {
+          // Which of these 8 channels need this shift: all, none, or (at the bottom and right of a filter) some.
           constexpr int kBottom = needed_channels(kChannels, decltype(p)::value, 2, 0);
           constexpr int kRight = needed_channels(kChannels, decltype(p)::value, 0, 2);
           const int needed = (shift / 3 == 2 ? kBottom : 0xff) & (shift % 3 == 2 ? kRight : 0xff);

@@ -27,6 +27,7 @@ __global__ void __launch_bounds__(kThreads) pack_kernel(const E* weight, uint32_
   constexpr int kPerWord = kGroupSize<E> / 4;  // elements of a word
   const int i = blockIdx.x * kThreads + threadIdx.x;
   if (i >= words) return;
+  // i counts the words of `packed`: word and lane within the fragments of 16 filters, then k step and filter tile.
   const int word = i % 4, lane = i / 4 % 32, pair = i / 128 % (tile / 16), rest = i / (8 * tile);
   const int j = 2 * pair + word / 2, column = lane / 4, slice = rest % steps * 2 + word % 2;
   const int filter = rest / steps * tile + j / 4 * 32 + column / 2 * 8 + j % 4 * 2 + column % 2;
@@ -42,11 +43,6 @@ __global__ void __launch_bounds__(kThreads) pack_kernel(const E* weight, uint32_
 
 // ---- the product ---------------------------------------------------------------------------------------------------
 
-template <class T>
-struct alignas(16) Vec8 {
-  T v[8];
-};
-
 // Thread blocks that share an SM's registers. From sm_100 on ptxas would spill two words of TF32 if there were two.
 template <class T, int kTile>
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
@@ -55,14 +51,16 @@ constexpr int kMmaMinBlocks = sizeof(T) == 4 && kTile == 96 ? 1 : 2;
 constexpr int kMmaMinBlocks = 2;
 #endif
 
+// `floor` is 0 for a ReLU after the convolution, else minus infinity (a branch would spill two registers on sm_120).
 template <class T, int kChannels, int kTile>
 __global__ void __launch_bounds__(kThreads, kMmaMinBlocks<T, kTile>)
     mma_kernel(const Storage<T>* __restrict__ x, const gpu::Vec4<uint32_t>* __restrict__ packed,
                const T* __restrict__ bias, T* __restrict__ y, int64_t first_image, StripGeometry g, SliceTable table,
-               bool relu) {
+               float floor) {
   constexpr int kSteps = kSchedule<kChannels, kGroupSize<T>>.steps, kPairs = kTile / 16;
   const gpu::shared<uint32_t> shared = gpu::dynamic_shared<uint32_t>();
   const int pitch = g.pitch(), warp = threadIdx.x / 32, lane = threadIdx.x % 32, quad_lane = lane % 4;
+  // Thread blocks run over pixels of a strip, strips and images in x, over filter tiles in y.
   const int64_t image = first_image + blockIdx.x / (g.blocks * g.strips);
   const int strip = blockIdx.x / g.blocks % g.strips, first = blockIdx.x % g.blocks * kBlockPixels;
   const int warp_pixel = first + warp * kWarpPixels, first_filter = blockIdx.y * kTile + quad_lane * 8;
@@ -80,6 +78,7 @@ __global__ void __launch_bounds__(kThreads, kMmaMinBlocks<T, kTile>)
   // of 16 filters at a time from global memory; sums stay in registers.
   float sums[2][2 * kPairs][4] = {};
   if (active) {
+    // Rows of ldmatrix: lane l addresses pixel l % 16 of the warp, 16 bytes of its s2d block.
     const gpu::shared<uint16_t> blocks = gpu::shared_cast<uint16_t>(shared) + (warp * kWarpPixels + lane % 16) * 8;
     const gpu::Vec4<uint32_t>* weights = packed + blockIdx.y * (kSteps * kPairs * 32) + lane;
 #pragma unroll 1
@@ -115,13 +114,9 @@ __global__ void __launch_bounds__(kThreads, kMmaMinBlocks<T, kTile>)
       const int filter = first_filter + 32 * j + k;
       const float b = bias && filter < g.filters ? gpu::to_float(bias[filter]) : 0.f;
 #pragma unroll
-      for (int i = 0; i < 4; ++i) sums[i / 2][4 * j + k / 2][i % 2 * 2 + k % 2] += b;
-    }
-    if (relu) {
-#pragma unroll
-      for (int i = 0; i < 32; ++i) {
-        float& sum = sums[i / 16][4 * j + i / 4 % 4][i % 4];
-        sum = gpu::max_nan(sum, 0.f);
+      for (int i = 0; i < 4; ++i) {
+        float& sum = sums[i / 2][4 * j + k / 2][i % 2 * 2 + k % 2];
+        sum = gpu::max_nan(sum + b, floor);
       }
     }
   };
@@ -138,12 +133,14 @@ __global__ void __launch_bounds__(kThreads, kMmaMinBlocks<T, kTile>)
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         if (pixels[i] < 0 || filter >= g.filters) continue;
-        Vec8<T> run;
+        struct alignas(16) {
+          T v[8];
+        } run;
 #pragma unroll
         for (int k = 0; k < 8; ++k) run.v[k] = gpu::from_float<T>(sums[i / 2][4 * j + k / 2][i % 2 * 2 + k % 2]);
         T* to = out + (pixels[i] * g.filters + filter);
         if (g.vectors) {
-          *reinterpret_cast<Vec8<T>*>(to) = run;
+          *reinterpret_cast<decltype(run)*>(to) = run;
         } else {
 #pragma unroll
           for (int k = 0; k < 8; ++k)
@@ -197,7 +194,7 @@ gpu::error_t launch_tile(const ConvArguments& args, gpu::stream_t stream) {
                        dim3(kThreads), kBytes, stream, static_cast<const Storage<T>*>(args.x),
                        reinterpret_cast<const gpu::Vec4<uint32_t>*>(args.workspace), static_cast<const T*>(args.bias),
                        static_cast<T*>(args.out), first, g, slice_table<kChannels, kGroupSize<T>>(g.strip_width + 2),
-                       args.relu);
+                       args.relu ? 0.f : -INFINITY);
   });
 }
 

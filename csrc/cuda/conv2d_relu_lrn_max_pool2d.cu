@@ -92,6 +92,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       const Bands::Source source =
           b.source<kChannels>(x, next_job, next_row + threadIdx.x / kRowBlocks, threadIdx.x % kRowBlocks);
       float sums[2][kTile / 8][4] = {};
+      // Rows of ldmatrix: lane l addresses row l / 8 % 2 and column l % 8 of the warp's pixels.
       const gpu::shared<uint16_t> mine =
           gpu::shared_cast<uint16_t>(blocks) + (lane / 8 % 2 * kRowBlocks + warp * 8 + lane % 8) * 8;
       unroll<kGroups>([&](auto p) {

@@ -15,7 +15,8 @@
 // vertically in registers. The four lanes of a column hold runs of 8 channels and shuffle what LRN needs of the next
 // run.
 //
-// Numerics: bit for bit the results of the convolution followed by relu_lrn_max_pool2d.
+// Numerics: bit for bit the results of the convolution followed by relu_lrn_max_pool2d, whose ReLU it is: the kernels
+// do not read ConvArguments::relu.
 #pragma once
 
 #include "lrn.h"
@@ -90,6 +91,7 @@ struct Bands {
     int64_t image;
     int first, end, saved_end;  // pooled rows; end of the rows of `a` to save (a row of two bands: by the second)
   };
+  // Pooled rows [first, end) need outputs 2 first .. 2 end; the last band also saves rows that no window covers.
   GPU_DEVICE Band band(int job) const {
     const int which = job % bands, first = which * rows, end = min(first + rows, pool_height);
     return {job / bands, first, end, which + 1 == bands ? out_height : 2 * end};
@@ -195,6 +197,7 @@ struct Windows {
     }
     store_maxima<kSave>(maxima, rows, best);
   }
+  // Run j of a row in the middle of a window: updates the maxima in registers.
   GPU_DEVICE void add_middle_row(int j, const float* v) {
 #pragma unroll
     for (int k = 0; k < kRun; ++k) {
@@ -213,6 +216,7 @@ struct Windows {
 template <class T, class L, bool kNhwc, bool kSave, int kPoolThreads>
 GPU_DEVICE void pool_columns(gpu::shared<float> maxima, gpu::shared<uint8_t> maximum_rows, const Bands& b, int row,
                              uint16_t* y, uint8_t* code) {
+  // Threads run over all channels of a column in NHWC; over 2 x 4 channels of 16 columns in NCHW.
   constexpr int kTile = L::kTile, kAcross = kNhwc ? kTile / 4 : 2, kAlong = kNhwc ? 1 : 16;
   constexpr int kQuarters = kTile / 4 / kAcross;
   const int plane = b.pool_height * b.pool_width, items = divide_up(b.pool_width, kAlong) * kAlong * kTile / 4;
@@ -220,7 +224,7 @@ GPU_DEVICE void pool_columns(gpu::shared<float> maxima, gpu::shared<uint8_t> max
     const int rest = i / (kAcross * kAlong), column = rest / kQuarters * kAlong + i / kAcross % kAlong;
     const int channel = (rest % kQuarters * kAcross + i % kAcross) * 4;
     if (column >= b.pool_width) continue;
-    // Three columns of maxima, and of the rows they were in, from shared memory.
+    // Three columns of maxima, and of the rows they were in, from shared memory. The code is 3 row + column.
     Best<kSave> best[4];
 #pragma unroll
     for (int dx = 0; dx < 3; ++dx) {

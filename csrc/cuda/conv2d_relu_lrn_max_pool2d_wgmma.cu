@@ -65,10 +65,12 @@ __global__ void __launch_bounds__(kThreads, 1)
     b.stage<kChannels, kNhwc>(source_of(job, pair), address_of(slot));
   };
 
+  // A warp without output columns multiplies column 0 (wgmma needs all warps) and drops the results.
   const bool active[2] = {warp * 8 < b.out_width, warp * 8 + 32 < b.out_width};
   const int offsets[2] = {active[0] ? warp * 8 * 8 : 0, active[1] ? (warp * 8 + 32) * 8 : 0};
   Windows<L, kSave> windows[2];
   int slot = 0;  // of the step's first pair
+  // Each warpgroup takes every workers-th job.
   const int workers = 2 * gridDim.x;
   int job = group * gridDim.x + blockIdx.x;
   stage(job, 0, slot);
@@ -80,6 +82,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       const bool last_step = step + 1 == b.steps;
       const Bands::Source source = last_step ? source_of(job + workers, 0) : source_of(job, step + 2);
       const gpu::shared<uint32_t> next = address_of(slot + 2);
+      // Lane l addresses row l / 8 % 2 and column l % 8 of the fragment, shifted by `by` rows of s2d blocks.
       const auto row_of = [&](int by) {
         const int row = by + lane / 8 % 2;
         return gpu::shared_cast<uint16_t>(blocks) +

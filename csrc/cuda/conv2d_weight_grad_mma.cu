@@ -100,6 +100,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 
   float sums[kTile / 16][2 * kWarpSteps][4] = {};
   for (int64_t b = begin; b < end; ++b) {
+    // Block of pixels b: a part of a strip of an image.
     const int64_t image = b / (g.blocks * g.strips);
     const int strip = static_cast<int>(b / g.blocks % g.strips), first = static_cast<int>(b % g.blocks) * kPixels<T>;
     // Gradient and s2d blocks of the next pixels to shared memory, once the previous ones have been used.

@@ -12,15 +12,15 @@
 
 namespace gpu {
 
-// Elements moved by one load or store. The address must be a multiple of the struct's size.
-template <class T>
-struct alignas(2 * sizeof(T)) Vec2 {
-  T v[2];
+// n elements moved by one load or store. The address must be a multiple of the struct's size.
+template <class T, int n>
+struct alignas(n * sizeof(T)) Vec {
+  T v[n];
 };
 template <class T>
-struct alignas(4 * sizeof(T)) Vec4 {
-  T v[4];
-};
+using Vec2 = Vec<T, 2>;
+template <class T>
+using Vec4 = Vec<T, 4>;
 
 // Matrix descriptor of wgmma's operand b in shared memory: K-major, no swizzle. 8 rows (of N) of 16 bytes lie together,
 // `k_stride` bytes separate the two halves of k, `row_stride` bytes the groups of 8 rows. All are multiples of 16.

@@ -37,6 +37,9 @@ struct S2dChannel {
 // The i-th channel of an s2d block. First come those needed at all nine shifts (y, x < 3). The bottom row (y = 3, not
 // needed at by = 2) and the right column (x = 3, not at bx = 2) follow: `head` channels of each, then the corner, fill
 // the last channel group of the first kind; the rest of the row and of the column have groups of their own.
+//
+// C = 3, groups of 8: groups 0-3 hold 27 channels with y, x < 3, one of the row, one of the column and 3 of the corner,
+// at 9 shifts; group 4 the other 8 of the row and group 5 the other 8 of the column, at 6 shifts: 36 + 6 + 6 slices.
 constexpr S2dChannel s2d_channel(int channels, int i, int group_size = 8) {
   const int edge = 3 * channels, head = edge % group_size;
   if (i < 3 * edge) return {i % channels, i / edge, i / channels % 3};
@@ -48,10 +51,12 @@ constexpr S2dChannel s2d_channel(int channels, int i, int group_size = 8) {
   return j < length ? S2dChannel{k % channels, 3, k / channels} : S2dChannel{k % channels, k / channels, 3};
 }
 
+// One channel group at one shift.
 struct KSlice {
   int group, by, bx, mask;  // bit e of the mask: channel e of the group is needed at this shift
 };
 
+// All K slices in which at least one channel meets a weight, ordered by shift. Computed by the compiler.
 template <int kChannels, int kSize = 8>
 struct KSchedule {
   KSlice slices[kMaxSlices] = {};  // beyond `count`: empty masks

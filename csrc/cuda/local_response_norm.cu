@@ -60,6 +60,7 @@ struct Spatial {
   // Sum of value(offset) over rows [y - before, y + after] and columns [x - before, x + after] around element i.
   template <class Value>
   GPU_DEVICE float window_sum(int64_t i, int before, int after, Value value) const {
+    // Offsets are those of the whole batch, of which i is an element: neighbours are pixel_stride apart.
     const int64_t pixel_stride = channels_last ? channels : 1, pixel = i / pixel_stride;
     const int x = static_cast<int>(pixel % width), y = static_cast<int>(pixel / width % height);
     float sum = 0;

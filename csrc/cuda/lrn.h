@@ -163,6 +163,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
     lrn_backward_tile_kernel(Policy policy, ChannelTile tile, LrnConstants lrn) {
   static_assert(!Policy::kVec4);
   const gpu::shared<float> t = gpu::dynamic_shared<float>();
+  // Channels [begin, end) of this thread block, in the group [low, high).
   const int begin = tile.begin(), end = tile.end(), low = tile.low(), high = low + tile.group_channels;
   const int halo = lrn.front + lrn.back;
 
@@ -194,6 +195,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
 // launch(tile, grid, bytes of shared memory, constants) until all tiles of a batch are done.
 template <class Launch>
 gpu::error_t launch_tiles(int64_t images, int channels, int pixels, const Lrn& lrn, Launch launch) {
+  // Up to 32 channels and 32 pixels per thread block, fewer pixels if the halo would exceed 48 KB of shared memory.
   const int group_channels = channels / lrn.groups;
   LrnConstants constants(lrn);  // with the window cut to the channels of a group
   constants.front = std::min(constants.front, group_channels - 1);

@@ -28,30 +28,21 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
     // The window's elements from memory or cache; maxima stay in registers.
     for_each_in_window(pool, pixel / pool.out_width, pixel % pool.out_width, [&](int position, int iy, int ix) {
       const int offset = x.offset(iy * pool.width + ix, c);
-      if constexpr (kStep == 4) {
-        const gpu::Vec4<T> four = *reinterpret_cast<const gpu::Vec4<T>*>(in + offset);
+      const auto values = *reinterpret_cast<const gpu::Vec<T, kStep>*>(in + offset);
 #pragma unroll
-        for (int i = 0; i < 4; ++i) best[i].update(gpu::to_float(four.v[i]), position);
-      } else {
-        best[0].update(gpu::to_float(in[offset]), position);
-      }
+      for (int i = 0; i < kStep; ++i) best[i].update(gpu::to_float(values.v[i]), position);
     });
     // Values, and codes if wanted, to memory.
     const int64_t offset = image * y.channels * y.pixels + y.offset(pixel, c);
-    if constexpr (kStep == 4) {
-      gpu::Vec4<T> values;
-      gpu::Vec4<uint8_t> codes;
+    gpu::Vec<T, kStep> values;
+    gpu::Vec<uint8_t, kStep> codes;
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        values.v[i] = gpu::from_float<T>(best[i].value);
-        codes.v[i] = static_cast<uint8_t>(best[i].code);
-      }
-      *reinterpret_cast<gpu::Vec4<T>*>(y.data + offset) = values;
-      if (code) *reinterpret_cast<gpu::Vec4<uint8_t>*>(code + offset) = codes;
-    } else {
-      y.data[offset] = gpu::from_float<T>(best[0].value);
-      if (code) code[offset] = static_cast<uint8_t>(best[0].code);
+    for (int i = 0; i < kStep; ++i) {
+      values.v[i] = gpu::from_float<T>(best[i].value);
+      codes.v[i] = static_cast<uint8_t>(best[i].code);
     }
+    *reinterpret_cast<gpu::Vec<T, kStep>*>(y.data + offset) = values;
+    if (code) *reinterpret_cast<gpu::Vec<uint8_t, kStep>*>(code + offset) = codes;
   });
 }
 

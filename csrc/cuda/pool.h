@@ -57,6 +57,7 @@ struct MaximumValue {
 // visit(code, y, x) for the elements in the window of output (oy, ox) that lie inside the image, in scan order.
 template <class Visit>
 GPU_DEVICE void for_each_in_window(const PoolGeometry& p, int oy, int ox, Visit visit) {
+  // The window begins at (y0, x0); the loops leave out its part in the padding.
   const int y0 = oy * p.stride - p.padding, x0 = ox * p.stride - p.padding;
   for (int ky = max(0, -y0); ky < min(p.kernel_size, p.height - y0); ++ky)
     for (int kx = max(0, -x0); kx < min(p.kernel_size, p.width - x0); ++kx)
@@ -93,15 +94,10 @@ GPU_DEVICE void gather_run(const View<const T, kNhwc>& grad, const uint8_t* code
     for (int i = kBegin; i < kEnd; i += kStep) {
       // Clamped channels instead of a branch: all loads can be in flight at once.
       const int offset = grad.offset(window, min(max(c - kHalo + i, low), high - kStep));
-      if constexpr (kVec4) {
-        const auto found = *reinterpret_cast<const gpu::Vec4<uint8_t>*>(code_image + offset);
-        const auto four = *reinterpret_cast<const gpu::Vec4<T>*>(grad_image + offset);
+      const auto found = *reinterpret_cast<const gpu::Vec<uint8_t, kStep>*>(code_image + offset);
+      const auto g = *reinterpret_cast<const gpu::Vec<T, kStep>*>(grad_image + offset);
 #pragma unroll
-        for (int j = 0; j < 4; ++j) v[i + j] += found.v[j] == wanted ? gpu::to_float(four.v[j]) : 0.f;
-      } else {
-        const float g = gpu::to_float(grad_image[offset]);
-        v[i] += code_image[offset] == wanted ? g : 0.f;
-      }
+      for (int j = 0; j < kStep; ++j) v[i + j] += found.v[j] == wanted ? gpu::to_float(g.v[j]) : 0.f;
     }
   });
 }

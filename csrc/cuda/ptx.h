@@ -22,7 +22,6 @@ error_t launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t smem, stream_
 }
 
 // ---- conversions and arithmetic ------------------------------------------------------------------------------------
-// ----------------------------------------------------------------------------------------
 
 GPU_DEVICE float to_float(float v) {
   return v;
@@ -115,6 +114,7 @@ GPU_DEVICE uint32_t to_tf32(float v) {
 template <class T>
 using shared = T*;
 
+// The dynamic shared memory of the launch, as an array of T.
 template <class T>
 GPU_DEVICE shared<T> dynamic_shared() {
   extern __shared__ __align__(1024) unsigned char gpu_dynamic_shared[];

@@ -32,6 +32,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
     lrn_pool_kernel(View<const T, kNhwc> x, View<T, kNhwc> y, uint8_t* code, PoolTiles tiles, LrnConstants lrn,
                     PoolGeometry pool, bool relu_first) {
   const gpu::shared<float> normalised = gpu::dynamic_shared<float>();
+  // This thread block's image, group, channels [begin, end) and pooled rows and columns.
   const int64_t n = tiles.first_image + blockIdx.x / tiles.per_image;
   const uint32_t chunk = tiles.first_chunk + blockIdx.y;
   const int tile = blockIdx.x % tiles.per_image, group = chunk / tiles.chunks;
@@ -45,6 +46,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
   const int iy1 = min(pool.height, (oy1 - 1) * pool.stride - pool.padding + pool.kernel_size);
   const int width = min(pool.width, (ox1 - 1) * pool.stride - pool.padding + pool.kernel_size) - ix0;
   const int pixels = (iy1 - iy0) * width, runs = tiles.channels / kRun;
+  // Index in shared memory: [pixel][channel] in NHWC, [channel][pixel] in NCHW.
   const auto slot = [&](int pixel, int c) { return kNhwc ? pixel * tiles.channels + c : c * pixels + pixel; };
 
   // Normalise: a run of x from global memory, through registers, to shared memory.

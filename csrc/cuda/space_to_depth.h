@@ -59,6 +59,7 @@ struct StripGeometry {
 // Channel group kIndex of the s2d block whose upper left pixel is (y, x); 0 outside the image.
 template <int kChannels, bool kNhwc, int kIndex, class E>
 GPU_DEVICE void load_group(const E* image, int height, int width, int y, int x, E (&v)[16 / sizeof(E)]) {
+  // Which pixel and channel each element is, is known at compile time: one address, constant offsets.
   constexpr int kSize = kGroupSize<E>;
   const int corner = y * width + x;
   unroll<kSize>([&](auto e) {
@@ -96,6 +97,7 @@ GPU_DEVICE void stage_blocks(gpu::shared<uint32_t> to, const E* image, const Str
 // Clears the channels of a fragment that meet no weight at this shift: their weights are 0, but 0 * NaN is NaN.
 template <class T>
 GPU_DEVICE void mask_fragment(int mask, uint32_t& first, uint32_t& second) {
+  // A lane holds, per register, 2 neighbouring channels of 16 bits or one of TF32 (fragment layout of mma).
   const int lane_mask = mask >> threadIdx.x % 4 * (kGroupSize<T> / 4);
   const uint32_t keep =
       sizeof(T) == 4 ? (lane_mask & 1 ? ~0u : 0) : (lane_mask & 1 ? 0xffffu : 0) | (lane_mask & 2 ? 0xffff0000u : 0);
@@ -108,6 +110,7 @@ GPU_DEVICE void mask_fragment(int mask, uint32_t& first, uint32_t& second) {
 template <class T>
 GPU_DEVICE gpu::Vec4<uint32_t> load_gradient(const Storage<T>* image, const StripGeometry& g, int output, int filter) {
   constexpr int kSize = kGroupSize<T>;
+  // One load of 16 bytes where filters are contiguous and aligned, else element by element.
   struct alignas(16) {
     Storage<T> v[kSize];
   } run = {};
