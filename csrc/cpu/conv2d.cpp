@@ -45,7 +45,7 @@ int64_t winograd_tiles(const Conv& c, int64_t images) {
 bool is_winograd3x3(const Images& images, const Conv& c) {
   const bool supported = images.dtype == DType::kFloat && level() != Level::kBaseline &&
                          (c.kernel_size == 3 || c.kernel_size == 5) && c.stride == 1 && c.padding < c.kernel_size &&
-                         c.channels % (16 * c.groups) == 0 && c.filters % (16 * c.groups) == 0;
+                         c.channels > 0 && c.channels % (16 * c.groups) == 0 && c.filters % (16 * c.groups) == 0;
   return supported && c.kernel_size * c.kernel_size * images.count * c.out_height * c.out_width >
                           1.25 * kWinogradProducts * (winograd_tiles(c, images.count) + 16);
 }
