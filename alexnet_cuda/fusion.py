@@ -32,18 +32,16 @@ def run(modules: nn.Sequential, x: Tensor, scale: float = 1.0) -> Tensor:
     kinds = [kind(module) for module in chain]
     start = 0
     while start < len(chain):
-        # Longest match first; a module without a kind is in no pattern.
-        lengths = (n for n in (4, 3, 2, 1) if tuple(kinds[start : start + n]) in PATTERNS)
-        length = next(lengths, 0)
-        if scale != 1 and not (length and kinds[start] == "conv"):
+        pattern = tuple(kinds[start : start + 4])
+        while pattern and pattern not in PATTERNS:
+            pattern = pattern[:-1]
+        if scale != 1 and pattern[:1] != ("conv",):
             x, scale = x * scale, 1.0
-        if length:
-            pattern = tuple(kinds[start : start + length])
-            x = PATTERNS[pattern](x, dict(zip(pattern, chain[start:])), scale)
-            scale = 1.0
+        if pattern:
+            x, scale = PATTERNS[pattern](x, dict(zip(pattern, chain[start:])), scale), 1.0
         else:
             x = chain[start](x)
-        start += max(length, 1)
+        start += len(pattern) or 1
     return x
 
 
@@ -70,29 +68,18 @@ def has_hooks(module: nn.Module) -> bool:
 
 
 def _block(x: Tensor, modules: Modules, scale: float) -> Tensor:
-    conv, lrn, pool = modules["conv"], modules["lrn"], modules["pool"]
+    conv, pool = modules["conv"], modules["pool"]
     tail = {kind: module for kind, module in modules.items() if kind != "conv"}
     if conv.kernel_size != (11, 11) or conv.groups != 1:
         return _tail(_conv2d(x, {"conv": conv}, scale), tail)
-    return ops.conv2d_relu_lrn_max_pool2d(
-        x,
-        _scaled(conv.weight, scale),
-        conv.bias,
-        lrn.size,
-        lrn.alpha,
-        lrn.beta,
-        lrn.k,
-        order=TAILS[tuple(tail)],
-        **lrn.arguments(),
-        **{f"pool_{name}": value for name, value in _window(pool).items()},
-        **geometry(conv),
-    )
+    window = {f"pool_{name}": value for name, value in _window(pool).items()}
+    arguments = {**geometry(conv), **modules["lrn"].arguments(), **window, "order": TAILS[tuple(tail)]}
+    return ops.conv2d_relu_lrn_max_pool2d(x, _scaled(conv.weight, scale), conv.bias, **arguments)
 
 
 def _tail(x: Tensor, modules: Modules, scale: float = 1.0) -> Tensor:
-    lrn, order = modules["lrn"], TAILS[tuple(modules)]
-    constants = lrn.size, lrn.alpha, lrn.beta, lrn.k
-    return ops.relu_lrn_max_pool2d(x, *constants, order=order, **lrn.arguments(), **_window(modules["pool"]))
+    arguments = {**modules["lrn"].arguments(), **_window(modules["pool"]), "order": TAILS[tuple(modules)]}
+    return ops.relu_lrn_max_pool2d(x, **arguments)
 
 
 def _conv2d(x: Tensor, modules: Modules, scale: float) -> Tensor:

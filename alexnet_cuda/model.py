@@ -119,14 +119,12 @@ class AlexNet(nn.Module):
         if transforming():  # vmap knows no memory formats
             return images
         convolutions = [module for module in self.features if isinstance(module, nn.Conv2d)]
-        memory_format = torch.channels_last
         if images.device.type != "cpu":
-            if not convolutions[-1].weight.is_contiguous(memory_format=memory_format):
-                return images
-        elif not torch.compiler.is_compiling() and not torch.is_grad_enabled() and images.shape[0] < 8:
-            if any(conv.stride != (1, 1) for conv in convolutions[1:]):
-                memory_format = torch.contiguous_format
-        return images.contiguous(memory_format=memory_format)
+            last = convolutions[-1].weight.is_contiguous(memory_format=torch.channels_last)
+            return images.contiguous(memory_format=torch.channels_last) if last else images
+        few = not torch.compiler.is_compiling() and not torch.is_grad_enabled() and images.shape[0] < 8
+        strided = any(conv.stride != (1, 1) for conv in convolutions[1:])
+        return images.contiguous(memory_format=torch.contiguous_format if few and strided else torch.channels_last)
 
     def _check(self, x: Tensor) -> None:
         if not x.is_floating_point():

@@ -112,15 +112,17 @@ class LocalResponseNorm(torch.nn.LocalResponseNorm):
         return cls(size, alpha, beta, bias, window="onnx")
 
     def arguments(self) -> dict[str, Any]:
-        """The keyword-only arguments of the op."""
-        return dict(groups=self.groups, divide_alpha=self.divide_alpha, window=self.window, across=self.across)
+        """The arguments of `ops.local_response_norm`, by name."""
+        names = ("size", "alpha", "beta", "k", "groups", "divide_alpha", "window", "across")
+        return {name: getattr(self, name) for name in names}
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, ...) to the same shape."""
-        return local_response_norm(x, self.size, self.alpha, self.beta, self.k, **self.arguments())
+        return local_response_norm(x, **self.arguments())
 
     def extra_repr(self) -> str:
-        changed = {name: value for name, value in self.arguments().items() if value != getattr(type(self), name)}
+        defaults = vars(LocalResponseNorm)
+        changed = {name: value for name, value in self.arguments().items() if value != defaults.get(name, value)}
         return ", ".join([super().extra_repr(), *(f"{name}={value!r}" for name, value in changed.items())])
 
 
