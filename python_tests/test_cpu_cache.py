@@ -1,4 +1,4 @@
-"""CPU results in memory that earlier ones left (csrc/cpu/memory.h)."""
+"""The CPU caching allocator (csrc/cpu/memory.h): results in memory of freed ones."""
 
 import copy
 import os
@@ -10,8 +10,7 @@ import threading
 import pytest
 import torch
 
-import alexnet_cuda
-from alexnet_cuda import ops
+from alexnet_cuda import _library, ops
 
 pytestmark = pytest.mark.usefixtures("kernels")
 MIB = 1 << 20
@@ -19,10 +18,15 @@ MIB = 1 << 20
 
 @pytest.fixture(autouse=True)
 def _limit():
-    before = alexnet_cuda.set_kept_memory(0)
-    alexnet_cuda.set_kept_memory(64 * MIB)
+    before = set_limit(0)
+    set_limit(64 * MIB)
     yield
-    alexnet_cuda.set_kept_memory(before)
+    set_limit(before)
+
+
+def set_limit(limit):
+    """In bytes; returns the limit before."""
+    return _library._C.set_cache_limit(limit)
 
 
 def result(mib=2, fill=1.0):
@@ -67,20 +71,20 @@ def resident():
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-def test_no_more_than_the_limit_is_kept():
+def test_no_more_than_the_limit_is_cached():
     x = torch.zeros(64, 64, 64, 64)  # 64 MiB
-    alexnet_cuda.set_kept_memory(0)
+    set_limit(0)
     ops.max_pool2d(x, 1, 1)
     before = resident()
     del_after = [ops.max_pool2d(x, 1, 1) for _ in range(4)]
     assert resident() - before > 200 * MIB
     del del_after
     assert resident() - before < 32 * MIB
-    alexnet_cuda.set_kept_memory(150 * MIB)
+    set_limit(150 * MIB)
     held = [ops.max_pool2d(x, 1, 1) for _ in range(4)]
     del held
     assert 100 * MIB < resident() - before < 150 * MIB + 16 * MIB
-    alexnet_cuda.set_kept_memory(0)
+    set_limit(0)
     assert resident() - before < 32 * MIB
 
 
@@ -115,12 +119,11 @@ def test_threads():
 
 def run(code, mib):
     return subprocess.run([sys.executable, "-c", f"import alexnet_cuda; {code}"], capture_output=True, text=True,
-                          env={**os.environ, "ALEXNET_CUDA_KEPT_MIB": mib})  # fmt: skip
+                          env={**os.environ, "ALEXNET_CUDA_CACHE_MIB": mib})  # fmt: skip
 
 
-def test_environment_variable_and_bad_limits():
-    assert run("print(alexnet_cuda.build_info()['CPU memory kept'])", "7").stdout == "up to 7 MiB\n"
-    assert "ALEXNET_CUDA_KEPT_MIB: expected a whole number of MiB, got 'much'" in run("", "much").stderr
-    assert run("print(alexnet_cuda.set_kept_memory(1), alexnet_cuda.set_kept_memory(2))", "0").stdout == "0 1\n"
-    with pytest.raises(ValueError, match="expected limit to be at least 0, got -1"):
-        alexnet_cuda.set_kept_memory(-1)
+def test_environment_variable():
+    assert run("print(alexnet_cuda.build_info()['CPU cache'])", "7").stdout == "up to 7 MiB of freed results\n"
+    assert "ALEXNET_CUDA_CACHE_MIB: expected a whole number of MiB, got 'much'" in run("", "much").stderr
+    code = "from alexnet_cuda._library import _C; print(_C.set_cache_limit(1), _C.set_cache_limit(2))"
+    assert run(code, "0").stdout == "0 1\n"
