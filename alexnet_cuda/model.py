@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from . import fusion, variants
 from . import nn as layers
-from ._library import transforming
+from ._torch_private import transforms_active
 from .variants import Variant, get_variant
 
 # Pixels 0..255 minus their mean are this many times as large as images normalised with ImageNet's mean and standard
@@ -116,7 +116,7 @@ class AlexNet(nn.Module):
         few images in inference where convolutions after the first have a stride: oneDNN computes these, and would
         rearrange their weights in each call.
         """
-        if transforming():  # vmap knows no memory formats
+        if transforms_active():  # vmap knows no memory formats
             return images
         convolutions = [module for module in self.features if isinstance(module, nn.Conv2d)]
         if images.device.type != "cpu":

@@ -1,13 +1,14 @@
 """`accelerate` on other people's networks: same outputs and gradients, same names, nothing else touched."""
 
 import copy
+import pickle
 
 import pytest
 import torch
 from torch import nn
 
 import alexnet_cuda
-from alexnet_cuda import accelerate, later_layers
+from alexnet_cuda import accelerate, ops
 
 
 class Inception(nn.Module):
@@ -76,25 +77,15 @@ def test_same_outputs_and_gradients(build, size, exchanged):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
 
 
-@pytest.fixture
-def served(monkeypatch):
-    """The weights' sizes of the 3x3 and 5x5 convolutions that our kernel made."""
-    sizes, conv2d = [], later_layers.conv2d
-    monkeypatch.setattr(
-        later_layers, "conv2d", lambda conv, x: (sizes.append(tuple(conv.weight.shape)), conv2d(conv, x))[1]
-    )
-    return sizes
-
-
-@pytest.mark.skipif(not later_layers.has_winograd(), reason="no CPU kernels")
 @pytest.mark.parametrize("format", [torch.contiguous_format, torch.channels_last], ids=str)
 @pytest.mark.parametrize("bias", [False, True])
-def test_3x3_and_5x5_convolutions(format, bias, served):
-    """The same outputs, gradients and strides as torch's, by our kernel where that is worthwhile."""
+def test_3x3_and_5x5_convolutions(format, bias):
+    """The same outputs, gradients and strides as torch's."""
     conv = nn.Conv2d(32, 64, 5, padding=2, groups=2, bias=bias)
     model = nn.Sequential(nn.Conv2d(3, 32, 3), conv, nn.ReLU(), nn.Conv2d(64, 16, 3), nn.MaxPool2d(2))
     model = model.to(memory_format=format)
     faster = accelerate(model)
+    assert ours(faster) == ["Conv2d", "Conv2d", "MaxPool2d"]
     x = torch.randn(4, 3, 20, 23).contiguous(memory_format=format)
     results = []
     for net in (model, faster):
@@ -102,34 +93,26 @@ def test_3x3_and_5x5_convolutions(format, bias, served):
         y = net(image)
         (y.square().sum() / 100).backward()
         results.append([y, image.grad, *(p.grad for p in net.parameters())])
-    assert served == [(64, 16, 5, 5), (16, 64, 3, 3)]
     for expected, found in zip(*results, strict=True):
         assert found.stride() == expected.stride()
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5 * expected.abs().max().item())
     with torch.no_grad():
         torch.testing.assert_close(faster.eval()(x), model.eval()(x), rtol=1e-3, atol=1e-4)
-    assert len(served) == 4
 
 
-@pytest.mark.skipif(not later_layers.has_winograd(), reason="no CPU kernels")
-def test_where_such_convolutions_are_torchs(served):
+@torch.no_grad()
+def test_where_such_convolutions_are_torchs():
+    """The same bits where no kernel of ours serves, and results to rounding elsewhere."""
     conv = nn.Conv2d(32, 32, 3, padding=1)
     x, ours = torch.randn(2, 32, 20, 20), accelerate(conv)
-    with torch.no_grad():
-        assert accelerate(conv, kernels="none")(x).equal(conv(x))
-        assert accelerate(conv, kernels="max_pool2d")(x).equal(conv(x))
-        assert ours(x[0]).equal(conv(x[0]))
-        assert ours(x[..., :4]).equal(conv(x[..., :4]))  # so few outputs that the weights would cost more
-        torch.testing.assert_close(torch.vmap(ours)(x[None])[0], conv(x), rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(torch.compile(ours, backend="eager", fullgraph=True)(x), conv(x))
-        with torch.autocast("cpu", torch.bfloat16):
-            assert ours(x).equal(conv(x))
-        assert copy.deepcopy(ours).double()(x.double()).equal(copy.deepcopy(conv).double()(x.double()))
-        with pytest.raises(RuntimeError, match="to have 32 channels, but got 16"):
-            ours(x[:, :16])
-        assert served == []
-        ours(x)
-    assert served == [(32, 32, 3, 3)]
+    assert ours(x[..., :4]).equal(conv(x[..., :4]))  # so few outputs that the weights would cost more
+    for wrap in (lambda f: f, torch.vmap, lambda f: torch.compile(f, backend="eager", fullgraph=True)):
+        torch.testing.assert_close(wrap(ours)(x), wrap(conv)(x), rtol=1e-4, atol=1e-4)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert ours(x).equal(conv(x))
+    assert copy.deepcopy(ours).double()(x.double()).equal(copy.deepcopy(conv).double()(x.double()))
+    with pytest.raises(ValueError, match=r"conv2d: expected weight to be \(filters, 16, height, width\)"):
+        ours(x[:, :16])
 
 
 def test_root_in_place_twice_with_hooks():
@@ -178,20 +161,30 @@ def test_leaves_the_rest_alone(module):
     assert type(accelerate(module)) is type(module)
 
 
-@pytest.mark.parametrize("kernels", [None, "none"])
-def test_torch_fx(kernels):
+def test_torch_fx():
     """Traced after or before: the graph calls our functions, or holds our modules."""
     model = nn.Sequential(nn.Conv2d(3, 8, 11, 4), *googlenet_v1()[3:4], nn.MaxPool2d(2), nn.Conv2d(8, 16, 3)).eval()
     x = torch.randn(2, 3, 51, 53)
-    traced = torch.fx.symbolic_trace(accelerate(model, kernels=kernels))
-    module = "alexnet_cuda.reference" if kernels else "alexnet_cuda.ops"
-    targets = [node.target for node in traced.graph.nodes if getattr(node.target, "__module__", "").startswith(module)]
-    assert [target.__name__ for target in targets] == ["conv2d", "local_response_norm", "max_pool2d"]
-    before = accelerate(torch.fx.symbolic_trace(model), kernels=kernels)
+    traced = torch.fx.symbolic_trace(accelerate(model))
+    targets = [
+        node.target for node in traced.graph.nodes if getattr(node.target, "__module__", "").startswith("alexnet")
+    ]
+    assert targets == [ops.conv2d, ops.local_response_norm, ops.max_pool2d]
+    before = accelerate(torch.fx.symbolic_trace(model))
     assert ours(before) == ["Conv2d", "LocalResponseNorm", "MaxPool2d"]
     with torch.no_grad():
-        for net in (traced, before, copy.deepcopy(traced)):
+        for net in (traced, before, copy.deepcopy(traced), pickle.loads(pickle.dumps(traced))):
             torch.testing.assert_close(net(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_feature_extractor_of_an_accelerated_network():
+    extraction = pytest.importorskip("torchvision.models.feature_extraction")
+    model, x = torchvision_alexnet().eval(), torch.randn(2, 3, 127, 127)
+    nodes = ["features.2", "features.10", "classifier.6"]
+    results = [extraction.create_feature_extractor(net, nodes)(x) for net in (model, accelerate(model))]
+    for name in nodes:
+        torch.testing.assert_close(results[1][name], results[0][name], rtol=1e-4, atol=1e-4)
 
 
 def test_result_can_be_copied_and_rejects_non_modules():

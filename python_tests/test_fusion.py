@@ -1,5 +1,6 @@
 """Neighbouring layers as one operator: which ones each network fuses, and that results stay those of the modules."""
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -8,6 +9,7 @@ from torch import nn
 from torch.autograd import forward_ad
 
 from alexnet_cuda import AlexNet, _library, fusion, ops
+from alexnet_cuda import nn as layers
 from alexnet_cuda.variants import LRN, VARIANTS, Conv, Dropout, Linear, MaxPool, ReLU, Variant
 
 DEEP = "conv2d+relu conv2d+relu conv2d+relu"
@@ -97,9 +99,9 @@ def test_every_variant_fused_equals_unfused(variant, training, calls):
         torch.testing.assert_close(fused, single, rtol=1e-9, atol=1e-10 * single.abs().max().item())
 
 
-def test_a_second_pass_of_training_uses_updated_weights(calls):
+def test_a_second_pass_uses_updated_weights(calls):
     """The weights times the input scale are not kept."""
-    model = AlexNet(replace(SMALL, pixels=True))
+    model = AlexNet(replace(SMALL, pixels=True)).eval()
     x = images(2)
     before = model(x)
     with torch.no_grad():
@@ -134,24 +136,25 @@ def test_gradients_are_torchs(n, model, calls, monkeypatch):
 
 
 @torch.no_grad()
-def test_devices(model, device, calls):
+def test_devices(device, model, calls):
     x = images(2)
-    expected = unfused(model, x.double().to("cpu") if False else x)
-    scores = model.to(device)(x.to(device))
-    model.to("cpu")
+    expected = copy.deepcopy(model).double()(x.double())
+    calls.clear()
+    scores = copy.deepcopy(model).to(device)(x.to(device))
     assert calls == CALLS
-    torch.testing.assert_close(scores.cpu(), expected, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(scores.double().cpu(), expected, rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()
-def test_hooks_and_replaced_layers(model, calls):
-    """What has a hook runs by itself, and a hook on `features` or `classifier` gets what torch gives it."""
+def test_a_module_with_a_hook_runs_by_itself(model, calls):
+    """A hook on `features` or `classifier` leaves nothing fused in it."""
     x, seen = images(2), []
     expected = unfused(model, x)
     for module, left in (
-        (model.features[1], [*CALLS[1:]]),  # the convolution runs by itself, then ReLU, then LRN, then pooling
-        (model.features[5], ["block:relu-lrn-pool", "conv2d", *CALLS[2:]]),
-        (model.classifier[0], [*CALLS[:3], *CALLS[4:]]),
+        (model.features[1], ["conv2d", *CALLS[1:]]),
+        (model.features[4], [CALLS[0], *CALLS[2:]]),
+        (model.features[5], [CALLS[0], "conv2d", *CALLS[2:]]),
+        (model.classifier[1], [*CALLS[:3], "linear", *CALLS[4:]]),
         (model.features, CALLS[3:]),
         (model.classifier, CALLS[:3]),
     ):
@@ -165,7 +168,125 @@ def test_hooks_and_replaced_layers(model, calls):
 
 
 @torch.no_grad()
-def test_replaced_layers(model, calls):
+def test_replaced_modules_are_seen(model, calls):
+    class Own(nn.ReLU):
+        pass
+
     x, twin = images(2), copy.deepcopy(model)
+    expected = twin(x)
+    calls.clear()
+    for relu in (Own(), nn.ReLU()):
+        twin.features[1] = relu
+        torch.testing.assert_close(twin(x), expected, rtol=1e-4, atol=1e-5)
+        assert calls == (["conv2d", *CALLS[1:]] if type(relu) is Own else CALLS)
+        calls.clear()
+    relu.forward = lambda x: x.clamp(-1, 1)
+    assert not torch.allclose(twin(x), expected)
+    assert calls == ["conv2d", *CALLS[1:]]
     twin.features[1] = nn.LeakyReLU(0.5)
-    assert not torch.allclose(twin(x), model(x))
+    assert not torch.allclose(twin(x), expected)
+    twin.classifier = nn.Linear(twin.classifier[0].in_features, 2)
+    assert twin(x).shape == (2, 2)
+
+
+@torch.no_grad()
+def test_a_hook_on_the_features_sees_scaled_images():
+    """As a module alone would: input_scale times the images."""
+    model, seen = AlexNet(replace(SMALL, pixels=True)).eval(), []
+    x = images(1)
+    model.features.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    model(x)
+    torch.testing.assert_close(seen[0], x * model.input_scale)
+
+
+@pytest.mark.parametrize(
+    ("module", "kind"),
+    [
+        (nn.Conv2d(8, 8, 3, padding=1, groups=2), "conv"),
+        (layers.Conv2d(3, 8, 11, 4, ceil_mode=True), "conv"),
+        (nn.Conv2d(8, 8, 3, padding="same"), ""),
+        (nn.Conv2d(8, 8, 3, padding=1, padding_mode="reflect"), ""),
+        (nn.Conv2d(8, 8, 3, dilation=2), ""),
+        (nn.Conv2d(8, 8, 3, (1, 2)), ""),
+        (nn.Conv2d(8, 8, 3, padding=(1, 0)), ""),
+        (nn.ConvTranspose2d(8, 8, 3), ""),
+        (layers.LocalResponseNorm(5, window="onnx"), "lrn"),
+        (layers.LocalResponseNorm(5, across="spatial"), ""),
+        (nn.LocalResponseNorm(5), ""),
+        (layers.MaxPool2d(3, 2), "pool"),
+        (layers.MaxPool2d(3, 2, return_indices=True), ""),
+        (layers.MaxPool2d(3, 2, dilation=2), ""),
+        (nn.ReLU(inplace=True), "relu"),
+        (nn.ReLU6(), ""),
+        (nn.Linear(2, 2), "linear"),
+        (nn.Dropout(), ""),
+    ],
+    ids=str,
+)
+def test_which_modules_can_be_fused(module, kind):
+    assert fusion.kind(module) == kind
+
+
+@pytest.mark.parametrize("tail", fusion.TAILS, ids="-".join)
+@pytest.mark.parametrize("geometry", [(6, 11, 4, 0, 1), (6, 11, 4, 0, 3), (12, 5, 1, 2, 3)], ids=str)
+def test_every_order_of_every_block(tail, geometry, calls):
+    """First layers, and convolutions for which there is no operator that goes on to LRN and pooling."""
+    filters, kernel_size, stride, padding, groups = geometry
+    modules = {
+        "relu": nn.ReLU(),
+        "lrn": layers.LocalResponseNorm(4, 0.5, 0.75, 2.0, groups=3, window="onnx", divide_alpha=False),
+        "pool": layers.MaxPool2d(3, 2, 1, ceil_mode=True),
+    }
+    conv = layers.Conv2d(3, filters, kernel_size, stride, padding, groups=groups, ceil_mode=True)
+    chain = nn.Sequential(conv, *(modules[kind] for kind in tail)).double()
+    x = torch.randn(2, 3, 40, 43, dtype=torch.float64)
+    order = fusion.TAILS[tail]
+    torch.testing.assert_close(fusion.run(chain, x, 1.5), chain(1.5 * x))
+    assert calls == ([f"block:{order}"] if kernel_size == 11 and groups == 1 else ["conv2d", f"tail:{order}"])
+    calls.clear()
+    torch.testing.assert_close(fusion.run(chain[1:], x, 1.5), chain[1:](1.5 * x))
+    assert calls == [f"tail:{order}"]
+
+
+def test_transforms_and_precisions(model):
+    x = images(2)
+    with torch.no_grad():
+        expected = model(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            torch.testing.assert_close(model(x).float(), expected, rtol=5e-2, atol=5e-2)
+        with torch.backends.mkldnn.flags(enabled=False):
+            torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(torch.vmap(model)(x[None])[0], expected, rtol=1e-4, atol=1e-5)
+    with forward_ad.dual_level():
+        assert forward_ad.unpack_dual(model(forward_ad.make_dual(x, x))).tangent is not None
+    weights = dict(model.named_parameters())
+    loss = lambda weights: torch.func.functional_call(model, weights, x).square().sum()
+    gradients = torch.autograd.grad(loss(weights), list(weights.values()))
+    for name, gradient in zip(weights, gradients):
+        ours = torch.func.grad(loss)(weights)[name]
+        torch.testing.assert_close(ours, gradient, rtol=1e-2, atol=1e-2 * gradient.abs().max().item())
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
+@pytest.mark.parametrize("variant", ["cifar", "original2012"])
+def test_compile_and_export_without_graph_breaks(variant, training):
+    model = AlexNet(narrow(VARIANTS[variant]), 10).eval()
+    x = torch.randn(2, 3, *[model.variant.input_size] * 2)
+    torch.compiler.reset()
+    with torch.set_grad_enabled(training):
+        expected = model(x)
+        y = torch.compile(model, fullgraph=True, backend="aot_eager")(x)
+        torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-4)
+        if training:
+            y.sum().backward()
+            assert all(p.grad is not None for p in model.parameters())
+        program = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+        torch.testing.assert_close(program.module()(x[:1]), expected[:1], rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_a_layer_that_does_not_fit_gets_torchs_message():
+    model = AlexNet(SMALL).eval()
+    model.classifier[0] = nn.Linear(1000, 9000)
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        model(images(2))

@@ -1,4 +1,4 @@
-"""AlexNet: exchange with torchvision, fused execution, input scale and training, bad input, copies and compilation."""
+"""AlexNet: exchange with torchvision, input scale and training, bad input, copies, and its summary."""
 
 import copy
 import math
@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from alexnet_cuda import AlexNet, ops
-from alexnet_cuda.model import PIXELS_PER_UNIT, model_summary
+from alexnet_cuda import AlexNet
+from alexnet_cuda.model import PIXELS_PER_UNIT
+from alexnet_cuda.summary import layer_names, model_summary
 from alexnet_cuda.variants import VARIANTS
 
-BLOCK, TAIL = "conv2d_relu_lrn_max_pool2d", "relu_lrn_max_pool2d"
 PIXEL_VARIANTS = ("paper", "original2012", "caffe", "caffenet", "owt")
 
 
@@ -34,60 +34,6 @@ def test_torchvision_weights_go_both_ways():
     ours.reset_parameters()
     theirs.load_state_dict(ours.state_dict())
     torch.testing.assert_close(ours(x), theirs(x))
-
-
-def call_counter(monkeypatch):
-    calls = []
-
-    def counted(name, op):
-        return lambda *args, **kwargs: calls.append((name, kwargs["order"])) or op(*args, **kwargs)
-
-    for name in (BLOCK, TAIL):
-        monkeypatch.setattr(ops, name, counted(name, getattr(ops, name)))
-    return calls
-
-
-@pytest.mark.parametrize(
-    ("variant", "expected"),
-    [
-        ("paper", [(BLOCK, "relu-lrn-pool"), (TAIL, "relu-lrn-pool")]),
-        ("caffenet", [(BLOCK, "relu-pool-lrn"), (TAIL, "relu-pool-lrn")]),
-        ("original2012", [(BLOCK, "lrn-pool-relu")]),
-        ("owt", [(BLOCK, "lrn-pool-relu"), (TAIL, "relu-lrn-pool")]),
-        ("keras_mnist", []),
-        ("cifar", [(TAIL, "relu-lrn-pool")] * 2),
-    ],
-)
-def test_fused_equals_one_by_one(variant, expected, monkeypatch):
-    torch.manual_seed(0)
-    calls = call_counter(monkeypatch)
-    model = AlexNet(variant, 10).eval().double()  # in float32, rounding may choose another maximum of two
-    x = images(model).double()
-    results = []
-    for model.fused in (True, False):
-        model.zero_grad()
-        y = model(x)
-        y.square().sum().backward()
-        results.append([y, *(p.grad for p in model.features.parameters())])
-    assert calls == expected
-    for fused, single in zip(*results, strict=True):
-        torch.testing.assert_close(fused, single, rtol=1e-9, atol=1e-10 * single.abs().max().item())
-
-
-@torch.no_grad()
-def test_hooks_and_replaced_layers_are_seen(monkeypatch):
-    calls = call_counter(monkeypatch)
-    model = AlexNet("cifar").eval()
-    x, seen = images(model), []
-    expected = model(x)
-    del calls[:]
-    handle = model.features[2].register_forward_hook(lambda module, args, output: seen.append(output))
-    torch.testing.assert_close(model(x), expected)
-    assert len(calls) == 1
-    assert seen[0].min() == 0
-    handle.remove()
-    model.features[2] = nn.LeakyReLU(0.5)
-    assert not torch.allclose(model(x), expected)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -112,9 +58,9 @@ def crops(count):
 
 
 def losses_in_training(setting, steps=50):
-    """Of the paper's net on four pieces of two photographs; ends early once they are learnt."""
+    """Of the paper's net on a piece of each of two photographs; ends early once they are learnt."""
     torch.manual_seed(0)
-    x, y = crops(2)
+    x, y = crops(1)
     model = AlexNet("paper", 2, dropout=0, input=setting)
     optimiser = torch.optim.SGD(model.parameters(), lr=5e-4, momentum=0.9, fused=True)
     losses = []
@@ -128,8 +74,9 @@ def losses_in_training(setting, steps=50):
 
 
 def test_the_papers_net_trains_on_normalised_photographs_and_naively_does_not():
-    assert min(losses_in_training("normalized")) < 0.3
-    assert min(losses_in_training("pixels")) > 0.95 * math.log(2)
+    losses = losses_in_training("normalized")
+    assert losses[-1] < 0.3
+    assert min(losses_in_training("pixels", len(losses))) > 0.95 * math.log(2)
 
 
 def test_unbatched_and_empty_batches():
@@ -208,18 +155,6 @@ def test_copies_and_pickles():
         assert twin.variant == model.variant
 
 
-@pytest.mark.parametrize("variant", ["cifar", "original2012"])
-def test_compiles_without_graph_breaks(variant):
-    model = AlexNet(variant, 10).eval()
-    x = images(model, 2)
-    expected = model(x)
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    y = compiled(x)
-    torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-4)
-    y.sum().backward()
-    assert all(p.grad is not None for p in model.parameters())
-
-
 @pytest.mark.parametrize(
     ("variant", "macs"),
     [
@@ -237,3 +172,17 @@ def test_summary(variant, macs):
     assert round(sum(row.macs for row in rows) / 1e6, 1) == macs
     assert rows[0].name == "features.0"
     assert rows[-1].output_size == (VARIANTS[variant].num_classes,)
+
+
+def test_layer_names():
+    with torch.device("meta"):
+        names = {variant: layer_names(AlexNet(variant)) for variant in VARIANTS}
+    head = "fc6 relu6 drop6 fc7 relu7 drop7 fc8"
+    paper = "conv1 relu1 norm1 pool1 conv2 relu2 norm2 pool2 conv3 relu3 conv4 relu4 conv5 relu5 pool5"
+    assert " ".join(names["paper"].values()) == f"{paper} {head}"
+    assert list(names["paper"])[::7] == ["features.0", "features.7", "features.14", "classifier.6"]
+    assert " ".join(names["keras_mnist"].values()).startswith("pad1 conv1 norm1 relu1 pool1 conv2 norm2")
+    assert "conv2 relu2 norm2 norm2_2 pool2 conv3" in " ".join(names["original2012"].values())
+    assert "conv1 bn1 relu1 norm1 pool1" in " ".join(names["cifar"].values())
+    assert "relu5 pool5 avgpool5 drop5 fc6" in " ".join(names["torchvision"].values())
+    assert all(len(set(each.values())) == len(each) for each in names.values())
