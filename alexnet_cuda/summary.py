@@ -40,9 +40,9 @@ def model_summary(model: AlexNet | str) -> list[LayerSummary]:
 
     Nothing is computed: the sizes come from a forward pass of a copy on torch's meta device.
     """
-    if isinstance(model, str):
-        model = AlexNet(model)
     with torch.device("meta"):
+        if isinstance(model, str):
+            model = AlexNet(model)
         twin = AlexNet(model.variant, model.num_classes, model.in_channels)
     rows: list[LayerSummary] = []
 

@@ -39,7 +39,9 @@ def googlenet_v1():
 
 
 def torchvision_alexnet():
-    return pytest.importorskip("torchvision").models.alexnet(num_classes=5)
+    model = pytest.importorskip("torchvision").models.alexnet(num_classes=5)
+    model.classifier = nn.Linear(9216, 5)  # quicker to copy
+    return model
 
 
 def torchvision_googlenet():
@@ -166,9 +168,7 @@ def test_torch_fx():
     model = nn.Sequential(nn.Conv2d(3, 8, 11, 4), *googlenet_v1()[3:4], nn.MaxPool2d(2), nn.Conv2d(8, 16, 3)).eval()
     x = torch.randn(2, 3, 51, 53)
     traced = torch.fx.symbolic_trace(accelerate(model))
-    targets = [
-        node.target for node in traced.graph.nodes if getattr(node.target, "__module__", "").startswith("alexnet")
-    ]
+    targets = [node.target for node in traced.graph.nodes if node.op == "call_function"]
     assert targets == [ops.conv2d, ops.local_response_norm, ops.max_pool2d]
     before = accelerate(torch.fx.symbolic_trace(model))
     assert ours(before) == ["Conv2d", "LocalResponseNorm", "MaxPool2d"]
@@ -181,7 +181,7 @@ def test_torch_fx():
 def test_feature_extractor_of_an_accelerated_network():
     extraction = pytest.importorskip("torchvision.models.feature_extraction")
     model, x = torchvision_alexnet().eval(), torch.randn(2, 3, 127, 127)
-    nodes = ["features.2", "features.10", "classifier.6"]
+    nodes = ["features.2", "features.10", "classifier"]
     results = [extraction.create_feature_extractor(net, nodes)(x) for net in (model, accelerate(model))]
     for name in nodes:
         torch.testing.assert_close(results[1][name], results[0][name], rtol=1e-4, atol=1e-4)
