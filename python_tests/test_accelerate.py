@@ -5,6 +5,7 @@ import pickle
 
 import pytest
 import torch
+from network_helpers import assert_all_close, outputs_and_gradients
 from torch import nn
 
 import alexnet_cuda
@@ -27,13 +28,9 @@ class Inception(nn.Module):
 
 def googlenet_v1():
     """The stem of GoogLeNet with its two LRN layers, two small Inception modules, and a classifier."""
-    stem = [nn.Conv2d(3, 16, 7, 2, 3), nn.ReLU(), nn.MaxPool2d(3, 2, ceil_mode=True), nn.LocalResponseNorm(5)]
-    stem += [
-        nn.Conv2d(16, 24, 3, padding=1),
-        nn.ReLU(),
-        nn.LocalResponseNorm(4, 0.1),
-        nn.MaxPool2d(3, 2, ceil_mode=True),
-    ]
+    pool = lambda: nn.MaxPool2d(3, 2, ceil_mode=True)
+    stem = [nn.Conv2d(3, 16, 7, 2, 3), nn.ReLU(), pool(), nn.LocalResponseNorm(5)]
+    stem += [nn.Conv2d(16, 24, 3, padding=1), nn.ReLU(), nn.LocalResponseNorm(4, 0.1), pool()]
     body = [Inception(24), nn.MaxPool2d((3, 3), (2, 2), 1), Inception(24), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
     return nn.Sequential(*stem, *body, nn.Linear(24, 5))
 
@@ -69,14 +66,8 @@ def test_same_outputs_and_gradients(build, size, exchanged):
     assert list(faster.state_dict()) == list(model.state_dict())
 
     x = torch.randn(2, 3, size, size)
-    results = []
-    for net in (model, faster):
-        image = x.clone().requires_grad_()
-        y = net(image)
-        y.square().sum().backward()
-        results.append([y, image.grad, *(p.grad for p in net.parameters())])
-    for expected, found in zip(*results, strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
+    expected, found = (outputs_and_gradients(net, x, net.parameters()) for net in (model, faster))
+    assert_all_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("format", [torch.contiguous_format, torch.channels_last], ids=str)
@@ -89,25 +80,23 @@ def test_3x3_and_5x5_convolutions(format, bias):
     faster = accelerate(model)
     assert ours(faster) == ["Conv2d", "Conv2d", "MaxPool2d"]
     x = torch.randn(4, 3, 20, 23).contiguous(memory_format=format)
-    results = []
-    for net in (model, faster):
-        image = x.clone().requires_grad_()
-        y = net(image)
-        (y.square().sum() / 100).backward()
-        results.append([y, image.grad, *(p.grad for p in net.parameters())])
-    for expected, found in zip(*results, strict=True):
-        assert found.stride() == expected.stride()
-        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5 * expected.abs().max().item())
+    expected, found = (outputs_and_gradients(net, x, net.parameters()) for net in (model, faster))
+    assert [t.stride() for t in found] == [t.stride() for t in expected]
+    assert_all_close(found, expected, rtol=1e-3, atol=1e-5)
     with torch.no_grad():
         torch.testing.assert_close(faster.eval()(x), model.eval()(x), rtol=1e-3, atol=1e-4)
 
 
 @torch.no_grad()
-def test_where_such_convolutions_are_torchs():
-    """The same bits where no kernel of ours serves, and results to rounding elsewhere."""
+def test_where_such_convolutions_are_torchs(kernels):
+    """There the results are the same bits, elsewhere the same to rounding."""
     conv = nn.Conv2d(32, 32, 3, padding=1)
     x, ours = torch.randn(2, 32, 20, 20), accelerate(conv)
-    assert ours(x[..., :4]).equal(conv(x[..., :4]))  # so few outputs that the weights would cost more
+    for images, by_torch in ((x, False), (x[..., :4], True)):  # so few outputs that the weights would cost more
+        with torch.profiler.profile() as profile:
+            y = ours(images)
+        assert ("aten::convolution" in {event.name for event in profile.events()}) is by_torch
+        assert y.equal(conv(images)) or not by_torch
     for wrap in (lambda f: f, torch.vmap, lambda f: torch.compile(f, backend="eager", fullgraph=True)):
         torch.testing.assert_close(wrap(ours)(x), wrap(conv)(x), rtol=1e-4, atol=1e-4)
     with torch.autocast("cpu", torch.bfloat16):
@@ -141,26 +130,16 @@ class OwnPool(nn.MaxPool2d):
     pass
 
 
-@pytest.mark.parametrize(
-    "module",
-    [
-        nn.MaxPool2d(3, 2, dilation=2),
-        nn.Conv2d(3, 8, 11, 1),
-        nn.Conv2d(2, 8, 11, 4),
-        nn.Conv2d(4, 8, 11, 4, groups=2),
-        nn.Conv2d(32, 24, 3, padding=1),
-        nn.Conv2d(32, 32, 3, 2, padding=1),
-        nn.Conv2d(32, 32, 3, padding="same"),
-        nn.Conv2d(32, 32, 7, padding=3),
-        nn.Conv2d(3, 8, 11, 4, dilation=2),
-        nn.Conv2d(3, 8, 11, 4, padding="valid"),
-        nn.Conv2d(3, 8, 11, 4, padding=2, padding_mode="reflect"),
-        OwnPool(3, 2),
-    ],
-    ids=str,
-)
-def test_leaves_the_rest_alone(module):
-    assert type(accelerate(module)) is type(module)
+def test_leaves_the_rest_alone():
+    conv = nn.Conv2d
+    for module in (
+        *(nn.MaxPool2d(3, 2, dilation=2), OwnPool(3, 2)),
+        *(conv(3, 8, 11, 1), conv(2, 8, 11, 4), conv(4, 8, 11, 4, groups=2), conv(3, 8, 11, 4, dilation=2)),
+        *(conv(3, 8, 11, 4, padding="valid"), conv(3, 8, 11, 4, padding=2, padding_mode="reflect")),
+        *(conv(32, 24, 3, padding=1), conv(32, 32, 3, 2, padding=1), conv(32, 32, 3, padding="same")),
+        *(conv(32, 32, 7, padding=3), conv(32, 32, (3, 5), padding=1), conv(24, 32, 3, groups=2)),
+    ):
+        assert type(accelerate(module)) is type(module), module
 
 
 def test_torch_fx():
