@@ -1,4 +1,4 @@
-// One small kernel per primitive of gpu.h. nvcc compiles them too (but no library contains them).
+// One small kernel per primitive of gpu.h, to test the emulator. nvcc compiles them too, but no library contains them.
 #include "kernels.h"
 
 namespace alexnet_cuda {
@@ -7,16 +7,16 @@ namespace {
 using gpu::bfloat16;
 using gpu::half;
 
-// out[0 .. 31] = sum of the lane's group of 8, [32 .. 63] = the left neighbour's value, [64 .. 95] the right one's,
-// [96 .. 127] = lane 3's value.
+// out[0 .. 31] = sum over the lane's group of 8, [32 .. 63] = value of the lane before, [64 .. 95] = of the lane after
+// within groups of 4 (the first and last keep theirs), [96 .. 127] = of lane 3.
 __global__ void shuffles(const float* in, float* out) {
   const int lane = threadIdx.x;
   const float mine = in[lane];
   float sum = mine;
-  for (int bit = 1; bit < 8; bit *= 2) sum += __shfl_xor_sync(~0u, sum, bit);
+  for (int bit = 1; bit < 8; bit *= 2) sum += __shfl_sync(~0u, sum, lane ^ bit);
   out[lane] = sum;
-  out[32 + lane] = __shfl_up_sync(~0u, mine, 1);
-  out[64 + lane] = __shfl_down_sync(~0u, mine, 1, 4);
+  out[32 + lane] = __shfl_sync(~0u, mine, max(lane - 1, 0));
+  out[64 + lane] = __shfl_sync(~0u, mine, min(lane % 4 + 1, 3), 4);
   out[96 + lane] = __shfl_sync(~0u, mine, 3);
 }
 
@@ -29,11 +29,11 @@ __global__ void reverse(const float* in, float* out) {
   __syncthreads();
   b[127 - t] = a[t];
   __syncthreads();
-  const gpu::Quad<float> quad = gpu::load4(b + t / 4 * 4);
-  out[t] = quad.v[t % 4];
+  const gpu::Vec4<float> four = gpu::load4(b + t / 4 * 4);
+  out[t] = four.v[t % 4];
 }
 
-// Neighbours inside a warp hand values on with nothing but __syncwarp between them: out[t] = in[t ^ 1].
+// Lanes of a warp exchange values through shared memory with only __syncwarp between: out[t] = in[t ^ 1].
 __global__ void warp_exchange(const float* in, float* out) {
   GPU_SHARED_ARRAY(float, a, 64);
   a[threadIdx.x] = in[threadIdx.x];
@@ -58,7 +58,7 @@ __global__ void copies(const float* in, float* out) {
   for (int i = t; i < 256; i += 64) out[256 + i] = s[256 + i];
 }
 
-// d (16 x 8) = a (16 x 16) b^T, b (8 x 16): `in` is a, then b; or b is (16 x 8) and goes through ldmatrix's transpose.
+// d (16 x 8) = a (16 x 16) b^T with b (8 x 16), or b (16 x 8) transposed by ldmatrix; `in` is a, then b.
 template <class T, bool kTransposed>
 __global__ void matrix_product(const T* in, float* out) {
   const gpu::shared<T> s = gpu::dynamic_shared<T>();
@@ -93,17 +93,17 @@ __global__ void matrix_product_tf32(const float* in, float* out) {
   for (int i = 0; i < 4; ++i) out[(lane / 4 + i / 2 * 8) * 8 + lane % 4 * 2 + i % 2] = d[i];
 }
 
-// 32 pairs: out = their maxima, those of the values rounded to T (both halves of a word), and roots of maxima.
+// 32 pairs: out = their maxima, those of the values rounded to T (both elements of a word), and roots of the maxima.
 template <class T>
 __global__ void maxima(const float* in, float* out) {
   const int t = threadIdx.x;
-  const float a = in[t], b = in[32 + t], greater = gpu::max_nan(a, b);
+  const float a = in[t], b = in[32 + t], maximum = gpu::max_nan(a, b);
   const uint32_t pair = gpu::max_nan<T>(gpu::pack<T>(a, b), gpu::pack<T>(b, a));
-  out[t] = greater;
-  out[32 + t] = gpu::half_of<T>(pair, 0);
-  out[64 + t] = gpu::half_of<T>(pair, 1);
-  out[96 + t] = gpu::rsqrt_normal(greater);
-  out[128 + t] = gpu::sqrt_normal(greater);
+  out[t] = maximum;
+  out[32 + t] = gpu::unpack<T>(pair, 0);
+  out[64 + t] = gpu::unpack<T>(pair, 1);
+  out[96 + t] = gpu::rsqrt_ftz(maximum);
+  out[128 + t] = gpu::sqrt_ftz(maximum);
 }
 
 // d (64 x kColumns) = 2 a (64 x 16) b^T, b (kColumns x 16), by one warpgroup; `in` is a, then b.
@@ -130,7 +130,7 @@ __global__ void warpgroup_product(const T* in, float* out) {
   gpu::wgmma_k16<T, true>(d, a[0], descriptor);
   gpu::wgmma_commit();
   gpu::wgmma_wait<0>();
-  gpu::wgmma_sums(d);
+  gpu::wgmma_fence_accumulators(d);
   for (int j = 0; j < kColumns / 8; ++j)
     for (int i = 0; i < 4; ++i)
       out[(t / 32 * 16 + lane / 4 + i / 2 * 8) * kColumns + j * 8 + lane % 4 * 2 + i % 2] = d[j][i];

@@ -1,4 +1,4 @@
-// Kernels with one mistake each. Most would pass most tests on a GPU; the emulator must reject every one of them.
+// Kernels with one mistake each. Most would pass their tests on a GPU; the emulator must reject every one of them.
 #include "kernels.h"
 
 namespace alexnet_cuda {
@@ -86,7 +86,7 @@ __global__ void two_barriers(const float* in, float* out) {
 
 __global__ void divergent_shuffle(const float* in, float* out) {
   float v = in[threadIdx.x];
-  if (threadIdx.x % 32 < 16) v = __shfl_xor_sync(~0u, v, 1);
+  if (threadIdx.x % 32 < 16) v = __shfl_sync(~0u, v, threadIdx.x ^ 1);
   out[threadIdx.x] = v;
 }
 
@@ -113,12 +113,12 @@ __global__ void global_write_out_of_bounds(const float* in, float* out) {
 }
 
 __global__ void misaligned_global_read(const float* in, float* out) {
-  out[threadIdx.x] = reinterpret_cast<const gpu::Quad<float>*>(in + threadIdx.x)->v[0];
+  out[threadIdx.x] = reinterpret_cast<const gpu::Vec4<float>*>(in + threadIdx.x)->v[0];
 }
 
 __global__ void misaligned_global_write(const float* in, float* out) {
-  const gpu::Pair<float> pair = {{in[threadIdx.x], 0.f}};
-  *reinterpret_cast<gpu::Pair<float>*>(out + threadIdx.x) = pair;
+  const gpu::Vec2<float> pair = {{in[threadIdx.x], 0.f}};
+  *reinterpret_cast<gpu::Vec2<float>*>(out + threadIdx.x) = pair;
 }
 
 template <auto kKernel, int kBlock = 64>
