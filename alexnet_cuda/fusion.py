@@ -16,7 +16,7 @@ from .ops.linear import linear
 
 # Orders of ReLU, LRN and max pooling, and the name that `ops.relu_lrn_max_pool2d` has for them. ReLU and max pooling
 # commute, so two orders share a name wherever they are neighbours.
-TAILS = {
+TAILS: dict[tuple[str, ...], str] = {
     ("relu", "lrn", "pool"): "relu-lrn-pool",
     ("relu", "pool", "lrn"): "relu-pool-lrn",
     ("pool", "relu", "lrn"): "relu-pool-lrn",

@@ -97,7 +97,7 @@ class AlexNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         self._check(x)
-        images = self._arranged(x if x.dim() == 4 else x[None])  # (N, C, H, W)
+        images = self._with_memory_format(x if x.dim() == 4 else x[None])  # (N, C, H, W)
         features = self._run(self.features, images, self.input_scale)
         features = self.avgpool(features)  # (N, 256, 6, 6) in most variants
         scores = self._run(self.classifier, torch.flatten(features, 1))  # (N, num_classes)
@@ -109,7 +109,7 @@ class AlexNet(nn.Module):
             return fusion.run(modules, x, scale)
         return modules(x if scale == 1 else x * scale)
 
-    def _arranged(self, images: Tensor) -> Tensor:
+    def _with_memory_format(self, images: Tensor) -> Tensor:
         """The images in the memory format that the convolutions should have.
 
         channels_last if the weights are, as in torch's convolutions. On a CPU always, since it is faster, except for a

@@ -7,7 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .ops import conv2d, local_response_norm, max_pool2d, relu_lrn_max_pool2d
+from .ops.conv2d import conv2d
+from .ops.local_response_norm import local_response_norm
+from .ops.max_pool2d import max_pool2d
+from .ops.relu_lrn_max_pool2d import relu_lrn_max_pool2d
 from .reference import Size
 
 # torch.fx records calls of these as nodes of its graph instead of tracing into them.
