@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from . import reference
 from ._library import KERNEL_DTYPES
-from .data import DataError, atomic_path, source
+from .data import source
+from .errors import DataError
+from .files import atomic_path
 
 OPSET = 18
 INPUT, OUTPUT = "images", "scores"

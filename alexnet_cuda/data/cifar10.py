@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .files import DataError
+from ..errors import DataError
+from ..recipe import Recipe
 from .imageset import ImageSet, Split, open_image, resize, stratified_split
 
 SIZE = 32
@@ -15,7 +16,7 @@ CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 TRAIN, TEST = [f"data_batch_{i}" for i in range(1, 6)], ["test_batch"]
 
 
-def load(recipe) -> ImageSet:
+def load(recipe: Recipe) -> ImageSet:
     """The 32x32 colour images; `recipe.val_fraction` of the 50,000 is the validation split.
 
     `recipe.data_path` (or a folder in it) holds data_batch_1.bin .. data_batch_5.bin and test_batch.bin, or the same
@@ -39,7 +40,7 @@ def load(recipe) -> ImageSet:
     return ImageSet(CLASSES, *splits, SIZE)
 
 
-def read(recipe, path: Path) -> Tensor:
+def read(recipe: Recipe, path: Path) -> Tensor:
     """The middle square of a colour picture as the set holds its own: (3, 32, 32)."""
     x = open_image(path, "RGB")
     h, w = x.shape[1:]

@@ -4,12 +4,13 @@ from pathlib import Path
 
 import torch
 
+from ..recipe import Recipe
 from .imageset import ImageSet, Split, read_glyph, resize, stratified_split
 
 NATIVE, SIZE = 8, 32
 
 
-def load(recipe) -> ImageSet:
+def load(recipe: Recipe) -> ImageSet:
     """The digits at 32x32, split with `recipe.split_seed` into train, val and test in every class's proportion.
 
     Source: E. Alpaydin, C. Kaynak, "Optical Recognition of Handwritten Digits", UCI repository (the test part).
@@ -25,6 +26,6 @@ def load(recipe) -> ImageSet:
     return ImageSet([str(name) for name in bunch.target_names], train, val, test, SIZE)
 
 
-def read(recipe, path: Path) -> torch.Tensor:
+def read(recipe: Recipe, path: Path) -> torch.Tensor:
     """A picture of a digit as the set holds them: 8x8 pixels, then (1, 32, 32)."""
     return resize(read_glyph(path, NATIVE)[None], SIZE)[0]

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
-from .files import DataError
+from ..errors import DataError
+from ..recipe import Recipe
 from .imageset import ImageSet, Split, for_each_file, open_image, stratified_split
 
 SIZE = None
@@ -17,7 +18,7 @@ CLASSES = [
 PER_CLASS, SHORT_SIDE = 80, 256
 
 
-def load(recipe) -> ImageSet:
+def load(recipe: Recipe) -> ImageSet:
     """The 1,360 photographs, decoded once and kept with a short side of 256, split with `recipe.split_seed`.
 
     `recipe.data_path` holds flowers17/jpg, jpg, or the files image_0001.jpg .. image_1360.jpg themselves; image i shows
@@ -43,7 +44,7 @@ def load(recipe) -> ImageSet:
     return ImageSet(CLASSES, train_split, val_split, test_split, SIZE)
 
 
-def read(recipe, path: Path) -> Tensor:
+def read(recipe: Recipe, path: Path) -> Tensor:
     """A photograph (3, H, W), made smaller where its short side is above 256."""
     x = open_image(path, "RGB")
     return v2.functional.resize(x, [SHORT_SIDE], antialias=True) if min(x.shape[1:]) > SHORT_SIDE else x

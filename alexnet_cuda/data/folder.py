@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .files import DataError
+from ..errors import DataError
+from ..recipe import Recipe
 from .imageset import ImageSet, Split, for_each_file, open_image, stratified_split
 
 SIZE = None
@@ -30,7 +31,7 @@ class Pictures(Sequence):
         return open_image(self.paths[index], self.mode)
 
 
-def load(recipe) -> ImageSet:
+def load(recipe: Recipe) -> ImageSet:
     """The pictures under `recipe.data_path`, RGB or, with one input channel, grey.
 
     With train/, the folders decide: test/ is the test split, or val/ where there is no test/; a missing validation
@@ -82,12 +83,12 @@ def load(recipe) -> ImageSet:
     return ImageSet(classes, train_split, val_split, test_split, SIZE, notes)
 
 
-def read(recipe, path: Path) -> Tensor:
+def read(recipe: Recipe, path: Path) -> Tensor:
     """A picture in its own size, (3, H, W) or (1, H, W) as the network takes it."""
     return open_image(path, _mode(recipe))
 
 
-def _mode(recipe) -> str:
+def _mode(recipe: Recipe) -> str:
     return "L" if recipe.channels == 1 else "RGB"
 
 

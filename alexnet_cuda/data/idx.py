@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .files import DataError
+from ..errors import DataError
+from ..recipe import Recipe
 from .imageset import ImageSet, Split, read_glyph, stratified_split
 
 SIZE = 32
@@ -23,7 +24,7 @@ CLASSES = {
 }
 
 
-def load(recipe) -> ImageSet:
+def load(recipe: Recipe) -> ImageSet:
     """The 28x28 grey images padded to 32x32; `recipe.val_fraction` of the 60,000 is the validation split.
 
     `recipe.data_path` holds MNIST/raw (or FashionMNIST/raw) with the four files as published, .gz or unpacked. Raises
@@ -38,12 +39,12 @@ def load(recipe) -> ImageSet:
     return ImageSet(CLASSES[recipe.data], *splits, SIZE)
 
 
-def read(recipe, path: Path) -> Tensor:
+def read(recipe: Recipe, path: Path) -> Tensor:
     """A picture of one digit or garment as the set holds them: 28x28 pixels, padded to (1, 32, 32)."""
     return F.pad(read_glyph(path, 28), (2, 2, 2, 2))
 
 
-def _folder(recipe) -> Path:
+def _folder(recipe: Recipe) -> Path:
     name = FOLDERS[recipe.data]
     if recipe.data_path is None:
         raise DataError(f"{recipe.data} needs --data-path DIR, where DIR/{name}/raw holds the IDX files")

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .files import DataError
+from ..errors import DataError
 
 T = TypeVar("T")
 

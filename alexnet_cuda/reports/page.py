@@ -19,7 +19,7 @@ from .charts import INK
 MISSING = "\N{EN DASH}"
 
 if TYPE_CHECKING:
-    from ..training.recipe import Recipe
+    from ..recipe import Recipe
 
 
 @dataclass

@@ -7,8 +7,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from ..data import DataError
-from .recipe import Recipe, RecipeError
+from ..errors import DataError, RecipeError
+from ..recipe import Recipe
 
 
 def start_from(model: nn.Module, recipe: Recipe) -> None:
