@@ -26,9 +26,9 @@ from .data import source
 from .data.module import Normalise, eval_transform
 from .errors import DataError
 from .export import GREY
+from .recipe import Recipe
 from .reports import cards, maps
 from .training.evaluation import best_device, load_weights
-from .recipe import Recipe
 
 ADDRESS = "127.0.0.1"
 MOST_BYTES, MOST_PIXELS = 32 * 2**20, 64_000_000  # of an upload

@@ -27,18 +27,11 @@ FREE = "free"  # change it
 MACHINE = "machine"  # change it; results with other values still belong to the same comparison or search
 
 
-def value(
-    default: Any,
-    help: str,
-    *,
-    limits: tuple[float, float] | None = None,
-    choices: tuple = (),
-    resume: str = ON_REQUEST,
-    section: str = "",
-) -> Any:
-    """A field of Recipe. `limits` are inclusive; `section` is the heading in --help, up to the next field with one."""
-    rules = {"help": help, "limits": limits, "choices": choices, "resume": resume, "section": section}
-    return dataclasses.field(default=default, metadata=rules)
+def value(default: Any, help: str, **rules: Any) -> Any:
+    """A field of Recipe with its help and rules: `limits` (inclusive), `choices`, `resume` (ON_REQUEST if not given)
+    and `section`, the heading in --help for this field and those below it.
+    """
+    return dataclasses.field(default=default, metadata={"help": help, "resume": ON_REQUEST, **rules})
 
 
 @dataclass(frozen=True)
@@ -160,9 +153,9 @@ class Recipe:
 
     def replace(self, values: Mapping[str, Any]) -> "Recipe":
         """A copy with `values`, each converted to its field's type; RecipeError for an unknown key or bad value."""
-        unknown = [key for key in values if key not in FIELDS]
-        if unknown:
-            raise RecipeError(f"unknown key {unknown[0]!r}; the keys are {', '.join(FIELDS)}")
+        for key in values:
+            if key not in FIELDS:
+                raise unknown_key(key)
         changed = dataclasses.replace(self, **{key: _convert(key, value) for key, value in values.items()})
         changed._check()
         return changed
@@ -182,7 +175,7 @@ class Recipe:
 
     def _check(self) -> None:
         for key, field in FIELDS.items():
-            own, choices, limits = getattr(self, key), field.metadata["choices"], field.metadata["limits"]
+            own, choices, limits = getattr(self, key), field.metadata.get("choices"), field.metadata.get("limits")
             if choices and own not in choices:
                 raise RecipeError(f"unknown {key} {own!r}; choose from {', '.join(map(str, choices))}")
             if limits and own is not None and not limits[0] <= own <= limits[1]:
@@ -214,6 +207,10 @@ class Recipe:
 
 FIELDS = {field.name: field for field in dataclasses.fields(Recipe)}
 TYPES: dict[str, Any] = typing.get_type_hints(Recipe)
+
+
+def unknown_key(key: str) -> RecipeError:
+    return RecipeError(f"unknown key {key!r}; the keys are {', '.join(FIELDS)}")
 
 
 def resume_rule(key: str) -> str:

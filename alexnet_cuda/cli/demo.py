@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from ._app import RUN, Failure, app, console, newest_run, require_train
+from ._app import RUN, Failure, app, console, newest_run, require, require_train
 
 
 @app.command()
@@ -24,10 +24,9 @@ def demo(
             console.print(f"Open {url} in a browser; Ctrl-C ends it.", highlight=False, soft_wrap=True)
 
         require_train()
-        try:
-            from .. import demo as page
-        except ModuleNotFoundError as error:
-            raise Failure(f"{error.name} is not installed; `pip install 'alexnet_cuda[demo]'` installs it") from error
+        require("gradio", "demo")
+        from .. import demo as page
+
         try:
             page.serve(runs, port, announce)
         except OSError as error:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ._app import Failure, app, console
+from ._app import app, console, require
 
 
 class Theme(str, Enum):
@@ -31,9 +31,8 @@ def draw(
     output = output or Path(f"{variant}.svg")
     if output.suffix.lower() not in (".svg", ".png"):
         raise typer.BadParameter(f"--output must end in .svg or .png, got {output.name!r}")
-    try:
-        from ..drawing import draw as write
-    except ModuleNotFoundError as error:
-        raise Failure(f"{error.name} is not installed; `pip install 'alexnet_cuda[train]'` installs it") from error
+    require("matplotlib", "train")
+    from ..drawing import draw as write
+
     write(variant, output, classes, theme.value)
     console.print(f"Drawing: {output}", soft_wrap=True, highlight=False)

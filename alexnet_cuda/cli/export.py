@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
-from ._app import JSON, RUN, Failure, app, console, newest_run, plain, require_train
+from ._app import JSON, RUN, Failure, app, console, newest_run, require, require_train
 
 
 class Format(str, Enum):
@@ -50,7 +51,8 @@ def export(
         raise typer.BadParameter(f"--output must end in {SUFFIXES[format]}, got {output.name!r}")
     require_train()
     if format == Format.onnx:
-        _require_onnx()
+        for module in ("onnx", "onnxscript"):
+            require(module, "export")
     from .. import export as files
     from ..training import evaluation
 
@@ -96,8 +98,8 @@ def export(
 def _show(facts: dict) -> None:
     shapes = [" x ".join(str(n or "batch") for n in facts[key]) for key in ("input", "output")]
     table = Table.grid(padding=(0, 2))
-    table.add_row("file", f"[bold]{plain(facts['file'])}[/], {facts['bytes'] / 2**20:.1f} MiB")
-    table.add_row("network", plain(f"{facts['variant']}, {facts['weights']}"))
+    table.add_row("file", f"[bold]{escape(facts['file'])}[/], {facts['bytes'] / 2**20:.1f} MiB")
+    table.add_row("network", escape(f"{facts['variant']}, {facts['weights']}"))
     table.add_row("scores", f"{shapes[0]} to {shapes[1]}")
     if "opset" in facts:
         nodes = ", ".join(f"{count} {name}" for name, count in facts["nodes"].items())
@@ -112,18 +114,10 @@ def _show(facts: dict) -> None:
 
 
 def _untrained(variant: str, classes: int | None):
-    from ..training.classifier import build
-    from ..training.recipe import Recipe
+    from ..networks import build
+    from ..recipe import Recipe
     from ..variants import VARIANTS
 
     recipe = Recipe().replace({"name": "nothing", "variant": variant})
     count = classes or (VARIANTS[variant].num_classes if variant in VARIANTS else 1000)
     return build(recipe, count), recipe, [str(i) for i in range(count)]
-
-
-def _require_onnx() -> None:
-    try:
-        import onnx  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise Failure(f"{error.name} is not installed; `pip install 'alexnet_cuda[export]'` installs it") from error

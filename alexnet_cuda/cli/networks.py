@@ -5,9 +5,10 @@ from typing import Annotated
 
 import typer
 from rich.box import SIMPLE_HEAD
+from rich.markup import escape
 from rich.table import Table
 
-from ._app import JSON, app, console, plain
+from ._app import JSON, app, console
 
 
 @app.command()
@@ -24,7 +25,7 @@ def summary(
         table.columns[2].justify = "right"
         for name, v in VARIANTS.items():
             table.add_row(
-                name, f"{v.channels}x{v.input_size}x{v.input_size}", f"{v.parameters:,}", plain(v.description)
+                name, f"{v.channels}x{v.input_size}x{v.input_size}", f"{v.parameters:,}", escape(v.description)
             )
         console.print(table)
         return
@@ -55,15 +56,15 @@ def summary(
 @app.command()
 def info(json_: JSON = False) -> None:
     """Show versions, and which kernels are in use or why not."""
-    from .. import build_info, kernels
+    from .._library import build_info, describe_devices
 
-    facts = {key: str(value) for key, value in (build_info() | kernels.describe()).items()}
+    facts = build_info() | describe_devices()
     if json_:
         print(json.dumps(facts, indent=2))
         return
     table = Table("what", "value", title="alexnet_cuda")
     for key, value in facts.items():
-        table.add_row(key, plain(value))
+        table.add_row(key, escape(value))
     console.print(table)
 
 

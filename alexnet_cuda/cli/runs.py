@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
-from ._app import DATA_PATH, JSON, RUN, app, console, load_run, newest_run, plain, require_train
+from ._app import DATA_PATH, JSON, RUN, app, console, load_run, newest_run, require_train
 
 
 @app.command()
@@ -61,6 +62,6 @@ def predict(
         "image", *(f"{i + 1}." for i in range(len(rows[0]))), title=f"{recipe.variant} trained on {recipe.name}"
     )
     for path, row in zip(images, rows, strict=True):
-        cells = [f"{plain(name)} [dim]{share:.1%}[/]" for name, share in row]
-        table.add_row(plain(path.name), f"[bold]{cells[0]}[/]", *cells[1:])
+        cells = [f"{escape(name)} [dim]{share:.1%}[/]" for name, share in row]
+        table.add_row(escape(path.name), f"[bold]{cells[0]}[/]", *cells[1:])
     console.print(table)

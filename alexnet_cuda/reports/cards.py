@@ -43,7 +43,11 @@ class Seen:
     """Images of a split as the network takes them: uint8 (C, H, W), each decoded once; and normalised batches."""
 
     def __init__(self, images: ImageSet, recipe):
-        self.images, self.transform, self.normalise = images.test.images, eval_transform(recipe, images.size), Normalise(recipe)
+        self.images, self.transform, self.normalise = (
+            images.test.images,
+            eval_transform(recipe, images.size),
+            Normalise(recipe),
+        )
         self.pixels: dict[int, Tensor] = {}
 
     def __getitem__(self, index: int) -> Tensor:

@@ -13,8 +13,8 @@ from ..files import atomic_path, write_text
 from . import cards, charts, page, tables
 
 if TYPE_CHECKING:
-    from ..training.evaluation import Predictions
     from ..recipe import Recipe
+    from ..training.evaluation import Predictions
 
 
 def write_report(

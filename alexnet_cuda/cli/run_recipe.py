@@ -1,4 +1,4 @@
-"""What `alexnet-cuda train` does: recipe, data, training, test, pictures, and what to tell the person who waits."""
+"""Runs a recipe from data to report: what `alexnet-cuda train` does, with what it prints."""
 
 import shutil
 import time
@@ -11,20 +11,17 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ..data import DataError, ImageSet, load_images
+from ..data import ImageSet, load_images
+from ..errors import DataError, RecipeError
+from ..networks import build
+from ..recipe import FIXED, ON_REQUEST, Recipe, load_recipe, read_yaml, resume_rule
 from ..reports import write_report
-from .callbacks import is_main_process
-from .classifier import Diverged, build
-from .recipe import TYPES, Recipe, RecipeError, load_recipe, read_yaml
-from .run import finish, run_folder, train
-
-RESUMABLE = ("data_path", "epochs", "max_steps", "devices", "nodes", "accelerator", "workers")
-# What the checkpoint fits alone, or what only the start of a run looks at.
-FIXED = ("variant", "size", "weights", "freeze", "layer_decay", "data", "limit", "split_seed", "val_fraction",
-         "test_fraction", "channels", "opt", "output")  # fmt: skip
+from ..training.callbacks import is_main_process
+from ..training.classifier import Diverged
+from ..training.run import finish, run_folder, train
 
 
-def main(
+def run_recipe(
     name: str | None,
     config: Path | None,
     values: Mapping[str, Any],
@@ -35,7 +32,7 @@ def main(
 ) -> int:
     """Runs a recipe to its end, or resumes a run; returns the exit code, 130 after Ctrl-C.
 
-    A run resumes with other values only where they are in RESUMABLE, or with `allow`, which FIXED limits.
+    A run is resumed with other values of the recipe only as their resume rules permit; `allow` permits ON_REQUEST.
     """
     console = console if is_main_process() else Console(quiet=True)
     started = time.monotonic()
@@ -88,16 +85,15 @@ def _resumed(
     asked = run.replace({**(read_yaml(config) if config else {}), **values})
     if asked.output and Path(asked.output).resolve() == folder.resolve():
         asked = asked.replace({"output": run.output})
-    changed = [key for key in TYPES if key not in RESUMABLE and getattr(asked, key) != getattr(run, key)]
+    changed = [key for key in run.changes(asked) if resume_rule(key) in (FIXED, ON_REQUEST) or key == "output"]
     if not changed:
         return asked, folder, checkpoint
     table = Table("value", "run has", "asked", title=f"{escape(str(folder))}: changed values")
     for key in changed:
         table.add_row(key, *(escape(str(getattr(recipe, key))) for recipe in (run, asked)))
     console.print(table)
-    fixed = [
-        key for key in changed if key in FIXED or (key == "schedule" and "plateau" in (run.schedule, asked.schedule))
-    ]
+    plateau = "plateau" in (run.schedule, asked.schedule)  # its state in a checkpoint is another one
+    fixed = [key for key in changed if resume_rule(key) == FIXED or key == "output" or (key == "schedule" and plateau)]
     if fixed:
         raise RecipeError(f"{', '.join(fixed)} cannot change in a resumed run; a new run with --weights {folder} can")
     if not allow:
