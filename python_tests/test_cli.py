@@ -2,9 +2,7 @@
 
 import json
 import shutil
-import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,30 +15,12 @@ import safetensors.torch
 import torch
 from PIL import Image
 from sklearn.datasets import load_digits
-from typer.testing import CliRunner
+from training_helpers import cli, one_thread, run_python  # noqa: F401
 
-from alexnet_cuda import cli as commands
+from alexnet_cuda.recipe import FIELDS
 from alexnet_cuda.variants import VARIANTS
 
 PICTURES = ("curves.png", "confusion_matrix.png", "predictions.png", "filters.png", "grad_cam.png")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Threads that wait for each other on a busy machine take longer than one alone."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def cli(*arguments, code=0):
-    result = CliRunner().invoke(
-        commands.app, [str(a) for a in arguments], catch_exceptions=False, env={"COLUMNS": "120"}
-    )
-    assert result.exit_code == code, result.output
-    assert "Traceback" not in result.output
-    return result.output
 
 
 @pytest.fixture(scope="module")
@@ -222,11 +202,18 @@ def test_lists():
     assert "fashion-mnist" in cli("recipes")
     assert "lr: 0.0" in cli("recipes", "mnist")
     assert "CPU kernels" in cli("info")
-    assert {"torch", "ALEXNET_CUDA_KERNELS", "our kernels on cpu"} <= json.loads(cli("info", "--json")).keys()
+    assert {"torch", "version"} <= json.loads(cli("info", "--json")).keys()
+
+
+@pytest.mark.parametrize("command", ["train", "lr-find", "search", "compare"])
+def test_help_explains_every_value_of_a_recipe(command):
+    words = cli(command, "--help").replace("│", " ").split()
+    assert {f"--{key.replace('_', '-')}" for key in FIELDS} <= set(words)
+    assert {"cosine|step|plateau|constant", "true|false", "(0.01", "KEY=VALUE"} <= set(words)
 
 
 def test_help_waits_for_no_training_library():
     code = "import sys; from alexnet_cuda.cli import app\ntry: app(['train', '--help'])\nfinally: print(*sys.modules)"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    result = run_python("-c", code, timeout=200)
     assert "--max-steps" in result.stdout, result.stderr
     assert not {"lightning", "torchvision", "matplotlib", "sklearn"} & set(result.stdout.split())

@@ -13,21 +13,15 @@ pytest.importorskip("sklearn")
 import torch
 from PIL import Image
 from sklearn.datasets import load_digits
+from training_helpers import one_thread  # noqa: F401
 
-from alexnet_cuda.data import DataError, atomic_path, load_images
+from alexnet_cuda.data import MODULES, load_images, source
 from alexnet_cuda.data.idx import read_idx
 from alexnet_cuda.data.imageset import read_glyph, stratified_split
 from alexnet_cuda.data.module import EpochSampler, ImageData, ResumableLoader
-from alexnet_cuda.training import Recipe
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Threads that wait for each other on a busy machine take longer than one alone."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+from alexnet_cuda.errors import DataError
+from alexnet_cuda.files import atomic_path
+from alexnet_cuda.recipe import FIELDS, Recipe
 
 
 def recipe(**values):
@@ -65,6 +59,13 @@ def pictures(tmp_path):
         for i, image in enumerate(digits.images[digits.target == label][:12]):
             Image.fromarray((image * 15).astype(np.uint8)).resize((40, 36)).save(folder / f"{i}.png")
     return tmp_path / "pictures"
+
+
+def test_every_data_set_of_a_recipe_has_its_module():
+    names = FIELDS["data"].metadata["choices"]
+    assert set(MODULES) <= set(names)
+    for name in names:
+        assert {"load", "read", "SIZE"} <= vars(source(recipe(data=name))).keys()
 
 
 def test_digits_are_split_in_proportion_and_the_same_way_for_every_training_seed():

@@ -11,8 +11,9 @@ pytest.importorskip("lightning")
 import torch
 from PIL import Image
 
-from alexnet_cuda.data import DataError, load_images, source
-from alexnet_cuda.training import Recipe
+from alexnet_cuda.data import load_images, source
+from alexnet_cuda.errors import DataError
+from alexnet_cuda.recipe import Recipe
 
 
 def recipe(data, path, **values):

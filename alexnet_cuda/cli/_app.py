@@ -13,7 +13,7 @@ from typer.core import TyperGroup
 
 from ..errors import AlexNetError
 
-console = Console()
+console = Console(highlight=False)
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 

@@ -42,7 +42,7 @@ def compare(
     for i, (model, own) in enumerate(recipes.items()):
         run = Path(str(own.output))
         if has_ended(run):
-            console.print(f"{model}: the run in {run} is taken over", soft_wrap=True, highlight=False)
+            console.print(f"{model}: the run in {run} is taken over", soft_wrap=True)
             continue
         console.rule(f"{i + 1} of {len(recipes)}: {model}")
         try:
@@ -61,7 +61,7 @@ def compare(
         rows = comparison_rows(recipes, images, errors)
     _write(rows, recipe, folder)
     _print(rows, f"{recipe}: {len(rows)} networks on {len(images.test.labels):,} held-out images")
-    console.print(f"Comparison: {folder / 'compare.png'}, compare.csv, compare.json", soft_wrap=True, highlight=False)
+    console.print(f"Comparison: {folder / 'compare.png'}, compare.csv, compare.json", soft_wrap=True)
     raise typer.Exit(1 if errors else 0)
 
 
@@ -99,4 +99,4 @@ def _print(rows: list[dict[str, Any]], title: str) -> None:
 
 
 def _print_error(model: str, error: str) -> None:
-    console.print(f"[bold red]{model} failed:[/] {escape(error)}", soft_wrap=True, highlight=False)
+    console.print(f"[bold red]{model} failed:[/] {escape(error)}", soft_wrap=True)

@@ -21,7 +21,7 @@ def demo(
 
         def announce(url: str) -> None:
             status.stop()
-            console.print(f"Open {url} in a browser; Ctrl-C ends it.", highlight=False, soft_wrap=True)
+            console.print(f"Open {url} in a browser; Ctrl-C ends it.", soft_wrap=True)
 
         require_train()
         require("gradio", "demo")

@@ -35,4 +35,4 @@ def draw(
     from ..drawing import draw as write
 
     write(variant, output, classes, theme.value)
-    console.print(f"Drawing: {output}", soft_wrap=True, highlight=False)
+    console.print(f"Drawing: {output}", soft_wrap=True)

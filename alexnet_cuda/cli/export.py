@@ -110,7 +110,7 @@ def _show(facts: dict) -> None:
             f"at most {facts['difference']:.1e} from the network's own scores, which reach {facts['largest_score']:.2g}"
         )
     table.add_row("check", checked)
-    console.print(table, highlight=False)
+    console.print(table)
 
 
 def _untrained(variant: str, classes: int | None):

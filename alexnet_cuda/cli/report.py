@@ -32,4 +32,4 @@ def report(
     if json_:
         print(json.dumps({"report": str(paths[0]), "files": [str(path) for path in paths[1:]]}, indent=2))
         return
-    console.print(f"Report: {paths[0]}", soft_wrap=True, highlight=False)
+    console.print(f"Report: {paths[0]}", soft_wrap=True)

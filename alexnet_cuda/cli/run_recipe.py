@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from ..data import ImageSet, load_images
 from ..errors import DataError, RecipeError
@@ -30,9 +30,10 @@ def run_recipe(
     console: Console,
     allow: bool = False,
 ) -> int:
-    """Runs a recipe to its end, or resumes a run; returns the exit code, 130 after Ctrl-C.
+    """Runs the recipe `name`, or continues the run folder or checkpoint `resume`.
 
-    A run is resumed with other values of the recipe only as their resume rules permit; `allow` permits ON_REQUEST.
+    Returns the exit code, 130 after Ctrl-C. Values of a resumed run change only as their resume rules permit; `allow`
+    permits those that change on request.
     """
     console = console if is_main_process() else Console(quiet=True)
     started = time.monotonic()
@@ -45,9 +46,7 @@ def run_recipe(
         recipe = load_recipe(name, config, values)
         folder = run_folder(recipe)
         if (folder / "config.yaml").exists() and is_main_process() and not overwrite:
-            raise RecipeError(
-                f"{folder} already holds a run: --resume {folder} goes on with it, --overwrite replaces it"
-            )
+            raise RecipeError(f"{folder} already holds a run: --resume {folder} continues it, --overwrite replaces it")
     images = load_images(recipe)
     if overwrite and is_main_process():
         for part in ("checkpoints", "tensorboard"):
@@ -60,9 +59,8 @@ def run_recipe(
         good = f"the last good checkpoint is {last}" if last.exists() else "no checkpoint was written yet"
         raise Diverged(f"training stopped: {error}; {good}; a lower --lr (now {recipe.lr:g}) may help") from error
     if outcome.ended == "signal":
-        console.print(
-            f"stopped after step {outcome.steps}; go on with: alexnet-cuda train --resume {folder}", soft_wrap=True
-        )
+        how = f"alexnet-cuda train --resume {folder}"
+        console.print(f"stopped after step {outcome.steps}; go on with: {how}", soft_wrap=True)
         return 130
     if not outcome.main:
         return 0
@@ -105,9 +103,8 @@ def _announce(recipe: Recipe, images: ImageSet, folder: Path, checkpoint: Path |
     for note in images.notes:
         console.print(f"[yellow]{escape(note)}[/]", soft_wrap=True)
     counts = images.counts()
-    table = Table("class", *counts, "", title=f"{recipe.data}: {len(images.classes)} classes")
-    for column in table.columns[1:]:
-        column.justify = "right"
+    columns = [Column(name, justify="right") for name in (*counts, "")]
+    table = Table("class", *columns, title=f"{recipe.data}: {len(images.classes)} classes")
     rows = list(zip(images.classes, *counts.values(), strict=True))
     largest = max(counts["train"])
     shown = rows if len(rows) <= 20 else [*rows[:10], *rows[-10:]]
@@ -122,15 +119,12 @@ def _announce(recipe: Recipe, images: ImageSet, folder: Path, checkpoint: Path |
         model = build(recipe, len(images.classes))
     parameters = sum(p.numel() for p in model.parameters())
     begins = f"going on from {checkpoint}" if checkpoint else f"{recipe.epochs} epochs"
-    console.print(
-        f"{recipe.variant}, {parameters:,} parameters, {begins}, run folder {folder}", soft_wrap=True, highlight=False
-    )
+    console.print(f"{recipe.variant}, {parameters:,} parameters, {begins}, run folder {folder}", soft_wrap=True)
 
 
 def _report(metrics: dict, folder: Path, page: Path, seconds: float, console: Console) -> None:
-    table = Table(title=f"{metrics['recipe']}: {metrics['variant']} on {metrics['images']['test']:,} held-out images")
-    table.add_column("figure")
-    table.add_column("value", justify="right")
+    title = f"{metrics['recipe']}: {metrics['variant']} on {metrics['images']['test']:,} held-out images"
+    table = Table("figure", Column("value", justify="right"), title=title)
     for key, value in metrics.items():
         if key.startswith("test/"):
             share = key in ("test/accuracy", "test/top5")
@@ -140,5 +134,5 @@ def _report(metrics: dict, folder: Path, page: Path, seconds: float, console: Co
     table.add_row("epochs, steps", f"{metrics['epochs']}, {metrics['steps']:,}")
     table.add_row("seconds of training, in all", f"{metrics['seconds']:.1f}, {seconds:.1f}")
     console.print(table)
-    console.print(f"Run folder: {folder}", soft_wrap=True, highlight=False)
-    console.print(f"Pictures, in one page: {page}", soft_wrap=True, highlight=False)
+    console.print(f"Run folder: {folder}", soft_wrap=True)
+    console.print(f"Pictures, in one page: {page}", soft_wrap=True)

@@ -39,7 +39,7 @@ def recipes(name: Annotated[str | None, typer.Argument(help="Recipe whose values
     from ..recipe import list_recipes, load_recipe
 
     if name is not None:
-        console.print(load_recipe(name).to_yaml().strip(), highlight=False)
+        console.print(load_recipe(name).to_yaml().strip())
         return
     table = Table("recipe", "what it is")
     for recipe, line in list_recipes().items():

@@ -33,14 +33,14 @@ def lr_find(
 
     folder = output or Path("runs") / f"lr-find-{recipe}"
     loaded = load_recipe(recipe, config, values)
-    sweep = lr_find(loaded, folder, Console(quiet=json_), steps, min_lr, max_lr)
+    sweep = lr_find(loaded, folder, Console(quiet=json_, highlight=False), steps, min_lr, max_lr)
     picture, title = folder / "lr_find.png", f"{recipe}, {loaded.variant}, batches of {loaded.batch_size}"
     save_chart(picture, sweep_chart, sweep.rates, sweep.losses, sweep.suggestion, title)
     if json_:
         print(json.dumps({"lr": sweep.suggestion, "picture": str(picture)}))
         return
-    console.print(f"suggestion: [bold]--lr {sweep.suggestion:.2g}[/] (the recipe has {loaded.lr:g})", highlight=False)
-    console.print(f"Picture: {picture}", soft_wrap=True, highlight=False)
+    console.print(f"suggestion: [bold]--lr {sweep.suggestion:.2g}[/] (the recipe has {loaded.lr:g})")
+    console.print(f"Picture: {picture}", soft_wrap=True)
 
 
 @app.command(cls=RecipeCommand)
@@ -65,7 +65,7 @@ def search(
     from ..training.search import search
 
     folder = output or Path("runs") / f"search-{recipe}"
-    found = search(recipe, config, values, folder, trials, Console(quiet=json_))
+    found = search(recipe, config, values, folder, trials, Console(quiet=json_, highlight=False))
     title = f"{recipe}: {len(found.rows)} trials"
     save_chart(folder / "search.png", search_chart, found.rows, found.keys, title)
     best = folder / "best.yaml"
@@ -74,7 +74,7 @@ def search(
     else:
         console.print(_table(found.rows, found.keys, title))
         console.print(f"Best values: {best}, for: alexnet-cuda train {recipe} --config {best}", soft_wrap=True)
-        console.print(f"Picture: {folder / 'search.png'}", soft_wrap=True, highlight=False)
+        console.print(f"Picture: {folder / 'search.png'}", soft_wrap=True)
     if not found.complete:
         console.print("stopped; the same command goes on")
         raise typer.Exit(130)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..errors import DataError
 from ..recipe import Recipe
-from .imageset import ImageSet, Split, open_image, resize, stratified_split
+from .imageset import ImageSet, Split, open_image, resize, split_images
 
 SIZE = 32
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
@@ -35,9 +35,8 @@ def load(recipe: Recipe) -> ImageSet:
             break
     else:
         raise DataError(f"{root} holds no {', no '.join(LAYOUTS)}, and neither do the usual folders of CIFAR-10 in it")
-    val, train = stratified_split(labels, (recipe.val_fraction,), recipe.split_seed)
-    splits = Split(x[train], labels[train]), Split(x[val], labels[val]), Split(x_test, labels_test)
-    return ImageSet(CLASSES, *splits, SIZE)
+    val, train = split_images(x, labels, (recipe.val_fraction,), recipe.split_seed)
+    return ImageSet(CLASSES, train, val, Split(x_test, labels_test), SIZE)
 
 
 def read(recipe: Recipe, path: Path) -> Tensor:
@@ -50,15 +49,18 @@ def read(recipe: Recipe, path: Path) -> Tensor:
 
 
 def _binary(folder: Path, names: list[str]) -> tuple[Tensor, Tensor]:
-    return _joined([_records(_bytes(folder / f"{name}.bin"), folder / f"{name}.bin") for name in names])
-
-
-def _records(data: bytes, path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Records of 3,073 bytes: the label, then the red, green and blue planes."""
-    if not data or len(data) % 3073:
-        raise DataError(f"{path} holds {len(data)} bytes, expected a multiple of 3,073")
-    rows = np.frombuffer(data, np.uint8).reshape(-1, 3073)
-    return _checked(rows[:, 1:], rows[:, 0], path)
+    batches = []
+    for path in (folder / f"{name}.bin" for name in names):
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise DataError(f"{path} cannot be read: {error.strerror}") from error
+        if not data or len(data) % 3073:
+            raise DataError(f"{path} holds {len(data)} bytes, expected a multiple of 3,073")
+        rows = np.frombuffer(data, np.uint8).reshape(-1, 3073)
+        batches.append(_checked(rows[:, 1:], rows[:, 0], path))
+    return _joined(batches)
 
 
 def _python(folder: Path, names: list[str]) -> tuple[Tensor, Tensor]:
@@ -106,13 +108,6 @@ def _sheets(folder: Path, names: list[str]) -> tuple[Tensor, Tensor]:
 
 
 LAYOUTS = {"data_batch_1.bin": _binary, "data_batch_1": _python, "train_1.webp": _sheets}
-
-
-def _bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def _checked(images: np.ndarray, labels: np.ndarray, path: Path) -> tuple[np.ndarray, np.ndarray]:

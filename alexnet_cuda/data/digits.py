@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from ..recipe import Recipe
-from .imageset import ImageSet, Split, read_glyph, resize, stratified_split
+from .imageset import ImageSet, read_glyph, resize, split_images
 
 NATIVE, SIZE = 8, 32
 
@@ -20,9 +20,8 @@ def load(recipe: Recipe) -> ImageSet:
     bunch = load_digits()
     images = torch.from_numpy(bunch.images / 16 * 255).round().to(torch.uint8)[:, None]
     labels = torch.from_numpy(bunch.target).long()
-    parts = stratified_split(labels, (recipe.test_fraction, recipe.val_fraction), recipe.split_seed)
-    x = resize(images, SIZE)
-    test, val, train = (Split(x[part], labels[part]) for part in parts)
+    fractions = recipe.test_fraction, recipe.val_fraction
+    test, val, train = split_images(resize(images, SIZE), labels, fractions, recipe.split_seed)
     return ImageSet([str(name) for name in bunch.target_names], train, val, test, SIZE)
 
 

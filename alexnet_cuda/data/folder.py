@@ -1,6 +1,7 @@
 """Any labelled pictures: a tree with train/ val/ test/, class folders that are split here, or a CSV of path,label."""
 
 import csv
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,26 +10,11 @@ from torch import Tensor
 
 from ..errors import DataError
 from ..recipe import Recipe
-from .imageset import ImageSet, Split, for_each_file, open_image, stratified_split
+from .imageset import ImageSet, Items, Split, for_each_file, open_image, stratified_split
 
 SIZE = None
 FOLDERS = {"bike-ship": "bike_ship"}  # where --data-path may name the folder above
 Tree = tuple[list[Path], list[int]]  # image files and their labels
-
-
-class Pictures(Sequence):
-    """Image files, decoded when asked for."""
-
-    def __init__(self, paths: list[Path], mode: str):
-        self.paths, self.mode = paths, mode
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index):
-        if isinstance(index, Tensor) and index.dim() == 1:
-            return Pictures([self.paths[i] for i in index.tolist()], self.mode)
-        return open_image(self.paths[index], self.mode)
 
 
 def load(recipe: Recipe) -> ImageSet:
@@ -76,20 +62,14 @@ def load(recipe: Recipe) -> ImageSet:
         test, train = _cut(train, (recipe.test_fraction,), recipe.split_seed)
     if val is None:
         val, train = _cut(train, (recipe.val_fraction,), recipe.split_seed)
-    mode = _mode(recipe)
-    train_split, val_split, test_split = (
-        Split(Pictures(paths, mode), torch.tensor(labels)) for paths, labels in (train, val, test)
-    )
-    return ImageSet(classes, train_split, val_split, test_split, SIZE, notes)
+    decode = functools.partial(read, recipe)
+    splits = [Split(Items(paths, decode), torch.tensor(labels)) for paths, labels in (train, val, test)]
+    return ImageSet(classes, *splits, SIZE, notes)
 
 
 def read(recipe: Recipe, path: Path) -> Tensor:
     """A picture in its own size, (3, H, W) or (1, H, W) as the network takes it."""
-    return open_image(path, _mode(recipe))
-
-
-def _mode(recipe: Recipe) -> str:
-    return "L" if recipe.channels == 1 else "RGB"
+    return open_image(path, "L" if recipe.channels == 1 else "RGB")
 
 
 def _classes(folder: Path) -> list[str]:

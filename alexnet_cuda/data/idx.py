@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import DataError
 from ..recipe import Recipe
-from .imageset import ImageSet, Split, read_glyph, stratified_split
+from .imageset import ImageSet, Split, read_glyph, split_images
 
 SIZE = 32
 FOLDERS = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST"}
@@ -34,9 +34,8 @@ def load(recipe: Recipe) -> ImageSet:
     folder = _folder(recipe)
     x, labels = _pair(folder, "train")
     x_test, labels_test = _pair(folder, "t10k")
-    val, train = stratified_split(labels, (recipe.val_fraction,), recipe.split_seed)
-    splits = Split(x[train], labels[train]), Split(x[val], labels[val]), Split(x_test, labels_test)
-    return ImageSet(CLASSES[recipe.data], *splits, SIZE)
+    val, train = split_images(x, labels, (recipe.val_fraction,), recipe.split_seed)
+    return ImageSet(CLASSES[recipe.data], train, val, Split(x_test, labels_test), SIZE)
 
 
 def read(recipe: Recipe, path: Path) -> Tensor:

@@ -141,9 +141,7 @@ class PlainProgress(Callback):
 
     def _print(self, trainer, text: str) -> None:
         self.printed = time.monotonic()
-        self.console.print(
-            f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {text}", highlight=False, soft_wrap=True
-        )
+        self.console.print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {text}", soft_wrap=True)
 
 
 def is_main_process() -> bool:

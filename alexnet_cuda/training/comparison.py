@@ -96,23 +96,19 @@ def macs(recipe: Recipe, classes: int) -> int:
 def images_per_second(model: torch.nn.Module, recipe: Recipe, images: ImageSet) -> float:
     """Test images that the network classifies in a second, in batches of the recipe's size; loading is not counted."""
     data, device = ImageData(images, recipe), best_device()
+    synchronise = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     model.to(device).eval()
     count, seconds = 0, 0.0
     for i, (x, labels) in enumerate(data.test_dataloader()):
         x = x.reshape(-1, *x.shape[-3:]).to(device)
         if i == 0:
             model(data.normalise(x))  # the first call allocates and chooses algorithms
-        _synchronise(device)
+        synchronise()
         started = time.perf_counter()
         model(data.normalise(x))
-        _synchronise(device)
+        synchronise()
         seconds += time.perf_counter() - started
         count += len(labels)
         if seconds > MEASURE_SECONDS:
             break
     return count / seconds
-
-
-def _synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()

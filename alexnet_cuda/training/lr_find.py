@@ -48,7 +48,7 @@ def lr_find(
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:  # Lightning keeps the initial weights there
         trainer = trial_trainer(recipe, scratch, max_epochs=steps, check_val_every_n_epoch=steps + 1)
-        console.print(f"{recipe.name}: {steps} batches of {recipe.batch_size}, {low:g} to {high:g}", highlight=False)
+        console.print(f"{recipe.name}: {steps} batches of {recipe.batch_size}, {low:g} to {high:g}")
         module, data = SweepClassifier(recipe, len(images.classes)), ImageData(images, recipe)
         found = Tuner(trainer).lr_find(
             module, datamodule=data, min_lr=low, max_lr=high, num_training=steps, update_attr=False

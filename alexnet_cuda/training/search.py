@@ -68,7 +68,7 @@ def search(
     done = len(_rows(study))
     missing = trials - done
     if done:
-        console.print(f"{done} trials of {folder} are taken over", soft_wrap=True, highlight=False)
+        console.print(f"{done} trials of {folder} are taken over", soft_wrap=True)
     columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
     complete = True
     with Progress(*columns, console=console, transient=True) as bar:
@@ -82,7 +82,7 @@ def search(
             return watch.best
 
         def report(study: optuna.Study, trial: FrozenTrial) -> None:
-            bar.console.print(f"trial {trial.number + 1}: {_line(trial)}", soft_wrap=True, highlight=False)
+            bar.console.print(f"trial {trial.number + 1}: {_line(trial)}", soft_wrap=True)
 
         try:
             study.optimize(objective, max(0, missing), catch=(torch.OutOfMemoryError,), callbacks=[report])
