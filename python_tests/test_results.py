@@ -9,10 +9,9 @@ import pytest
 pytest.importorskip("torchvision")
 pytest.importorskip("lightning")
 
-from alexnet_cuda.training.recipe import read_yaml
-
 from alexnet_cuda import AlexNet
 from alexnet_cuda.training import Recipe, load_recipe
+from alexnet_cuda.training.recipe import read_yaml
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 RUNS = sorted(path.parent for path in RESULTS.glob("*/metrics.json"))
