@@ -2,7 +2,6 @@
 
 import pytest
 
-pytest.importorskip("torchvision")
 pytest.importorskip("lightning")
 
 import torch

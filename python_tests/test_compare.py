@@ -7,9 +7,7 @@ import time
 
 import pytest
 
-pytest.importorskip("torchvision")
 pytest.importorskip("lightning")
-pytest.importorskip("sklearn")
 
 import torch
 import yaml

@@ -5,7 +5,6 @@ import pickle
 import numpy as np
 import pytest
 
-pytest.importorskip("torchvision")
 pytest.importorskip("lightning")
 
 import torch

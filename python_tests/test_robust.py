@@ -9,9 +9,7 @@ import signal
 
 import pytest
 
-pytest.importorskip("torchvision")
 pytest.importorskip("lightning")
-pytest.importorskip("sklearn")
 
 import torch
 from training_helpers import SMALL, assert_same_end, checkpoint, cli, no_report, run_python, whole  # noqa: F401
