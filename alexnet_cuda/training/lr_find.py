@@ -18,7 +18,7 @@ from ..errors import RecipeError
 from ..files import write_csv
 from ..recipe import Recipe
 from .classifier import Classifier, Diverged
-from .run import new_trainer
+from .run import _quiet, new_trainer
 
 SKIPPED = 10  # losses at the start of a sweep, where their running mean covers few batches
 
@@ -106,6 +106,7 @@ class SweepClassifier(Classifier):
 
 def trial_trainer(recipe: Recipe, folder: str, callbacks: Sequence[Callback] = (), **options: Any) -> lightning.Trainer:
     """A trainer as in a run, but on one device and without checkpoints and logs."""
+    _quiet()
     lightning.seed_everything(recipe.seed, workers=True, verbose=False)
     return new_trainer(
         recipe,

@@ -63,6 +63,7 @@ def train(recipe: Recipe, images: ImageSet, folder: Path, console: Console, resu
     Leaves config.yaml, metrics.csv, tensorboard/, checkpoints/last.ckpt and checkpoints/best.ckpt in `folder`. Raises
     Diverged when the loss is no number, and OSError when the disk is full; the earlier checkpoints are intact then.
     """
+    _quiet()
     main = is_main_process()
     checkpoints = folder / "checkpoints"
     checkpoints.mkdir(parents=True, exist_ok=True)
@@ -109,7 +110,6 @@ def train(recipe: Recipe, images: ImageSet, folder: Path, console: Console, resu
 
 def new_trainer(recipe: Recipe, **options: Any) -> lightning.Trainer:
     """A Trainer with the settings that every training on a recipe shares."""
-    _quiet()
     trainer = lightning.Trainer(
         accelerator=recipe.accelerator,
         precision=cast(Any, precision(recipe)),
