@@ -68,7 +68,7 @@ def test_a_sweep_keeps_the_shares_of_the_layers_and_ends_where_the_loss_is_no_nu
 
     monkeypatch.setattr(Classifier, "training_step", watched)
     monkeypatch.setattr(lr_find, "SweepClassifier", Shared)
-    cli("lr-find", *SMALL, "--output", tmp_path, "--steps", 60)
+    cli("lr-find", *SMALL, "--output", tmp_path, "--steps", 60, "--min-lr", "1e-4")
     assert len(seen) == 31
     assert np.allclose(seen, [1.0, 0.25])
 

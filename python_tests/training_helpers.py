@@ -20,11 +20,11 @@ _runs: dict[str, Path] = {}
 
 
 def cli(*arguments, code=0):
-    """What a command prints (stdout and stderr), which ends with the exit code `code` and without a traceback."""
+    """What a command prints, with --json to stdout alone; it ends with exit code `code` and without a traceback."""
     result = CliRunner().invoke(app, [str(a) for a in arguments], catch_exceptions=False, env={"COLUMNS": "120"})
     assert result.exit_code == code, result.output
     assert "Traceback" not in result.output
-    return result.output
+    return result.stdout if "--json" in arguments else result.output
 
 
 def run_python(*arguments, timeout):

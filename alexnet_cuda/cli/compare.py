@@ -32,7 +32,10 @@ def compare(
     """
     require_train()
     from ..data import load_images
+    from ..files import write_csv, write_text
+    from ..reports.experiments import comparison_chart, save_chart
     from ..training.comparison import comparison_recipes, comparison_rows, has_ended
+    from ..training.evaluation import device_name
     from .run_recipe import run_recipe
 
     folder = output or Path("runs") / f"compare-{recipe}"
@@ -59,23 +62,15 @@ def compare(
             raise typer.Exit(code)
     with console.status("measuring inference"):
         rows = comparison_rows(recipes, images, errors)
-    _write(rows, recipe, folder)
-    _print(rows, f"{recipe}: {len(rows)} networks on {len(images.test.labels):,} held-out images")
-    console.print(f"Comparison: {folder / 'compare.png'}, compare.csv, compare.json", soft_wrap=True)
-    raise typer.Exit(1 if errors else 0)
-
-
-def _write(rows: list[dict[str, Any]], recipe: str, folder: Path) -> None:
-    from ..files import write_csv, write_text
-    from ..reports.experiments import comparison_chart, save_chart
-    from ..training.evaluation import device_name
-
     folder.mkdir(parents=True, exist_ok=True)
     write_csv(folder / "compare.csv", rows)
     facts = {"recipe": recipe, "device": device_name(), "models": rows}
     write_text(folder / "compare.json", json.dumps(facts, indent=2) + "\n")
     title = f"{recipe}: {len(rows)} networks, equal settings, {device_name()}"
     save_chart(folder / "compare.png", comparison_chart, rows, title)
+    _print(rows, f"{recipe}: {len(rows)} networks on {len(images.test.labels):,} held-out images")
+    console.print(f"Comparison: {folder / 'compare.png'}, compare.csv, compare.json", soft_wrap=True)
+    raise typer.Exit(1 if errors else 0)
 
 
 def _print(rows: list[dict[str, Any]], title: str) -> None:
