@@ -118,19 +118,8 @@ def test_pictures_of_a_folder_train_and_predict(tmp_path):
         (tmp_path / "data" / f"digit [{label}]").mkdir(parents=True)
         for i, image in enumerate(digits.images[digits.target == label][:16]):
             Image.fromarray((image * 15).astype(np.uint8)).save(tmp_path / "data" / f"digit [{label}]" / f"{i}.png")
-    arguments = [
-        "--data-path",
-        tmp_path / "data",
-        "--variant",
-        "cifar",
-        "--epochs",
-        2,
-        "--workers",
-        0,
-        "--batch-size",
-        8,
-    ]
-    output = cli("train", "folder", *arguments, "--no-flip", "--output", tmp_path / "run")
+    values = ["--data-path", tmp_path / "data", "--variant", "cifar", "--epochs", 2, "--workers", 0, "--batch-size", 8]
+    output = cli("train", "folder", *values, "--no-flip", "--output", tmp_path / "run")
     assert "digit [0]" in output
     assert "1 : 1" in output
     assert "flip: false" in (tmp_path / "run" / "config.yaml").read_text()

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.box import SIMPLE_HEAD
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from ._app import JSON, app, console
 
@@ -21,12 +21,10 @@ def summary(
     from ..variants import VARIANTS
 
     if variant is None:
-        table = Table("variant", "input", "parameters", "what it is")
-        table.columns[2].justify = "right"
+        table = Table("variant", "input", Column("parameters", justify="right"), "what it is")
         for name, v in VARIANTS.items():
-            table.add_row(
-                name, f"{v.channels}x{v.input_size}x{v.input_size}", f"{v.parameters:,}", escape(v.description)
-            )
+            size = f"{v.channels}x{v.input_size}x{v.input_size}"
+            table.add_row(name, size, f"{v.parameters:,}", escape(v.description))
         console.print(table)
         return
     if variant not in VARIANTS:
@@ -39,15 +37,14 @@ def summary(
         layers = model_summary(AlexNet(variant, classes, channels))
     parameters, macs = (sum(getattr(layer, key) for layer in layers) for key in ("parameters", "macs"))
     # narrow enough for 80 columns
-    table = Table("layer", "type", "output", title=f"{variant}: {VARIANTS[variant].description}", box=SIMPLE_HEAD,
-                  pad_edge=False, padding=(0, 1, 0, 0))  # fmt: skip
-    for name in ("parameters", "share", "MACs", "share"):
-        table.add_column(name, justify="right")
+    counts = [Column(name, justify="right") for name in ("parameters", "share", "MACs", "share")]
+    table = Table("layer", "type", "output", *counts, title=f"{variant}: {VARIANTS[variant].description}",
+                  box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))  # fmt: skip
     for layer in layers:
         size = "x".join(map(str, layer.output_size))
         shares = _share(layer.parameters, parameters), _share(layer.macs, macs)
-        counts = f"{layer.parameters:,}" if layer.parameters else "", _millions(layer.macs)
-        table.add_row(layer.name, layer.type, size, counts[0], shares[0], counts[1], shares[1])
+        count = f"{layer.parameters:,}" if layer.parameters else ""
+        table.add_row(layer.name, layer.type, size, count, shares[0], _millions(layer.macs), shares[1])
     table.add_section()
     table.add_row("all", "", "", f"{parameters:,}", "", _millions(macs), "")
     console.print(table)

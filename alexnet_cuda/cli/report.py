@@ -6,11 +6,7 @@ from ._app import DATA_PATH, JSON, RUN, app, console, load_run, newest_run, requ
 
 
 @app.command()
-def report(
-    run: RUN = None,
-    data_path: DATA_PATH = None,
-    json_: JSON = False,
-) -> None:
+def report(run: RUN = None, data_path: DATA_PATH = None, json_: JSON = False) -> None:
     """Draw a run's pictures and report.html again, from its weights and the test split."""
     require_train()
     from ..reports import write_report

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from ._app import JSON, app, console, require, require_train
 from ._recipe_options import CONFIG, RECIPE, RecipeCommand, recipe_options
@@ -81,9 +81,8 @@ def search(
 
 
 def _table(rows: list[dict[str, Any]], keys: list[str], title: str, shown: int = 15) -> Table:
-    table = Table("trial", *keys, "epochs", "val/accuracy", title=title)
-    for column in table.columns:
-        column.justify = "right"
+    names = ["trial", *keys, "epochs", "val/accuracy"]
+    table = Table(*[Column(name, justify="right") for name in names], title=title)
     for i, row in enumerate(rows[:shown]):
         ended = "" if row["state"] == "complete" else " [dim]ended early[/]"
         values = [f"{row[key]:.3g}" for key in keys]

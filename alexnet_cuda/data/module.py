@@ -15,7 +15,7 @@ from ..recipe import Recipe
 from .imageset import ImageSet, Split
 
 
-class Pixels(Dataset):
+class SplitDataset(Dataset):
     """One split: uint8 image and label of a key (index, seed); the first seed of a batch decides its augmentation."""
 
     def __init__(self, split: Split, transform: v2.Transform):
@@ -23,9 +23,6 @@ class Pixels(Dataset):
 
     def __len__(self) -> int:
         return len(self.split.labels)
-
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        return self.__getitems__([key])[0]
 
     def __getitems__(self, keys: list[tuple[int, int]]) -> list[tuple[Tensor, Tensor]]:
         with torch.random.fork_rng(devices=[]):
@@ -63,7 +60,7 @@ class EpochSampler(Sampler):
 class ResumableLoader(DataLoader):
     """A DataLoader over an EpochSampler that continues after the last batch it gave, in the same epoch."""
 
-    def __init__(self, dataset: Pixels, batch_size: int, sampler: EpochSampler, **options):
+    def __init__(self, dataset: SplitDataset, batch_size: int, sampler: EpochSampler, **options):
         super().__init__(dataset, batch_size, sampler=sampler, **options)
         self.order, self.size, self.given = sampler, batch_size, 0
 
@@ -126,7 +123,7 @@ class ImageData(lightning.LightningDataModule):
             decoding = self.images.size is None or torch.cuda.is_available()
             workers = min(8, len(os.sched_getaffinity(0))) if decoding else 0
         return ResumableLoader(
-            Pixels(split, transform),
+            SplitDataset(split, transform),
             batch,
             sampler,
             drop_last=shuffle,
