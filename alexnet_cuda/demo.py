@@ -22,13 +22,12 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
-from .data import source
-from .data.module import Normalise, eval_transform
-from .errors import DataError
+from .data import DataError, source
+from .data.module import Normalise, plain
 from .export import GREY
-from .recipe import Recipe
 from .reports import cards, maps
 from .training.evaluation import best_device, load_weights
+from .training.recipe import Recipe
 
 ADDRESS = "127.0.0.1"
 MOST_BYTES, MOST_PIXELS = 32 * 2**20, 64_000_000  # of an upload
@@ -135,7 +134,7 @@ def look(network: Network, path: Path) -> Answer:
     """
     _check_size(path)
     images, normalise = source(network.recipe), Normalise(network.recipe)
-    pixels = eval_transform(network.recipe, images.SIZE)(images.read(network.recipe, path))
+    pixels = plain(network.recipe, images.SIZE)(images.read(network.recipe, path))
     x = normalise(pixels[None]).to(best_device())
     with _one_at_a_time:
         with torch.no_grad():

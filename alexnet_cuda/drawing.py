@@ -17,7 +17,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import FancyBboxPatch, Patch, Polygon, Rectangle
 
 from . import variants
-from .files import atomic_path
+from .data.files import atomic_path
 from .model import AlexNet, LayerSummary, model_summary
 from .variants import Layer
 

@@ -13,9 +13,7 @@ from torch import Tensor, nn
 
 from . import reference
 from ._library import KERNEL_DTYPES
-from .data import source
-from .errors import DataError
-from .files import atomic_path
+from .data import DataError, atomic_path, source
 
 OPSET = 18
 INPUT, OUTPUT = "images", "scores"

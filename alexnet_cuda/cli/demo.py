@@ -25,7 +25,7 @@ def demo(
 
         require_train()
         require("gradio", "demo")
-        from .. import demo as page
+        from ..demo import page
 
         try:
             page.serve(runs, port, announce)

@@ -24,7 +24,7 @@ def draw(
     if output.suffix.lower() not in (".svg", ".png"):
         raise typer.BadParameter(f"--output must end in .svg or .png, got {output.name!r}")
     require("matplotlib", "train")
-    from ..drawing import draw as write
+    from ..reports.drawing import draw as write
 
     write(variant, output, classes, theme)
     console.print(f"Drawing: {output}", soft_wrap=True)

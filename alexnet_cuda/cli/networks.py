@@ -31,7 +31,8 @@ def summary(
         raise typer.BadParameter(f"unknown variant {variant!r}; choose from {', '.join(VARIANTS)}")
     import torch
 
-    from ..model import AlexNet, model_summary
+    from ..model import AlexNet
+    from ..summary import model_summary
 
     with torch.device("meta"):
         layers = model_summary(AlexNet(variant, classes, channels))

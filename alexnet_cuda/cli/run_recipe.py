@@ -15,7 +15,7 @@ from ..data import ImageSet, load_images
 from ..errors import DataError, RecipeError
 from ..networks import build
 from ..recipe import FIXED, ON_REQUEST, Recipe, load_recipe, read_yaml, resume_rule
-from ..reports import write_report
+from ..reports.report import write_report
 from ..training.callbacks import is_main_process
 from ..training.classifier import Diverged
 from ..training.run import finish, run_folder, train
@@ -65,7 +65,7 @@ def run_recipe(
     if not outcome.main:
         return 0
     metrics, predictions = finish(recipe, images, folder, outcome)
-    paths = write_report(folder, recipe, images, outcome.module.model, predictions, metrics)
+    paths = write_report(folder, recipe, images, outcome.module.model, predictions.probabilities, metrics)
     _report(metrics, folder, paths[0], time.monotonic() - started, console)
     return 0
 

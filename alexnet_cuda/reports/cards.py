@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..data import ImageSet
-from ..data.module import Normalise, eval_transform
+from ..data.module import Normalise, plain
 from .charts import BLUE, VERMILION, blank
 from .maps import feature_maps, first_filters, grad_cam, strongest_filters
 
@@ -43,11 +43,7 @@ class Seen:
     """Images of a split as the network takes them: uint8 (C, H, W), each decoded once; and normalised batches."""
 
     def __init__(self, images: ImageSet, recipe):
-        self.images, self.transform, self.normalise = (
-            images.test.images,
-            eval_transform(recipe, images.size),
-            Normalise(recipe),
-        )
+        self.images, self.transform, self.normalise = images.test.images, plain(recipe, images.size), Normalise(recipe)
         self.pixels: dict[int, Tensor] = {}
 
     def __getitem__(self, index: int) -> Tensor:

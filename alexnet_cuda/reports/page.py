@@ -19,7 +19,7 @@ from .charts import INK
 MISSING = "\N{EN DASH}"
 
 if TYPE_CHECKING:
-    from ..recipe import Recipe
+    from ..training.recipe import Recipe
 
 
 @dataclass

@@ -8,13 +8,12 @@ import matplotlib
 from rich.console import Console
 from torch import nn
 
-from ..data import ImageSet
-from ..files import atomic_path, write_text
+from ..data import ImageSet, atomic_path, write_text
 from . import cards, charts, page, tables
 
 if TYPE_CHECKING:
-    from ..recipe import Recipe
     from ..training.evaluation import Predictions
+    from ..training.recipe import Recipe
 
 
 def write_report(

@@ -15,7 +15,8 @@ from torchvision.transforms import v2
 from ..errors import AlexNetError
 from ..networks import build
 from ..recipe import Recipe
-from .transfer import frozen, parameter_groups, start_from
+from ..weights import start_from
+from .transfer import frozen, parameter_groups
 
 
 class Diverged(AlexNetError):

@@ -11,10 +11,12 @@ import torch
 from ..data import ImageSet
 from ..data.module import ImageData
 from ..errors import RecipeError
-from ..model import AlexNet, model_summary
+from ..model import AlexNet
 from ..networks import build
 from ..recipe import MACHINE, Recipe, load_recipe, read_yaml, resume_rule
-from .evaluation import best_device, load_weights
+from ..summary import model_summary
+from ..weights import load_weights
+from .evaluation import best_device
 
 COLUMNS = ("model", "accuracy", "top5", "parameters", "macs", "seconds", "images_per_second", "error", "run")
 MEASURE_SECONDS = 2.0

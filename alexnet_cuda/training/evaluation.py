@@ -17,12 +17,10 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from ..data import ImageSet, source
-from ..data.module import ImageData, Normalise, eval_transform
-from ..errors import DataError
-from ..files import atomic_path
-from ..networks import build
-from ..recipe import Recipe
+from ..data import DataError, ImageSet, atomic_path, source
+from ..data.module import ImageData, Normalise, plain
+from .classifier import build
+from .recipe import Recipe
 
 
 @dataclass
@@ -56,7 +54,7 @@ def predict(model: torch.nn.Module, images: ImageSet, recipe: Recipe) -> Predict
 def predict_files(model: torch.nn.Module, recipe: Recipe, paths: list[Path]) -> Tensor:
     """Probabilities (N, classes) for picture files, read as the training images were."""
     images, device = source(recipe), best_device()
-    normalise, transform = Normalise(recipe), eval_transform(recipe, images.SIZE)
+    normalise, transform = Normalise(recipe), plain(recipe, images.SIZE)
     model.to(device).eval()
     pictures = _progress(paths, "reading", len(paths) > 100)
     rows = [model(normalise(transform(images.read(recipe, path))[None].to(device))).float().cpu() for path in pictures]

@@ -16,23 +16,12 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
-from ..data import ImageSet
+from ..data import DataError, ImageSet, write_text
 from ..data.module import ImageData
-from ..errors import DataError, RecipeError
-from ..files import write_text
-from ..recipe import Recipe
-from .callbacks import (
-    AtomicCheckpointIO,
-    ModelCheckpoint,
-    PlainProgress,
-    ProgressBar,
-    StopAndCheckpoint,
-    Stopped,
-    csv_logger,
-    is_main_process,
-)
+from .callbacks import AtomicCheckpointIO, Bar, Lines, ModelCheckpoint, Stop, Stopped, csv_logger, is_main_process
 from .classifier import Classifier
 from .evaluation import Predictions, device_name, figures, predict, save_weights, versions
+from .recipe import Recipe, RecipeError
 
 
 def run_folder(recipe: Recipe) -> Path:
@@ -75,12 +64,12 @@ def train(recipe: Recipe, images: ImageSet, folder: Path, console: Console, resu
     module = Classifier(recipe, len(images.classes))
     data = ImageData(images, recipe)
     steps = read_checkpoint(resume)["global_step"] if resume else 0
-    stop = StopAndCheckpoint(checkpoints / "last.ckpt", recipe.max_steps)
+    stop = Stop(checkpoints / "last.ckpt", recipe.max_steps)
     kept = [ModelCheckpoint(checkpoints, "last", enable_version_counter=False)]
     if recipe.monitor != "none":
         mode = "min" if recipe.monitor == "val/loss" else "max"
         kept.insert(0, ModelCheckpoint(checkpoints, "best", recipe.monitor, mode=mode, enable_version_counter=False))
-    bar = ProgressBar(leave=True) if console.is_terminal else PlainProgress(console)
+    bar = Bar(leave=True) if console.is_terminal else Lines(console)
     try:
         trainer = new_trainer(
             recipe,

@@ -7,8 +7,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from ..errors import DataError, RecipeError
-from ..recipe import Recipe
+from ..data import DataError
+from .recipe import Recipe, RecipeError
 
 
 def start_from(model: nn.Module, recipe: Recipe) -> None:
