@@ -11,7 +11,6 @@ pytest.importorskip("lightning")
 
 import torch
 import yaml
-from alexnet_cuda.summary import model_summary
 from matplotlib.text import Text
 from PIL import Image
 from torchvision.models import get_model_weights
@@ -21,6 +20,7 @@ from training_helpers import no_report  # noqa: F401
 from alexnet_cuda.data import load_images
 from alexnet_cuda.recipe import Recipe, RecipeError, load_recipe
 from alexnet_cuda.reports.experiments import comparison_chart
+from alexnet_cuda.summary import model_summary
 from alexnet_cuda.training import classifier, comparison
 
 PEER = "torchvision/shufflenet_v2_x0_5"

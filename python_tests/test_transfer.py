@@ -6,7 +6,6 @@ pytest.importorskip("lightning")
 
 import safetensors.torch
 import torch
-from alexnet_cuda.weights import start_from
 from training_helpers import checkpoint, cli, no_report  # noqa: F401
 
 from alexnet_cuda import AlexNet
@@ -15,6 +14,7 @@ from alexnet_cuda.networks import build
 from alexnet_cuda.recipe import Recipe
 from alexnet_cuda.training.classifier import Classifier
 from alexnet_cuda.training.transfer import parameter_groups
+from alexnet_cuda.weights import start_from
 
 TINY = ["digits", "--limit", "40", "--batch-size", "16", "--max-steps", "2", "--accelerator", "cpu"]
 
