@@ -14,7 +14,7 @@ pytest.importorskip("lightning")
 import torch
 from training_helpers import SMALL, assert_same_end, checkpoint, cli, light_network, no_report, run_python, whole  # noqa: F401
 
-from alexnet_cuda.recipe import FIELDS, Recipe, RecipeError, list_recipes, load_recipe, resume_rule
+from alexnet_cuda.recipe import Recipe, RecipeError, list_recipes, load_recipe
 from alexnet_cuda.training import classifier
 from alexnet_cuda.training.callbacks import AtomicCheckpointIO
 
@@ -132,16 +132,6 @@ def test_two_processes_train_as_one_with_twice_the_batch(tmp_path, monkeypatch):
 )
 def test_what_a_resumed_run_cannot_change(whole, arguments, message):
     assert message in cli("train", *arguments, "--resume", whole, code=2)
-
-
-def test_resume_rules():
-    rules = {rule: [key for key in FIELDS if resume_rule(key) == rule] for rule in map(resume_rule, FIELDS)}
-    assert rules["fixed"] == [
-        "variant", "size", "weights", "freeze", "layer_decay", "data", "val_fraction", "test_fraction", "split_seed",
-        "limit", "channels", "opt",
-    ]  # fmt: skip
-    assert rules["free"] == ["epochs", "max_steps"]
-    assert rules["machine"] == ["data_path", "workers", "accelerator", "devices", "nodes", "output"]
 
 
 def test_a_checkpoint_that_is_none_is_named(whole, tmp_path):

@@ -18,17 +18,8 @@ from alexnet_cuda.recipe import RecipeError, load_recipe
 from alexnet_cuda.training import lr_find, search
 from alexnet_cuda.training.classifier import Classifier
 
-SMALL = [
-    "digits",
-    "--channels",
-    "3",
-    "--limit",
-    "40",
-    "--batch-size",
-    "8",
-    "--accelerator",
-    "cpu",
-]  # 5 batches an epoch
+# 5 batches an epoch.
+SMALL = ["digits", "--channels", "3", "--limit", "40", "--batch-size", "8", "--accelerator", "cpu"]
 
 
 @pytest.fixture(autouse=True)

@@ -68,6 +68,10 @@ class StopAndCheckpoint(Callback):
         self.seconds, self.began = 0.0, time.monotonic()
         self.handlers: dict[int, Any] = {}
 
+    @property
+    def state_key(self) -> str:
+        return "Stop"  # as in the checkpoints of earlier versions
+
     def state_dict(self) -> dict[str, float]:
         return {"seconds": self.seconds + time.monotonic() - self.began}
 
