@@ -40,16 +40,12 @@ def comparison_recipes(
         recipe = load_recipe(name, config, {**equal, **own, "variant": model, "output": str(run)})
         recipe.require_one_device("a comparison")
         recipes[model] = recipe.replace({"devices": "1"})
-        if (run / "config.yaml").exists():
-            _require_equal(Recipe().replace(read_yaml(run / "config.yaml")), recipe, run)
+        old = Recipe().replace(read_yaml(run / "config.yaml")) if (run / "config.yaml").exists() else recipes[model]
+        for key in old.changes(recipes[model]):
+            if resume_rule(key) != MACHINE or key == "data_path":  # other data would be another comparison
+                was, now = getattr(old, key), getattr(recipe, key)
+                raise RecipeError(f"{run} was trained with {key} {was}, not {now}: give another --output, or remove it")
     return recipes
-
-
-def _require_equal(old: Recipe, new: Recipe, run: Path) -> None:
-    for key in old.changes(new):
-        if resume_rule(key) != MACHINE or key == "data_path":  # other data would be another comparison
-            was, now = getattr(old, key), getattr(new, key)
-            raise RecipeError(f"{run} was trained with {key} {was}, not {now}: give another --output, or remove it")
 
 
 def has_ended(run: Path) -> bool:
