@@ -1,14 +1,13 @@
-"""Files that are whole or absent: the error of the data layer, and writing through a temporary name."""
+"""Writing files so that each is either complete or absent."""
 
 import contextlib
+import csv
+import io
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-
-
-class DataError(Exception):
-    """Something on disk is missing, damaged or laid out differently than expected; the message names it."""
+from typing import Any
 
 
 @contextlib.contextmanager
@@ -33,9 +32,18 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
 
 
 def write_text(path: Path | str, text: str) -> None:
-    """Writes `text` to `path`, whole or not at all."""
+    """Writes `text` to `path`, completely or not at all."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def write_csv(path: Path | str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes `rows`, which have the same keys, as CSV with the keys as its header; None becomes an empty cell."""
+    file = io.StringIO()
+    writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, file.getvalue())
 
 
 def _umask() -> int:

@@ -1,4 +1,4 @@
-"""What `alexnet-cuda train` does: recipe, data, training, test, pictures, and what to tell the person who waits."""
+"""Runs a recipe from data to report: what `alexnet-cuda train` does, with what it prints."""
 
 import shutil
 import time
@@ -9,22 +9,19 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
-from ..data import DataError, ImageSet, load_images
-from ..reports import write_report
-from .callbacks import is_main_process
-from .classifier import Diverged, build
-from .recipe import TYPES, Recipe, RecipeError, load_recipe, read_yaml
-from .run import finish, run_folder, train
-
-RESUMABLE = ("data_path", "epochs", "max_steps", "devices", "nodes", "accelerator", "workers")
-# What the checkpoint fits alone, or what only the start of a run looks at.
-FIXED = ("variant", "size", "weights", "freeze", "layer_decay", "data", "limit", "split_seed", "val_fraction",
-         "test_fraction", "channels", "opt", "output")  # fmt: skip
+from ..data import ImageSet, load_images
+from ..errors import DataError, RecipeError
+from ..networks import build
+from ..recipe import FIXED, ON_REQUEST, Recipe, load_recipe, read_yaml, resume_rule
+from ..reports.report import write_report
+from ..training.callbacks import is_main_process
+from ..training.classifier import Diverged
+from ..training.run import finish, run_folder, train
 
 
-def main(
+def run_recipe(
     name: str | None,
     config: Path | None,
     values: Mapping[str, Any],
@@ -33,9 +30,10 @@ def main(
     console: Console,
     allow: bool = False,
 ) -> int:
-    """Runs a recipe to its end, or resumes a run; returns the exit code, 130 after Ctrl-C.
+    """Runs the recipe `name`, or continues the run folder or checkpoint `resume`.
 
-    A run resumes with other values only where they are in RESUMABLE, or with `allow`, which FIXED limits.
+    Returns the exit code, 130 after Ctrl-C. Values of a resumed run change only as their resume rules permit; `allow`
+    permits those that change on request.
     """
     console = console if is_main_process() else Console(quiet=True)
     started = time.monotonic()
@@ -48,9 +46,7 @@ def main(
         recipe = load_recipe(name, config, values)
         folder = run_folder(recipe)
         if (folder / "config.yaml").exists() and is_main_process() and not overwrite:
-            raise RecipeError(
-                f"{folder} already holds a run: --resume {folder} goes on with it, --overwrite replaces it"
-            )
+            raise RecipeError(f"{folder} already holds a run: --resume {folder} continues it, --overwrite replaces it")
     images = load_images(recipe)
     if overwrite and is_main_process():
         for part in ("checkpoints", "tensorboard"):
@@ -63,14 +59,13 @@ def main(
         good = f"the last good checkpoint is {last}" if last.exists() else "no checkpoint was written yet"
         raise Diverged(f"training stopped: {error}; {good}; a lower --lr (now {recipe.lr:g}) may help") from error
     if outcome.ended == "signal":
-        console.print(
-            f"stopped after step {outcome.steps}; go on with: alexnet-cuda train --resume {folder}", soft_wrap=True
-        )
+        how = f"alexnet-cuda train --resume {folder}"
+        console.print(f"stopped after step {outcome.steps}; go on with: {how}", soft_wrap=True)
         return 130
     if not outcome.main:
         return 0
     metrics, predictions = finish(recipe, images, folder, outcome)
-    paths = write_report(folder, recipe, images, outcome.module.model, predictions, metrics)
+    paths = write_report(folder, recipe, images, outcome.module.model, predictions.probabilities, metrics)
     _report(metrics, folder, paths[0], time.monotonic() - started, console)
     return 0
 
@@ -88,16 +83,15 @@ def _resumed(
     asked = run.replace({**(read_yaml(config) if config else {}), **values})
     if asked.output and Path(asked.output).resolve() == folder.resolve():
         asked = asked.replace({"output": run.output})
-    changed = [key for key in TYPES if key not in RESUMABLE and getattr(asked, key) != getattr(run, key)]
+    changed = [key for key in run.changes(asked) if resume_rule(key) in (FIXED, ON_REQUEST) or key == "output"]
     if not changed:
         return asked, folder, checkpoint
     table = Table("value", "run has", "asked", title=f"{escape(str(folder))}: changed values")
     for key in changed:
         table.add_row(key, *(escape(str(getattr(recipe, key))) for recipe in (run, asked)))
     console.print(table)
-    fixed = [
-        key for key in changed if key in FIXED or (key == "schedule" and "plateau" in (run.schedule, asked.schedule))
-    ]
+    plateau = "plateau" in (run.schedule, asked.schedule)  # its state in a checkpoint is another one
+    fixed = [key for key in changed if resume_rule(key) == FIXED or key == "output" or (key == "schedule" and plateau)]
     if fixed:
         raise RecipeError(f"{', '.join(fixed)} cannot change in a resumed run; a new run with --weights {folder} can")
     if not allow:
@@ -109,9 +103,8 @@ def _announce(recipe: Recipe, images: ImageSet, folder: Path, checkpoint: Path |
     for note in images.notes:
         console.print(f"[yellow]{escape(note)}[/]", soft_wrap=True)
     counts = images.counts()
-    table = Table("class", *counts, "", title=f"{recipe.data}: {len(images.classes)} classes")
-    for column in table.columns[1:]:
-        column.justify = "right"
+    columns = [Column(name, justify="right") for name in (*counts, "")]
+    table = Table("class", *columns, title=f"{recipe.data}: {len(images.classes)} classes")
     rows = list(zip(images.classes, *counts.values(), strict=True))
     largest = max(counts["train"])
     shown = rows if len(rows) <= 20 else [*rows[:10], *rows[-10:]]
@@ -126,15 +119,12 @@ def _announce(recipe: Recipe, images: ImageSet, folder: Path, checkpoint: Path |
         model = build(recipe, len(images.classes))
     parameters = sum(p.numel() for p in model.parameters())
     begins = f"going on from {checkpoint}" if checkpoint else f"{recipe.epochs} epochs"
-    console.print(
-        f"{recipe.variant}, {parameters:,} parameters, {begins}, run folder {folder}", soft_wrap=True, highlight=False
-    )
+    console.print(f"{recipe.variant}, {parameters:,} parameters, {begins}, run folder {folder}", soft_wrap=True)
 
 
 def _report(metrics: dict, folder: Path, page: Path, seconds: float, console: Console) -> None:
-    table = Table(title=f"{metrics['recipe']}: {metrics['variant']} on {metrics['images']['test']:,} held-out images")
-    table.add_column("figure")
-    table.add_column("value", justify="right")
+    title = f"{metrics['recipe']}: {metrics['variant']} on {metrics['images']['test']:,} held-out images"
+    table = Table("figure", Column("value", justify="right"), title=title)
     for key, value in metrics.items():
         if key.startswith("test/"):
             share = key in ("test/accuracy", "test/top5")
@@ -144,5 +134,5 @@ def _report(metrics: dict, folder: Path, page: Path, seconds: float, console: Co
     table.add_row("epochs, steps", f"{metrics['epochs']}, {metrics['steps']:,}")
     table.add_row("seconds of training, in all", f"{metrics['seconds']:.1f}, {seconds:.1f}")
     console.print(table)
-    console.print(f"Run folder: {folder}", soft_wrap=True, highlight=False)
-    console.print(f"Pictures, in one page: {page}", soft_wrap=True, highlight=False)
+    console.print(f"Run folder: {folder}", soft_wrap=True)
+    console.print(f"Pictures, in one page: {page}", soft_wrap=True)
