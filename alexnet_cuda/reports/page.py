@@ -1,11 +1,10 @@
-"""report.html: one page that needs nothing else."""
+"""report.html: one self-contained page with everything that is known of a run."""
 
 import dataclasses
 import io
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import jinja2
 from markupsafe import Markup
@@ -13,21 +12,19 @@ from matplotlib.figure import Figure
 from scipy.stats import binomtest
 
 from ..data import ImageSet
+from ..recipe import Recipe
 from .cards import Card
 from .charts import INK
 
 MISSING = "\N{EN DASH}"
 
-if TYPE_CHECKING:
-    from ..training.recipe import Recipe
-
 
 @dataclass
-class Findings:
-    """What the page tells of a run; `metrics` is the contents of metrics.json, `history` the rows of metrics.csv."""
+class Contents:
+    """The contents of the page; `metrics` is what metrics.json holds, `history` the rows of metrics.csv."""
 
     folder: Path
-    recipe: "Recipe"
+    recipe: Recipe
     images: ImageSet
     metrics: dict
     history: list[dict[str, str]]
@@ -38,12 +35,12 @@ class Findings:
     worst: list[Card]
     surest: list[Card]
     attention: list[Card]
-    answers: list[list[Card]]
+    responses: list[list[Card]]
     maps: dict[str, list[Card]]
 
 
-def html(found: Findings, charts: dict[str, Markup]) -> str:
-    """The page; `charts` are drawings from `svg`, by name."""
+def html(contents: Contents, charts: dict[str, Markup]) -> str:
+    """The page; `charts` are the results of `svg` by name."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("alexnet_cuda.reports", ""),
         autoescape=True,
@@ -52,17 +49,17 @@ def html(found: Findings, charts: dict[str, Markup]) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(percent=percent, number=number)
-    m, recipe, counts = found.metrics, found.recipe, found.images.counts()
+    m, recipe, counts = contents.metrics, contents.recipe, contents.images.counts()
     default = type(recipe)()
     return environment.get_template("report.html.jinja").render(
-        vars(found),
+        vars(contents),
         charts=charts,
         m=m,
         title=f"{recipe.name}, {recipe.variant}",
         figures=key_figures(m),
-        epochs=_epochs(found.history),
-        counts=list(zip(found.images.classes, *counts.values(), strict=True)),
-        weakest=sorted((row for row in found.per_class if math.isfinite(row["f1"])), key=lambda row: row["f1"])[:10],
+        epochs=_epochs(contents.history),
+        counts=list(zip(contents.images.classes, *counts.values(), strict=True)),
+        weakest=sorted((row for row in contents.per_class if math.isfinite(row["f1"])), key=lambda row: row["f1"])[:10],
         totals=[sum(values) for values in counts.values()],
         values=[
             (f.name, str(getattr(recipe, f.name)), getattr(recipe, f.name) != getattr(default, f.name))
@@ -72,7 +69,7 @@ def html(found: Findings, charts: dict[str, Markup]) -> str:
 
 
 def key_figures(m: dict) -> list[tuple[str, str, str]]:
-    """Name, value and explanation of what a reader wants to know first, of what metrics.json has."""
+    """Name, value and explanation of the most important metrics in metrics.json."""
     n = m["images"]["test"]
     share = m["test/accuracy"]
     rows = []
@@ -95,7 +92,7 @@ def key_figures(m: dict) -> list[tuple[str, str, str]]:
 
 
 def svg(figure: Figure) -> Markup:
-    """A drawing to put into the page: no title, no background, the colour of the text around it instead of INK."""
+    """A figure to embed in the page: without title and background, and with the text colour of the page for INK."""
     title = figure.get_suptitle()
     figure.suptitle("")
     buffer = io.StringIO()
@@ -123,7 +120,7 @@ def duration(seconds: float) -> str:
 
 
 def _epochs(history: list[dict[str, str]]) -> list[dict[str, float]]:
-    """The figures of every epoch, which metrics.csv spreads over several rows."""
+    """The metrics of each epoch, merged from several rows of metrics.csv."""
     epochs: dict[int, dict[str, float]] = {}
     for row in history:
         for key, value in row.items():

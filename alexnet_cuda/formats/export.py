@@ -1,4 +1,4 @@
-"""Networks for other programs: ONNX with its LRN node, safetensors, and torch.export without our operators."""
+"""Networks as files for other programs: ONNX, safetensors, and torch.export programs of torch's own operators."""
 
 import copy
 import io
@@ -9,27 +9,29 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import reference
-from ._library import KERNEL_DTYPES
-from .data import DataError, atomic_path, source
+from .. import __version__, reference, weights
+from .._library import KERNEL_DTYPES
+from ..data import source
+from ..errors import DataError
+from ..files import atomic_path
+from ..recipe import Recipe
 
 OPSET = 18
 INPUT, OUTPUT = "images", "scores"
-LARGEST = 2**31 - 2**20  # bytes of weights: an ONNX file is one protobuf message, which ends at 2 GiB
+ONNX_MAX_BYTES = 2**31 - 2**20  # of weights: an ONNX file is one protobuf message, which holds at most 2 GiB
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 GREY = ("digits", "mnist", "fashion-mnist")
 
 
-def description(recipe, classes: list[str]) -> dict[str, str]:
-    """What every file says about its network, as text.
+def description(recipe: Recipe, classes: list[str]) -> dict[str, str]:
+    """The metadata of every exported file, as text.
 
     `classes` (JSON list, in the order of the scores), `recipe` (YAML, without its folders), `variant`, and
-    `preprocessing` (JSON): its `steps` say in words what makes a picture the input, the other keys are their numbers.
+    `preprocessing` (JSON): `steps` describes in words how a picture becomes the input, the other keys are numbers.
     """
-    from . import __version__
-
     size, photograph = recipe.input_size, source(recipe).SIZE is None
     short_side = (recipe.short_side or size * 8 // 7) if photograph else None
     if photograph:
@@ -53,26 +55,26 @@ def description(recipe, classes: list[str]) -> dict[str, str]:
         "format": "pt",
         "variant": recipe.variant,
         "classes": json.dumps(classes),
-        "recipe": recipe.replace({"data_path": None, "output": None}).to_yaml(),  # the file is for other machines
+        "recipe": recipe.replace({"data_path": None, "output": None}).to_yaml(),
         "preprocessing": json.dumps(preprocessing),
         "writer": f"alexnet_cuda {__version__}",
     }
 
 
-def save_onnx(path: Path, model: nn.Module, recipe, classes: list[str]) -> None:
-    """Writes one file for any ONNX runtime: opset 18, float32, weights inside, `description` as metadata_props.
+def save_onnx(path: Path, model: nn.Module, recipe: Recipe, classes: list[str]) -> None:
+    """Writes one ONNX file: opset 18, float32, weights inside, `description` as metadata_props.
 
-    Input `images` (batch, C, H, W) of any batch, output `scores` (batch, classes), before softmax. Raises DataError for
-    a network of more than 2 GiB.
+    Input `images` (N, C, H, W) for any N, output `scores` (N, classes), before softmax. Raises DataError for a network
+    of more than 2 GiB.
     """
     import onnx
 
     from . import onnx_translations
 
     size = sum(4 * tensor.numel() for tensor in model.state_dict().values())
-    if size > LARGEST:
+    if size > ONNX_MAX_BYTES:
         raise DataError(
-            f"{path} would hold {size / 2**30:.1f} GiB, and an ONNX file ends at 2; safetensors and torch files do not"
+            f"{path} would hold {size / 2**30:.1f} GiB, an ONNX file holds at most 2; other formats have no limit"
         )
     exported = torch.onnx.export(
         _program(model, recipe),
@@ -86,43 +88,40 @@ def save_onnx(path: Path, model: nn.Module, recipe, classes: list[str]) -> None:
     assert exported is not None
     exported.model.metadata_props.update(description(recipe, classes))
     for node in exported.model.graph:
-        node.metadata_props.clear()  # lines of source code, in somebody's folders
+        node.metadata_props.clear()  # lines and paths of source code
     with atomic_path(path) as temporary:
         exported.save(temporary, external_data=False)
         onnx.checker.check_model(temporary, full_check=True)
 
 
-def save_safetensors(path: Path, model: nn.Module, recipe, classes: list[str], dtype: str = "float32") -> None:
-    """Writes the tensors, floating-point ones as `dtype`, with `description`: a file as that of a run, so that
-    `evaluation.load_weights` reads it, too."""
-    from .training.evaluation import write_tensors
-
+def save_safetensors(path: Path, model: nn.Module, recipe: Recipe, classes: list[str], dtype: str = "float32") -> None:
+    """Writes the tensors, floating-point ones as `dtype`, with `description`; `weights.load_weights` reads the file."""
     state = model.state_dict()
     tensors = {name: t.to(DTYPES[dtype]) if t.is_floating_point() else t for name, t in state.items()}
-    write_tensors(path, tensors, description(recipe, classes))
+    weights.write_tensors(path, tensors, description(recipe, classes))
 
 
-def save_torch(path: Path, model: nn.Module, recipe, classes: list[str]) -> None:
+def save_torch(path: Path, model: nn.Module, recipe: Recipe, classes: list[str]) -> None:
     """Writes a torch.export program of torch's own operators: `torch.export.load(path).module()` needs torch alone.
 
     `description` is its extra file metadata.json.
     """
     program = _program(model, recipe).run_decompositions(_decompositions())
     for node in program.graph.nodes:
-        node.meta.pop("stack_trace", None)  # as above
+        node.meta.pop("stack_trace", None)  # lines and paths of source code
     program.example_inputs = None
-    buffer = io.BytesIO()  # a file would repeat its temporary name inside
+    buffer = io.BytesIO()  # torch.export.save writes the name of a file into the file
     torch.export.save(program, buffer, extra_files={"metadata.json": json.dumps(description(recipe, classes))})
     with atomic_path(path) as temporary:
         temporary.write_bytes(buffer.getbuffer())
 
 
-def difference(path: Path, model: nn.Module, recipe) -> tuple[float, float] | None:
+def difference(path: Path, model: nn.Module, recipe: Recipe) -> tuple[float, float] | None:
     """(largest absolute difference, largest absolute score) of file and network on 3 random images.
 
     None for an ONNX file where onnxruntime is not installed.
     """
-    model, x = _plain(model), _images(recipe, 3)
+    model, x = _cpu_float32_eval(model), _random_images(recipe, 3)
     with torch.no_grad():
         expected = model(x)
         if path.suffix == ".onnx":
@@ -135,61 +134,75 @@ def difference(path: Path, model: nn.Module, recipe) -> tuple[float, float] | No
         elif path.suffix == ".pt2":
             actual = torch.export.load(path).module()(x)
         else:
-            import safetensors.torch
-
-            model.load_state_dict(safetensors.torch.load_file(path))
+            model.load_state_dict(weights.read_tensors(path))
             actual = model(x)
     return (actual - expected).abs().max().item(), expected.abs().max().item()
 
 
 def onnx_nodes(path: Path) -> Counter[str]:
-    """How many nodes of which type an ONNX file has."""
+    """Number of nodes of each type in an ONNX file."""
     import onnx
 
     return Counter(node.op_type for node in onnx.load(path).graph.node)
 
 
-def _plain(model: nn.Module) -> nn.Module:
+def _cpu_float32_eval(model: nn.Module) -> nn.Module:
     model = copy.deepcopy(model).cpu().float().eval()
     return model.to(memory_format=torch.contiguous_format)
 
 
-def _images(recipe, count: int) -> Tensor:
+def _random_images(recipe: Recipe, count: int) -> Tensor:
     shape = count, recipe.channels, recipe.input_size, recipe.input_size
     return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
 
-def _program(model: nn.Module, recipe) -> torch.export.ExportedProgram:
+def _program(model: nn.Module, recipe: Recipe) -> torch.export.ExportedProgram:
     """The network in evaluation mode, for any number of images."""
+    batch = ({0: torch.export.Dim("batch")},)
     with torch.no_grad():
-        return torch.export.export(
-            _plain(model), (_images(recipe, 2),), dynamic_shapes=({0: torch.export.Dim("batch")},)
-        )
+        return torch.export.export(_cpu_float32_eval(model), (_random_images(recipe, 2),), dynamic_shapes=batch)
 
 
 def _decompositions() -> dict[Any, Callable]:
-    """Our operators in torch's; the results that only backward needs stay empty."""
-    if not KERNEL_DTYPES:  # then nothing but torch's are there
+    """This package's operators in terms of torch's; results that only backward needs are empty."""
+    if not KERNEL_DTYPES:
         return {}
-    from .ops.local_response_norm import _lrn_plain
-    from .ops.relu_lrn_max_pool2d import _tail_plain
-
     op = torch.ops.alexnet_cuda
 
-    def pool(x, *window):
+    def lrn_arguments(size, front, alpha, beta, k, groups):
+        window = "torch" if front == size // 2 else "onnx"
+        return dict(size=size, alpha=alpha, beta=beta, k=k, groups=groups, window=window, divide_alpha=False)
+
+    def conv2d(x, weight, bias, stride, padding, groups, ceil_mode, relu):
+        return reference.conv2d(x, weight, bias, stride, padding, ceil_mode, groups=groups, relu=relu)
+
+    def linear(x, weight, bias, relu):
+        y = F.linear(x, weight, bias)
+        return F.relu(y) if relu else y
+
+    def local_response_norm(x, *constants):
+        across = "spatial" if constants[-1] else "channels"
+        return reference.local_response_norm(x, **lrn_arguments(*constants[:-1]), across=across)
+
+    def max_pool2d(x, *window):
         return reference.max_pool2d(x, *window[:-1]), x.new_empty(0, dtype=torch.uint8)
 
-    def tail(x, *constants):
-        return _tail_plain(x, *constants[:-1]), x.new_empty(0, dtype=torch.uint8)
+    def tail(x, order, size, front, alpha, beta, k, groups, kernel_size, stride, padding, ceil_mode, save):
+        y = reference.relu_lrn_max_pool2d(
+            x, order=reference.ORDERS[order], **lrn_arguments(size, front, alpha, beta, k, groups),
+            kernel_size=kernel_size, stride=stride, padding=padding, ceil_mode=ceil_mode,
+        )  # fmt: skip
+        return y, x.new_empty(0, dtype=torch.uint8)
 
     def block(x, weight, bias, stride, padding, ceil_mode, *constants):
-        pooled, code = tail(reference.conv2d(x, weight, bias, stride, padding, ceil_mode), *constants[:-1])
+        pooled, code = tail(reference.conv2d(x, weight, bias, stride, padding, ceil_mode), *constants)
         return pooled, x.new_empty(0), code
 
     return {
-        op.conv2d.default: reference.conv2d,
-        op.local_response_norm.default: _lrn_plain,
-        op.max_pool2d.default: pool,
+        op.conv2d.default: conv2d,
+        op.linear.default: linear,
+        op.local_response_norm.default: local_response_norm,
+        op.max_pool2d.default: max_pool2d,
         op.relu_lrn_max_pool2d.default: tail,
         op.conv2d_relu_lrn_max_pool2d.default: block,
     }

@@ -1,7 +1,8 @@
 """Weights trained with Caffe (bvlc_alexnet, bvlc_reference_caffenet) for the variants `caffe` and `caffenet`.
 
 A .caffemodel is a NetParameter message of github.com/BVLC/caffe, src/caffe/proto/caffe.proto, in protobuf's wire format
-(protobuf.dev/programming-guides/encoding). Only what holds weights is read, so no protobuf package is needed.
+(protobuf.dev/programming-guides/encoding). The reader decodes the fields that hold weights; it needs no
+protobuf package.
 """
 
 from __future__ import annotations
@@ -13,38 +14,37 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from .model import AlexNet
+from ..model import AlexNet
+from ..summary import layer_names
 
-# Caffe's networks read images as BGR, pixels 0..255 minus this mean.
+# The input of Caffe's networks: BGR images, pixels 0..255 minus this mean.
 MEAN_BGR = (104.0, 117.0, 123.0)
 
 LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8")
-
-# Of the same layers in `AlexNet("caffe")` and `AlexNet("caffenet")`.
-_NAMES = tuple(f"features.{i}" for i in (0, 4, 8, 10, 12)) + tuple(f"classifier.{i}" for i in (0, 3, 6))
 
 Blobs = Mapping[str, Sequence[Any]]
 
 
 def load_caffe(model: AlexNet, source: Blobs | str | PathLike[str]) -> AlexNet:
-    """Give `model` Caffe's weights and return it.
+    """Copies Caffe's weights into `model` and returns it.
 
-    The model takes RGB where Caffe's network takes BGR. Exact input: AlexNet(..., input="pixels") fed with pixels
-    0..255 minus `MEAN_BGR` reversed. With input="normalized" images normalised with ImageNet's statistics do as well:
-    they arrive within 2 % of that scale.
+    The model takes RGB where Caffe's network takes BGR. The input that reproduces Caffe's scores: pixels 0..255 minus
+    `MEAN_BGR` reversed, for AlexNet(..., input="pixels"). With input="normalized", images normalised with ImageNet's
+    mean and standard deviation reach the first layer within 2 % of that scale.
 
     Args:
-        model: a network of the variant "caffe" or "caffenet" (the weights also fit the shapes of "paper").
+        model: a network of the variant "caffe" or "caffenet" (the shapes of "paper" are the same).
         source: see `state_dict_from_caffe`.
 
     Raises: what `state_dict_from_caffe` raises; ValueError if a shape differs from the model's.
     """
-    names = [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)]
-    if len(names) != len(LAYERS):
-        raise ValueError(f"load_caffe: expected five convolutions and three linear layers in the model, got {names}")
-    state = state_dict_from_caffe(source, names)
+    modules = {layer: name for name, layer in layer_names(model).items()}
+    layers = [layer for layer in modules if layer.startswith(("conv", "fc"))]
+    if layers != list(LAYERS):
+        raise ValueError(f"load_caffe: expected five convolutions and three linear layers in the model, got {layers}")
+    state = state_dict_from_caffe(source, [modules[layer] for layer in LAYERS])
     own = model.state_dict()
     for name, tensor in state.items():
         if own[name].shape != tensor.shape:
@@ -57,23 +57,26 @@ def load_caffe(model: AlexNet, source: Blobs | str | PathLike[str]) -> AlexNet:
 
 def state_dict_from_caffe(
     source: Blobs | str | PathLike[str],
-    names: Sequence[str] = _NAMES,
+    names: Sequence[str] | None = None,
 ) -> dict[str, Tensor]:
     """Caffe's weights under the parameter names of the variants "caffe" and "caffenet".
 
-    The input channels of conv1 are turned from BGR to RGB. The rest is as Caffe has it: the same two groups, and fc6
-    sees (C, H, W) flattened as torch.flatten does.
+    The input channels of conv1 are reversed from BGR to RGB. Everything else is unchanged: the two groups are the same,
+    and the input of fc6 is (C, H, W) in the order of torch.flatten.
 
     Args:
         source: {layer name: [weight, bias]} with numpy arrays (or what numpy takes), or the path of a .caffemodel.
-        names: what to call conv1..conv5, fc6, fc7 and fc8.
+        names: the modules for conv1..conv5, fc6, fc7 and fc8; None: those of the variant "caffe".
 
-    Returns: {name.weight: tensor, name.bias: tensor} in float32. Without its last two entries it fits a model with
-        other classes: `model.load_state_dict(state, strict=False)`.
+    Returns: {name.weight: tensor, name.bias: tensor} in float32. For a model with another number of classes, remove the
+        last two entries and call `model.load_state_dict(state, strict=False)`.
 
     Raises: OSError if the file cannot be read; ValueError, with the path, if it is incomplete or no Caffe model, or if
         a layer is missing or has the wrong number of dimensions.
     """
+    if names is None:
+        with torch.device("meta"):
+            names = [name for name, layer in layer_names(AlexNet("caffe")).items() if layer in LAYERS]
     if isinstance(source, str | PathLike):
         origin, blobs = fspath(source), cast(Blobs, read_caffemodel(source))
     else:
@@ -94,7 +97,7 @@ def state_dict_from_caffe(
 
 
 def _without_leading_ones(blob: Any, dims: int) -> Tensor | None:
-    """Old files make every blob 4-D: (1, 1, 4096, 9216) for a linear layer."""
+    """The blob with `dims` dimensions: old files store 4-D ones, such as (1, 1, 4096, 9216) for a linear layer."""
     array = np.array(blob, np.float32)
     while array.ndim > dims and array.shape[0] == 1:
         array = array[0]
@@ -102,7 +105,7 @@ def _without_leading_ones(blob: Any, dims: int) -> Tensor | None:
 
 
 def read_caffemodel(path: str | PathLike[str]) -> dict[str, list[np.ndarray]]:
-    """{layer name: its blobs} of a binary .caffemodel, in the old form (`layers`) or the new (`layer`).
+    """{layer name: its blobs} of a binary .caffemodel, in the old format (field `layers`) or the new one (`layer`).
 
     Raises: OSError if the file cannot be read; ValueError, with the path, if it is incomplete or no Caffe model.
     """
@@ -122,12 +125,12 @@ def read_caffemodel(path: str | PathLike[str]) -> dict[str, list[np.ndarray]]:
     return layers
 
 
-# Field of NetParameter -> fields of the name and the blobs in its message: LayerParameter, V1LayerParameter.
+# Field number of a layer in NetParameter -> those of its name and blobs, in LayerParameter and in V1LayerParameter.
 _LAYER_FIELDS = {100: (1, 7), 2: (4, 6)}
 
 
 def _blob(message: memoryview) -> np.ndarray:
-    """BlobProto: data (5) or double_data (8), and its shape (7) or, before that existed, num to width (1 to 4)."""
+    """BlobProto: data (5) or double_data (8), with the shape (7) or, in old files, num to width (1 to 4)."""
     dims: list[int] | None = None
     legacy = {1: 1, 2: 1, 3: 1, 4: 1}
     data: dict[int, list[memoryview]] = {5: [], 8: []}
@@ -138,14 +141,14 @@ def _blob(message: memoryview) -> np.ndarray:
                 dims += [dim] if isinstance(dim, int) else _varints(dim)
         elif field in legacy and isinstance(value, int):
             legacy[field] = value
-        elif field in data:  # one piece when packed, as Caffe writes it; one number each otherwise
+        elif field in data:  # all numbers if packed, as Caffe writes them; else one number
             data[field].append(_message(value))
     values = np.frombuffer(b"".join(data[8]), "<f8") if data[8] else np.frombuffer(b"".join(data[5]), "<f4")
     return values.reshape(list(legacy.values()) if dims is None else dims)
 
 
 def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
-    """(field number, value) of a message: an int for varints, the bytes of everything else."""
+    """(field number, value) of each field of a message: an int for a varint, else the bytes."""
     position = 0
     while position < len(message):
         key, position = _varint(message, position)
@@ -167,7 +170,7 @@ def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
 
 
 def _varint(message: memoryview, position: int) -> tuple[int, int]:
-    """The integer that starts there, seven bits a byte and the lowest first, and the position behind it."""
+    """The integer at `position`, seven bits per byte, the lowest first; and the position behind it."""
     value = 0
     for shift in range(0, 70, 7):
         if position == len(message):
