@@ -7,8 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from alexnet_cuda import AlexNet
-from alexnet_cuda.caffe import LAYERS, MEAN_BGR, load_caffe, read_caffemodel, state_dict_from_caffe
+from alexnet_cuda import AlexNet, caffe
+from alexnet_cuda.formats.caffe import LAYERS, MEAN_BGR, load_caffe, read_caffemodel, state_dict_from_caffe
 
 CLASSES = 10
 
@@ -142,6 +142,10 @@ def test_a_damaged_file_is_a_sentence_with_its_path(tmp_path):
         state_dict_from_caffe(path)
     with pytest.raises(FileNotFoundError, match="missing"):
         read_caffemodel(tmp_path / "missing")
+
+
+def test_the_short_name():
+    assert caffe.load_caffe is load_caffe
 
 
 def test_wrong_shapes_are_sentences(weights):

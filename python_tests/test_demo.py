@@ -5,7 +5,6 @@ import json
 import math
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -22,28 +21,18 @@ pytest.importorskip("lightning")
 pytest.importorskip("sklearn")
 pytest.importorskip("gradio")
 
-import torch
+from browser import chromium
 from PIL import Image, ImageDraw
 from sklearn.datasets import load_digits
-from typer.testing import CliRunner
+from training_helpers import cli
 
-import alexnet_cuda
-from alexnet_cuda import cli as commands
-from alexnet_cuda import demo
-from alexnet_cuda.data import DataError
-from alexnet_cuda.training import Recipe, evaluation
-from alexnet_cuda.training.classifier import build
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-
-
-def cli(*arguments, code=0):
-    result = CliRunner().invoke(
-        commands.app, [str(a) for a in arguments], catch_exceptions=False, env={"COLUMNS": "120"}
-    )
-    assert result.exit_code == code, result.output
-    assert "Traceback" not in result.output
-    return result.output
+import alexnet_cuda.demo
+from alexnet_cuda.demo import network, page
+from alexnet_cuda.errors import DataError
+from alexnet_cuda.networks import build
+from alexnet_cuda.recipe import Recipe
+from alexnet_cuda.training import evaluation
+from alexnet_cuda.weights import load_weights, save_weights
 
 
 @pytest.fixture(scope="module")
@@ -52,12 +41,9 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("work") / "runs"
     (folder / "photos").mkdir(parents=True)
     recipe = Recipe().replace({"name": "birds", "data": "folder", "variant": "cifar"})
-    evaluation.save_weights(folder / "photos" / "weights.safetensors", build(recipe, 2), recipe, ["duck", "swan"])
+    save_weights(folder / "photos" / "weights.safetensors", build(recipe, 2), recipe, ["duck", "swan"])
     os.utime(folder / "photos" / "weights.safetensors", (0, 0))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     cli("train", "digits", "--epochs", 3, "--lr", 3e-3, "--batch-size", 32, "--output", folder / "digits")
-    torch.set_num_threads(threads)
     return folder
 
 
@@ -72,7 +58,7 @@ def files(tmp_path_factory):
     (folder / "cut.png").write_bytes((folder / "four.png").read_bytes()[:3000])
     Image.new("1", (8001, 8001)).save(folder / "huge.png")
     Image.new("1", (20_000, 20_000)).save(folder / "bomb.png")
-    (folder / "heavy.png").write_bytes(bytes(demo.MOST_BYTES + 1))
+    (folder / "heavy.png").write_bytes(bytes(page.MAX_BYTES + 1))
     return folder
 
 
@@ -90,11 +76,11 @@ def ring(size=400):
 
 @pytest.mark.parametrize(("run", "name"), [("digits", "four.png"), ("photos", "photo.jpg"), ("photos", "four.png")])
 def test_the_page_says_what_predict_says(runs, files, run, name):
-    network = demo.load(runs / run)
-    answer = demo.look(network, files / name)
-    (expected,) = evaluation.predict_files(*evaluation.load_weights(runs / run)[:2], [files / name])
-    shares, labels = expected.topk(min(5, len(network.classes)))
-    assert list(answer.top) == [network.classes[k] for k in labels]
+    loaded = network.load(runs / run)
+    answer = network.predict(loaded, files / name)
+    (expected,) = evaluation.predict_files(*load_weights(runs / run)[:2], [files / name])
+    shares, labels = expected.topk(min(5, len(loaded.classes)))
+    assert list(answer.top) == [loaded.classes[k] for k in labels]
     assert list(answer.top.values()) == pytest.approx(shares.tolist(), abs=1e-5)
     assert answer.seen.size == answer.attention.size == (320, 320)
     assert len(answer.attention.convert("RGB").getcolors(2**20)) > 50
@@ -109,14 +95,14 @@ def test_the_page_says_what_predict_says(runs, files, run, name):
     [
         ("text.png", "text.png is not an image"),
         ("cut.png", "cut.png cannot be read as an image"),
-        ("huge.png", "huge.png has 8001x8001 pixels; 64 million are the most"),
-        ("bomb.png", "bomb.png has too many pixels; 64 million are the most"),
+        ("huge.png", "huge.png has 8001x8001 pixels; the limit is 64 million"),
+        ("bomb.png", "bomb.png has too many pixels; the limit is 64 million"),
     ],
 )
-def test_what_is_no_picture_is_a_sentence(runs, files, name, message):
+def test_a_bad_file_is_a_sentence(runs, files, name, message):
     with pytest.raises(DataError, match=message):
-        demo.look(demo.load(runs / "digits"), files / name)
-    picture, text, *rest = demo._ask_picture(str(runs / "digits"), str(files / name))
+        network.predict(network.load(runs / "digits"), files / name)
+    picture, text, *rest = page._ask_picture(str(runs / "digits"), str(files / name))
     assert message in text
     assert str(files) not in text
     assert picture is None
@@ -124,7 +110,7 @@ def test_what_is_no_picture_is_a_sentence(runs, files, name, message):
 
 
 def test_a_drawing_is_framed_as_the_set_frames_its_own():
-    frame = demo.framed(ring(), "mnist")
+    frame = network._framed(ring(), 4 / 28)
     left, top, right, bottom = frame.getbbox()
     assert frame.width == frame.height == pytest.approx(201 * 28 / 20, abs=2)
     assert top == pytest.approx(frame.height * 4 / 28, abs=2)
@@ -132,14 +118,14 @@ def test_a_drawing_is_framed_as_the_set_frames_its_own():
     assert frame.getpixel((frame.width // 2, top + 5)) == 255
     assert frame.getpixel((0, 0)) == frame.getpixel((frame.width // 2, frame.height // 2)) == 0
     with pytest.raises(DataError, match="Nothing is drawn yet"):
-        demo.framed(Image.new("L", (400, 400), 255), "digits")
+        network._framed(Image.new("L", (400, 400), 255), 0.02)
 
 
 def test_drawings(runs):
-    message, top, *_ = demo._ask_drawing(str(runs / "digits"), data_url(ring()))
+    message, top, *_ = page._ask_drawing(str(runs / "digits"), data_url(ring()))
     assert message == ""
     assert next(iter(top)) == "0"
-    message, top, *_ = demo._ask_drawing(str(runs / "digits"), data_url(Image.new("L", (400, 400), 255)))
+    message, top, *_ = page._ask_drawing(str(runs / "digits"), data_url(Image.new("L", (400, 400), 255)))
     assert "Nothing is drawn yet" in message
     assert top is None
 
@@ -151,7 +137,7 @@ def test_drawings(runs):
     ids=["empty", "html", "no base64", "no png", "long", "long png", "large"],
 )  # fmt: skip
 def test_only_a_drawing_of_the_page_is_read(runs, url):
-    assert "did not arrive whole" in demo._ask_drawing(str(runs / "digits"), url)[0]
+    assert "The drawing is incomplete" in page._ask_drawing(str(runs / "digits"), url)[0]
 
 
 def test_a_port_that_is_taken(runs):
@@ -169,8 +155,8 @@ def test_a_folder_that_is_no_run(tmp_path):
 
 def test_without_gradio_the_extra_is_named(runs, monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
-    monkeypatch.delitem(sys.modules, "alexnet_cuda.demo")
-    monkeypatch.delattr(alexnet_cuda, "demo")
+    monkeypatch.delitem(sys.modules, "alexnet_cuda.demo.page")
+    monkeypatch.delattr(alexnet_cuda.demo, "page")
     assert "pip install 'alexnet_cuda[demo]'" in cli("demo", "--run", runs / "digits", code=1)
 
 
@@ -191,15 +177,7 @@ def server(runs, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser(server):
-    if CHROMIUM is None:
-        pytest.skip("no Chromium")
-    webdriver = pytest.importorskip("selenium.webdriver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in ("headless=new", "no-sandbox", "disable-gpu", "disable-dev-shm-usage", "window-size=1280,1100"):
-        options.add_argument(f"--{flag}")
-    options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
-    driver = webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver")))
+    driver = chromium("performance", "window-size=1280,1100")
     driver.get(server[0])
     yield driver
     driver.quit()
@@ -254,7 +232,7 @@ def test_a_picture_is_named_in_the_browser(browser, files):
     assert wait_for(lambda: loaded(browser, "#filters"), "filters") == 8 * 88 - 8
 
 
-def test_what_is_no_picture_is_refused_in_the_browser(browser, files):
+def test_a_bad_file_is_refused_in_the_browser(browser, files):
     upload(browser, files / "four.png")
     wait_for(lambda: loaded(browser, "#attention"), "overlay")
     upload(browser, files / "text.png")
@@ -270,7 +248,7 @@ def test_a_drawing_is_named_in_the_browser(browser):
     from selenium.webdriver.common.action_chains import ActionChains
 
     open_tab(browser, "Draw")
-    canvas = wait_for(lambda: find(browser, "#paper canvas"), "paper")
+    canvas = wait_for(lambda: find(browser, "#canvas canvas"), "paper")
     wait_for(canvas.is_displayed, "paper")
     actions = ActionChains(browser, duration=10).move_to_element_with_offset(canvas, 0, -90).click_and_hold()
     for step in range(1, 25):
@@ -280,7 +258,7 @@ def test_a_drawing_is_named_in_the_browser(browser):
     answer = wait_for(lambda: text(browser, "#answer") if "%" in text(browser, "#answer") else "", "answer")
     assert answer.split("\n")[1] == "0"
     assert wait_for(lambda: loaded(browser, "#attention"), "overlay")
-    find(browser, "#paper button").click()
+    find(browser, "#canvas button").click()
     wait_for(lambda: "Nothing is drawn yet" in text(browser, "#message"), "message")
     assert "%" not in text(browser, "#answer")
 
