@@ -77,10 +77,12 @@ def test_the_numbers_are_those_of_the_summary(name, tmp_path):
 def test_text_has_contrast(name, theme):
     figure = architecture(network(name), theme)
     figure.draw_without_rendering()
-    chips = [patch for patch in figure.axes[0].patches if isinstance(patch, FancyBboxPatch)]
+    patches = [patch for patch in figure.axes[0].patches if isinstance(patch, FancyBboxPatch)]
+    chips = [(patch.get_facecolor(), patch.get_window_extent()) for patch in patches]
     assert len(chips) > 10
     for text in texts(figure):
-        under = [chip.get_facecolor() for chip in chips if chip.get_window_extent().overlaps(text.get_window_extent())]
+        box = text.get_window_extent()
+        under = [colour for colour, chip in chips if chip.overlaps(box)]
         assert contrast(text.get_color(), *(under or [figure.get_facecolor()])) >= 4.5, text.get_text()
 
 

@@ -1,6 +1,5 @@
 """Exported networks give the same scores: every operator in ONNX Runtime, and whole networks there and in torch."""
 
-import dataclasses
 import subprocess
 import sys
 import zipfile
@@ -20,15 +19,16 @@ import onnx
 import onnxruntime
 import safetensors.torch
 from helpers import assert_close
+from narrow import narrow
 
 import alexnet_cuda
-from alexnet_cuda import AlexNet, ops
+from alexnet_cuda import ops
 from alexnet_cuda._library import UNAVAILABLE_REASON
 from alexnet_cuda.errors import DataError
 from alexnet_cuda.formats import export, onnx_translations
 from alexnet_cuda.networks import build
 from alexnet_cuda.recipe import Recipe
-from alexnet_cuda.variants import VARIANTS, Conv, Linear
+from alexnet_cuda.variants import VARIANTS
 
 PACKAGE = Path(alexnet_cuda.__file__).parent
 
@@ -135,41 +135,16 @@ def test_blocks_in_every_order(kernels, memory_format, tmp_path):
     assert (nodes["Conv"], nodes["LRN"], nodes["MaxPool"], nodes["Relu"]) == (3, 6, 6, 6)
 
 
-def narrow(name):
-    """The variant with a quarter of the filters and few units: all its layers, in little time and memory."""
-
-    def layer(spec):
-        if isinstance(spec, Conv):
-            return dataclasses.replace(spec, filters=spec.filters // 4)
-        return dataclasses.replace(spec, units=spec.units and 64) if isinstance(spec, Linear) else spec
-
-    variant = VARIANTS[name]
-    parts = {key: tuple(map(layer, getattr(variant, key))) for key in ("features", "classifier")}
-    return dataclasses.replace(variant, **parts)
-
-
-def network(name, classes):
-    """A narrow variant with running statistics as after training, and its recipe."""
-    model = AlexNet(narrow(name), classes)
-    with torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, torch.nn.BatchNorm1d | torch.nn.BatchNorm2d):
-                module.running_mean.normal_(0, 0.1)
-                module.running_var.uniform_(0.5, 2)
-                module.bias.normal_(0, 0.1)
-    return model, Recipe().replace({"variant": name})
-
-
 # Together: all orders, groups, LRN across channels and in the plane, rounding up, unequal padding, average pooling,
 # batch normalisation, and the factor of the input.
 @pytest.mark.parametrize("name", ["original2012", "caffenet", "torchvision", "keras_mnist", "flowers_bn"])
 def test_variants_in_onnx_runtime(name, tmp_path):
-    model, recipe = network(name, 7)
+    model, recipe = narrow(name, 7), Recipe().replace({"variant": name})
     path = tmp_path / "model.onnx"
     export.save_onnx(path, model, recipe, list("abcdefg"))
     x = torch.randn(2, 3, recipe.input_size, recipe.input_size)
     with torch.no_grad():
-        expected = model.eval()(x)
+        expected = model(x)
     (scores,) = session(path).run(["scores"], {"images": x.numpy()})
     torch.testing.assert_close(torch.from_numpy(scores), expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item())
     lrns = [spec for spec in model.variant.features if type(spec).__name__ == "LRN"]
@@ -181,7 +156,7 @@ def test_variants_in_onnx_runtime(name, tmp_path):
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_operator_of_every_variant_has_a_translation(name):
-    program = export._program(*network(name, 3))
+    program = export._program(narrow(name, 3), Recipe().replace({"variant": name}))
     ours = {node.target for node in program.graph.nodes if "alexnet_cuda" in str(node.target)}
     assert ours <= onnx_translations.table().keys() & export._decompositions().keys()
     assert ours or name in ("torchvision", "tf_slim") or UNAVAILABLE_REASON["cpu"]
@@ -189,11 +164,11 @@ def test_every_operator_of_every_variant_has_a_translation(name):
 
 @pytest.mark.parametrize("name", ["cifar", "original2012"])
 def test_a_torch_program_needs_torch_alone(name, tmp_path):
-    (model, recipe), path = network(name, 3), tmp_path / "model.pt2"
+    model, recipe, path = narrow(name, 3), Recipe().replace({"variant": name}), tmp_path / "model.pt2"
     export.save_torch(path, model, recipe, ["a", "b", "c"])
     x = torch.randn(3, 3, recipe.input_size, recipe.input_size)
     with torch.no_grad():
-        safetensors.torch.save_file({"x": x, "y": model.eval()(x)}, tmp_path / "pair.safetensors")
+        safetensors.torch.save_file({"x": x, "y": model(x)}, tmp_path / "pair.safetensors")
     code = """
 import json, sys, torch, safetensors.torch
 extra = {"metadata.json": ""}

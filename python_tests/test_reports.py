@@ -15,6 +15,7 @@ pytest.importorskip("jinja2")
 import sklearn.metrics
 import torch
 import torchmetrics.functional.classification as tm
+from narrow import narrow
 from torch import nn
 
 from alexnet_cuda import AlexNet
@@ -55,7 +56,7 @@ def test_grad_cam_of_every_kind_of_network_leaves_it_as_it_was(variant):
     from torchvision.models import get_model
 
     alexnet = "/" not in variant
-    model = (AlexNet(variant, 5) if alexnet else get_model(variant[12:], num_classes=5)).eval().requires_grad_(False)
+    model = (narrow(variant, 5) if alexnet else get_model(variant[12:], num_classes=5)).eval().requires_grad_(False)
     edge = model.variant.input_size if alexnet else 64
     x, before = torch.randn(2, 3, edge, edge), copy.deepcopy(model.state_dict())
     scores = model(x)
@@ -79,7 +80,7 @@ def test_grad_cam_of_weights_and_images_made_in_inference_mode():
 
 @pytest.mark.parametrize("variant", ["cifar", "caffe"])
 def test_feature_maps_are_what_the_modules_give_one_by_one(variant):
-    model = AlexNet(variant, 5).eval()
+    model = narrow(variant, 5)
     x = torch.randn(3, *(model.variant.input_size,) * 2)
     found = feature_maps(model, x)
     y = x[None] * model.input_scale
@@ -149,10 +150,8 @@ def test_the_bins_of_calibration_give_the_calibration_error(guesses):
     count, confidence, accuracy = charts.reliability(p, labels)
     assert count.sum() == len(labels)
     error = (count * (confidence - accuracy).abs()).nan_to_num().sum() / count.sum()
-    assert charts.reliability(torch.tensor([[0.5, 0.5], [0.0, 1.0]]), torch.tensor([0, 1]))[0].nonzero().tolist() == [
-        [7],
-        [14],
-    ]
+    bins = charts.reliability(torch.tensor([[0.5, 0.5], [0.0, 1.0]]), torch.tensor([0, 1]))[0]
+    assert bins.nonzero().flatten().tolist() == [7, 14]
     assert error.item() == pytest.approx(tm.multiclass_calibration_error(p, labels, 8).item(), abs=1e-6)
 
 
@@ -173,49 +172,46 @@ def test_the_commonest_mistakes_and_which_images_are_shown(guesses):
     assert labels[cards.sample(labels, 7)].tolist() == list(range(7))
 
 
+class Photographs(list):
+    """Images of several sizes that note which of them were decoded."""
+
+    def __init__(self, count):
+        super().__init__(range(count))
+        self.decoded = []
+
+    def __getitem__(self, index):
+        self.decoded.append(index)
+        return torch.randint(256, (3, 40 + index % 7, 60), dtype=torch.uint8)
+
+
 @pytest.mark.parametrize(
-    ("classes", "channels", "count", "spoil"),
-    [(2, 1, 1, False), (3, 3, 4, True), (17, 3, 40, False), (1000, 3, 60, False)],
-    ids=["one-image", "no-numbers", "17", "1000"],
+    ("classes", "channels", "count", "kind"),
+    [(2, 1, 1, "tensor"), (3, 3, 4, "nan"), (17, 3, 500, "photographs"), (1000, 3, 60, "tensor")],
+    ids=["one-image", "no-numbers", "17-of-photographs", "1000"],
 )
-def test_any_number_of_classes_and_images(classes, channels, count, spoil, tmp_path):
+def test_any_number_of_classes_and_images(classes, channels, count, kind, tmp_path):
     names = [f"<b>$\\frac$ & {n} a rather long name" for n in range(classes)]
-    pixels, labels = torch.randint(256, (count, channels, 32, 32), dtype=torch.uint8), torch.arange(count) % classes
+    files, labels = Photographs(count), torch.arange(count) % classes
+    pixels = files if kind == "photographs" else torch.randint(256, (count, channels, 32, 32), dtype=torch.uint8)
     split = Split(pixels, labels)
-    images = ImageSet(names, split, split, split, 32, ["a <note>"])
+    images = ImageSet(names, split, split, split, None if kind == "photographs" else 32, ["a <note>"])
     recipe = Recipe().replace({"variant": "cifar", "channels": channels})
-    model = AlexNet("cifar", classes, channels)
-    logits = torch.randn(count, classes)
-    if spoil:
-        logits.fill_(math.nan)
+    model, p, accuracy = AlexNet("cifar", classes, channels), torch.randn(count, classes).softmax(1), 0.5
+    if kind == "nan":
+        p.fill_(math.nan)
         model.features[0].weight.data.fill_(math.nan)
         (tmp_path / "metrics.csv").write_text("epoch,step,train/loss,val/loss\n0,3,nan,inf\n1,6,,\n")
-    metrics = {"test/accuracy": math.nan if spoil else 0.5, "test/loss": math.nan, "parameters": 3}
+        accuracy = math.nan
+    metrics = {"test/accuracy": accuracy, "test/loss": math.nan, "parameters": 3}
     metrics |= {"test/calibration_error": math.nan, "images": {"test": count}}
-    paths = write_report(tmp_path, recipe, images, model, logits.softmax(1), metrics)
+    paths = write_report(tmp_path, recipe, images, model, p, metrics)
     assert all(path.stat().st_size for path in paths)
     text = paths[0].read_text()
     assert len(text) < 3e6
     assert "<b>" not in text
     assert "a &lt;note&gt;" in text
     assert len((tmp_path / "per_class.csv").read_text().splitlines()) == classes + 1
-
-
-def test_photographs_are_decoded_only_where_they_are_shown(tmp_path):
-    decoded = []
-
-    class Files(list):
-        def __getitem__(self, index):
-            decoded.append(index)
-            return torch.randint(256, (3, 40 + index % 7, 60), dtype=torch.uint8)
-
-    labels = torch.arange(500) % 2
-    split = Split(Files(range(500)), labels)
-    images = ImageSet(["a", "b"], split, split, split, None)
-    recipe = Recipe().replace({"variant": "cifar"})
-    metrics = {"test/accuracy": 0.5, "parameters": 3, "images": {"test": 500}}
-    write_report(tmp_path, recipe, images, AlexNet("cifar", 2), torch.rand(500, 2), metrics)
-    assert len(decoded) == len(set(decoded)) <= 40 + 20 + 20
+    assert len(files.decoded) == len(set(files.decoded)) <= 40 + 20 + 20  # once, and only those that are shown
 
 
 def test_a_deep_network_is_shown_in_twelve_layers():
