@@ -8,6 +8,7 @@ import threading
 from base64 import b64decode
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -54,8 +55,7 @@ class Network:
         return f"{title}, {accuracy:.1%} of the test images right"
 
 
-@dataclass
-class Answer:
+class Answer(NamedTuple):
     """A prediction: the probabilities of the five most probable classes, and pictures that explain it.
 
     seen: the picture after preprocessing. attention: Grad-CAM of the first class. filters: the filters of the first
@@ -97,7 +97,7 @@ def predict(network: Network, path: Path) -> Answer:
     large = _enlarged(pixels)
     top = {network.classes[k]: share for k, share in zip(labels.tolist(), shares.tolist())}
     strip = _strip([tiles[k].pixels for k in order[0].tolist()])
-    return Answer(top, _image(large), _image(cards.overlay(large, heat)), strip)
+    return Answer(top, cards.to_image(large), cards.to_image(cards.overlay(large, heat)), strip)
 
 
 def predict_drawing(network: Network, url: str) -> Answer:
@@ -155,10 +155,5 @@ def _enlarged(pixels: Tensor) -> Tensor:
 def _strip(tiles: list[Tensor], edge: int = 80, gap: int = 8) -> Image.Image:
     strip = Image.new("RGBA", (len(tiles) * (edge + gap) - gap, edge))
     for k, tile in enumerate(tiles):
-        strip.paste(_image(tile).resize((edge, edge), Image.Resampling.NEAREST), (k * (edge + gap), 0))
+        strip.paste(cards.to_image(tile).resize((edge, edge), Image.Resampling.NEAREST), (k * (edge + gap), 0))
     return strip
-
-
-def _image(pixels: Tensor) -> Image.Image:
-    x = pixels.permute(1, 2, 0).contiguous().numpy()
-    return Image.fromarray(x.squeeze(2) if x.shape[2] == 1 else x)

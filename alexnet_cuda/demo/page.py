@@ -13,7 +13,7 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # gradio reads it when it is i
 import gradio as gr
 
 from ..errors import DataError
-from .network import Answer, Network, load, predict, predict_drawing
+from .network import Network, load, predict, predict_drawing
 
 ADDRESS = "127.0.0.1"
 MAX_BYTES = 32 * 2**20  # of an upload
@@ -114,10 +114,6 @@ def _no_answer(message: str) -> list:
     return [message, None, None, None, None]
 
 
-def _shown(answer: Answer) -> list:
-    return ["", answer.top, answer.seen, answer.attention, answer.filters]
-
-
 def _choose(run: str) -> list:
     try:
         network = load(Path(run))
@@ -130,7 +126,7 @@ def _choose(run: str) -> list:
 
 def _ask_picture(run: str, path: str) -> list:
     try:
-        return [gr.skip(), *_shown(predict(load(Path(run)), Path(path)))]
+        return [gr.skip(), "", *predict(load(Path(run)), Path(path))]
     except DataError as error:
         message = str(error).replace(f"{Path(path).parent}/", "")
         return [None, *_no_answer(f"**{message}**")]
@@ -138,6 +134,6 @@ def _ask_picture(run: str, path: str) -> list:
 
 def _ask_drawing(run: str, url: str) -> list:
     try:
-        return _shown(predict_drawing(load(Path(run)), url))
+        return ["", *predict_drawing(load(Path(run)), url)]
     except DataError as error:
         return _no_answer(f"**{error}**")

@@ -1,18 +1,17 @@
 """Networks as files for other programs: ONNX, safetensors, and torch.export programs of torch's own operators."""
 
+import contextlib
 import copy
 import io
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import __version__, reference, weights
+from .. import __version__, weights
 from .._library import KERNEL_DTYPES
 from ..data import source
 from ..errors import DataError
@@ -43,20 +42,19 @@ def description(recipe: Recipe, classes: list[str]) -> dict[str, str]:
         "divide by 255, subtract mean, divide by std",
         f"{'grey' if grey else 'RGB'}, {recipe.channels} channel(s)",
     ]
-    preprocessing = {
-        "steps": steps,
+    numbers = {
         "size": size,
         "short_side": short_side,
         "channels": recipe.channels,
-        "mean": list(recipe.mean),
-        "std": list(recipe.std),
+        "mean": recipe.mean,
+        "std": recipe.std,
     }
     return {
         "format": "pt",
         "variant": recipe.variant,
         "classes": json.dumps(classes),
         "recipe": recipe.replace({"data_path": None, "output": None}).to_yaml(),
-        "preprocessing": json.dumps(preprocessing),
+        "preprocessing": json.dumps({"steps": steps, **numbers}),
         "writer": f"alexnet_cuda {__version__}",
     }
 
@@ -106,7 +104,8 @@ def save_torch(path: Path, model: nn.Module, recipe: Recipe, classes: list[str])
 
     `description` is its extra file metadata.json.
     """
-    program = _program(model, recipe).run_decompositions(_decompositions())
+    with _without_kernels():
+        program = _program(model, recipe).run_decompositions({})
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # lines and paths of source code
     program.example_inputs = None
@@ -163,46 +162,12 @@ def _program(model: nn.Module, recipe: Recipe) -> torch.export.ExportedProgram:
         return torch.export.export(_cpu_float32_eval(model), (_random_images(recipe, 2),), dynamic_shapes=batch)
 
 
-def _decompositions() -> dict[Any, Callable]:
-    """This package's operators in terms of torch's; results that only backward needs are empty."""
-    if not KERNEL_DTYPES:
-        return {}
-    op = torch.ops.alexnet_cuda
-
-    def lrn_arguments(size, front, alpha, beta, k, groups):
-        window = "torch" if front == size // 2 else "onnx"
-        return dict(size=size, alpha=alpha, beta=beta, k=k, groups=groups, window=window, divide_alpha=False)
-
-    def conv2d(x, weight, bias, stride, padding, groups, ceil_mode, relu):
-        return reference.conv2d(x, weight, bias, stride, padding, ceil_mode, groups=groups, relu=relu)
-
-    def linear(x, weight, bias, relu):
-        y = F.linear(x, weight, bias)
-        return F.relu(y) if relu else y
-
-    def local_response_norm(x, *constants):
-        across = "spatial" if constants[-1] else "channels"
-        return reference.local_response_norm(x, **lrn_arguments(*constants[:-1]), across=across)
-
-    def max_pool2d(x, *window):
-        return reference.max_pool2d(x, *window[:-1]), x.new_empty(0, dtype=torch.uint8)
-
-    def tail(x, order, size, front, alpha, beta, k, groups, kernel_size, stride, padding, ceil_mode, save):
-        y = reference.relu_lrn_max_pool2d(
-            x, order=reference.ORDERS[order], **lrn_arguments(size, front, alpha, beta, k, groups),
-            kernel_size=kernel_size, stride=stride, padding=padding, ceil_mode=ceil_mode,
-        )  # fmt: skip
-        return y, x.new_empty(0, dtype=torch.uint8)
-
-    def block(x, weight, bias, stride, padding, ceil_mode, *constants):
-        pooled, code = tail(reference.conv2d(x, weight, bias, stride, padding, ceil_mode), *constants)
-        return pooled, x.new_empty(0), code
-
-    return {
-        op.conv2d.default: conv2d,
-        op.linear.default: linear,
-        op.local_response_norm.default: local_response_norm,
-        op.max_pool2d.default: max_pool2d,
-        op.relu_lrn_max_pool2d.default: tail,
-        op.conv2d_relu_lrn_max_pool2d.default: block,
-    }
+@contextlib.contextmanager
+def _without_kernels() -> Iterator[None]:
+    """Inside, `ops` are composed of torch's operators."""
+    saved = dict(KERNEL_DTYPES)
+    KERNEL_DTYPES.clear()
+    try:
+        yield
+    finally:
+        KERNEL_DTYPES.update(saved)

@@ -33,11 +33,16 @@ class Card:
     @functools.cached_property
     def uri(self) -> str:
         """The picture as a data URI: WebP of at most 224 pixels a side, lossless up to 64."""
-        x = self.pixels.permute(1, 2, 0).contiguous().numpy()
-        image, buffer = Image.fromarray(x.squeeze(2) if x.shape[2] == 1 else x), io.BytesIO()
+        image, buffer = to_image(self.pixels), io.BytesIO()
         image.thumbnail((224, 224))
         image.save(buffer, "webp", lossless=max(image.size) <= 64, quality=80, method=4)
         return "data:image/webp;base64," + b64encode(buffer.getvalue()).decode()
+
+
+def to_image(pixels: Tensor) -> Image.Image:
+    """uint8 (C, H, W), with 1 or 3 channels, as an image of Pillow."""
+    x = pixels.permute(1, 2, 0).contiguous().numpy()
+    return Image.fromarray(x.squeeze(2) if x.shape[2] == 1 else x)
 
 
 class TestImages:
@@ -80,9 +85,7 @@ def sheet(rows: Mapping[Any, Sequence[Card]], title: str, edge: float, names: bo
             axis.text(left - 0.05, y - edge / 2, name, ha="right", va="center", size=9)
         for column, card in enumerate(cards):
             x = left + gap + column * (edge + gap)
-            pixels = card.pixels.permute(1, 2, 0).numpy()
-            pixels = pixels.squeeze(2) if pixels.shape[2] == 1 else pixels
-            axis.imshow(pixels, cmap="gray", vmin=0, vmax=255, extent=(x, x + edge, y - edge, y))
+            axis.imshow(to_image(card.pixels), cmap="gray", vmin=0, vmax=255, extent=(x, x + edge, y - edge, y))
             if not names:
                 colour = {True: BLUE, False: VERMILION, None: matplotlib.rcParams["text.color"]}[card.right]
                 caption = "\n".join(filter(None, (card.title, card.text)))
