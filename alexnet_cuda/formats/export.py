@@ -37,18 +37,9 @@ def description(recipe: Recipe, classes: list[str]) -> dict[str, str]:
         steps = [f"resize the shorter side to {short_side}", f"crop the centre, {size}x{size}"]
     else:
         steps = ["a bright shape on black"] * (recipe.data in GREY) + [f"resize to {size}x{size}"]
-    grey = recipe.channels == 1 or recipe.data in GREY
-    steps += [
-        "divide by 255, subtract mean, divide by std",
-        f"{'grey' if grey else 'RGB'}, {recipe.channels} channel(s)",
-    ]
-    numbers = {
-        "size": size,
-        "short_side": short_side,
-        "channels": recipe.channels,
-        "mean": recipe.mean,
-        "std": recipe.std,
-    }
+    colours = "grey" if recipe.channels == 1 or recipe.data in GREY else "RGB"
+    steps += ["divide by 255, subtract mean, divide by std", f"{colours}, {recipe.channels} channel(s)"]
+    numbers = dict(size=size, short_side=short_side, channels=recipe.channels, mean=recipe.mean, std=recipe.std)
     return {
         "format": "pt",
         "variant": recipe.variant,

@@ -3,8 +3,7 @@
 import dataclasses
 import io
 import math
-from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import jinja2
 from markupsafe import Markup
@@ -13,34 +12,18 @@ from scipy.stats import binomtest
 
 from ..data import ImageSet
 from ..recipe import Recipe
-from .cards import Card
 from .charts import INK
 
 MISSING = "\N{EN DASH}"
 
 
-@dataclass
-class Contents:
-    """The contents of the page; `metrics` is what metrics.json holds, `history` the rows of metrics.csv."""
+def html(
+    recipe: Recipe, images: ImageSet, m: dict, history: list[dict[str, str]], per_class: list[dict], **parts: Any
+) -> str:
+    """The page. m: the contents of metrics.json. history: the rows of metrics.csv. per_class: `tables.per_class`.
 
-    folder: Path
-    recipe: Recipe
-    images: ImageSet
-    metrics: dict
-    history: list[dict[str, str]]
-    per_class: list[dict]
-    confused: list[tuple[str, str, int, int]]
-    filters: list[Card]
-    sample: list[Card]
-    worst: list[Card]
-    surest: list[Card]
-    attention: list[Card]
-    responses: list[list[Card]]
-    maps: dict[str, list[Card]]
-
-
-def html(contents: Contents, charts: dict[str, Markup]) -> str:
-    """The page; `charts` are the results of `svg` by name."""
+    parts: other variables of the template: charts (results of `svg` by name), cards, the most frequent mistakes.
+    """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("alexnet_cuda.reports", ""),
         autoescape=True,
@@ -49,20 +32,21 @@ def html(contents: Contents, charts: dict[str, Markup]) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(percent=percent, number=number)
-    m, recipe, counts = contents.metrics, contents.recipe, contents.images.counts()
-    default = type(recipe)()
+    counts, defaults = images.counts(), Recipe()
     return environment.get_template("report.html.jinja").render(
-        vars(contents),
-        charts=charts,
+        parts,
+        recipe=recipe,
+        images=images,
         m=m,
+        per_class=per_class,
         title=f"{recipe.name}, {recipe.variant}",
         figures=key_figures(m),
-        epochs=_epochs(contents.history),
-        counts=list(zip(contents.images.classes, *counts.values(), strict=True)),
-        weakest=sorted((row for row in contents.per_class if math.isfinite(row["f1"])), key=lambda row: row["f1"])[:10],
+        epochs=_epochs(history),
+        counts=list(zip(images.classes, *counts.values(), strict=True)),
+        weakest=sorted((row for row in per_class if math.isfinite(row["f1"])), key=lambda row: row["f1"])[:10],
         totals=[sum(values) for values in counts.values()],
         values=[
-            (f.name, str(getattr(recipe, f.name)), getattr(recipe, f.name) != getattr(default, f.name))
+            (f.name, str(getattr(recipe, f.name)), getattr(recipe, f.name) != getattr(defaults, f.name))
             for f in dataclasses.fields(recipe)
         ],
     )

@@ -2,6 +2,7 @@
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from rich.console import Console
@@ -38,15 +39,15 @@ def _write(folder: Path, recipe: Recipe, images: ImageSet, model: nn.Module, p: 
     looked_at = (wrong[:3] + right + wrong[3:])[:8]
     one = (right or wrong)[0]
     filters = cards.filters(model, grey=seen[one].shape[0] == 1)
-    contents = page.Contents(
-        folder, recipe, images, metrics, history, rows, tables.confused_pairs(counts, classes), filters,
+    shown: dict[str, Any] = dict(
         sample=[cards.predicted(i, seen, *known) for i in cards.sample(labels, 40)],
         worst=[cards.predicted(i, seen, *known) for i in wrong],
         surest=[cards.predicted(i, seen, *known) for i in right],
         attention=cards.attention(model, looked_at, seen, *known),
+        filters=filters,
         responses=cards.responses(model, looked_at[:4], seen, filters),
         maps=cards.maps(model, one, seen),
-    )  # fmt: skip
+    )
     error = metrics.get("test/calibration_error", float("nan"))
     drawn = {
         "curves": charts.curves(history, title),
@@ -57,18 +58,18 @@ def _write(folder: Path, recipe: Recipe, images: ImageSet, model: nn.Module, p: 
     pictures = {name: figure for name, figure in drawn.items() if figure is not None}
     for name in drawn.keys() - pictures:
         (folder / f"{name}.png").unlink(missing_ok=True)  # of an earlier report
-    html = page.html(contents, {name: page.svg(figure) for name, figure in pictures.items()})
+    drawings = {name: page.svg(figure) for name, figure in pictures.items()}
+    confused = tables.confused_pairs(counts, classes)
+    html = page.html(recipe, images, metrics, history, rows, charts=drawings, confused=confused, **shown)
     mistakes = f"the {len(wrong)} worst mistakes, then" if wrong else "no mistake;"
+    confident = f"{title}: {mistakes} the most confident right predictions"
+    largest = f"{title}: the channels with the largest outputs of each layer"
     pictures |= {
-        "predictions": cards.gallery(contents.sample, f"{title}: random test images, predicted class"),
-        "best_worst": cards.gallery(
-            contents.worst + contents.surest, f"{title}: {mistakes} the most confident right predictions"
-        ),
+        "predictions": cards.gallery(shown["sample"], f"{title}: random test images, predicted class"),
+        "best_worst": cards.gallery(shown["worst"] + shown["surest"], confident),
         "filters": cards.gallery(filters, f"{title}: the {len(filters)} filters of the first layer", 16, 0.7),
-        "feature_maps": cards.sheet(
-            contents.maps, f"{title}: the channels with the largest outputs of each layer", 0.75, names=True
-        ),
-        "grad_cam": cards.gallery(contents.attention, f"{title}: what raises the score of a class (Grad-CAM)", 6),
+        "feature_maps": cards.sheet(shown["maps"], largest, 0.75, names=True),
+        "grad_cam": cards.gallery(shown["attention"], f"{title}: what raises the score of a class (Grad-CAM)", 6),
     }
     paths = [folder / f"{name}.png" for name in pictures]
     for path, figure in zip(paths, pictures.values()):
