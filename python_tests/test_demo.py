@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from browser import chromium
 from PIL import Image, ImageDraw
 from sklearn.datasets import load_digits
-from training_helpers import cli
+from training_helpers import cli, one_thread  # noqa: F401
 
 import alexnet_cuda.demo
 from alexnet_cuda.data import load_images

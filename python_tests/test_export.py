@@ -20,6 +20,7 @@ import onnxruntime
 import safetensors.torch
 from helpers import assert_close
 from narrow import narrow
+from training_helpers import one_thread  # noqa: F401
 
 import alexnet_cuda
 from alexnet_cuda import ops

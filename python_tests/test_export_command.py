@@ -18,7 +18,7 @@ pytest.importorskip("lightning")
 import onnx
 import onnxruntime
 import safetensors.torch
-from training_helpers import cli
+from training_helpers import cli, one_thread  # noqa: F401
 
 import alexnet_cuda
 from alexnet_cuda import weights

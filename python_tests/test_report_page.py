@@ -15,7 +15,7 @@ pytest.importorskip("jinja2")
 
 from browser import chromium
 from PIL import Image
-from training_helpers import cli
+from training_helpers import cli, one_thread  # noqa: F401
 
 PICTURES = {"calibration", "best_worst", "confusion_matrix", "curves", "feature_maps", "filters", "grad_cam"}
 PICTURES |= {"predictions", "throughput"}

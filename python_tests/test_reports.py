@@ -17,6 +17,7 @@ import torch
 import torchmetrics.functional.classification as tm
 from narrow import narrow
 from torch import nn
+from training_helpers import one_thread  # noqa: F401
 
 from alexnet_cuda import AlexNet
 from alexnet_cuda.data import ImageSet, Split

@@ -60,7 +60,7 @@ def newest_run(run: Path | None) -> Path:
 def load_run(run: Path, data_path: str | None):
     """A run's network, its recipe and the images that it was trained on, read from `data_path` where one is given."""
     from ..data import load_images
-    from ..weights import load_weights
+    from ..training.evaluation import load_weights
 
     model, recipe, classes = load_weights(run)
     recipe = recipe.replace({"data_path": data_path} if data_path else {})

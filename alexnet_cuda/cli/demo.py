@@ -25,7 +25,7 @@ def demo(
 
         require_train()
         try:
-            from ..demo import page
+            from .. import demo as page
         except ModuleNotFoundError as error:
             raise Failure(f"{error.name} is not installed; `pip install 'alexnet_cuda[demo]'` installs it") from error
         try:

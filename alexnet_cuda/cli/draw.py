@@ -32,7 +32,7 @@ def draw(
     if output.suffix.lower() not in (".svg", ".png"):
         raise typer.BadParameter(f"--output must end in .svg or .png, got {output.name!r}")
     try:
-        from ..reports.drawing import draw as write
+        from ..drawing import draw as write
     except ModuleNotFoundError as error:
         raise Failure(f"{error.name} is not installed; `pip install 'alexnet_cuda[train]'` installs it") from error
     write(variant, output, classes, theme.value)

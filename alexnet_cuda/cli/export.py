@@ -51,12 +51,12 @@ def export(
     require_train()
     if format == Format.onnx:
         _require_onnx()
-    from ..formats import export as files
-    from ..weights import load_weights
+    from .. import export as files
+    from ..training import evaluation
 
     if variant is None:
         source = newest_run(run)
-        model, recipe, names = load_weights(source)
+        model, recipe, names = evaluation.load_weights(source)
         folder = source if source.is_dir() else source.parent
         output = output or folder / f"model{SUFFIXES[format]}"
         if output.exists() and output.samefile(folder / "weights.safetensors" if source.is_dir() else source):

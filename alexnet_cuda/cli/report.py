@@ -13,7 +13,7 @@ def report(
 ) -> None:
     """Draw a run's pictures and report.html again, from its weights and the test split."""
     require_train()
-    from ..reports.report import write_report
+    from ..reports import write_report
     from ..training import evaluation
 
     folder = newest_run(run)
@@ -28,7 +28,7 @@ def report(
         **evaluation.figures(predictions),
         "images": {name: sum(counts) for name, counts in images.counts().items()},
     }
-    paths = write_report(folder, recipe, images, model, predictions.probabilities, metrics)
+    paths = write_report(folder, recipe, images, model, predictions, metrics)
     if json_:
         print(json.dumps({"report": str(paths[0]), "files": [str(path) for path in paths[1:]]}, indent=2))
         return

@@ -46,9 +46,8 @@ def predict(
     """Name what is on pictures."""
     require_train()
     from ..training import evaluation
-    from ..weights import load_weights
 
-    model, recipe, classes = load_weights(newest_run(run))
+    model, recipe, classes = evaluation.load_weights(newest_run(run))
     shares, order = evaluation.predict_files(model, recipe, images).sort(dim=1, descending=True)
     rows = [
         [(classes[label], share) for label, share in zip(labels[:top].tolist(), values[:top].tolist(), strict=True)]
