@@ -49,7 +49,9 @@ def start_from(model: nn.Module, recipe: Recipe) -> None:
     networks, downloaded once. Raises DataError if there is no such file or it holds no tensors, RecipeError if a tensor
     is missing or has another shape.
     """
-    tensors = _torchvision_tensors(recipe) if recipe.weights == "torchvision" else read_tensors(Path(recipe.weights))
+    tensors = (
+        _torchvision_tensors(recipe) if recipe.weights == "torchvision" else read_tensors(Path(str(recipe.weights)))
+    )
     last_layer = f"{parameter_layers(model)[-1][0]}."
     for name, own in model.state_dict().items():
         if name.startswith(last_layer):
