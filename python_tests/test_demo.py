@@ -171,7 +171,7 @@ def server(runs, tmp_path_factory):
     """(address, process, its folder for temporary files) of `alexnet-cuda demo` beside runs/."""
     temporary = tmp_path_factory.mktemp("temporary")
     process = subprocess.Popen(
-        [sys.executable, "-m", "alexnet_cuda.cli", "demo", "--port", "0"], cwd=runs.parent, text=True,
+        [sys.executable, "-W", "ignore", "-m", "alexnet_cuda.cli", "demo", "--port", "0"], cwd=runs.parent, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=os.environ | {"TMPDIR": str(temporary)},
     )  # fmt: skip
     line = process.stdout.readline()

@@ -60,7 +60,7 @@ def check_metadata(metadata, run):
 def test_a_run_as_onnx(run):
     facts = json.loads(cli("export", "--run", run, "--json"))
     assert facts["file"] == str(run / "model.onnx")
-    assert facts["nodes"]["LRN"] == 2 or UNAVAILABLE_REASON["cpu"]
+    assert facts["nodes"].get("LRN") == 2 or UNAVAILABLE_REASON["cpu"]
     assert facts["difference"] < 1e-4 < facts["largest_score"]
     assert facts["opset"] == 18
     model = onnx.load(run / "model.onnx")
