@@ -1,7 +1,8 @@
-"""Our operators as ONNX's, for `torch.onnx.export(..., custom_translation_table=onnx_translations.table())`.
+"""This package's operators as ONNX nodes, for `torch.onnx.export(..., custom_translation_table=table())`.
 
-docs/export.md shows what each becomes. The arguments are those of csrc/ops.cpp. No translation needs to know batch,
-height or width, so all of them may be dynamic. Even windows are written out, as ONNX Runtime's LRN takes odd ones only.
+docs/export.md lists the nodes of each operator. The arguments are those of the schemas in csrc/ops.cpp. No translation
+depends on batch, height or width, so all three may be dynamic. An LRN over an even number of channels is composed of
+other nodes, because ONNX Runtime's LRN takes odd sizes only.
 """
 
 from collections.abc import Callable
@@ -11,23 +12,20 @@ import torch
 from onnxscript import opset18
 from onnxscript.ir import DataType
 
-from ._library import KERNEL_DTYPES
-from .reference import ORDERS
+from .._library import KERNEL_DTYPES
+from ..reference import ORDERS
 
 onnx: Any = opset18
 
 
 def table() -> dict[Any, Callable]:
-    """Translations by operator.
-
-    Without the compiled library there are no such operators and the table is empty: networks then consist of the plain
-    torch operations in their place.
-    """
+    """The translation of each operator; empty without the compiled library, which defines the operators."""
     if not KERNEL_DTYPES:
         return {}
     op = torch.ops.alexnet_cuda
     return {
         op.conv2d.default: conv2d,
+        op.linear.default: linear,
         op.local_response_norm.default: local_response_norm,
         op.max_pool2d.default: max_pool2d,
         op.relu_lrn_max_pool2d.default: relu_lrn_max_pool2d,
@@ -35,9 +33,15 @@ def table() -> dict[Any, Callable]:
     }
 
 
-def conv2d(x, weight, bias, stride: int, padding: int, ceil_mode: bool):
-    end = padding + (stride - 1 if ceil_mode else 0)  # more zeros turn rounding down into rounding up
-    return onnx.Conv(x, weight, bias, strides=[stride, stride], pads=[padding, padding, end, end])
+def conv2d(x, weight, bias, stride: int, padding: int, groups: int, ceil_mode: bool, relu: bool):
+    end = padding + (stride - 1 if ceil_mode else 0)  # these zeros make rounding down give the result of rounding up
+    y = onnx.Conv(x, weight, bias, group=groups, strides=[stride, stride], pads=[padding, padding, end, end])
+    return onnx.Relu(y) if relu else y
+
+
+def linear(x, weight, bias, relu: bool):
+    y = onnx.Gemm(x, weight, bias, transB=1)
+    return onnx.Relu(y) if relu else y
 
 
 def local_response_norm(x, size: int, front: int, alpha: float, beta: float, k: float, groups: int, spatial: bool):
@@ -45,7 +49,7 @@ def local_response_norm(x, size: int, front: int, alpha: float, beta: float, k: 
 
 
 def max_pool2d(x, kernel_size: int, stride: int, padding: int, ceil_mode: bool, save_code: bool):
-    return _pool(x, kernel_size, stride, padding, ceil_mode), onnx.Identity(x)  # backward needs the code, ONNX has none
+    return _pool(x, kernel_size, stride, padding, ceil_mode), onnx.Identity(x)  # the code serves backward only: unused
 
 
 def relu_lrn_max_pool2d(
@@ -59,11 +63,11 @@ def relu_lrn_max_pool2d(
 def conv2d_relu_lrn_max_pool2d(
     x, weight, bias, conv_stride: int, conv_padding: int, conv_ceil_mode: bool, order: int, size: int, front: int,
     alpha: float, beta: float, k: float, groups: int, kernel_size: int, stride: int, padding: int, ceil_mode: bool,
-    save: bool, wgmma: bool,
+    save: bool,
 ):  # fmt: skip
     lrn, window = (size, front, alpha, beta, k, groups), (kernel_size, stride, padding, ceil_mode)
-    a = conv2d(x, weight, bias, conv_stride, conv_padding, conv_ceil_mode)
-    return _tail(a, x, weight.shape[0], order, lrn, window), onnx.Identity(a), onnx.Identity(a)
+    y = conv2d(x, weight, bias, conv_stride, conv_padding, 1, conv_ceil_mode, relu=False)
+    return _tail(y, x, weight.shape[0], order, lrn, window), onnx.Identity(y), onnx.Identity(y)
 
 
 def _tail(y, x, channels: int, order: int, lrn: tuple, window: tuple):
@@ -78,20 +82,20 @@ def _tail(y, x, channels: int, order: int, lrn: tuple, window: tuple):
 
 
 def _lrn(y, x, channels: int, constants: tuple, spatial: bool):
-    """Normalises y, a step on the way from x, whose dtype is known."""
+    """Local response normalisation of y, an intermediate result computed from x; only x has a known dtype."""
     size, front, alpha, beta, k, groups = constants
     half = x.dtype in (DataType.FLOAT16, DataType.BFLOAT16)
-    if half:  # our sums are in float32
+    if half:  # the operator sums in float32
         y = onnx.Cast(y, to=DataType.FLOAT)
     back = size - 1 - front
-    if groups > 1:  # they become one more factor of the batch
+    if groups > 1:  # groups become part of the batch: (N, C, H, W) to (N * groups, C / groups, H, W)
         y = onnx.Reshape(y, onnx.Constant(value_ints=[-1, channels // groups, 0, 0]))
     if spatial:
         mean = _mean(onnx.Mul(y, y), (size, size), (front, front, back, back))
         y = _divide(y, mean, alpha * size**2, beta, k)
     elif size % 2:
         y = onnx.LRN(y, size=size, alpha=alpha * size, beta=beta, bias=k)
-    else:  # the channels become the height of one plane, with the pixels as its columns
+    else:  # average pooling over (N, 1, C, H * W), whose rows are the channels
         plane = onnx.Reshape(onnx.Mul(y, y), onnx.Constant(value_ints=[0, 1, channels // groups, -1]))
         mean = onnx.Reshape(_mean(plane, (size, 1), (front, 0, back, 0)), onnx.Shape(y))
         y = _divide(y, mean, alpha * size, beta, k)
@@ -110,7 +114,7 @@ def _divide(x, mean, alpha: float, beta: float, k: float):
 
 def _pool(x, kernel_size: int, stride: int, padding: int, ceil_mode: bool):
     end = padding
-    if ceil_mode and padding + stride <= kernel_size:  # as in conv2d: here no window would start beyond the edge
+    if ceil_mode and padding + stride <= kernel_size:  # no window would start beyond the edge: padding rounds up, too
         end, ceil_mode = padding + stride - 1, False
     pooled, _ = onnx.MaxPool(
         x, kernel_shape=(kernel_size,) * 2, strides=(stride,) * 2, pads=(padding, padding, end, end),

@@ -1,4 +1,7 @@
-"""The architecture of a variant as one figure: its volumes in perspective, as in the 2012 paper, over a table."""
+"""The architecture of a variant as one figure: activations as boxes, as in the 2012 paper, above a table.
+
+A column of the figure is a `Stage`. The axes are in points, and `Box` places a stage on them.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +19,14 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import FancyBboxPatch, Patch, Polygon, Rectangle
 
-from . import variants
-from .data.files import atomic_path
-from .model import AlexNet, LayerSummary, model_summary
-from .variants import Layer
+from .. import variants
+from ..files import atomic_path
+from ..model import AlexNet
+from ..summary import LayerSummary, layer_names, model_summary
+from ..variants import Layer
 
 SUFFIXES = (".svg", ".png")
-# Okabe and Ito's palette, which people with any form of colour blindness can tell apart.
+# Okabe and Ito's palette, distinguishable with any form of colour blindness.
 COLOURS = {
     "input": "#8A8F98", "convolution": "#0072B2", "max pooling": "#E69F00", "dense": "#009E73",
     "ReLU": "#8A8F98", "LRN": "#CC79A7", "BatchNorm": "#56B4E9", "dropout": "#D55E00", "average pooling": "#F0E442",
@@ -31,16 +35,19 @@ THEMES = {
     "light": {"paper": "#ffffff", "ink": "#1b1f24", "faint": "#575e68", "rule": "#d4d8de"},
     "dark": {"paper": "#14171c", "ink": "#eceef1", "faint": "#a9b0ba", "rule": "#3a4049"},
 }
-# Lengths are points. An edge is as long as the square root of its size, or 13x13 would be a dot beside 227x227.
+# Lengths in points. The length of an edge is proportional to the square root of its size: with linear scaling, 13x13
+# would be a dot beside 227x227.
 LEFT, COLUMN, BAND, ROW, CHIP, BARS, MARGIN = 104, 94, 262, 19, 17, 34, 22
 EDGE, WIDTH, SLANT = 168, 2.1, (0.36, 0.28)
 
 
 @dataclass
 class Stage:
-    """One column of the figure: a volume (H, W, C) or units (N,), the layer that makes it, and what follows it.
+    """One column of the figure: an activation of `size` (H, W, C) or (units,), and the layer that computes it.
 
-    `parameters` and `macs` (multiply-accumulates per image) include those of the layers in `then`.
+    cells: texts of the table by row. crosses: a filter or unit sees the outputs of all groups of the stage before.
+    then: (kind, label) of the layers behind it that keep its size. `parameters` and `macs` (multiply-accumulates per
+    image) include theirs.
     """
 
     name: str
@@ -55,19 +62,16 @@ class Stage:
 
 
 def stages(model: AlexNet) -> list[Stage]:
-    """The columns of a network's figure, from the image to the scores; all numbers are `model_summary`'s."""
-    variant = model.variant
+    """The columns of a network's figure, from the image to the scores, with the numbers of `model_summary`."""
+    variant, names = model.variant, layer_names(model)
     found = [Stage("image", "input", (variant.input_size, variant.input_size, model.in_channels))]
     specs = iter((*variant.features, *variant.classifier))
-    number = 0
     for row in model_summary(model):
-        if row.type == "ZeroPad2d":  # the padding of the convolution that follows
+        if row.type == "ZeroPad2d":  # belongs to the convolution behind it
             continue
         spec = None if row.type == "AdaptiveAvgPool2d" else next(specs)
-        if isinstance(spec, variants.Conv | variants.Linear):
-            number += 1
         if isinstance(spec, variants.Conv | variants.Linear | variants.MaxPool):
-            found.append(_stage(spec, row, number, found[-1]))
+            found.append(_stage(spec, row, names[row.name], found[-1]))
         else:
             found[-1].then.append(_step(spec, row))
         found[-1].parameters += row.parameters
@@ -75,26 +79,25 @@ def stages(model: AlexNet) -> list[Stage]:
     return found
 
 
-def _stage(spec: Layer, row: LayerSummary, number: int, before: Stage) -> Stage:
+def _stage(spec: Layer, row: LayerSummary, name: str, before: Stage) -> Stage:
     size = (*row.output_size[1:], row.output_size[0])
     if isinstance(spec, variants.Linear):
-        return Stage(
-            f"fc{number}", "dense", size, cells={"layer": f"{size[0]:,} unit{'s' if size[0] > 1 else ''}"}, crosses=True
-        )
+        cells = {"layer": f"{size[0]:,} unit{'s' if size[0] > 1 else ''}"}
+        return Stage(name, "dense", size, cells=cells, crosses=True)
     assert isinstance(spec, variants.Conv | variants.MaxPool)
     k, padding = spec.kernel_size, getattr(spec, "padding", 0)
     pad = " and ".join(map(str, dict.fromkeys(padding))) if isinstance(padding, tuple) else str(padding)
     cells = {"stride": str(spec.stride), "padding": pad + (", rounded up" if spec.ceil_mode else "")}
     if isinstance(spec, variants.MaxPool):
-        return Stage(f"pool{number}", "max pooling", size, k, {"layer": f"max of {_product(k, k)}", **cells})
+        return Stage(name, "max pooling", size, k, {"layer": f"max of {_product(k, k)}", **cells})
     depth = before.size[-1] // spec.groups
     crosses = spec.groups == 1 and before.kind != "input"
     cells["layer"] = f"{spec.filters} of {_product(k, k, depth)}"
-    return Stage(f"conv{number}", "convolution", size, k, cells, crosses)
+    return Stage(name, "convolution", size, k, cells, crosses)
 
 
 def _step(spec: Layer | None, row: LayerSummary) -> tuple[str, str]:
-    """Kind and label of a layer that is drawn as a mark under the volume it works on."""
+    """Kind and label of a layer that is drawn as a label below the stage it follows."""
     match spec:
         case variants.LRN(size, across="channels", groups=groups):
             return "LRN", f"LRN {size}, per column" if groups > 1 else f"LRN {size}"
@@ -112,7 +115,7 @@ def _step(spec: Layer | None, row: LayerSummary) -> tuple[str, str]:
 
 @dataclass
 class Box:
-    """A drawn volume: its front face from (x, y), w by h, and how far the back is shifted from it."""
+    """A cuboid: the lower left corner (x, y) and the size (w, h) of its front face, and the shift of its back face."""
 
     x: float
     y: float
@@ -127,10 +130,10 @@ class Box:
 
 
 def architecture(model: AlexNet, theme: str = "light") -> Figure:
-    """The figure of a network, sized in points so that 1 unit of its axes is 1 point.
+    """The figure of a network; one unit of its axes is one point.
 
-    A network with grouped convolutions is drawn in two columns, as in figure 2 of the paper: every connection shows
-    which halves of the maps a layer sees.
+    A network with grouped convolutions is drawn as two rows of boxes, as in figure 2 of the paper; the connections show
+    which halves of the channels a layer sees.
     """
     look, variant, columns = THEMES[theme], model.variant, stages(model)
     split = any(isinstance(spec, variants.Conv) and spec.groups > 1 for spec in variant.features)
@@ -156,7 +159,7 @@ def architecture(model: AlexNet, theme: str = "light") -> Figure:
 def draw(variant: str, path: Path, num_classes: int | None = None, theme: str = "light") -> None:
     """Writes the figure of a variant to an .svg or .png file; the same call gives the same bytes.
 
-    Raises ValueError for an unknown variant, theme or ending, and OSError where the file cannot be written.
+    Raises ValueError for an unknown variant, theme or file suffix, and OSError if the file cannot be written.
     """
     kind = path.suffix.lower()
     if kind not in SUFFIXES:
@@ -167,7 +170,7 @@ def draw(variant: str, path: Path, num_classes: int | None = None, theme: str = 
         model = AlexNet(variant, num_classes)
     title = {"Title": f"{model.variant.name}: {model.variant.description}"}
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Text stays text, so that it can be searched and selected.
+    # fonttype none: text instead of outlines, which can be searched and selected
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": variant}), atomic_path(path) as temporary:
         date: dict[str, Any] = {"Date": None} if kind == ".svg" else {}
         architecture(model, theme).savefig(temporary, format=kind[1:], dpi=160, metadata={**title, **date})
@@ -201,7 +204,7 @@ def _volumes(axes: Axes, columns: list[Stage], middle: float, split: bool, look:
             w, dx, dy = 2 + WIDTH * share**0.5, SLANT[0] * h, SLANT[1] * h
         x = LEFT + COLUMN * (i + 0.5) - (w + dx) / 2
         centres = (middle + BAND / 4, middle - BAND / 4) if halves == 2 else (middle,)
-        below = [False, True][:halves]  # the label of the second column, out of the way of what crosses between them
+        below = [False, True][:halves]  # the lower row has its labels below, clear of the lines between the rows
         boxes = [Box(x, c - (h + dy) / 2 + (5 if b else -5), w, h, dx, dy) for c, b in zip(centres, below)]
         for row, box in enumerate(boxes):
             for other, source in enumerate(before):
@@ -221,7 +224,7 @@ def _volumes(axes: Axes, columns: list[Stage], middle: float, split: bool, look:
 
 
 def _connect(axes: Axes, source: Box, target: Box, stage: Stage, before: Stage, look: dict[str, str]) -> None:
-    """The window of a convolution or pooling with the lines to its result, or the fan into a dense layer."""
+    """A window with lines to its result for a convolution or pooling, a trapezoid for a dense layer."""
     colour, end = COLOURS[stage.kind], (target.x, target.y + target.h / 2)
     if stage.kind == "dense":
         fan = [source.side(0.5, 1), (target.x, target.y + target.h), (target.x, target.y), source.side(0.5, 0)]
@@ -261,7 +264,7 @@ def _marks(axes: Axes, columns: list[Stage], top: float, look: dict[str, str]) -
 
 
 def _table(axes: Axes, columns: list[Stage], rows: list[str], top: float, split: bool, look: dict[str, str]) -> None:
-    """Rows of text, then parameters and multiply-accumulates as numbers under bars."""
+    """Rows of text, then bars of parameters and multiply-accumulates above their numbers."""
     right = LEFT + COLUMN * len(columns)
     axes.plot((MARGIN, right), (top, top), color=look["rule"], linewidth=1)
     y = top - ROW
