@@ -36,12 +36,12 @@ from alexnet_cuda import nn as layers
 
 
 def network(name: str) -> tuple[nn.Module, tuple[int, ...]]:
-    """Ours of that name, and the size of an image for it."""
+    """This package's network of that name, and the shape of an image for it."""
     if not name.startswith("torchvision/"):
         model = AlexNet(name)
         return model, (model.in_channels, *[model.variant.input_size] * 2)
-    from alexnet_cuda.training.classifier import build
-    from alexnet_cuda.training.recipe import Recipe
+    from alexnet_cuda.networks import build
+    from alexnet_cuda.recipe import Recipe
 
     return accelerate(build(Recipe(variant=name), 1000), inplace=True), (3, 224, 224)
 
@@ -68,7 +68,7 @@ def stock(model: nn.Module) -> nn.Module:
 
 
 def _pad(conv: nn.Module, inputs: tuple[Tensor]) -> Tensor:
-    """Zeros that let the last window hang over the right and bottom edge."""
+    """Zeros at the right and bottom edge, so that the output size is rounded up."""
     assert isinstance(conv, layers.Conv2d | nn.Conv2d)
     over = [-(inputs[0].shape[d] + 2 * int(conv.padding[d]) - conv.kernel_size[d]) % conv.stride[d] for d in (-2, -1)]
     return F.pad(inputs[0], (0, over[1], 0, over[0]))
@@ -162,7 +162,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def flops(model: nn.Module, shape: tuple[int, ...], training: bool) -> int:
-    """Of the convolutions and linear layers, per image; training has two more products each, but one in the first."""
+    """Of the convolutions and linear layers, per image. Training takes three times as many, without the gradient of
+    the image, which the first layer need not compute."""
     model = copy.deepcopy(model).to("meta").eval()
     with FlopCounterMode(display=False) as counter:
         model(torch.empty(1, *shape, device="meta"))
