@@ -165,6 +165,7 @@ def flops(model: nn.Module, shape: tuple[int, ...], training: bool) -> int:
     """Of the convolutions and linear layers, per image. Training takes three times as many, without the gradient of
     the image, which the first layer need not compute."""
     model = copy.deepcopy(model).to("meta").eval()
+    model.fused = False  # every layer is counted under its own name
     with FlopCounterMode(display=False) as counter:
         model(torch.empty(1, *shape, device="meta"))
     if not training:

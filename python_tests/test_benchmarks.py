@@ -190,8 +190,9 @@ def test_exit_code_says_whether_ours_was_measured(script, flags, lacking, tmp_pa
     if lacking == "ours" and script is bench_ops:
         monkeypatch.setitem(bench_ops.OPS, "max_pool2d", (("pool",), fail))
     elif lacking == "ours":
-        monkeypatch.setattr(AlexNet, "forward", fail)
+        monkeypatch.setattr(bench_model, "flops", lambda *args: 1)
         monkeypatch.setattr(bench_model, "stock", lambda model: nn.Sequential(nn.Flatten(), nn.Linear(3072, 10)))
+        monkeypatch.setattr(AlexNet, "forward", fail)
     elif lacking == "eager":
         monkeypatch.setattr(nn.MaxPool2d, "forward", fail)
     output = ["--time", "0"] * (lacking == "time") + ["--output", str(tmp_path / "x.json")]

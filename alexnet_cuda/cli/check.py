@@ -5,9 +5,10 @@ from typing import Annotated
 
 import typer
 from rich.box import SIMPLE_HEAD
+from rich.markup import escape
 from rich.table import Table
 
-from ._app import app, console, plain
+from ._app import app, console
 
 
 class Device(str, Enum):
@@ -46,7 +47,7 @@ def check(
                 wrong += row.wrong
         console.print(table)
     for line in wrong:
-        console.print(plain(line), style="red", soft_wrap=True)
+        console.print(escape(line), style="red", soft_wrap=True)
     console.print("kernels: cases that this package's own kernels computed; torch's operators computed the others")
     console.print(f"{cases} cases, {f'{len(wrong)} wrong' if wrong else 'all correct'}")
     if wrong:
