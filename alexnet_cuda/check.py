@@ -54,7 +54,7 @@ class Case:
     def call(self, *inputs: Tensor) -> Tensor:
         return getattr(ops, self.op)(*inputs, **self.args)
 
-    def exact(self, dtype: torch.dtype, *inputs: Tensor) -> Tensor:
+    def exact(self, dtype: torch.dtype, *inputs: Any) -> Tensor:
         """The reference; the first block's convolution output is rounded to `dtype`, as the operator stores it."""
         if self.op != "conv2d_relu_lrn_max_pool2d":
             return getattr(reference, self.op)(*inputs, **self.args)
@@ -135,10 +135,9 @@ def check(device: str, *, small: bool = False) -> Iterator[Row]:
     """One row for each operator and dtype that has kernels on `device`. `small`: odd sizes alone, without torch's
     profiler, hence without `Row.kernels`; for a run under compute-sanitizer."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's own messages
+    without = "float64" if device == "cuda" else "tf32"
     for op, dtype in product(dict.fromkeys(case.op for case in CASES), [*DTYPES, "tf32"]):
-        if dtype == "float64" if device == "cuda" else dtype == "tf32":
-            continue
-        if dtype == "tf32" and not op.startswith("conv2d"):
+        if dtype == without or (dtype == "tf32" and not op.startswith("conv2d")):
             continue
         cases = [case for case in CASES if case.op == op and (case.small or not small)]
         if device == "cuda":  # more images than the device has multiprocessors
@@ -167,8 +166,9 @@ def _check_case(row: Row, case: Case, profiled: bool) -> None:
             with _tf32(row.dtype == "tf32"):
                 with torch.no_grad():
                     inference = case.call(*leaves)
-                if inference.shape != exact.shape:
-                    raise ValueError(f"the result has shape {tuple(inference.shape)}, expected {tuple(exact.shape)}")
+                if inference.shape != exact.shape or inference.dtype != dtype:
+                    got = f"{tuple(inference.shape)} of {inference.dtype}"
+                    raise ValueError(f"expected a result of shape {tuple(exact.shape)} of {dtype}, got {got}")
                 with _profiler(profiled) as profile:
                     y = case.call(*leaves)
                     gradients = torch.autograd.grad(y, leaves, grad.to(row.device))
