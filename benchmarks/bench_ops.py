@@ -1,4 +1,4 @@
-"""Times every operator of `alexnet_cuda.ops` against what stock PyTorch offers for the same layers.
+"""Times every operator of `alexnet_cuda.ops` against other implementations of the same layers.
 
 Forms of a case are run in turn in one process. "ours" is the operator; "eager" the torch.nn modules; "compile" those
 under torch.compile (--compile); "space-to-depth" conv1 as a 3x3 convolution of 48 channels; on the CPU "onnxruntime"
@@ -28,12 +28,12 @@ import torch
 import torch.nn.functional as F
 from common import DTYPES, LAYOUTS, Results
 from runtimes import runtimes
-from timing import Form, Timer
+from timing import Form
 from torch import Tensor, nn
 
 from alexnet_cuda import ops
 
-FILTERS, LRN = 96, (5, 1e-4, 0.75, 2.0)
+FILTERS, LRN, BLOCKS = 96, (5, 1e-4, 0.75, 2.0), ((96, 55, 55), (256, 27, 27))
 OPS: dict[str, tuple[tuple[str, ...], Callable[..., Tensor]]] = {  # its layers; the operator, given (x, weight, bias)
     "local_response_norm": (("lrn",), lambda x: ops.local_response_norm(x, *LRN)),
     "max_pool2d": (("pool",), ops.max_pool2d),
@@ -50,7 +50,6 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
     "lrn": lambda: nn.LocalResponseNorm(*LRN),
     "pool": lambda: nn.MaxPool2d(3, 2),
 }
-BLOCKS = ((96, 55, 55), (256, 27, 27))
 
 
 def shapes(op: str) -> list[tuple[int, int, int]]:
@@ -166,20 +165,12 @@ def main(arguments: list[str] | None = None) -> int:
     flags.add_argument("--ops", nargs="+", choices=OPS, default=list(OPS))
     flags.add_argument("--blocks", type=int, nargs="+", choices=(1, 2), default=[1, 2], help="96x55x55, 256x27x27")
     args = flags.parse_args(arguments)
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    cuda = args.device == "cuda"
-    dtypes = args.dtype or ["bfloat16" if cuda else "float32"]
-    if "tf32" in dtypes and not cuda:
-        flags.error("--dtype tf32 needs --device cuda")
     end = time.monotonic() + args.time
-    timing.configure()
-    timer, machine = Timer(args.device), common.machine(args.device)
-    ceilings = timing.measure_ceilings(args.device, dtypes, timer, small=args.budget < 0.2)
+    timer, ceilings = timing.start(flags, args, "bfloat16")
     wanted = [(p, shape) for p in args.ops for i, shape in enumerate(shapes(p)) if i + 1 in args.blocks]
-    cases = [(b, d, op, shape, p) for b in args.batch or [256 if cuda else 32] for d in dtypes
+    cases = [(b, d, op, shape, p) for b in args.batch or [256 if timer.cuda else 32] for d in args.dtype
              for op, shape in wanted if d != "tf32" or op.startswith("conv2d") for p in args.passes]  # fmt: skip
-    with Results(args.output, "ops", machine, ceilings) as results:
+    with Results(args.output, "ops", common.machine(args.device), ceilings) as results:
         for batch, dtype, op, shape, kind in cases:
             title = f"{op} {batch}x{'x'.join(map(str, shape))} {dtype} {kind}"
             if time.monotonic() > end:

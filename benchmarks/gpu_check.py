@@ -5,10 +5,9 @@
 Blocks, in this order: environment and ceilings; `alexnet-cuda check` (with wgmma and without) and the operators' tests
 on the GPU; bench_ops.py in bfloat16, its first block without wgmma, bench_model.py for 1 and 256 images, the fused
 operators against torch.compile; batches of more than 2^31 elements; compute-sanitizer's four tools over every kernel.
-The time that is left goes to the blocks called "more": whole networks under torch.compile, other dtypes, other batches,
-max-autotune. Each block is a process with a time limit, so that a crash costs one block. DIR holds a log per block,
-blocks.jsonl, and cuda-*.json for benchmarks/results; DIR.tar.gz holds all of it, renewed after every block. The exit
-code is 1 if a block failed, or was stopped or not reached and is none of "more".
+The time that is left goes to the blocks called "more": torch.compile, other dtypes and batches. Each block is a process
+with a time limit, so that a crash costs one block. DIR.tar.gz holds DIR and is renewed after every block. The exit code
+is 1 if a block failed, or was stopped or not reached and is none of "more".
 
 --dry-run runs the smallest sizes on the CPU, and some tests of the operators on the emulator (docs/emulator.md).
 """
@@ -38,7 +37,7 @@ import alexnet_cuda
 HERE, TESTS = Path(__file__).resolve().parent, common.ROOT / "python_tests"
 TIME = 570  # seconds; the limits of all blocks but "more", and the environment, are less
 FIRST_BLOCK = "conv2d_relu_lrn_max_pool2d"
-OPS = ("conv2d", "local_response_norm", "max_pool2d", "relu_lrn_max_pool2d", FIRST_BLOCK)
+OPS = tuple(alexnet_cuda.ops.__all__)
 SANITIZERS = ("memcheck", "racecheck", "synccheck", "initcheck")
 NO_WGMMA = {"ALEXNET_CUDA_WGMMA": "0"}
 
@@ -124,9 +123,8 @@ def blocks(out: Path, dry_run: bool) -> list[list[Block]]:
         [bench("more ops dtypes", 105, 15, *wider, "--budget", 0.5)],
         [bench("more model dtypes", 60, 20, *wider, "--budget", 2)],
         [bench("more ops float16", 30, 15, *half, *sweep)],
-        [bench("more ops sweep", 40, 15, "--batch", 1, 32, *sweep)],
+        [bench("more ops sweep", 85, 15, "--batch", 1, 32, 128, 1024, *sweep)],
         [bench("more model sweep", 45, 20, "--batch", 32, 128, 1024, *sweep)],
-        [bench("more ops sweep large", 45, 15, "--batch", 128, 1024, *sweep)],
         [bench("more ops compile", 130, 30, *compiled, "--ops", *single)],
         [bench("more model max-autotune", 200, 200, "--compile", "max-autotune", *sweep)],
         [bench("more ops max-autotune", 300, 60, "--compile", "max-autotune", *sweep)],

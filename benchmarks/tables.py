@@ -202,9 +202,8 @@ def draw_roofline(name: str, result: dict, root: Path) -> None:
             axes.plot([x, x], heights, color=style["color"], linewidth=0.8)
             axes.plot(x, heights[0], **style, markerfacecolor="white")
             axes.plot(x, heights[1], **style)
-        axes.set(
-            xscale="log", yscale="log", title=f"{result['machine']['device']}, {dtype}, batch {shown[0][0]['batch']}"
-        )
+        title = f"{result['machine']['device']}, {dtype}, batch {shown[0][0]['batch']}"
+        axes.set(xscale="log", yscale="log", title=title)
         axes.set(xlabel="operations per byte that has to be moved", ylabel="operations per second")
         axes.grid(color="0.9", linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)

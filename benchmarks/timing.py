@@ -150,7 +150,7 @@ def measure(
 ) -> list[dict]:
     """Warm up, time in turn, and record every form of a case; `case` holds `bytes` and `flops` if they are known.
 
-    What a form gave before it failed is recorded beside its error."""
+    Times measured before a form failed are recorded beside its error."""
     bad, good = [], []
     for form in forms:
         error = attempt(partial(warm_up, form, timer), timer)
@@ -190,7 +190,7 @@ def count(record: dict, form: Form, cuda: bool) -> None:
 
 
 def peak_bytes(run: Callable[[], Any], cuda: bool) -> int:
-    """The most bytes that `run` holds at once beyond what was there before."""
+    """The most bytes that `run` allocates at the same time."""
     if cuda:
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
@@ -273,6 +273,18 @@ def graphed(run: Callable[[], Any]) -> Callable[[], None]:
     return call
 
 
+def start(flags: argparse.ArgumentParser, args: argparse.Namespace, half: str) -> tuple[Timer, dict[str, Any]]:
+    """Applies the flags that both benchmarks have; the timer and the ceilings. `half`: the default dtype on CUDA."""
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    args.dtype = args.dtype or [half if args.device == "cuda" else "float32"]
+    if "tf32" in args.dtype and args.device != "cuda":
+        flags.error("--dtype tf32 needs --device cuda")
+    configure()
+    timer, products = Timer(args.device), [dtype.replace("autocast", "bfloat16") for dtype in args.dtype]
+    return timer, measure_ceilings(args.device, products, timer, small=args.budget < 0.2)
+
+
 def measure_ceilings(device: str, dtypes: Iterable[str], timer: Timer, small: bool = False) -> dict[str, Any]:
     """The machine's best copy rates in bytes/s (read plus written) and matrix product rates in flop/s, random data."""
     n, elements = (8192, 1 << 30) if device == "cuda" else (2048, 1 << 25)
@@ -302,7 +314,7 @@ def measure_ceilings(device: str, dtypes: Iterable[str], timer: Timer, small: bo
 
 
 def report(title: str, records: list[dict], results: Results) -> None:
-    """One line: our fastest form, the fastest other one, and their ratio; below it what did not run."""
+    """Prints our fastest form, the fastest other one and their ratio, then the forms that failed."""
     ours = [r for r in records if r["form"].startswith("ours")]
     if not ours or any("error" in r for r in ours):
         results.failed.append(title)
