@@ -26,6 +26,8 @@ UNAVAILABLE_REASON: dict[str, str] = {}
 if "ALEXNET_CUDA_LIB_DIR" in os.environ:  # libraries of a plain CMake build tree
     sys.modules[__package__].__path__.append(os.environ["ALEXNET_CUDA_LIB_DIR"])
 
+VERSION = "0.1.0"
+
 _C: Any = None
 _CUDA_DTYPES = frozenset({torch.float32, torch.float16, torch.bfloat16})
 
@@ -124,9 +126,7 @@ def build_info() -> dict[str, str]:
     `CUDA toolkit`, `CUDA architectures`; `CPU kernels` and `CUDA kernels` hold the instruction set in use and "loaded",
     or the reason why torch's operators serve instead; `CPU cache`: the limit of the CPU caching allocator.
     """
-    from . import __version__
-
-    info = {"version": __version__, "torch": torch.__version__}
+    info = {"version": VERSION, "torch": torch.__version__}
     if _C is not None:
         info |= _C.build_info()
     info["CPU kernels"] = UNAVAILABLE_REASON["cpu"] or _C.cpu_level()
