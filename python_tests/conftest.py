@@ -1,36 +1,76 @@
-"""Devices, dtypes and layouts that the op tests share.
+"""The axes of the operator tests: device, dtype, memory layout.
 
-What a machine cannot test is skipped with its reason; ALEXNET_CUDA_REQUIRE ("cpu,emulator,cuda") makes a missing part
-a failure instead, so that a test run cannot silently test the plain-torch twins against themselves.
+The devices are `cpu`, `emulated` (the CUDA kernels, run on the CPU: docs/emulator.md) and `cuda`. A test with the
+fixture `device` runs on each of them that this machine has, or on those that `@pytest.mark.devices("cpu", "cuda")`
+names. ALEXNET_CUDA_REQUIRE ("cpu,emulated,cuda") makes a missing one an error, so that no run passes by comparing
+plain torch with itself.
 """
 
 import os
 
 import pytest
 import torch
+from helpers import HAS_GPU, _emulated, emulated_operators, emulator
 
-from alexnet_cuda import build_info
-from alexnet_cuda._library import WHY_NOT
+from alexnet_cuda import _library
 
-REQUIRED = set(filter(None, os.environ.get("ALEXNET_CUDA_REQUIRE", "").split(",")))
-HAS_GPU = torch.cuda.is_available()
+AVAILABLE = {
+    "cpu": True,  # plain torch serves where the library is missing
+    "emulated": _emulated is not None and "cpu" in _library.KERNEL_DTYPES,
+    "cuda": HAS_GPU,
+}
+collect_ignore_glob = [] if AVAILABLE["emulated"] else ["test_emulator*.py"]
 torch.backends.cudnn.allow_tf32 = False  # tolerances are those of the dtypes; TF32 has tests of its own
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)  # the workers share the cores
 
 
 def pytest_report_header():
-    return [f"{key}: {value}" for key, value in build_info().items()]
+    devices = ", ".join(name for name, available in AVAILABLE.items() if available)
+    return [f"devices: {devices}", *(f"{key}: {value}" for key, value in _library.build_info().items())]
 
 
 def pytest_configure():
-    if "cpu" in REQUIRED and WHY_NOT["cpu"]:
-        raise pytest.UsageError(f"ALEXNET_CUDA_REQUIRE: no CPU kernels: {WHY_NOT['cpu']}")
-    if "cuda" in REQUIRED and (WHY_NOT["cuda"] or not HAS_GPU):
-        raise pytest.UsageError(f"ALEXNET_CUDA_REQUIRE: no CUDA kernels: {WHY_NOT['cuda'] or 'no GPU'}")
+    loaded = AVAILABLE | {name: available and name in _library.KERNEL_DTYPES for name, available in AVAILABLE.items()}
+    loaded["emulated"] = AVAILABLE["emulated"]
+    for name in filter(None, os.environ.get("ALEXNET_CUDA_REQUIRE", "").split(",")):
+        if not loaded.get(name):
+            raise pytest.UsageError(f"ALEXNET_CUDA_REQUIRE: no {name} kernels on this machine")
 
 
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not HAS_GPU, reason="no GPU"))])
-def device(request):
-    return request.param
+def pytest_generate_tests(metafunc):
+    if "device" in metafunc.fixturenames:
+        marker = metafunc.definition.get_closest_marker("devices")
+        metafunc.parametrize("device", marker.args if marker else list(AVAILABLE), indirect=True)
+
+
+def is_collected(item):
+    """Neither devices that this machine lacks nor, on the emulator, what says nothing about CUDA kernels: float64 has
+    none, and how a strided input is copied depends on its dtype no more than on the CPU."""
+    params = item.callspec.params if hasattr(item, "callspec") else {}
+    if params.get("device") != "emulated":
+        return AVAILABLE.get(params.get("device"), True)
+    strided = params.get("layout") in ("offset", "sliced", "permuted")
+    return (
+        AVAILABLE["emulated"]
+        and (params.get("dtype") in (None, torch.float16) or not strided)
+        and (params.get("dtype") != torch.float64)
+    )
+
+
+def pytest_collection_modifyitems(items):
+    items[:] = filter(is_collected, items)
+
+
+@pytest.fixture
+def device(request, monkeypatch):
+    """The torch device; while it is used for `emulated`, the operators of CPU tensors are those on the emulator."""
+    if request.param != "emulated":
+        yield request.param
+        return
+    monkeypatch.setitem(_library.KERNEL_DTYPES, "cpu", _library.KERNEL_DTYPES["cpu"] - {torch.float64})
+    with emulated_operators():
+        yield "cpu"
 
 
 @pytest.fixture(params=[torch.float32, torch.float64, torch.float16, torch.bfloat16], ids=lambda d: str(d)[6:])
@@ -46,10 +86,15 @@ def layout(request):
 @pytest.fixture
 def kernels():
     """Skips what only compiled kernels do."""
-    if WHY_NOT["cpu"]:
-        pytest.skip(f"no CPU kernels: {WHY_NOT['cpu']}")
+    if reason := _library.UNAVAILABLE_REASON["cpu"]:
+        pytest.skip(f"no CPU kernels: {reason}")
 
 
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+    if AVAILABLE["emulated"]:
+        with emulator():  # the order of its threads
+            yield
+    else:
+        yield

@@ -1,9 +1,70 @@
-"""What the op tests share: inputs in a layout, and comparison with a float64 result."""
+"""What the operator tests share: inputs in a layout, exact results in float64, comparison, the emulated operators."""
+
+import importlib
+from contextlib import contextmanager
 
 import torch
+import torch.nn.functional as F
+
+try:
+    _emulated = importlib.import_module("alexnet_cuda._emulated")
+except ModuleNotFoundError:
+    _emulated = None
+
+HAS_GPU = torch.cuda.is_available()
 
 # Relative error allowed against float64: a few roundings of the result's dtype, since sums are in float32.
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
+
+OPERATORS = (
+    "conv2d", "_conv2d_weight_grad", "_conv2d_input_grad", "local_response_norm", "_local_response_norm_backward",
+    "max_pool2d", "_max_pool2d_backward", "relu_lrn_max_pool2d", "_relu_lrn_max_pool2d_backward",
+    "conv2d_relu_lrn_max_pool2d",
+)  # fmt: skip
+
+
+# Each kernel runs once in each of them, besides the random order of threads in which all tests run.
+SETTINGS = [dict(order="descending"), dict(offset=1), dict(offset=2)]
+
+
+@contextmanager
+def emulator(order="random", offset=0, multiprocessors=132, compute_capability=9):
+    """The order in which CUDA threads run, the elements by which inputs miss an aligned address, and the device."""
+    _emulated.set_order(order, 7)
+    _emulated.set_offset(offset)
+    _emulated.set_multiprocessors(multiprocessors)
+    _emulated.set_compute_capability(compute_capability)
+    try:
+        yield
+    finally:
+        _emulated.set_offset(0)
+
+
+@contextmanager
+def emulated_operators():
+    """CPU tensors are served by the CUDA back end on the emulator."""
+    library = torch.library.Library("alexnet_cuda", "IMPL")
+    try:
+        for name in OPERATORS:
+            operator = getattr(torch.ops.alexnet_cuda_emulated, name).default
+            library.impl(name, operator, "CPU", allow_override=True)
+        with emulator():
+            yield
+    finally:
+        library._destroy()
+
+
+@contextmanager
+def tf32(allowed=True):
+    """CUDA's convolutions may round float32 to TF32."""
+    torch.backends.cudnn.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = False
+
+
+# ---- inputs --------------------------------------------------------------------------------------------------------
 
 
 def in_layout(x, layout):
@@ -21,6 +82,81 @@ def in_layout(x, layout):
     return x
 
 
+def distinct(*shape, generator=None):
+    """Float64 in [-4, 4], no two elements the same, so that rounding decides no maximum."""
+    values = torch.randperm(torch.Size(shape).numel(), generator=generator).view(shape).double()
+    return values / max(1, values.numel() - 1) * 8 - 4
+
+
+def round_to_tf32(x):
+    """10 bits of mantissa, ties away from zero."""
+    bits = x.float().view(torch.int32)
+    return torch.where(x.isfinite(), ((bits + 0x1000) & -0x2000).view(torch.float32), x.float()).to(x.dtype)
+
+
+def memory_format(x):
+    if x.is_contiguous():
+        return torch.contiguous_format
+    return torch.channels_last if x.is_contiguous(memory_format=torch.channels_last) else None
+
+
+# ---- exact results, in float64 on the CPU --------------------------------------------------------------------------
+
+
+def exact_lrn(x, size, alpha=1e-4, beta=0.75, k=1.0, *, groups=1, divide_alpha=True, window="torch",
+              across="channels"):  # fmt: skip
+    """The formula of local_response_norm, element by element."""
+    x = x.double().cpu()
+    front = size // 2 if window == "torch" else (size - 1) // 2
+    sums = torch.zeros_like(x)
+    if across == "channels":
+        width = x.shape[1] // groups
+        for c in range(x.shape[1]):
+            first = c - c % width
+            low, high = max(first, c - front), min(first + width, c - front + size)
+            sums[:, c] = (x[:, low:high] ** 2).sum(1)
+    else:
+        for i in range(x.shape[2]):
+            for j in range(x.shape[3]):
+                rows = slice(max(0, i - front), i - front + size)
+                columns = slice(max(0, j - front), j - front + size)
+                sums[:, :, i, j] = (x[:, :, rows, columns] ** 2).sum((2, 3))
+    elements = size if across == "channels" else size * size
+    return x / (k + alpha / (elements if divide_alpha else 1) * sums) ** beta
+
+
+def exact_tail(x, size, alpha=1e-4, beta=0.75, k=1.0, *, order="relu-lrn-pool", kernel_size=3, stride=2, padding=0,
+               ceil_mode=False, **lrn):  # fmt: skip
+    """The steps of relu_lrn_max_pool2d, one after the other."""
+    x = x.double().cpu()
+    for step in order.split("-"):
+        if step == "relu":
+            x = F.relu(x)
+        elif step == "lrn":
+            x = exact_lrn(x, size, alpha, beta, k, **lrn)
+        else:
+            x = F.max_pool2d(x, kernel_size, stride, padding, 1, ceil_mode)
+    return x
+
+
+def exact_conv2d(x, weight, bias=None, stride=4, padding=0, ceil_mode=False):
+    """With ceil_mode the last window reads zeros: pad generously, convolve, keep the outputs that there should be."""
+    sizes = [(x.shape[d] + 2 * padding - weight.shape[d]) / stride + 1 for d in (-2, -1)]
+    height, width = (-int(-s // 1) if ceil_mode else int(s) for s in sizes)
+    x, weight = x.double().cpu(), weight.double().cpu()
+    y = F.conv2d(F.pad(x, (padding, padding + stride, padding, padding + stride)), weight, None, stride)
+    y = y[..., :height, :width]
+    return y if bias is None else y + bias.double().cpu()[:, None, None]
+
+
+def exact_block(x, weight, bias, size, alpha=1e-4, beta=0.75, k=1.0, *, padding=0, ceil_mode=False, order, **tail):
+    tail = {name.removeprefix("pool_"): value for name, value in tail.items()}
+    return exact_tail(exact_conv2d(x, weight, bias, 4, padding, ceil_mode), size, alpha, beta, k, order=order, **tail)
+
+
+# ---- results -------------------------------------------------------------------------------------------------------
+
+
 def assert_close(actual, exact):
     """`actual` is `exact` (float64, of the same but exactly represented inputs) up to the rounding of its dtype."""
     tolerance = TOLERANCE[actual.dtype]
@@ -30,11 +166,32 @@ def assert_close(actual, exact):
     )
 
 
+def assert_same_bits(actual, expected):
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0, equal_nan=True)
+
+
 def forward_and_gradients(function, inputs, grad):
     """(output, gradients of the inputs) with leaves that keep the inputs' strides."""
     leaves = [x.detach().requires_grad_() for x in inputs]
     y = function(*leaves)
     return y, torch.autograd.grad(y, leaves, grad.to(y))
+
+
+def assert_deterministic(function, x):
+    """Output and gradient of x are the same bits three times."""
+
+    def run():
+        leaf = x.detach().requires_grad_()
+        y = function(leaf)
+        return y.detach(), *torch.autograd.grad(y.square().sum(), leaf)
+
+    torch.use_deterministic_algorithms(True)
+    try:
+        first, *others = [run() for _ in range(3)]
+    finally:
+        torch.use_deterministic_algorithms(False)
+    for other in others:
+        assert all(a.equal(b) for a, b in zip(first, other))
 
 
 def saved_bytes(function, *inputs):
@@ -48,9 +205,3 @@ def saved_bytes(function, *inputs):
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
         function(*inputs)
     return sum(storages.values())
-
-
-def memory_format(x):
-    if x.is_contiguous():
-        return torch.contiguous_format
-    return torch.channels_last if x.is_contiguous(memory_format=torch.channels_last) else None

@@ -1,18 +1,10 @@
 import pytest
 import torch
-from conftest import HAS_GPU
-from helpers import assert_close, forward_and_gradients, in_layout, memory_format, saved_bytes
-from test_conv2d import exact as exact_conv2d
-from test_relu_lrn_max_pool2d import exact as exact_tail
+from helpers import assert_close, exact_block, forward_and_gradients, in_layout, memory_format, saved_bytes
 
 from alexnet_cuda import ops, reference
 from alexnet_cuda._library import has_kernel
 from alexnet_cuda.reference import ORDERS
-
-
-def exact(x, weight, bias, size, alpha=1e-4, beta=0.75, k=1.0, *, padding=0, ceil_mode=False, order, **tail):
-    tail = {name.removeprefix("pool_"): value for name, value in tail.items()}
-    return exact_tail(exact_conv2d(x, weight, bias, 4, padding, ceil_mode), size, alpha, beta, k, order=order, **tail)
 
 
 # (N, C, H, W), filters, options
@@ -31,7 +23,7 @@ def test_matches_float64(shape, filters, options, order, dtype, layout, device):
     x = in_layout(torch.randn(shape, device=device).to(dtype), layout)
     weight, bias = torch.randn(filters, shape[1], 11, 11, device=device) / 19, torch.randn(filters, device=device)
     inputs = [x, weight.to(dtype), bias.to(dtype)]
-    want = exact(*inputs, **options, order=order)
+    want = exact_block(*inputs, **options, order=order)
     function = lambda *i: ops.conv2d_relu_lrn_max_pool2d(*i, **options, order=order)
     with torch.no_grad():
         assert_close(function(*inputs), want)
@@ -42,7 +34,7 @@ def test_matches_float64(shape, filters, options, order, dtype, layout, device):
     assert_close(reference.conv2d_relu_lrn_max_pool2d(*inputs, **options, order=order), want)
     if dtype == torch.float64:  # elsewhere rounding may choose another maximum of a window
         _, want_gradients = forward_and_gradients(
-            lambda *i: exact(*i, **options, order=order), [i.double().cpu() for i in inputs], grad
+            lambda *i: exact_block(*i, **options, order=order), [i.double().cpu() for i in inputs], grad
         )
         for got, gradient in zip(gradients, want_gradients):
             assert_close(got, gradient)
@@ -59,10 +51,9 @@ def test_matches_float64(shape, filters, options, order, dtype, layout, device):
         assert memory_format(y) == memory_format(x)
 
 
+@pytest.mark.devices("cpu")
 @pytest.mark.parametrize("order", ORDERS)
 def test_gradients(order, device):
-    if device == "cuda":
-        pytest.skip("float64 has no CUDA kernel")
     x = torch.randn(2, 1, 19, 20, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(4, 1, 11, 11, dtype=torch.float64, requires_grad=True)
     bias = torch.randn(4, dtype=torch.float64, requires_grad=True)
@@ -71,6 +62,7 @@ def test_gradients(order, device):
     assert torch.autograd.gradgradcheck(function, (x, weight, bias), fast_mode=True)
 
 
+@pytest.mark.devices("cpu", "cuda")
 def test_opcheck(device, kernels):
     for format in (torch.contiguous_format, torch.channels_last):
         x = torch.randn(2, 3, 27, 31, device=device).contiguous(memory_format=format).requires_grad_()
@@ -78,10 +70,11 @@ def test_opcheck(device, kernels):
         bias = torch.randn(6, device=device, requires_grad=True)
         constants = (4, 0, True, 0, 5, 2, 1e-2, 0.75, 2.0, 1, 3, 2, 0, False)
         op = torch.ops.alexnet_cuda.conv2d_relu_lrn_max_pool2d.default
-        torch.library.opcheck(op, (x, weight, bias, *constants, True, False))
-        torch.library.opcheck(op, (x.detach(), weight.detach(), None, *constants, False, True))
+        torch.library.opcheck(op, (x, weight, bias, *constants, True))
+        torch.library.opcheck(op, (x.detach(), weight.detach(), None, *constants, False))
 
 
+@pytest.mark.devices("cpu", "cuda")
 def test_compile(device):
     x = torch.randn(2, 3, 47, 43, device=device)
     weight = torch.randn(8, 3, 11, 11, device=device, requires_grad=True)
@@ -101,10 +94,11 @@ def test_unbatched_empty_and_autocast(device):
         atol=1e-4,
     )
     assert ops.conv2d_relu_lrn_max_pool2d(x[None][:0], weight, bias, 5).shape == (0, 6, 3, 3)
-    with torch.autocast(device, torch.bfloat16):
+    with torch.autocast(x.device.type, torch.bfloat16):
         assert ops.conv2d_relu_lrn_max_pool2d(x[None], weight, bias, 5).dtype == torch.bfloat16
 
 
+@pytest.mark.devices("cpu", "cuda")
 def test_saved_bytes(device, kernels):
     x = torch.randn(2, 3, 67, 67, device=device)
     weight = torch.randn(96, 3, 11, 11, device=device, requires_grad=True)
@@ -132,26 +126,24 @@ def test_bad_input(changes, words):
         ops.conv2d_relu_lrn_max_pool2d(**args)
 
 
-@pytest.mark.skipif(not HAS_GPU or torch.cuda.get_device_capability() != (9, 0), reason="no wgmma")
+@pytest.mark.devices("cuda")
 @pytest.mark.parametrize("n", [1, 3, 300])
 @pytest.mark.parametrize(("size", "filters", "options"), [(227, 96, {}), (224, 96, dict(padding=2)), (99, 64, {})])
-def test_cuda_kernels_agree(size, filters, options, n, dtype, layout, monkeypatch):
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=lambda d: str(d)[6:])
+def test_cuda_kernels_agree(size, filters, options, n, dtype, layout, device, monkeypatch):
     """wgmma's kernel and mma.sync's: the same but for the order of sums."""
-    if dtype not in (torch.float16, torch.bfloat16):
-        pytest.skip("one kernel")
+    wgmma = torch.cuda.get_device_capability()[0] == 9
     x = in_layout(torch.randn(n, 3, size, size, device="cuda").to(dtype), layout)
     weight, bias = torch.randn(filters, 3, 11, 11, device="cuda") / 19, torch.randn(filters, device="cuda")
-    inputs = [x, weight.to(dtype).requires_grad_(), bias.to(dtype)]
-    results = []
-    for kernels, wgmma in (("auto", False), ("wgmma", False), ("auto", True)):
-        monkeypatch.setenv("ALEXNET_CUDA_KERNELS", kernels)
+    inputs, results = [x, weight.to(dtype).requires_grad_(), bias.to(dtype)], []
+    for variable in ("0", "1"):
+        monkeypatch.setenv("ALEXNET_CUDA_WGMMA", variable)
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-            y = ops.conv2d_relu_lrn_max_pool2d(*inputs, 5, 0.1, k=2.0, wgmma=wgmma, **options)
+            y = ops.conv2d_relu_lrn_max_pool2d(*inputs, 5, 0.1, k=2.0, **options)
             torch.cuda.synchronize()
-        assert ("block_wgmma_kernel" in str([e.name for e in profile.events()])) == (kernels == "wgmma" or wgmma)
+        assert ("block_wgmma_kernel" in str([e.name for e in profile.events()])) == (variable == "1" and wgmma)
         results.append((y, *y.grad_fn.saved_tensors[2:]))
-    (expected, a_expected, code_expected), *others = results
-    for y, a, code in others:
-        assert_close(y, expected.double())
-        assert_close(a, a_expected.double())
-        assert (code != code_expected).double().mean() < 0.01
+    (expected, a_expected, code_expected), (y, a, code) = results
+    assert_close(y, expected.double())
+    assert_close(a, a_expected.double())
+    assert (code != code_expected).double().mean() < 0.01

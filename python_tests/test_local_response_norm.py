@@ -1,32 +1,19 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import assert_close, forward_and_gradients, in_layout, memory_format, saved_bytes
+from helpers import (
+    assert_close,
+    assert_deterministic,
+    exact_lrn,
+    forward_and_gradients,
+    in_layout,
+    memory_format,
+    saved_bytes,
+)
 
 from alexnet_cuda import ops, reference
 from alexnet_cuda._library import build_info, has_kernel
 from alexnet_cuda.nn import LocalResponseNorm
-
-
-def exact(x, size, alpha=1e-4, beta=0.75, k=1.0, *, groups=1, divide_alpha=True, window="torch", across="channels"):
-    """The formula element by element, in float64."""
-    x = x.double().cpu()
-    front = size // 2 if window == "torch" else (size - 1) // 2
-    sums = torch.zeros_like(x)
-    if across == "channels":
-        width = x.shape[1] // groups
-        for c in range(x.shape[1]):
-            first = c - c % width
-            low, high = max(first, c - front), min(first + width, c - front + size)
-            sums[:, c] = (x[:, low:high] ** 2).sum(1)
-    else:
-        for i in range(x.shape[2]):
-            for j in range(x.shape[3]):
-                rows = slice(max(0, i - front), i - front + size)
-                columns = slice(max(0, j - front), j - front + size)
-                sums[:, :, i, j] = (x[:, :, rows, columns] ** 2).sum((2, 3))
-    elements = size if across == "channels" else size * size
-    return x / (k + alpha / (elements if divide_alpha else 1) * sums) ** beta
 
 
 CASES = [
@@ -39,6 +26,11 @@ CASES = [
     ((2, 24, 6, 5), dict(size=11, alpha=1.0, beta=0.5, divide_alpha=False)),
     ((1, 3, 2, 2), dict(size=16, alpha=1.0)),
     ((2, 1, 3, 3), dict(size=5, alpha=1.0)),
+    ((1, 40, 3, 3), dict(size=5, alpha=0.3, groups=2)),
+    ((2, 12, 3, 5), dict(size=5, alpha=0.3, groups=2)),
+    ((1, 10, 3, 2), dict(size=4, alpha=0.5, beta=0.6, k=1.5, window="onnx")),
+    ((1, 70, 2, 3), dict(size=3, alpha=0.5, beta=0.5, groups=2)),
+    ((1, 4, 2, 2), dict(size=1, alpha=0.5)),
     ((2, 5, 9, 8), dict(size=5, alpha=1e-3, across="spatial")),
     ((2, 3, 4, 5), dict(size=4, alpha=1.0, beta=1.5, across="spatial")),
     ((2, 3, 4, 5), dict(size=4, alpha=1.0, across="spatial", window="onnx")),
@@ -50,7 +42,7 @@ def test_matches_float64(shape, args, dtype, layout, device):
     x = in_layout(torch.randn(shape, device=device).to(dtype), layout)
     grad = torch.randn(shape).to(dtype).double()
     y, (gx,) = forward_and_gradients(lambda x: ops.local_response_norm(x, **args), [x], grad)
-    want, (want_gx,) = forward_and_gradients(lambda x: exact(x, **args), [x.double().cpu()], grad)
+    want, (want_gx,) = forward_and_gradients(lambda x: exact_lrn(x, **args), [x.double().cpu()], grad)
     assert y.dtype == dtype
     assert_close(y, want)
     assert_close(gx, want_gx)
@@ -81,12 +73,12 @@ def test_permuted_5d(device):
     torch.testing.assert_close(ops.local_response_norm(x, 5), F.local_response_norm(x.contiguous(), 5))
 
 
-@pytest.mark.parametrize("largest", [300.0, 6e4])
+@pytest.mark.parametrize("largest", [300.0, 65504.0])
 def test_half_does_not_overflow(largest, device):
     x = torch.full((1, 96, 3, 3), largest, dtype=torch.float16, device=device, requires_grad=True)
     y = ops.local_response_norm(x, 5)
     y.sum().backward()
-    want, (want_gx,) = forward_and_gradients(lambda x: exact(x, 5), [x.double().cpu()], torch.ones(1, 96, 3, 3))
+    want, (want_gx,) = forward_and_gradients(lambda x: exact_lrn(x, 5), [x.double().cpu()], torch.ones(1, 96, 3, 3))
     assert_close(y, want)
     assert_close(x.grad, want_gx)
 
@@ -101,6 +93,25 @@ def test_special_values(device):
     assert (ops.local_response_norm(zeros, 3) == 0).all()
 
 
+@pytest.mark.parametrize("format", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
+def test_without_k(format, device):
+    """Windows of zeros are NaN, those that reach over the edge too, and no other elements are."""
+    x = torch.full((1, 16, 1, 2), 65504.0, dtype=torch.float16, device=device)
+    x[:, 4:] = 0
+    y = ops.local_response_norm(x.to(memory_format=format), 5, 1.0, k=0.0)
+    assert y[:, :4].isfinite().all()
+    assert y[:, 6:].isnan().all()
+    x = torch.randn(1, 16, 1, 2, device=device)
+    x[:, :2] = x[:, 14:] = 0
+    function = lambda x: ops.local_response_norm(x, 5, 1.0, k=0.0)
+    y, (gx,) = forward_and_gradients(function, [x.to(memory_format=format)], torch.ones(1, 16, 1, 2))
+    want, (want_gx,) = forward_and_gradients(
+        lambda x: reference.local_response_norm(x, 5, 1.0, k=0.0), [x.double().cpu()], torch.ones(1, 16, 1, 2)
+    )
+    assert_close(y, want)
+    assert_close(gx, want_gx)
+
+
 @pytest.mark.skipif("avx512" not in build_info()["CPU kernels"], reason="AVX2's estimate of 1/sqrt takes them for 0")
 def test_subnormal_sums_without_k():
     x = torch.full((1, 16, 2, 2), 1e-20)
@@ -108,15 +119,15 @@ def test_subnormal_sums_without_k():
     torch.testing.assert_close(ops.local_response_norm(x, 5, 1.0, k=0.0), expected, rtol=1e-4, atol=0)
 
 
+@pytest.mark.devices("cpu")
 @pytest.mark.parametrize("args", [c[1] for c in CASES[3:]], ids=str)
 def test_gradients(args, device):
-    if device == "cuda":
-        pytest.skip("float64 has no CUDA kernel")
     x = torch.randn(2, 6, 3, 3, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x: ops.local_response_norm(x, **args), x, check_forward_ad=True)
     assert torch.autograd.gradgradcheck(lambda x: ops.local_response_norm(x, **args), x)
 
 
+@pytest.mark.devices("cpu", "cuda")
 def test_opcheck(device, kernels):
     for format in (torch.contiguous_format, torch.channels_last):
         x = torch.randn(2, 6, 4, 5, device=device).contiguous(memory_format=format).requires_grad_()
@@ -127,6 +138,7 @@ def test_opcheck(device, kernels):
         )
 
 
+@pytest.mark.devices("cpu", "cuda")
 def test_compile(device):
     x = torch.randn(2, 6, 4, 5, device=device, requires_grad=True)
     compiled = torch.compile(lambda x: ops.local_response_norm(x, 5, 0.1).square().sum(), fullgraph=True)
@@ -135,6 +147,7 @@ def test_compile(device):
     torch.testing.assert_close(got, want)
 
 
+@pytest.mark.devices("cpu", "cuda")
 def test_vmap_and_func_grad(device):
     x = torch.randn(3, 2, 6, 4, 5, device=device)
     function = lambda x: ops.local_response_norm(x, 5, 0.1)
@@ -143,11 +156,13 @@ def test_vmap_and_func_grad(device):
     torch.testing.assert_close(torch.vmap(gradient)(x), torch.stack([gradient(one) for one in x]))
 
 
+@pytest.mark.devices("cpu", "cuda")
 def test_autocast_keeps_half(device):
     with torch.autocast(device, torch.bfloat16):
         assert ops.local_response_norm(torch.randn(1, 8, 4, 4, device=device).bfloat16(), 5).dtype == torch.bfloat16
 
 
+@pytest.mark.devices("cpu", "cuda")
 def test_saves_only_its_input(device, kernels):
     x = torch.randn(2, 96, 13, 13, device=device, requires_grad=True)
     assert saved_bytes(lambda x: ops.local_response_norm(x, 5), x) == x.nbytes
@@ -156,14 +171,7 @@ def test_saves_only_its_input(device, kernels):
 
 
 def test_deterministic(device):
-    x = torch.randn(4, 96, 13, 13, device=device, requires_grad=True)
-    torch.use_deterministic_algorithms(True)
-    try:
-        runs = [torch.autograd.grad(ops.local_response_norm(x, 5).square().sum(), x)[0] for _ in range(3)]
-    finally:
-        torch.use_deterministic_algorithms(False)
-    assert runs[0].equal(runs[1])
-    assert runs[0].equal(runs[2])
+    assert_deterministic(lambda x: ops.local_response_norm(x, 5), torch.randn(4, 96, 13, 13, device=device))
 
 
 @pytest.mark.parametrize(
@@ -188,12 +196,12 @@ def test_bad_input(x, args, error, words, module):
 
 def test_converters():
     x = torch.randn(2, 12, 5, 5)
-    assert_close(LocalResponseNorm.from_tensorflow()(x), exact(x, 11, 1.0, 0.5, 1.0, divide_alpha=False))
+    assert_close(LocalResponseNorm.from_tensorflow()(x), exact_lrn(x, 11, 1.0, 0.5, 1.0, divide_alpha=False))
     assert_close(
         LocalResponseNorm.from_caffe(5, 1e-4, 0.75, "WITHIN_CHANNEL")(x),
-        exact(x, 5, 1e-4, 0.75, 1.0, across="spatial"),
+        exact_lrn(x, 5, 1e-4, 0.75, 1.0, across="spatial"),
     )
-    assert_close(LocalResponseNorm.from_onnx(4, 0.5)(x), exact(x, 4, 0.5, window="onnx"))
+    assert_close(LocalResponseNorm.from_onnx(4, 0.5)(x), exact_lrn(x, 4, 0.5, window="onnx"))
     with pytest.raises(ValueError, match=r"from_caffe.*odd, got 4"):
         LocalResponseNorm.from_caffe(4)
     with pytest.raises(ValueError, match=r"norm_region.*got 'channels'"):

@@ -1,7 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import forward_and_gradients, in_layout, memory_format, saved_bytes
+from helpers import assert_deterministic, assert_same_bits, forward_and_gradients, in_layout, memory_format, saved_bytes
 
 from alexnet_cuda import ops, reference
 from alexnet_cuda._library import has_kernel
@@ -18,25 +18,39 @@ CASES = [
     ((1, 1, 3, 3), (3, 2, 0, False)),
     ((1, 1, 6, 6), (2, 5, 1, True)),
     ((1, 2, 31, 29), (15, 4, 7, False)),
+    ((1, 1, 16, 17), (15, 4, 7, True)),
+    ((1, 4, 7, 7), (2, 3, 1, True)),
+    ((2, 5, 4, 4), (3, 1, 1, False)),
 ]
+
+
+def special(shape):
+    """Few different values, so that windows have ties, and some NaN and infinities."""
+    x = torch.randint(-2, 3, shape).float()
+    x.view(-1)[:: max(2, x.numel() // 9)] = torch.nan
+    x.view(-1)[1 :: max(2, x.numel() // 7)] = -torch.inf
+    return x
 
 
 @pytest.mark.parametrize(("shape", "args"), CASES, ids=str)
 def test_is_torchs(shape, args, dtype, layout, device):
-    x = in_layout(torch.randn(shape, device=device).to(dtype), layout)
-    want, indices = F.max_pool2d(x, *args[:3], 1, args[3], True)
-    grad = torch.randn(want.shape, device=device).to(dtype)
-    y, (gx,) = forward_and_gradients(lambda x: ops.max_pool2d(x, *args), [x], grad)
-    assert y.equal(want)
-    got, got_indices = ops.max_pool2d(x, *args, return_indices=True)
-    assert got.equal(want)
-    assert got_indices.equal(indices)
-    assert reference.max_pool2d(x, *args).equal(want)
-    # the sum over overlapping windows is rounded once here; float64 is exact enough for both
-    _, (want_gx,) = forward_and_gradients(lambda x: F.max_pool2d(x, *args[:3], 1, args[3]), [x.double()], grad)
-    torch.testing.assert_close(gx, want_gx.to(dtype))
-    if layout in ("contiguous", "channels_last") and has_kernel(x):
-        assert memory_format(y) == memory_format(gx) == memory_format(x)
+    for values in (torch.randn(shape), special(shape)):
+        x = in_layout(values.to(device, dtype), layout)
+        # the CPU's: on CUDA, torch names the plane's first pixel for a channels_last window of -inf alone
+        want, indices = F.max_pool2d(values.to(dtype), *args[:3], 1, args[3], True)
+        grad = torch.randn(want.shape).to(dtype)
+        y, (gx,) = forward_and_gradients(lambda x: ops.max_pool2d(x, *args), [x], grad)
+        got, got_indices = ops.max_pool2d(x, *args, return_indices=True)
+        for result in (y, got, ops.max_pool2d(x, *args), reference.max_pool2d(x, *args)):
+            assert_same_bits(result.cpu(), want)
+        assert got_indices.cpu().equal(indices)
+        # the sum over overlapping windows is rounded once here; float64 is exact enough for both
+        _, (want_gx,) = forward_and_gradients(
+            lambda x: F.max_pool2d(x, *args[:3], 1, args[3]), [values.to(dtype).double()], grad
+        )
+        torch.testing.assert_close(gx.cpu(), want_gx.to(dtype))
+        if layout in ("contiguous", "channels_last") and has_kernel(x):
+            assert memory_format(y) == memory_format(gx) == memory_format(x)
 
 
 def test_ties_and_special_values(dtype, device):
@@ -52,7 +66,7 @@ def test_ties_and_special_values(dtype, device):
             # the CPU's: on CUDA, torch names the plane's first pixel for a channels_last window of -inf alone
             want, indices = (t.to(device) for t in F.max_pool2d(x.cpu(), 3, 2, padding, return_indices=True))
             got, got_indices = ops.max_pool2d(x, 3, 2, padding, return_indices=True)
-            torch.testing.assert_close(got, want, rtol=0, atol=0, equal_nan=True)
+            assert_same_bits(got, want)
             assert got_indices.equal(indices)
             grad = torch.randn_like(want)
             _, (gx,) = forward_and_gradients(lambda x, p=padding: ops.max_pool2d(x, 3, 2, p), [x], grad)
@@ -82,15 +96,15 @@ def test_what_goes_to_torch(device):
         assert ops.max_pool2d(x.long()).equal(F.max_pool2d(x.long(), 3, 2))
 
 
+@pytest.mark.devices("cpu")
 def test_gradients(device):
-    if device == "cuda":
-        pytest.skip("float64 has no CUDA kernel")
     x = torch.randperm(2 * 2 * 7 * 8).double().view(2, 2, 7, 8).requires_grad_()
     for args in [(3, 2, 0, False), (3, 2, 1, True), (2, 3, 1, False)]:
         assert torch.autograd.gradcheck(lambda x, args=args: ops.max_pool2d(x, *args), x, check_forward_ad=True)
         assert torch.autograd.gradgradcheck(lambda x, args=args: ops.max_pool2d(x, *args), x)
 
 
+@pytest.mark.devices("cpu", "cuda")
 def test_opcheck(device, kernels):
     for format in (torch.contiguous_format, torch.channels_last):
         x = torch.randn(2, 3, 8, 9, device=device).contiguous(memory_format=format).requires_grad_()
@@ -102,6 +116,7 @@ def test_opcheck(device, kernels):
         )
 
 
+@pytest.mark.devices("cpu", "cuda")
 def test_compile(device):
     x = torch.randn(2, 6, 14, 15, device=device, requires_grad=True)
     compiled = torch.compile(lambda x: ops.max_pool2d(x).square().sum(), fullgraph=True)
@@ -110,6 +125,7 @@ def test_compile(device):
     torch.testing.assert_close(got, want)
 
 
+@pytest.mark.devices("cpu", "cuda")
 def test_vmap_and_func_grad(device):
     x = torch.randn(3, 2, 4, 9, 9, device=device)
     for function in (ops.max_pool2d, lambda x: ops.max_pool2d(x, return_indices=True)[1]):
@@ -119,6 +135,7 @@ def test_vmap_and_func_grad(device):
     torch.testing.assert_close(torch.vmap(gradient)(x), torch.stack([gradient(one) for one in x]))
 
 
+@pytest.mark.devices("cpu", "cuda")
 def test_saves_one_byte_per_output(device, kernels):
     x = torch.randn(2, 96, 55, 55, device=device, requires_grad=True)
     assert saved_bytes(ops.max_pool2d, x) == ops.max_pool2d(x).numel()
@@ -127,14 +144,7 @@ def test_saves_one_byte_per_output(device, kernels):
 
 
 def test_deterministic(device):
-    x = torch.randn(4, 96, 13, 13, device=device, requires_grad=True)
-    torch.use_deterministic_algorithms(True)
-    try:
-        runs = [torch.autograd.grad(ops.max_pool2d(x).square().sum(), x)[0] for _ in range(3)]
-    finally:
-        torch.use_deterministic_algorithms(False)
-    assert runs[0].equal(runs[1])
-    assert runs[0].equal(runs[2])
+    assert_deterministic(ops.max_pool2d, torch.randn(4, 96, 13, 13, device=device))
 
 
 @pytest.mark.parametrize(
