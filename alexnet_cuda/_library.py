@@ -58,6 +58,8 @@ def _load_cpu() -> str:
 
 
 def _load_cuda() -> str:
+    if not _kernels_enabled():
+        return "ALEXNET_CUDA_KERNELS is 0"
     if _C is None:
         return "the CPU library, which defines the operators, is not loaded"
     if torch.version.cuda is None:

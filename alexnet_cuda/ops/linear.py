@@ -20,7 +20,7 @@ _SMALLEST = 2**20  # weights; smaller products are as fast in MKL
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
-    if not has_onednn_linear():
+    if not has_onednn_linear() or len(x) == 0:  # oneDNN takes no empty batch
         y = F.linear(x, weight, bias)
         return y.relu_() if relu else y
     if len(x) not in _SWAPPED:

@@ -7,10 +7,6 @@
 
 namespace alexnet_cuda {
 
-inline Tensor in_format(const Tensor& x, MemoryFormat format) {
-  return format_of(x) == format ? x : torch::stable::contiguous(x, format);
-}
-
 inline Conv checked_conv_forward(const char* op, const Tensor& x, const Tensor& weight,
                                  const std::optional<Tensor>& bias, int64_t stride, int64_t padding, int64_t groups,
                                  bool ceil_mode) {
@@ -47,9 +43,9 @@ Tensor conv2d(const Tensor& x, const Tensor& weight, const std::optional<Tensor>
     args.weight = filters.const_data_ptr();
     args.bias = offsets ? offsets->const_data_ptr() : nullptr;
     args.out = y.mutable_data_ptr();
-    if (Backend::conv2d(op, args, x)) return in_format(y, format);
+    if (Backend::conv2d(op, args, x)) return *computed == format ? y : torch::stable::contiguous(y, format);
   }
-  return in_format(torch_conv2d(x, weight, bias, args.conv, relu), format);
+  return torch::stable::contiguous(torch_conv2d(x, weight, bias, args.conv, relu), format);
 }
 
 // The gradients of weight and bias; the latter has no elements unless with_bias.
@@ -116,9 +112,10 @@ Tensor conv2d_input_grad(const Tensor& grad, const Tensor& weight, int64_t heigh
     args.grad = gradient.const_data_ptr();
     args.weight = filters.const_data_ptr();
     args.out = dx.mutable_data_ptr();
-    if (Backend::conv2d_input_grad(op, args, grad)) return in_format(dx, format);
+    if (Backend::conv2d_input_grad(op, args, grad))
+      return *computed == format ? dx : torch::stable::contiguous(dx, format);
   }
-  return in_format(torch_conv2d_input_grad(grad, weight, args.conv), format);
+  return torch::stable::contiguous(torch_conv2d_input_grad(grad, weight, args.conv), format);
 }
 
 }  // namespace alexnet_cuda
