@@ -9,7 +9,7 @@ digits: $(VENV)/installed  # train on scikit-learn's handwritten digits; nothing
 	$(BIN)/alexnet-cuda train digits --output runs/digits --overwrite
 
 test: $(VENV)/installed
-	ALEXNET_CUDA_REQUIRE=cpu,emulator $(BIN)/python -m pytest
+	ALEXNET_CUDA_REQUIRE=cpu,emulated $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/installed
 	PATH="$(CURDIR)/$(BIN):$$PATH" pre-commit run --all-files

@@ -1,4 +1,4 @@
-"""Our kernels for anybody's network."""
+"""Our kernels in any network."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import TypeVar
 
 import torch
 
-from . import kernels as choice
-from . import later_layers, nn
+from . import nn
+from .ops.conv2d import is_supported
 
 Module = TypeVar("Module", bound=torch.nn.Module)
 
 
-def accelerate(module: Module, inplace: bool = False, kernels: str | None = None) -> Module:
+def accelerate(module: Module, inplace: bool = False) -> Module:
     """Let `module` and everything in it use this package's kernels where it has one; results agree to rounding.
 
     Exchanged are torch.nn.LocalResponseNorm; MaxPool2d without dilation; and Conv2d without dilation, padded with
@@ -25,15 +25,13 @@ def accelerate(module: Module, inplace: bool = False, kernels: str | None = None
     Args:
         module: any module.
         inplace: change `module` itself; otherwise a deep copy of it.
-        kernels: as in AlexNet, for the modules that this call exchanges.
 
     Returns: the changed module.
 
-    Raises: TypeError if `module` is not a torch.nn.Module; ValueError for unknown `kernels`.
+    Raises: TypeError if `module` is not a torch.nn.Module.
     """
     if not isinstance(module, torch.nn.Module):
         raise TypeError(f"accelerate: expected module to be a torch.nn.Module, got {type(module).__name__}")
-    choice.decide(kernels, "cpu")  # raises if there is no such choice
     if not inplace:
         module = copy.deepcopy(module)
     for child in module.modules():
@@ -41,15 +39,11 @@ def accelerate(module: Module, inplace: bool = False, kernels: str | None = None
             child.__class__ = nn.LocalResponseNorm
         elif type(child) is torch.nn.MaxPool2d and child.dilation in (1, (1, 1)):
             child.__class__ = nn.MaxPool2d
-        elif type(child) is torch.nn.Conv2d and (_is_first_layer(child) or later_layers.is_winograds(child)):
+        elif type(child) is torch.nn.Conv2d and _is_supported(child):
             child.__class__ = nn.Conv2d
-        else:
-            continue
-        child.kernels = kernels  # type: ignore[assignment]
     return module
 
 
-def _is_first_layer(conv: torch.nn.Conv2d) -> bool:
-    geometry = conv.kernel_size == (11, 11) and conv.stride == (4, 4) and conv.dilation == (1, 1) and conv.groups == 1
-    padding = isinstance(conv.padding, tuple) and conv.padding[0] == conv.padding[1] and conv.padding_mode == "zeros"
-    return geometry and padding and conv.in_channels in (1, 3, 4)
+def _is_supported(conv: torch.nn.Conv2d) -> bool:
+    geometry = conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups
+    return is_supported(*geometry, conv.in_channels, conv.out_channels, conv.padding_mode)

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
-from . import kernels as choice
-from . import later_layers, ops, variants
+from . import fusion, variants
 from . import nn as layers
-from ._library import transforming
-from .reference import ORDERS
+from ._torch_private import transforms_active
 from .variants import Variant, get_variant
 
 # Pixels 0..255 minus their mean are this many times as large as images normalised with ImageNet's mean and standard
@@ -39,18 +34,14 @@ class AlexNet(nn.Module):
         in_channels: channels of the image; None for the variant's number.
         dropout: probability of every dropout layer; None for the variant's (.5, but .4 in flowers_bn, .3 in cifar).
         input: "normalized" (mean 0, standard deviation 1) or "pixels" (0..255 minus the mean, for such variants).
-        kernels: the operators that use this package's kernels: "all", "none", names of `ops` with commas between, or
-            "auto" for what suits the device, "wgmma" for the same with the first block's other kernel (see `kernels`);
-            None for what the environment's ALEXNET_CUDA_KERNELS says, or "auto".
 
     Attributes:
-        fused: while True, ReLU, LRN and max pooling that follow each other, and a first convolution before them, run as
-            one op; on a CPU, so do later float32 convolutions or linear layers and the ReLU after them, in a kernel of
-            our own or in oneDNN (unless `kernels` is "none"). Modules with hooks always run one by one. Results agree
-            to rounding.
+        fused: while True, neighbouring layers run as one operator where `fusion` has one: ReLU, LRN and max pooling
+            (with an 11x11 convolution before them), convolution and ReLU, linear layer and ReLU. Modules with hooks
+            always run one by one. Results agree to rounding.
 
     Raises:
-        ValueError: an unknown variant, input or operator, fewer than one class or channel, dropout outside 0..1; in the
+        ValueError: an unknown variant or input, fewer than one class or channel, dropout outside 0..1; in the
             forward pass, an image with another number of channels or of a size the linear layers cannot take.
         TypeError: an image that is not floating-point.
 
@@ -65,7 +56,6 @@ class AlexNet(nn.Module):
         dropout: float | None = None,
         *,
         input: str = "normalized",
-        kernels: str | None = None,
     ) -> None:
         super().__init__()
         self.variant = variant if isinstance(variant, Variant) else get_variant(variant)
@@ -78,17 +68,12 @@ class AlexNet(nn.Module):
             raise ValueError(f"AlexNet: expected dropout to be between 0 and 1, got {dropout!r}")
         if input not in ("normalized", "pixels"):
             raise ValueError(f"AlexNet: expected input to be 'normalized' or 'pixels', got {input!r}")
-        choice.decide(kernels, "cpu")  # raises if there is no such choice
-        self.kernels = kernels
         self.input_scale = PIXELS_PER_UNIT if self.variant.pixels and input == "normalized" else 1.0
         self.fused = True
 
         side = self.variant.average_pool
         self.feature_size = (side,) * 2 if side else self.variant.feature_size(*(self.variant.input_size,) * 2)
         self.features, channels = _features(self.variant, in_channels)
-        for module in self.features:
-            if hasattr(module, "kernels"):
-                module.kernels = kernels  # type: ignore[assignment]
         self.avgpool = nn.AdaptiveAvgPool2d(side) if side else nn.Identity()
         units = channels * self.feature_size[0] * self.feature_size[1]
         self.classifier = _classifier(self.variant, units, self.num_classes, dropout)
@@ -112,19 +97,34 @@ class AlexNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         self._check(x)
-        images = x if x.dim() == 4 else x[None]  # (N, C, H, W)
-        if images.device.type == "cpu" and not transforming():  # vmap knows no memory formats
-            images = images.contiguous(memory_format=_cpu_format(images, self.variant))
+        images = self._with_memory_format(x if x.dim() == 4 else x[None])  # (N, C, H, W)
         features = self._run(self.features, images, self.input_scale)
         features = self.avgpool(features)  # (N, 256, 6, 6) in most variants
         scores = self._run(self.classifier, torch.flatten(features, 1))  # (N, num_classes)
         return scores if x.dim() == 4 else scores[0]
 
-    def _run(self, modules: nn.Module, x: Tensor, scale: float = 1) -> Tensor:
-        """The modules applied to `scale` * x; what has a hook or is no plain Sequential runs as torch would."""
-        if type(modules) is nn.Sequential and not _has_hooks(modules):
-            return _run_fused(modules, x, self.fused, self.kernels, scale)
+    def _run(self, modules: nn.Module, x: Tensor, scale: float = 1.0) -> Tensor:
+        """The modules applied to scale * x; what has a hook or is another class than Sequential runs as in torch."""
+        if self.fused and type(modules) is nn.Sequential and not fusion.has_hooks(modules):
+            return fusion.run(modules, x, scale)
         return modules(x if scale == 1 else x * scale)
+
+    def _with_memory_format(self, images: Tensor) -> Tensor:
+        """The images in the memory format that the convolutions should have.
+
+        channels_last if the weights are, as in torch's convolutions. On a CPU always, since it is faster, except for a
+        few images in inference where convolutions after the first have a stride: oneDNN computes these, and would
+        rearrange their weights in each call.
+        """
+        if transforms_active():  # vmap knows no memory formats
+            return images
+        convolutions = [module for module in self.features if isinstance(module, nn.Conv2d)]
+        if images.device.type != "cpu":
+            last = convolutions[-1].weight.is_contiguous(memory_format=torch.channels_last)
+            return images.contiguous(memory_format=torch.channels_last) if last else images
+        few = not torch.compiler.is_compiling() and not torch.is_grad_enabled() and images.shape[0] < 8
+        strided = any(conv.stride != (1, 1) for conv in convolutions[1:])
+        return images.contiguous(memory_format=torch.contiguous_format if few and strided else torch.channels_last)
 
     def _check(self, x: Tensor) -> None:
         if not x.is_floating_point():
@@ -145,8 +145,7 @@ class AlexNet(nn.Module):
             )
 
     def extra_repr(self) -> str:
-        kernels = "" if self.kernels is None else f", kernels={self.kernels!r}"
-        return f"variant={self.variant.name!r}, input_scale={self.input_scale:g}{kernels}"
+        return f"variant={self.variant.name!r}, input_scale={self.input_scale:g}"
 
 
 def _features(variant: Variant, channels: int) -> tuple[nn.Sequential, int]:
@@ -158,11 +157,8 @@ def _features(variant: Variant, channels: int) -> tuple[nn.Sequential, int]:
                 if isinstance(padding, tuple):
                     modules.append(nn.ZeroPad2d(padding))
                     padding = 0
-                conv: nn.Conv2d
-                if kernel_size == 11:
-                    conv = layers.Conv2d(channels, filters, 11, stride, padding, bias=bias, ceil_mode=ceil_mode)
-                else:
-                    conv = nn.Conv2d(channels, filters, kernel_size, stride, padding, groups=groups, bias=bias)
+                geometry = kernel_size, stride, padding
+                conv = layers.Conv2d(channels, filters, *geometry, groups=groups, bias=bias, ceil_mode=ceil_mode)
                 modules.append(conv)
                 channels = filters
             case variants.LRN(size, alpha, beta, k, groups, divide_alpha, across):
@@ -215,114 +211,3 @@ def _initialise(module: nn.Conv2d | nn.Linear, init: variants.Init) -> None:
         raise ValueError(f"AlexNet: no initialisation is called {init.weight!r}")
     if module.bias is not None:
         nn.init.constant_(module.bias, init.bias)
-
-
-# Neighbouring layers that one op computes. They are looked for in every forward pass, among the modules as they are
-# then (a dozen type comparisons), so that a layer that was replaced or has got a hook is always seen.
-_STEPS = {nn.ReLU: "relu", layers.LocalResponseNorm: "lrn", layers.MaxPool2d: "pool"}
-
-
-def _run_fused(modules: nn.Sequential, x: Tensor, fused: bool, kernels: str | None, scale: float) -> Tensor:
-    """The modules applied to `scale` * x."""
-    chain: list[Any] = list(modules)
-    with_conv = fused and choice.uses("conv2d_relu_lrn_max_pool2d", x, kernels)
-    without = fused and choice.uses("relu_lrn_max_pool2d", x, kernels)
-    with_later = fused and later_layers.serves(x) and choice.chosen(kernels, "cpu", None) != ()
-    while chain:
-        conv = chain[0]
-        start = int(with_conv and type(conv) is layers.Conv2d and conv.kernel_size == (11, 11) and conv._plain())
-        tail = chain[start : start + 3]
-        order = _order(tail)
-        fusible = (start or without) and order in ORDERS and _fusible(chain[: start + 3])
-        if scale != 1 and not (start and fusible):
-            x, scale = x * scale, 1
-        if not fusible:
-            free = chain[: 1 if _order(chain[1:4]) in ORDERS else 2]  # of a convolution's ReLU and the tail it begins
-            count = later_layers.length(free, x) if with_later else 0
-            if count and _fusible(chain[:count]):
-                x = later_layers.run(chain[:count], x)
-                del chain[:count]
-            else:
-                x = chain.pop(0)(x)
-            continue
-        del chain[: start + 3]
-        steps = dict(zip(order.split("-"), tail))
-        lrn, pool = steps["lrn"], steps["pool"]
-        window = {name: getattr(pool, name) for name in ("kernel_size", "stride", "padding", "ceil_mode")}
-        more: dict[str, Any] = {name: getattr(lrn, name) for name in ("size", "alpha", "beta", "k")}
-        more |= {"order": order, **lrn.arguments()}
-        if start:
-            more |= {f"pool_{name}": value for name, value in window.items()}
-            more |= {"stride": conv.stride[0], "padding": conv.padding[0], "ceil_mode": conv.ceil_mode}
-            more["wgmma"] = kernels == "wgmma"
-            weight = conv.weight if scale == 1 else conv.weight * scale  # much smaller than the images
-            x, scale = ops.conv2d_relu_lrn_max_pool2d(x, weight, conv.bias, **more), 1
-        else:
-            x = ops.relu_lrn_max_pool2d(x, **more, **window)
-    return x
-
-
-def _order(modules: list[nn.Module]) -> str:
-    """As in ORDERS, if they are such layers."""
-    return "-".join(_STEPS.get(type(module), "") for module in modules)
-
-
-def _fusible(modules: list[nn.Module]) -> bool:
-    """No module has a hook, LRN runs across channels, and pooling returns values only."""
-    return not any(
-        _has_hooks(module)
-        or getattr(module, "across", "channels") != "channels"
-        or getattr(module, "return_indices", False)
-        or (isinstance(module, nn.MaxPool2d) and module.dilation not in (1, (1, 1)))
-        for module in modules
-    )
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    forward = module._forward_hooks or module._forward_pre_hooks
-    return bool(forward or module._backward_hooks or module._backward_pre_hooks)
-
-
-def _cpu_format(images: Tensor, variant: Variant) -> torch.memory_format:
-    """In which convolutions are fastest. For oneDNN's, those with a stride, torch brings the weights into that order at
-    each call, which a few images do not pay back in inference."""
-    few = not torch.compiler.is_compiling() and not torch.is_grad_enabled() and images.shape[0] < 8
-    later = [layer for layer in variant.features if isinstance(layer, variants.Conv)][1:]
-    return torch.contiguous_format if few and any(conv.stride > 1 for conv in later) else torch.channels_last
-
-
-@dataclass(frozen=True)
-class LayerSummary:
-    """One layer as `model_summary` sees it; `macs` are multiply-accumulates per image."""
-
-    name: str
-    type: str
-    output_size: tuple[int, ...]
-    parameters: int
-    macs: int
-
-
-def model_summary(model: AlexNet | str) -> list[LayerSummary]:
-    """Every layer of a network, or of the variant of that name, in the order of execution, for one image.
-
-    Nothing is computed: the sizes come from a forward pass of a copy on torch's meta device.
-    """
-    if isinstance(model, str):
-        model = AlexNet(model)
-    with torch.device("meta"):
-        twin = AlexNet(model.variant, model.num_classes, model.in_channels)
-    rows: list[LayerSummary] = []
-
-    def note(name: str, module: nn.Module, output: Tensor) -> None:
-        parameters = sum(p.numel() for p in module.parameters())
-        weight = module.weight.numel() if isinstance(module, nn.Conv2d | nn.Linear) else 0
-        size = tuple(output.shape[1:])
-        positions = output[0, 0].numel() if isinstance(module, nn.Conv2d) else 1
-        rows.append(LayerSummary(name, type(module).__name__, size, parameters, weight * positions))
-
-    for name, module in twin.named_modules():
-        if next(module.children(), None) is None and not isinstance(module, nn.Identity):
-            module.register_forward_hook(lambda module, _, output, name=name: note(name, module, output))
-    side = model.variant.input_size
-    twin.eval()(torch.empty(1, model.in_channels, side, side, device="meta"))
-    return rows

@@ -1,7 +1,4 @@
-"""Drop-in modules: subclasses of torch's own, so names, arguments, `isinstance` and `state_dict` stay what they are.
-
-Their attribute `kernels` says whether they use our kernels, as `kernels` explains.
-"""
+"""Drop-in modules: subclasses of torch's own, so names, arguments, `isinstance` and `state_dict` stay what they are."""
 
 from __future__ import annotations
 
@@ -10,42 +7,50 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import later_layers
-from .kernels import operator, uses
+from .ops.conv2d import conv2d
+from .ops.local_response_norm import local_response_norm
+from .ops.max_pool2d import max_pool2d
+from .ops.relu_lrn_max_pool2d import relu_lrn_max_pool2d
 from .reference import Size
+
+# torch.fx records calls of these as nodes of its graph instead of tracing into them.
+for _name in ("conv2d", "local_response_norm", "max_pool2d", "relu_lrn_max_pool2d"):
+    torch.fx.wrap(_name)
+
+
+def has_uniform_geometry(conv: torch.nn.Conv2d) -> bool:
+    """Whether `ops.conv2d` takes such a convolution: one stride, one padding with zeros, no dilation."""
+    simple = conv.dilation == (1, 1) and conv.padding_mode == "zeros" and isinstance(conv.padding, tuple)
+    return simple and conv.stride[0] == conv.stride[1] and conv.padding[0] == conv.padding[1]
+
+
+def geometry(conv: torch.nn.Conv2d) -> dict[str, Any]:
+    """The arguments of `ops.conv2d` for such a convolution, but for `groups`."""
+    return dict(stride=conv.stride[0], padding=conv.padding[0], ceil_mode=getattr(conv, "ceil_mode", False))
 
 
 class Conv2d(torch.nn.Conv2d):
     """`torch.nn.Conv2d` over `ops.conv2d`; `ceil_mode=True` rounds the output size up (the 2012 code's 224 to 55).
 
-    The output size is (H + 2 * padding - kernel_size) / stride + 1, rounded. Convolutions other than plain ones with
-    one stride and one zero padding cannot have `ceil_mode`. On a CPU, float32 convolutions of 3x3 and 5x5 with stride 1
-    between multiples of 16 channels run on a kernel of our own, with less than half the products, if they are large
-    enough to gain by it; the others as torch's own.
+    The output size is (H + 2 * padding - kernel_size) / stride + 1, rounded. Convolutions with dilation, a padding
+    other than zeros, or strides or paddings that differ per direction are torch's own.
+
+    Raises: ValueError if such a convolution has `ceil_mode`.
     """
 
     ceil_mode = False
-    kernels: str | None = None
 
     def __init__(self, *args: Any, ceil_mode: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.ceil_mode = ceil_mode
-        if ceil_mode and not self._plain():
-            raise ValueError(f"Conv2d: ceil_mode needs one stride, one zero padding, no dilation or groups, got {self}")
-
-    def _plain(self) -> bool:
-        simple = self.groups == 1 and self.dilation == (1, 1) and self.padding_mode == "zeros"
-        one_stride = self.stride[0] == self.stride[1]
-        return simple and one_stride and isinstance(self.padding, tuple) and self.padding[0] == self.padding[1]
+        if ceil_mode and not has_uniform_geometry(self):
+            raise ValueError(f"Conv2d: ceil_mode needs one stride, one zero padding and no dilation, got {self}")
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) or (C, H, W) to (N, K, H', W') or (K, H', W')."""
-        if later_layers.serves(x) and later_layers.by_winograd(self, x, 1.75) and uses("conv2d", x, self.kernels):
-            return later_layers.conv2d(self, x)
-        if not self.ceil_mode and (self.kernel_size != (11, 11) or not self._plain()):
+        if not has_uniform_geometry(self):
             return super().forward(x)
-        conv2d = operator("conv2d", x, self.kernels)
-        return conv2d(x, self.weight, self.bias, self.stride[0], int(self.padding[0]), self.ceil_mode)
+        return conv2d(x, self.weight, self.bias, **geometry(self), groups=self.groups)
 
     def extra_repr(self) -> str:
         return super().extra_repr() + (", ceil_mode=True" if self.ceil_mode else "")
@@ -58,7 +63,6 @@ class LocalResponseNorm(torch.nn.LocalResponseNorm):
     divide_alpha = True
     window = "torch"
     across = "channels"
-    kernels: str | None = None
 
     def __init__(
         self,
@@ -111,37 +115,33 @@ class LocalResponseNorm(torch.nn.LocalResponseNorm):
         return cls(size, alpha, beta, bias, window="onnx")
 
     def arguments(self) -> dict[str, Any]:
-        """The keyword-only arguments of the op."""
-        return dict(groups=self.groups, divide_alpha=self.divide_alpha, window=self.window, across=self.across)
+        """The arguments of `ops.local_response_norm`, by name."""
+        names = ("size", "alpha", "beta", "k", "groups", "divide_alpha", "window", "across")
+        return {name: getattr(self, name) for name in names}
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, ...) to the same shape."""
-        local_response_norm = operator("local_response_norm", x, self.kernels)
-        return local_response_norm(x, self.size, self.alpha, self.beta, self.k, **self.arguments())
+        return local_response_norm(x, **self.arguments())
 
     def extra_repr(self) -> str:
-        changed = {name: value for name, value in self.arguments().items() if value != getattr(type(self), name)}
+        defaults = vars(LocalResponseNorm)
+        changed = {name: value for name, value in self.arguments().items() if value != defaults.get(name, value)}
         return ", ".join([super().extra_repr(), *(f"{name}={value!r}" for name, value in changed.items())])
 
 
 class MaxPool2d(torch.nn.MaxPool2d):
     """`torch.nn.MaxPool2d` over `ops.max_pool2d`; with dilation, torch's own."""
 
-    kernels: str | None = None
-
     def forward(self, x: Tensor) -> Any:
         """(N, C, H, W) or (C, H, W) to the pooled size."""
         if self.dilation not in (1, (1, 1)):
             return super().forward(x)
-        max_pool2d = operator("max_pool2d", x, self.kernels)
         return max_pool2d(x, self.kernel_size, self.stride, self.padding, self.ceil_mode, self.return_indices)
 
 
 class ReLULRNMaxPool2d(torch.nn.Module):
     """ReLU, local response normalisation and max pooling as one op, in one of three orders; `ops.relu_lrn_max_pool2d`
     explains the arguments."""
-
-    kernels: str | None = None
 
     def __init__(
         self,
@@ -169,7 +169,6 @@ class ReLULRNMaxPool2d(torch.nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) or (C, H, W) to the pooled size."""
-        relu_lrn_max_pool2d = operator("relu_lrn_max_pool2d", x, self.kernels)
         return relu_lrn_max_pool2d(x, self.size, self.alpha, self.beta, self.k, **self.arguments)
 
     def extra_repr(self) -> str:

@@ -164,12 +164,19 @@ def relu_lrn_max_pool2d(
     return (y[0] if x.dim() == 3 else y).to(x.dtype)
 
 
-def check_conv2d(op: str, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> None:
+def check_conv2d(
+    op: str, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int, groups: int
+) -> None:
     check_floating(op, x)
     check_image(op, x.shape)
-    if weight.dim() != 4 or weight.shape[1] != x.shape[-3]:
+    channels = x.shape[-3]
+    if not isinstance(groups, int) or groups < 1 or channels % groups:
+        raise ValueError(f"{op}: expected groups to divide the {channels} channels of x, got {groups!r}")
+    if weight.dim() != 4 or weight.shape[1] != channels // groups or weight.shape[0] % groups:
+        filters = "filters" if groups == 1 else f"a multiple of {groups} filters"
         raise ValueError(
-            f"{op}: expected weight to be (filters, {x.shape[-3]}, height, width), got shape {tuple(weight.shape)}"
+            f"{op}: expected weight to be ({filters}, {channels // groups}, height, width), "
+            f"got shape {tuple(weight.shape)}"
         )
     for name, other in (("weight", weight), ("bias", bias)):
         if other is not None and (other.dtype != x.dtype or other.device != x.device):
@@ -190,14 +197,23 @@ def check_conv2d(op: str, x: Tensor, weight: Tensor, bias: Tensor | None, stride
 
 
 def conv2d(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: int = 4, padding: int = 0, ceil_mode: bool = False
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int = 4,
+    padding: int = 0,
+    ceil_mode: bool = False,
+    *,
+    groups: int = 1,
+    relu: bool = False,
 ) -> Tensor:
     """`ops.conv2d` in plain torch."""
-    check_conv2d("conv2d", x, weight, bias, stride, padding)
+    check_conv2d("conv2d", x, weight, bias, stride, padding, groups)
     if ceil_mode:  # zeros that let the last window hang over the right and bottom edge
         over = [-(size + 2 * padding - kernel) % stride for size, kernel in zip(x.shape[-2:], weight.shape[-2:])]
         x = F.pad(x, (0, over[1], 0, over[0]))
-    return F.conv2d(x, weight, bias, stride, padding)
+    y = F.conv2d(x, weight, bias, stride, padding, groups=groups)
+    return F.relu(y) if relu else y
 
 
 def conv2d_relu_lrn_max_pool2d(
@@ -221,9 +237,8 @@ def conv2d_relu_lrn_max_pool2d(
     pool_stride: Size | None = 2,
     pool_padding: Size = 0,
     pool_ceil_mode: bool = False,
-    wgmma: bool = False,
 ) -> Tensor:
-    """`ops.conv2d_relu_lrn_max_pool2d` in plain torch, whatever `wgmma` says."""
+    """`ops.conv2d_relu_lrn_max_pool2d` in plain torch."""
     return relu_lrn_max_pool2d(
         conv2d(x, weight, bias, stride, padding, ceil_mode),
         size,

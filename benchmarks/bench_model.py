@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from common import LAYOUTS, Results
 from runtimes import runtimes
-from timing import Form, Timer
+from timing import Form
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -36,12 +36,12 @@ from alexnet_cuda import nn as layers
 
 
 def network(name: str) -> tuple[nn.Module, tuple[int, ...]]:
-    """Ours of that name, and the size of an image for it."""
+    """This package's network of that name, and the shape of an image for it."""
     if not name.startswith("torchvision/"):
         model = AlexNet(name)
         return model, (model.in_channels, *[model.variant.input_size] * 2)
-    from alexnet_cuda.training.classifier import build
-    from alexnet_cuda.training.recipe import Recipe
+    from alexnet_cuda.networks import build
+    from alexnet_cuda.recipe import Recipe
 
     return accelerate(build(Recipe(variant=name), 1000), inplace=True), (3, 224, 224)
 
@@ -67,9 +67,8 @@ def stock(model: nn.Module) -> nn.Module:
     return model
 
 
-def _pad(conv: nn.Module, inputs: tuple[Tensor]) -> Tensor:
-    """Zeros that let the last window hang over the right and bottom edge."""
-    assert isinstance(conv, layers.Conv2d | nn.Conv2d)
+def _pad(conv: Any, inputs: tuple[Tensor]) -> Tensor:
+    """Zeros at the right and bottom edge, so that the output size is rounded up."""
     over = [-(inputs[0].shape[d] + 2 * int(conv.padding[d]) - conv.kernel_size[d]) % conv.stride[d] for d in (-2, -1)]
     return F.pad(inputs[0], (0, over[1], 0, over[0]))
 
@@ -131,20 +130,11 @@ def main(arguments: list[str] | None = None) -> int:
     unknown = {v for v in args.variants if not v.startswith("torchvision/")} - set(list_variants())
     if unknown:
         flags.error(f"--variants: expected {', '.join(list_variants())} or torchvision/NAME, got {', '.join(unknown)}")
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    cuda = args.device == "cuda"
-    dtypes = args.dtype or ["autocast" if cuda else "float32"]
-    if "tf32" in dtypes and not cuda:
-        flags.error("--dtype tf32 needs --device cuda")
-    batches = args.batch or ([256] if cuda else [1, 32])
     end = time.monotonic() + args.time
-    timing.configure()
-    timer, machine = Timer(args.device), common.machine(args.device)
-    products = [d.replace("autocast", "bfloat16") for d in dtypes]
-    ceilings = timing.measure_ceilings(args.device, products, timer, small=args.budget < 0.2)
-    cases = [(v, d, b, p) for v in args.variants for d in dtypes for b in batches for p in args.passes]
-    with Results(args.output, "model", machine, ceilings) as results:
+    timer, ceilings = timing.start(flags, args, "autocast")
+    batches = args.batch or ([256] if timer.cuda else [1, 32])
+    cases = [(v, d, b, p) for v in args.variants for d in args.dtype for b in batches for p in args.passes]
+    with Results(args.output, "model", common.machine(args.device), ceilings) as results:
         for variant, dtype, batch, kind in cases:
             title = f"{variant} batch {batch} {dtype} {kind}"
             if time.monotonic() > end:
@@ -162,8 +152,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def flops(model: nn.Module, shape: tuple[int, ...], training: bool) -> int:
-    """Of the convolutions and linear layers, per image; training has two more products each, but one in the first."""
+    """Of the convolutions and linear layers, per image. Training takes three times as many, without the gradient of
+    the image, which the first layer need not compute."""
     model = copy.deepcopy(model).to("meta").eval()
+    model.fused = False  # every layer is counted under its own name
     with FlopCounterMode(display=False) as counter:
         model(torch.empty(1, *shape, device="meta"))
     if not training:

@@ -1,13 +1,11 @@
-"""Times every operator of `alexnet_cuda.ops` against what stock PyTorch offers for the same layers.
+"""Times every operator of `alexnet_cuda.ops` against other implementations of the same layers.
 
 Forms of a case are run in turn in one process. "ours" is the operator; "eager" the torch.nn modules; "compile" those
-under torch.compile (--compile); "space-to-depth" conv1 as a 3x3 convolution of 48 channels, with the rearrangement of
-the image inside the measured time or ("prepared") before it; on the CPU "onnxruntime" and "openvino" if they are
-installed; on CUDA also "graph" (a captured CUDA graph), for convolutions "benchmark" (cudnn.benchmark, on in every form
-but "eager"), and "ours deterministic" (torch.use_deterministic_algorithms); with --wgmma "ours wgmma" is the whole
-block's other kernel (alexnet_cuda/kernels.py). --dtype tf32 is float32 with TF32 allowed, for every form of the
-operators with a convolution. In bfloat16 on the CPU, where torch cannot normalise, "eager autocast" and "openvino
-bfloat16" are given float32 and compute in bfloat16 what they can.
+under torch.compile (--compile); "space-to-depth" conv1 as a 3x3 convolution of 48 channels; on the CPU "onnxruntime"
+and "openvino" if they are installed; on CUDA also "graph" (a captured CUDA graph), for convolutions "benchmark"
+(cudnn.benchmark, on in every form but "eager"), and "ours deterministic" (torch.use_deterministic_algorithms). --dtype
+tf32 is float32 with TF32 allowed, for every form of the operators with a convolution. In bfloat16 on the CPU, where
+torch has no LRN, "eager autocast" and "openvino bfloat16" get float32 and compute in bfloat16 what they can.
 
 inference: the forward pass under no_grad. training: forward and backward; a convolution's image has no gradient, as in
 the first layer of a network.
@@ -30,12 +28,12 @@ import torch
 import torch.nn.functional as F
 from common import DTYPES, LAYOUTS, Results
 from runtimes import runtimes
-from timing import Form, Timer
+from timing import Form
 from torch import Tensor, nn
 
 from alexnet_cuda import ops
 
-FILTERS, LRN = 96, (5, 1e-4, 0.75, 2.0)
+FILTERS, LRN, BLOCKS = 96, (5, 1e-4, 0.75, 2.0), ((96, 55, 55), (256, 27, 27))
 OPS: dict[str, tuple[tuple[str, ...], Callable[..., Tensor]]] = {  # its layers; the operator, given (x, weight, bias)
     "local_response_norm": (("lrn",), lambda x: ops.local_response_norm(x, *LRN)),
     "max_pool2d": (("pool",), ops.max_pool2d),
@@ -52,7 +50,6 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
     "lrn": lambda: nn.LocalResponseNorm(*LRN),
     "pool": lambda: nn.MaxPool2d(3, 2),
 }
-BLOCKS = ((96, 55, 55), (256, 27, 27))
 
 
 def shapes(op: str) -> list[tuple[int, int, int]]:
@@ -60,7 +57,7 @@ def shapes(op: str) -> list[tuple[int, int, int]]:
 
 
 def least_work(op: str, shape: tuple[int, ...], itemsize: int, training: bool) -> tuple[int, int]:
-    """(bytes, flops) that cannot be avoided: every input, saved tensor and gradient read or written once a pass."""
+    """(bytes, flops) at least: every input, saved tensor and gradient is read or written once in each pass."""
     n, c, h, w = shape
     conv, pool = op.startswith("conv2d"), op != "conv2d" and op != "local_response_norm"
     x, weight = math.prod(shape) * itemsize, FILTERS * c * 121 * itemsize if conv else 0
@@ -90,12 +87,12 @@ def space_to_depth(x: Tensor) -> Tensor:
 
 
 def depth_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """conv1 of what `space_to_depth` gives: its weight, padded to 12x12, is a 3x3 one."""
-    return F.conv2d(x, F.pixel_unshuffle(F.pad(weight, (0, 1, 0, 1)), 4), bias)
+    """conv1 as a 3x3 convolution of 48 channels: its weight is padded to 12x12 and rearranged like the image."""
+    return F.conv2d(space_to_depth(x), F.pixel_unshuffle(F.pad(weight, (0, 1, 0, 1)), 4), bias)
 
 
 def forms(
-    op: str, x: Tensor, layouts: list[str], training: bool, modes: list[str], tf32: bool = False, wgmma: bool = False
+    op: str, x: Tensor, layouts: list[str], training: bool, modes: list[str], tf32: bool = False
 ) -> Iterator[Form]:
     layers, ours = OPS[op]
     conv, cuda = "conv" in layers, x.is_cuda
@@ -121,18 +118,11 @@ def forms(
         settings = {"benchmark": cuda and conv, "tf32": tf32}
         yield form("eager", stock, {"tf32": tf32})
         yield form("ours", call, settings)
-        if wgmma:
-            yield form("ours wgmma", call, settings | {"wgmma": True})
         if cuda and conv:
             yield form("eager benchmark", stock, settings)
         if conv:
-            depth = lambda x, stock=stock, rearrange=space_to_depth: stock[1:](
-                depth_conv(rearrange(x), stock[0].weight, stock[0].bias)
-            )
+            depth = lambda x, stock=stock: stock[1:](depth_conv(x, stock[0].weight, stock[0].bias))
             yield form("space-to-depth", depth, settings)
-            prepared = space_to_depth(data).contiguous(memory_format=LAYOUTS[layout])
-            straight = partial(depth, rearrange=lambda x: x)
-            yield form("space-to-depth prepared", straight, settings, prepared)
         for mode in modes:
             yield form(f"compile {mode}", torch.compile(stock, mode=mode, dynamic=False), settings, mode=mode)
         if cuda:
@@ -157,15 +147,15 @@ def gradients(function: Callable[[], Tensor], leaves: list[Tensor]) -> Any:
     return torch.autograd.grad(y, leaves, _gradient(y))
 
 
-_kept: dict[Any, Tensor] = {}
+_gradients: dict[Any, Tensor] = {}
 
 
 def _gradient(y: Tensor) -> Tensor:
-    """Random numbers of y's kind, the same at every call."""
+    """Random numbers with y's shape, strides, dtype and device, the same at every call."""
     key = (y.shape, y.stride(), y.dtype, y.device)
-    if key not in _kept:
-        _kept[key] = torch.empty_like(y).normal_()
-    return _kept[key]
+    if key not in _gradients:
+        _gradients[key] = torch.empty_like(y).normal_()
+    return _gradients[key]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -174,36 +164,27 @@ def main(arguments: list[str] | None = None) -> int:
     flags.add_argument("--dtype", nargs="+", choices=DTYPES, help="none: float32 on the CPU, bfloat16 on CUDA")
     flags.add_argument("--ops", nargs="+", choices=OPS, default=list(OPS))
     flags.add_argument("--blocks", type=int, nargs="+", choices=(1, 2), default=[1, 2], help="96x55x55, 256x27x27")
-    flags.add_argument("--wgmma", action="store_true", help="also the whole block's kernel of that name")
     args = flags.parse_args(arguments)
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    cuda = args.device == "cuda"
-    dtypes = args.dtype or ["bfloat16" if cuda else "float32"]
-    if "tf32" in dtypes and not cuda:
-        flags.error("--dtype tf32 needs --device cuda")
     end = time.monotonic() + args.time
-    timing.configure()
-    timer, machine = Timer(args.device), common.machine(args.device)
-    ceilings = timing.measure_ceilings(args.device, dtypes, timer, small=args.budget < 0.2)
+    timer, ceilings = timing.start(flags, args, "bfloat16")
     wanted = [(p, shape) for p in args.ops for i, shape in enumerate(shapes(p)) if i + 1 in args.blocks]
-    cases = [(b, d, op, shape, p) for b in args.batch or [256 if cuda else 32] for d in dtypes
+    cases = [(b, d, op, shape, p) for b in args.batch or [256 if timer.cuda else 32] for d in args.dtype
              for op, shape in wanted if d != "tf32" or op.startswith("conv2d") for p in args.passes]  # fmt: skip
-    with Results(args.output, "ops", machine, ceilings) as results:
+    with Results(args.output, "ops", common.machine(args.device), ceilings) as results:
         for batch, dtype, op, shape, kind in cases:
             title = f"{op} {batch}x{'x'.join(map(str, shape))} {dtype} {kind}"
             if time.monotonic() > end:
                 results.skip(title)
                 continue
             torch.compiler.reset()
-            _kept.clear()
+            _gradients.clear()
             torch.manual_seed(0)
             x = torch.randn(batch, *shape, device=args.device).to(DTYPES[dtype])
             training = kind == "training"
             least, flops = least_work(op, x.shape, x.element_size(), training)
             case = {"case": op, "shape": list(shape), "pass": kind, "dtype": dtype, "batch": batch, "bytes": least,
                     "flops": flops}  # fmt: skip
-            made = forms(op, x, args.layouts, training, args.compile, dtype == "tf32", args.wgmma)
+            made = forms(op, x, args.layouts, training, args.compile, dtype == "tf32")
             timing.report(title, timing.measure(made, timer, args, ceilings, case, results), results)
     return results.exit_code()
 

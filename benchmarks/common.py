@@ -1,4 +1,4 @@
-"""What the benchmarks share: flags, the machine's description, and results written as they come (timing.py: times)."""
+"""Shared by the benchmarks: flags, the machine's description, and results that are written as they are measured."""
 
 from __future__ import annotations
 
@@ -16,13 +16,11 @@ import torch
 from rich.console import Console
 
 import alexnet_cuda
-from alexnet_cuda.kernels import VARIABLE
 
 ROOT = Path(__file__).resolve().parents[1]
 DTYPES = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
-INCOMPLETE = 77  # exit code: nothing failed, but something could not run or was not reached
-KERNELS = os.environ.get(VARIABLE) or "auto"
+INCOMPLETE = 77  # exit code: nothing failed, but not everything was reached
 console = Console(highlight=False, soft_wrap=True)
 
 
@@ -43,7 +41,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 
 
 def machine(device: str) -> dict[str, Any]:
-    """What a figure depends on, apart from the benchmark's own arguments."""
+    """Versions and hardware that a figure depends on."""
     info = alexnet_cuda.build_info()
     facts = {
         "device": torch.cuda.get_device_name() if device == "cuda" else _cpu_name(),

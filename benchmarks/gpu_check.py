@@ -1,19 +1,15 @@
-"""Everything worth knowing of a GPU in one command of less than ten minutes, without network.
+"""Checks and measures a GPU with one command in less than ten minutes, without network.
 
     python benchmarks/gpu_check.py --output DIR
 
-Blocks, in this order: environment and ceilings; parity of every operator with float64 (parity.py, one process per
-operator, and one for ALEXNET_CUDA_KERNELS=wgmma); what decides: bench_ops.py in bfloat16, that kernel's time,
-bench_model.py for 1 and 256 images, the fused operators against torch.compile; parity of huge batches; the test suite
-on the device, and at the same time compute-sanitizer's four tools over every kernel. What is left of the time goes to
-the blocks called "more" (whole networks under torch.compile, other dtypes, sweeps of the batch, max-autotune), which
---blocks more begins with in a run of their own. Each block is a process with a time limit, so that a crash or a hang
-costs one block. What it measured until then is in DIR: a log per block, JSON lines per check, blocks.jsonl, and
-cuda-*.json, which belong in benchmarks/results; DIR.tar.gz is all of it, renewed after every block. The exit code is 1
-if any block failed, or was stopped or not reached and is none of "more".
+Blocks, in this order: environment and ceilings; `alexnet-cuda check` (with wgmma and without) and the operators' tests
+on the GPU; bench_ops.py in bfloat16, its first block without wgmma, bench_model.py for 1 and 256 images, the fused
+operators against torch.compile; batches of more than 2^31 elements; compute-sanitizer's four tools over every kernel.
+The time that is left goes to the blocks called "more": torch.compile, other dtypes and batches. Each block is a process
+with a time limit, so that a crash costs one block. DIR.tar.gz holds DIR and is renewed after every block. The exit code
+is 1 if a block failed, or was stopped or not reached and is none of "more".
 
---dry-run goes through the same motions on the CPU with the smallest sizes, and checks the CUDA operators, their host
-code included, on the emulator where that is built (docs/emulator.md).
+--dry-run runs the smallest sizes on the CPU, and some tests of the operators on the emulator (docs/emulator.md).
 """
 
 from __future__ import annotations
@@ -34,21 +30,21 @@ from pathlib import Path
 import common
 import timing
 import torch
-from parity_cases import OPS
 from rich.table import Table
 
-from alexnet_cuda._library import WHY_NOT
-from alexnet_cuda.kernels import VARIABLE
+import alexnet_cuda
 
-HERE = Path(__file__).resolve().parent
+HERE, TESTS = Path(__file__).resolve().parent, common.ROOT / "python_tests"
 TIME = 570  # seconds; the limits of all blocks but "more", and the environment, are less
-WHOLE_BLOCK = "conv2d_relu_lrn_max_pool2d"
+FIRST_BLOCK = "conv2d_relu_lrn_max_pool2d"
+OPS = tuple(alexnet_cuda.ops.__all__)
 SANITIZERS = ("memcheck", "racecheck", "synccheck", "initcheck")
+NO_WGMMA = {"ALEXNET_CUDA_WGMMA": "0"}
 
 
 @dataclass
 class Block:
-    """A child process; `limit` in seconds. `json` is the benchmark's file, kept up to where a stopped one came."""
+    """A child process; `limit` in seconds. `json` is a benchmark's file, kept up to the point where it was stopped."""
 
     name: str
     command: list[str]
@@ -73,80 +69,62 @@ class Outcome:
 def blocks(out: Path, dry_run: bool) -> list[list[Block]]:
     """Groups to run one after another; the blocks of a group run at the same time."""
     device = "cpu" if dry_run else "cuda"
-    threads = 1 if dry_run else max(1, (os.cpu_count() or 1) // (len(OPS) + 1))  # of each parity process
 
-    def script(name: str, *arguments: object, on: str = device) -> list[str]:
-        return [sys.executable, str(HERE / f"{name}.py"), "--device", on, *map(str, arguments)]
-
-    def parity(
-        name: str, ops: tuple[str, ...], *arguments: object, limit: float = 110, kernels: str = "auto", on: str = device
-    ) -> Block:
-        lines = out / f"{name.replace(' ', '-')}.jsonl"
-        command = script("parity", "--ops", *ops, "--output", lines, "--time", limit - 10, *arguments, on=on)
-        return Block(name, command, limit, {VARIABLE: kernels, "OMP_NUM_THREADS": str(threads)})
-
-    def bench(name: str, seconds: float, longest: float, *arguments: object) -> Block:
+    def bench(name: str, seconds: float, longest: float, *arguments: object, **environment: str) -> Block:
         """No case is begun after `seconds`; none takes more than `longest`."""
         what = name.removeprefix("more ")
         file = out / ("more" if what != name else "") / f"{device}-{what.replace(' ', '-')}.json"
-        command = script(f"bench_{what.split()[0]}", "--time", seconds, *arguments, "--output", file)
-        return Block(name, command, seconds + longest, json=file)
+        flags = ("--device", device, "--time", seconds, *arguments, "--output", file)
+        command = [sys.executable, str(HERE / f"bench_{what.split()[0]}.py"), *map(str, flags)]
+        return Block(name, command, seconds + longest, environment, file)
 
-    pytest = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-    smoke = script("parity", "--smoke")
+    def tests(name: str, limit: float, selection: str, *files: str) -> Block:
+        paths = [str(TESTS / f"test_{file}.py") for file in files]
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *paths, "-k", selection]
+        return Block(name, command, limit, {} if dry_run else {"ALEXNET_CUDA_REQUIRE": "cpu,cuda"})
+
+    check = [sys.executable, "-m", "alexnet_cuda.cli", "check", "--device", device]
     if dry_run:
         small = ("--batch", 1, "--budget", 0.1, "--repeats", 3, "--layouts", "contiguous", "--threads", 1)
-        test = [str(common.ROOT / "python_tests" / "test_max_pool2d.py"), "-k", "cpu and unbatched"]
         os.environ["OMP_NUM_THREADS"] = "1"  # of the children: with so little work, threads would only wait
-        emulator, on = [], "cpu"
-        if importlib.util.find_spec("alexnet_cuda._emulated"):
-            on = "emulator"
-            emulator = [parity("parity emulator", OPS, on=on)]
-            smoke = script("parity", "--smoke", on=on)
+        emulated = "emulated" if importlib.util.find_spec("alexnet_cuda._emulated") else "cpu"
         return [
             [
-                *emulator,
-                parity("parity", OPS, "--tiny"),
-                parity("parity large", OPS, "--tiny", "--large", on=on),
-                Block("tests", [*pytest, *test], 110),
-                Block("kernels", [*smoke, "--time", "100"], 110),
-            ],
-            [
-                bench("ops", 50, 50, *small, "--ops", "max_pool2d", WHOLE_BLOCK),
+                Block("check", [*check, "--small"], 110),
+                tests("tests", 110, f"{emulated} and unbatched", *OPS),
+                bench("ops", 50, 50, *small, "--ops", "max_pool2d", FIRST_BLOCK),
                 bench("more model", 50, 50, *small, "--variants", "cifar"),
-            ],
+            ]
         ]
-    tests = [  # of these files; the others need more packages than torch and pytest, and no GPU
-        Block(f"tests {name}", [*pytest, str(common.ROOT / "python_tests" / f"test_{name}.py"), "-k", "cuda or gpu"],
-              85, {"ALEXNET_CUDA_REQUIRE": "cpu,cuda"})
-        for name in (*OPS, "kernels", "library")
-    ]  # fmt: skip
     sanitizers = [
-        Block(tool, [*sanitizer(tool), *smoke, "--time", "50"] if sanitizer(tool) else [], 75,
+        Block(tool, [*sanitizer(tool), *check, "--small"] if sanitizer(tool) else [], 75,
               {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})
         for tool in SANITIZERS
     ]  # fmt: skip
     compiled = ("--compile", "default", "--layouts", "channels_last", "--budget", 0.5)
-    fused, single = ("relu_lrn_max_pool2d", WHOLE_BLOCK), ("local_response_norm", "max_pool2d", "conv2d")
+    fused, single = ("relu_lrn_max_pool2d", FIRST_BLOCK), ("local_response_norm", "max_pool2d", "conv2d")
     sweep = ("--layouts", "channels_last", "--budget", 0.3)
     half = ("--dtype", "float16", "--passes", "training", "--blocks", 1)
     wider = ("--dtype", "float32", "tf32")
-    # of an H100 with 16 cores expected: 70, 85, 20, 70, 75, 25, 60 s; the others get what these leave
     return [
-        [*(parity(f"parity {op}", (op,)) for op in OPS), parity("parity wgmma", (WHOLE_BLOCK,), kernels="wgmma")],
+        [
+            Block("check", check, 110),
+            Block("check without wgmma", check, 110, NO_WGMMA),
+            *(tests(f"tests {name}", 110, "cuda", name) for name in (*OPS, "host_checks")),
+            tests("tests cuda_only", 110, "not huge", "cuda_only"),
+        ],
         [bench("ops", 85, 15, "--budget", 0.5)],
-        [bench("ops wgmma", 15, 15, "--wgmma", "--ops", WHOLE_BLOCK, "--budget", 1)],
+        [bench("ops without wgmma", 15, 15, "--ops", FIRST_BLOCK, "--budget", 1, **NO_WGMMA)],
         [bench("model", 70, 20, "--batch", 1, 256, "--budget", 3)],
         [bench("ops compile", 65, 25, *compiled, "--ops", *fused)],
-        [parity("parity large", OPS, "--large", limit=50)],
-        [*tests, *sanitizers],
+        [tests("tests huge", 50, "huge", "cuda_only")],  # up to 60 GB, and with nothing else on the device
+        sanitizers,
         [bench("more model compile", 90, 60, *compiled)],
         [bench("more ops dtypes", 105, 15, *wider, "--budget", 0.5)],
         [bench("more model dtypes", 60, 20, *wider, "--budget", 2)],
         [bench("more ops float16", 30, 15, *half, *sweep)],
-        [bench("more ops sweep", 40, 15, "--batch", 1, 32, *sweep)],
+        [bench("more ops sweep", 85, 15, "--batch", 1, 32, 128, 1024, *sweep)],
         [bench("more model sweep", 45, 20, "--batch", 32, 128, 1024, *sweep)],
-        [bench("more ops sweep large", 45, 15, "--batch", 128, 1024, *sweep)],
         [bench("more ops compile", 130, 30, *compiled, "--ops", *single)],
         [bench("more model max-autotune", 200, 200, "--compile", "max-autotune", *sweep)],
         [bench("more ops max-autotune", 300, 60, "--compile", "max-autotune", *sweep)],
@@ -159,7 +137,7 @@ def sanitizer(tool: str) -> list[str]:
     if path is None:
         return []
     only = [] if tool == "initcheck" else ["--kernel-name", "kns=alexnet_cuda"]
-    if tool == "memcheck":  # torch asks for things that may not be there; our own launches are checked
+    if tool == "memcheck":  # torch makes API calls that may fail; launches of our kernels are checked
         only += ["--report-api-errors", "no"]
     return [path, "--tool", tool, *only, "--error-exitcode", "99", "--print-limit", "20"]
 
@@ -181,7 +159,7 @@ def run(block: Block, out: Path, end: float) -> Outcome:
         except subprocess.TimeoutExpired:
             os.killpg(child.pid, signal.SIGKILL)
             child.wait()
-            result = "incomplete" if block.optional else "stopped"
+            result = "incomplete" if block.optional or block.name in SANITIZERS else "stopped"
     if block.json and common.part(block.json).exists():
         common.finish(block.json, complete=False)
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
@@ -191,16 +169,18 @@ def run(block: Block, out: Path, end: float) -> Outcome:
 
 
 def environment(out: Path, device: str) -> Outcome:
-    """What this machine is and how fast it copies and multiplies; fails without CUDA kernels."""
+    """The machine, and how fast it copies and multiplies; fails without kernels for `device`."""
     begin = time.monotonic()
     try:
         smi = subprocess.run(["nvidia-smi"], capture_output=True, text=True, timeout=20).stdout
     except (OSError, subprocess.TimeoutExpired) as error:
         smi = str(error)
     (out / "nvidia-smi.txt").write_text(smi)
-    why = WHY_NOT[device] or ("" if device == "cpu" or torch.cuda.is_available() else "torch finds no GPU")
-    if why:
-        return Outcome("environment", "failed", time.monotonic() - begin, f"no {device} kernels: {why}")
+    if device == "cuda":
+        state = alexnet_cuda.build_info()["CUDA kernels"]
+        why = "torch finds no GPU" if not torch.cuda.is_available() else "" if state == "loaded" else state
+        if why:
+            return Outcome("environment", "failed", time.monotonic() - begin, f"no CUDA kernels: {why}")
     machine = common.machine(device)
     dtypes = ["float32", "bfloat16"] if device == "cpu" else list(common.DTYPES)
     ceilings = timing.measure_ceilings(device, dtypes, timing.Timer(device), small=device == "cpu")
@@ -211,18 +191,10 @@ def environment(out: Path, device: str) -> Outcome:
     return Outcome("environment", "ok", time.monotonic() - begin, message)
 
 
-def failures(out: Path) -> list[str]:
-    """The checks of the parity blocks that failed, then those that could not run."""
-    records = [json.loads(line) for path in sorted(out.glob("parity*.jsonl"))
-               for line in path.read_text().splitlines() if line.endswith("}")]  # fmt: skip
-    records.sort(key=lambda r: r["ok"] is None)
-    return [f"{r['op']}: {r['check']}: {r['message']}" for r in records if not r["ok"]]
-
-
 def main(arguments: list[str] | None = None) -> int:
     flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     flags.add_argument("--output", type=Path, required=True, help="folder")
-    flags.add_argument("--blocks", nargs="+", metavar="NAME", help="only those whose names begin so: parity more ...")
+    flags.add_argument("--blocks", nargs="+", metavar="NAME", help="only those whose names begin so: check more ...")
     flags.add_argument("--time", type=float, default=TIME, help="seconds for everything")
     flags.add_argument("--dry-run", action="store_true", help="on the CPU, with the smallest sizes")
     args = flags.parse_args(arguments)
@@ -251,8 +223,6 @@ def main(arguments: list[str] | None = None) -> int:
         style = {"ok": "green", "skipped": "yellow", "incomplete": "yellow"}.get(o.result, "red")
         table.add_row(o.name, f"[{style}]{o.result}", f"{o.seconds:.0f}", o.message[:90].replace("[", r"\["))
     common.console.print(table)
-    for line in failures(out)[:20]:
-        common.console.print(line[:240], style="red", markup=False)
     return 0 if all(o.result in ("ok", "incomplete", "skipped") for o in outcomes) else 1
 
 

@@ -1,7 +1,8 @@
-"""Writes docs/kernel_resources.md: what ptxas and the machine code say of every CUDA kernel, on every architecture.
+"""Writes docs/kernel_resources.md: registers, shared memory and instructions of every kernel in the built library.
 
-Needs nvcc, c++filt and cuobjdump (of the CUDA toolkit, or the one that comes with Triton), no GPU.
-python_tests/test_kernel_resources.py compares what it compiles with that table.
+Reads `_cuda.so` of the installed package with cuobjdump (of the CUDA toolkit, or the one that Triton brings) and
+compiles nothing. Rows of architectures that the library does not hold stay as they are, if its compiler is the table's.
+python_tests/test_kernel_resources.py compares the library with the table.
 """
 
 from __future__ import annotations
@@ -10,213 +11,144 @@ import argparse
 import importlib.util
 import re
 import shutil
+import struct
 import subprocess
 import sys
 import tempfile
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-TABLE = ROOT / "docs" / "kernel_resources.md"
-SOURCES = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
-ARCHITECTURES = ("80", "86", "89", "90a", "100", "120")
-HEADER = ("kernel", "sm", "registers", "spilled", "local", "shared", "HMMA", "HGMMA", "FFMA")
-INTRODUCTION = """# What every CUDA kernel uses
+from alexnet_cuda import _library
 
-From benchmarks/kernel_resources.py; {compiler}. *sm*: the architectures of which a row is true. *registers*: of a
-thread. *spilled*: bytes stored and loaded because there were too few. *local*: bytes of stack. *shared*: bytes of a
-block, declared + added by the launch (n: depends on the size of the images or of an element). HMMA (mma.sync), HGMMA
-(wgmma) and FFMA (float multiply-add): instructions in the code, not executed ones.
+TABLE = Path(__file__).resolve().parents[1] / "docs" / "kernel_resources.md"
+COLUMNS = ("kernel", "sm", "instances", "registers", "shared memory", "HMMA", "HGMMA", "FFMA")
+INTRODUCTION = """# Resources of the CUDA kernels
+
+Written by benchmarks/kernel_resources.py from the library that nvcc {compiler} built. No kernel has a stack frame, so
+none spills registers. *instances*: of the template (dtypes, memory formats, channels, tiles); the other columns give
+the smallest and largest of them. *registers*: per thread. *shared memory*: bytes per block known to the compiler (1024
+of them reserved by CUDA from sm_90 on), without what a launch adds. *HMMA* (mma.sync), *HGMMA* (wgmma), *FFMA* (float32
+multiply-add): instructions in the machine code, not executed ones.
+
 """
-FLAGS = {  # template parameters: what false and true mean
-    "kLast": ("NCHW", "NHWC"),
-    "kChannelsLast": ("NCHW", "NHWC"),
-    "kAlexNet": ("any LRN", "AlexNet's LRN"),
-}
-PTXAS = re.compile(
-    r"Compiling entry function '(?P<name>\w+)' for 'sm_(?P<architecture>\w+)'.*?"
-    r"(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads.*?"
-    r"Used (?P<registers>\d+) registers(?P<rest>.*)",
-    re.DOTALL,
-)
+# The lowest 9 bits of an instruction of 16 bytes, the same from sm_80 to sm_120.
+OPCODES = {0x03C: "HMMA", 0x1F0: "HGMMA", 0x023: "FFMA", 0x03B: "LDSM", 0x183: "LDL", 0x187: "STL", 0x1C5: "WARPGROUP"}
 
 
 @dataclass
 class Kernel:
-    """One kernel on one architecture; `code` is its disassembly, None without cuobjdump."""
+    """One kernel on one architecture: bytes of stack frame and shared memory; instructions by name."""
 
-    name: str
+    symbol: str
     architecture: str
     registers: int
-    spilled: int
     stack: int
     shared: int
-    code: str | None
+    instructions: Counter[str]
 
-    def count(self, instruction: str) -> int:
-        """How often an instruction stands in the code, whatever its suffixes."""
-        return len(re.findall(rf"\b(?:{instruction})\b", self.code or ""))
+    @property
+    def title(self) -> str:
+        """Source file and name, without template arguments; in a symbol, the name follows its length."""
+        source = re.findall(r"_GLOBAL__N__[0-9a-f]+_\d+_(\w+?)_cu_", self.symbol)
+        end = self.symbol.index("_kernel") + len("_kernel")
+        start = next(i for i in range(end - 1, 0, -1) if self.symbol[:i].endswith(str(end - i)))
+        return f"{source[0] if source else '?'}: {self.symbol[start:end].removesuffix('_kernel')}"
 
 
-def nvcc_version() -> str:
-    text = subprocess.run(["nvcc", "--version"], check=True, capture_output=True, text=True).stdout
-    return "nvcc " + re.findall(r"\bV([\d.]+)", text)[0]
+def library() -> Path | None:
+    """The installed package's CUDA library, whether or not torch could load it."""
+    return next(Path(_library._C.__file__).parent.glob("_cuda*.so"), None) if _library._C is not None else None
 
 
-def cuobjdump() -> str | None:
+def compiler() -> str:
+    return _library.build_info().get("CUDA toolkit", "none")
+
+
+def tool(name: str) -> str | None:
     triton = importlib.util.find_spec("triton")
-    bundled = Path(triton.origin).parent / "backends/nvidia/bin/cuobjdump" if triton and triton.origin else None
-    return shutil.which("cuobjdump") or (str(bundled) if bundled and bundled.exists() else None)
+    bundled = Path(triton.origin).parent / "backends/nvidia/bin" / name if triton and triton.origin else None
+    return shutil.which(name) or (str(bundled) if bundled and bundled.exists() else None)
 
 
-def compile_kernels(source: Path, architectures: tuple[str, ...]) -> list[Kernel]:
-    """Every kernel of a source on every architecture; RuntimeError with what nvcc says if it does not compile."""
+def kernels(path: Path) -> list[Kernel]:
+    """Every kernel of a library on every architecture for which it holds machine code."""
+    cuobjdump = tool("cuobjdump")
+    text = subprocess.run([str(cuobjdump), "--dump-resource-usage", path], check=True, capture_output=True, text=True)
     with tempfile.TemporaryDirectory() as folder:
-        binary = Path(folder) / "out.fatbin"
-        targets = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in architectures]
-        command = ["nvcc", "-std=c++17", "-O3", "--expt-relaxed-constexpr", "-Xptxas=-v", *targets, "-fatbin"]
-        done = subprocess.run([*command, "-o", binary, source], capture_output=True, text=True)
-        if done.returncode or "C7510" in done.stderr:  # C7510: a wgmma is serialised
-            raise RuntimeError(done.stderr)
-        tool, code = cuobjdump(), {}
-        if tool:
-            text = subprocess.run([tool, "-sass", binary], check=True, capture_output=True, text=True).stdout
-            for binary_code in text.split("Fatbin elf code:")[1:]:
-                architecture = re.findall(r"arch = sm_(\w+)", binary_code)[0]
-                for function in binary_code.split("Function : ")[1:]:
-                    name, body = function.split("\n", 1)
-                    code[architecture, name] = body
-    kernels = []
-    for part in done.stderr.split("Compiling entry function")[1:]:
-        found = PTXAS.match("Compiling entry function" + part)
-        if not found:
-            raise RuntimeError(f"{source.name}: ptxas says something new:\n{part}")
-        name, architecture, stack, stores, loads, registers, rest = found.groups()
-        shared = re.search(r"(\d+) bytes smem", rest)
-        numbers = int(registers), int(stores) + int(loads), int(stack), int(shared[1]) if shared else 0
-        kernels.append(Kernel(name, architecture, *numbers, code[architecture, name] if tool else None))
-    return kernels
-
-
-def rows(source: Path, kernels: list[Kernel]) -> dict[tuple[str, str], tuple[str, ...]]:
-    """(kernel, architecture) to the other cells of its row."""
-    text = "".join(path.read_text() for path in [*sorted(source.parent.glob("*.h")), source])
-    names = plain_names([k.name for k in kernels], text)
-    table = {}
-    for k in kernels:
-        name, arguments = names[k.name]
-        title = ", ".join([name, *(plain_argument(*pair, text) for pair in arguments)])
-        counts = (k.registers, k.spilled, k.stack, f"{k.shared}{dynamic_shared(name, dict(arguments), text)}",
-                  k.count("HMMA"), k.count("HGMMA"), k.count("FFMA2?"))  # fmt: skip
-        table[title, k.architecture] = tuple(map(str, counts))
-    return table
-
-
-def plain_names(mangled: list[str], text: str) -> dict[str, tuple[str, list[tuple[str, str]]]]:
-    """Of every kernel: its name, and its template's parameters with their arguments; a class's own are among them."""
-    lines = subprocess.run(["c++filt"], input="\n".join(mangled), check=True, capture_output=True, text=True).stdout
-    lines = lines.replace("(anonymous namespace)", "anonymous")
-    parameters = {
-        name: re.findall(r"(\w+)\s*(?:,|$)", declared)
-        for declared, name in re.findall(
-            r"template <([^<>]*)>\s*(?:struct|__global__ void(?: __launch_bounds__\([^)]*\))?)\s+(\w+)", text
-        )
-    }
-
-    def arguments(name: str, given: str) -> list[tuple[str, str]]:
-        pairs = []
-        for parameter, argument in zip(parameters.get(name, []), re.findall(r"(?:[^,<]|<[^>]*>)+", given)):
-            inner = re.fullmatch(r"(\w+)<(.*)>", argument.strip())
-            pairs += [(parameter, inner[1]), *arguments(*inner.groups())] if inner else [(parameter, argument.strip())]
-        return pairs
-
-    found = {}
-    for symbol, line in zip(mangled, lines.splitlines()):
-        call = re.fullmatch(r"(?:void )?(\w+)(?:<(.*?)>)?\(.*", re.sub(r"\b\w+::", "", line))
-        found[symbol] = (call[1], arguments(call[1], call[2] or "")) if call else (line, [])
+        subprocess.run([str(cuobjdump), "-xelf", "all", path.resolve()], check=True, cwd=folder, capture_output=True)
+        counts = {(re.findall(r"\.sm_(\w+)\.cubin", file.name)[0], name): count_instructions(code)
+                  for file in Path(folder).iterdir() for name, code in machine_code(file.read_bytes())}  # fmt: skip
+    found = []
+    for part in text.stdout.split("arch = sm_")[1:]:
+        architecture = re.match(r"\w+", part)[0]  # type: ignore[index]
+        pattern = r"Function (\w+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)"
+        for symbol, registers, stack, shared, local in re.findall(pattern, part):
+            numbers = int(registers), int(stack) + int(local), int(shared)
+            found.append(Kernel(symbol, architecture, *numbers, counts[architecture, symbol]))
     return found
 
 
-def plain_argument(parameter: str, argument: str, text: str) -> str:
-    """("kTile", "96"): "tile 96"; ("T", "__half"): "half"; ("kLast", "true"): "NHWC"; an enumerator's own name."""
-    if parameter in FLAGS:
-        return FLAGS[parameter][argument == "true"]
-    word = re.sub(r"(?<!^)(?=[A-Z])", " ", parameter.removeprefix("k")).lower()
-    if argument in ("true", "false"):
-        return word if argument == "true" else f"not {word}"
-    if number := re.fullmatch(r"\((\w+)\)(\d+)", argument):
-        values = re.search(rf"enum (?:class )?{number[1]}\b[^{{]*{{([^}}]*)}}", text)
-        return values[1].split(",")[int(number[2])].split("=")[0].strip().removeprefix("k").lower() if values else word
-    return f"{word} {argument}" if re.fullmatch(r"-?\d+", argument) else argument.strip("_").removeprefix("nv_")
+def machine_code(cubin: bytes) -> Iterator[tuple[str, bytes]]:
+    """(kernel, code) of an ELF file of 64 bits: a section for each kernel."""
+    (table,) = struct.unpack_from("<Q", cubin, 0x28)
+    size, count, names = struct.unpack_from("<HHH", cubin, 0x3A)
+    headers = [struct.unpack_from("<IIQQQQ", cubin, table + i * size) for i in range(count)]
+    strings = headers[names][4]
+    for name, _, _, _, offset, length in headers:
+        title = cubin[strings + name : cubin.index(b"\0", strings + name)].decode()
+        if title.startswith(".text."):
+            yield title.removeprefix(".text."), cubin[offset : offset + length]
 
 
-def dynamic_shared(kernel: str, arguments: dict[str, str], text: str) -> str:
-    """What the launch adds: nothing, " + 1234" where it is a constant, or " + n" where it depends on the call."""
-    launch = re.search(rf"gpu::launch\(\s*{kernel}\b[^;]*?,\s*(\w+),\s*stream\b", text)
-    if not launch or launch[1] == "0":
-        return ""
-    constants = dict(re.findall(r"\b(k[A-Z]\w*) = ((?:[^;,<>]|<[^<>]*>)*)(?=[;,>])", text))
-    own = re.findall(rf"constexpr int {launch[1]} = ([^;]*);", text[: launch.start()])
-    try:
-        return f" + {evaluate(own[-1], constants | arguments)}"
-    except (IndexError, NameError, SyntaxError):
-        return " + n"
+def count_instructions(code: bytes) -> Counter[str]:
+    words = struct.unpack(f"<{len(code) // 8}Q", code)[::2]
+    return Counter(OPCODES.get(word & 0x1FF, "other") for word in words)
 
 
-def evaluate(expression: str, constants: dict[str, str]) -> int:
-    """A C++ expression of integers and constants; those that are templates have the caller's arguments."""
-    while (
-        known := re.sub(r"\b(k[A-Z]\w*)(?:<\w+>)?", lambda m: f"({constants.get(m[1], m[1])})", expression)
-    ) != expression:
-        if len(known) > 10_000:
-            raise NameError(expression)
-        expression = known
-    return eval(expression.replace("std::", "").replace("/", "//"), {"__builtins__": {"max": max, "min": min}})
+def rows(found: list[Kernel]) -> dict[tuple[str, str], tuple[str, ...]]:
+    """(kernel, architecture) to the other cells of its row."""
+    groups: dict[tuple[str, str], list[Kernel]] = {}
+    for k in found:
+        groups.setdefault((k.title, k.architecture), []).append(k)
+
+    def extent(values: list[int]) -> str:
+        return str(min(values)) if min(values) == max(values) else f"{min(values)} - {max(values)}"
+
+    return {
+        key: (str(len(group)), extent([k.registers for k in group]), extent([k.shared for k in group]),
+              *(extent([k.instructions[name] for k in group]) for name in ("HMMA", "HGMMA", "FFMA")))
+        for key, group in groups.items()
+    }  # fmt: skip
 
 
-def read(path: Path = TABLE) -> tuple[str, dict[str, dict[tuple[str, str], tuple[str, ...]]]]:
-    """(version of nvcc, source to its `rows`)."""
+def read(path: Path = TABLE) -> tuple[str, dict[tuple[str, str], tuple[str, ...]]]:
+    """(version of nvcc, `rows`) of the table."""
     text = path.read_text()
-    table: dict[str, dict[tuple[str, str], tuple[str, ...]]] = {}
-    for line in text.splitlines():
-        cells = [cell.strip() for cell in line.strip("|").split("|")]
-        if line.startswith("## "):
-            table[line[3:]] = {}
-        elif len(cells) == len(HEADER) and cells[0] != HEADER[0] and not cells[0].startswith("-"):
-            table[list(table)[-1]] |= {(cells[0], architecture): tuple(cells[2:]) for architecture in cells[1].split()}
-    return re.findall(r"nvcc [\d.]*\d", text)[0], table
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
+    return re.findall(r"nvcc (\S+)", text)[0], {(name, sm): tuple(rest) for name, sm, *rest in cells[2:]}
 
 
-def markdown(version: str, table: dict[str, dict[tuple[str, str], tuple[str, ...]]]) -> str:
-    lines = [INTRODUCTION.format(compiler=version)]
-    for source, kernels in table.items():
-        lines += [f"## {source}", "", f"| {' | '.join(HEADER)} |", "|---|---" + "|---:" * (len(HEADER) - 2) + "|"]
-        alike: dict[tuple[str, tuple[str, ...]], list[str]] = {}
-        for (kernel, architecture), cells in kernels.items():
-            alike.setdefault((kernel, cells), []).append(architecture)
-        order = sorted(alike.items(), key=lambda item: (item[0][0], ARCHITECTURES.index(item[1][0])))
-        lines += [f"| {' | '.join([kernel, ' '.join(on), *cells])} |" for (kernel, cells), on in order]
-        lines.append("")
-    return "\n".join(lines)
+def markdown(version: str, table: dict[tuple[str, str], tuple[str, ...]]) -> str:
+    lines = [f"| {' | '.join(COLUMNS)} |", "|---|---" + "|---:" * (len(COLUMNS) - 2) + "|"]
+    order = sorted(table.items(), key=lambda item: (item[0][0], int(re.findall(r"\d+", item[0][1])[0])))
+    lines += [f"| {' | '.join(key + cells)} |" for key, cells in order]
+    return INTRODUCTION.format(compiler=version) + "\n".join(lines) + "\n"
 
 
 def main() -> int:
-    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    flags.add_argument("--sources", type=Path, nargs="+", default=SOURCES, help="the others' rows stay as they are")
-    args = flags.parse_args()
-    if not shutil.which("nvcc") or not shutil.which("c++filt") or not cuobjdump():
-        sys.exit("kernel_resources: this needs nvcc, c++filt and cuobjdump")
-    version, table = nvcc_version(), {}
-    if TABLE.exists() and args.sources != SOURCES:
-        old, table = read()
-        if old != version:
-            sys.exit(f"kernel_resources: the table is from {old}, this is {version}; compile all sources")
-    for source in args.sources:
-        print(source.name, flush=True)
-        table[source.name] = rows(source, compile_kernels(source, ARCHITECTURES))
-        names = [s.name for s in SOURCES]
-        table = {name: table[name] for name in names if name in table}
-        TABLE.write_text(markdown(version, table))
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    path = library()
+    if path is None or tool("cuobjdump") is None:
+        sys.exit(f"kernel_resources: {'no cuobjdump' if path else 'the package was built without nvcc'}")
+    found = kernels(path)
+    table = rows(found)
+    if TABLE.exists() and read()[0] == compiler():
+        built = {architecture for _, architecture in table}
+        table |= {key: cells for key, cells in read()[1].items() if key[1] not in built}
+    TABLE.write_text(markdown(compiler(), table))
+    print(f"{len(found)} kernels; {sum(k.stack > 0 for k in found)} with a stack frame")
     return 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -46,13 +47,8 @@ def onnx_model(modules: Iterable[nn.Module], scale: float, shape: tuple[int, ...
             node("Relu" if isinstance(m, nn.ReLU) else "Flatten")
         elif not isinstance(m, nn.Dropout | nn.Identity):
             raise ValueError(f"onnx_model: no ONNX form of {m}")
-    graph = helper.make_graph(
-        nodes,
-        "benchmark",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
-        [helper.make_tensor_value_info(last, TensorProto.FLOAT, None)],
-        weights,
-    )
+    info = partial(helper.make_tensor_value_info, elem_type=TensorProto.FLOAT)
+    graph = helper.make_graph(nodes, "benchmark", [info("x", shape=shape)], [info(last, shape=None)], weights)
     opset = [helper.make_opsetid("", 17)]
     return helper.make_model(graph, opset_imports=opset, ir_version=8).SerializeToString()
 

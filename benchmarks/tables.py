@@ -1,6 +1,6 @@
-"""Writes the tables of README's section "Measured", and the pictures in docs, from benchmarks/results/*.json.
+"""Writes docs/benchmarks.md, the table in README.md and the pictures in docs/ from benchmarks/results/*.json.
 
---check only compares: exit code 1 if README says something else than the results.
+--check only compares: exit code 1 if one of them differs from the results.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- measured: from benchmarks/results by benchmarks/tables.py -->\n", "<!-- /measured -->"
 KINDS = {"cpu": "CPU", "cuda": "CUDA"}
-FAMILIES = {
-    "ours wgmma": "ours, wgmma", "ours deterministic": "ours, deterministic", "ours": "ours",
-    "eager autocast": "eager autocast", "eager": "eager", "space-to-depth": "eager", "compile": "torch.compile",
-    "onnxruntime": "ONNX Runtime", "openvino bfloat16": "OpenVINO bfloat16", "openvino": "OpenVINO",
+FAMILIES = {  # first words of a form's name: its column
+    "ours deterministic": "ours, deterministic", "ours": "ours", "eager autocast": "eager autocast", "eager": "eager",
+    "space-to-depth": "eager", "compile": "torch.compile", "onnxruntime": "ONNX Runtime",
+    "openvino bfloat16": "OpenVINO bfloat16", "openvino": "OpenVINO",
 }  # fmt: skip
 OTHERS = {name for form, name in FAMILIES.items() if not form.startswith("ours")}
 
@@ -53,20 +53,15 @@ def ratio(records: list[dict], *others: str) -> float | None:
     return other["median_ms"] / ours["median_ms"] if ours and other else None
 
 
+def milliseconds(value: float) -> str:
+    return f"{value:.3g}" if value < 999.5 else f"{value:,.0f}"
+
+
 def table(result: dict) -> list[str]:
     heads = columns(result)
     names = [f"{f}, {layout}" if layout else f for f, layout in heads]
-    header = [
-        "what",
-        "input",
-        "pass",
-        *names,
-        "eager / ours",
-        "best other / ours",
-        "share",
-        "saved, ours / eager",
-        "peak, ours / eager",
-    ]
+    header = ["what", "input", "pass", *names, "eager / ours", "best other / ours", "share", "saved, ours / eager",
+              "peak, ours / eager"]  # fmt: skip
     counted = any("kernels" in r for r in result["records"])
     header += ["kernels, ours / eager"] * counted
     lines = ["| " + " | ".join(header) + " |", "|---|---|---|" + "---:|" * (len(header) - 3)]
@@ -75,7 +70,7 @@ def table(result: dict) -> list[str]:
         cells = [r["case"], f"{r['batch']}x{'x'.join(map(str, r['shape']))} {r['dtype']}", r["pass"]]
         for f, layout in heads:
             found = fastest([r for r in records if layout in (None, r["layout"])], f)
-            cells.append(f"{found['median_ms']:.3g}" if found else "-")
+            cells.append(milliseconds(found["median_ms"]) if found else "-")
         ours, eager = ([r for r in records if family(r) == name == r["form"].split()[0]] for name in ("ours", "eager"))
         fast = fastest(records, "ours")
         share = max(fast.get("copy_share", 0), fast.get("gemm_share", 0)) if fast else 0
@@ -105,30 +100,36 @@ def section(name: str, result: dict) -> list[str]:
         "",
         *table(result),
         "",
-        f"![How many times as fast as the best other form]({picture(name).as_posix()})",
+        f"![How many times as fast as the best other form]({picture(name).name})",
         "",
-        *([f"![The same under the roofline]({roofline(name).as_posix()})", ""] if points(result) else []),
+        *([f"![The same under the roofline]({roofline(name).name})", ""] if points(result) else []),
     ]
 
 
 def measured(results: dict[str, dict]) -> str:
-    """What stands between the markers."""
-    lines = [
-        "Medians in ms of all forms run in turn in one process, each in its best setting. *share*: the larger of the",
-        "shares of the copy rate (fewest bytes possible) and of the matrix product rate, measured in the same run.",
-        "*saved* for backward and *peak* memory in MiB, ours / eager, best layout. Shares and rooflines count the",
-        "bytes that cannot be avoided and the products of a direct convolution. More than 100 % is possible: on a",
-        "CPU our conv2d needs a third of these products and our networks' other convolutions less than half, and our",
-        "largest results are written past the caches, into which torch's copy first reads what it overwrites. Small",
-        "marks are the second block, 256x27x27.",
-        "",
-    ]
-    for name, result in results.items():
-        lines += section(name, result)
+    """The generated part of docs/benchmarks.md."""
+    lines = [line for name, result in results.items() for line in section(name, result)]
     for kind, title in KINDS.items():
         if not any(r["machine"]["kind"] == kind for r in results.values()):
-            lines += [f"**{title}**: not measured; no figure here is an estimate.", ""]
+            lines += [f"**{title}**: not measured yet; no figure here is an estimate.", ""]
     return "\n".join(lines)
+
+
+def summary(results: dict[str, dict]) -> str:
+    """The generated part of README.md: whole networks, our best form against the best other one."""
+    lines = ["| network | images | device | pass | this package | best other | ratio |",
+             "|---|---:|---|---|---:|---|---:|"]  # fmt: skip
+    for result in results.values():
+        device = result["machine"]["device"]
+        for records in cases(result) if result["kind"] == "model" else ():
+            r, ours, other = records[0], fastest(records, "ours"), fastest(records, *OTHERS)
+            if ours and other:
+                cells = [f"`{r['case']}`, {r['dtype']}", f"{r['batch']}", device, r["pass"],
+                         f"{milliseconds(ours['median_ms'])} ms",
+                         f"{family(other)}, {milliseconds(other['median_ms'])} ms",
+                         f"**{other['median_ms'] / ours['median_ms']:.2f}**"]  # fmt: skip
+                lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, ""])
 
 
 def picture(name: str) -> Path:
@@ -144,8 +145,8 @@ def pictures(results: dict[str, dict]) -> list[Path]:
 
 
 def operations(r: dict) -> int:
-    """Arithmetic of a case: that of the convolution, 9 operations per normalised element and 19 more for its gradient,
-    1 and 1 for ReLU, 8 comparisons per pooled output and 1 addition for its gradient."""
+    """Arithmetic operations of a case. Convolution: its products and sums; LRN: 9 per element, its gradient 19; ReLU: 1
+    and 1; pooling: 8 comparisons per output, its gradient 1 addition."""
     channels, height, width = r["shape"]
     if r["case"].startswith("conv2d"):
         channels, height, width = 96, (height - 11) // 4 + 1, (width - 11) // 4 + 1
@@ -201,9 +202,8 @@ def draw_roofline(name: str, result: dict, root: Path) -> None:
             axes.plot([x, x], heights, color=style["color"], linewidth=0.8)
             axes.plot(x, heights[0], **style, markerfacecolor="white")
             axes.plot(x, heights[1], **style)
-        axes.set(
-            xscale="log", yscale="log", title=f"{result['machine']['device']}, {dtype}, batch {shown[0][0]['batch']}"
-        )
+        title = f"{result['machine']['device']}, {dtype}, batch {shown[0][0]['batch']}"
+        axes.set(xscale="log", yscale="log", title=title)
         axes.set(xlabel="operations per byte that has to be moved", ylabel="operations per second")
         axes.grid(color="0.9", linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
@@ -234,31 +234,38 @@ def draw(name: str, result: dict, root: Path) -> None:
     plt.close(figure)
 
 
+def filled(path: Path, text: str) -> str:
+    """The file's text with `text` between its two markers."""
+    before = path.read_text()
+    if BEGIN not in before or END not in before:
+        sys.exit(f"tables: {path} lacks the lines {BEGIN.strip()} and {END}")
+    head, rest = before.split(BEGIN, 1)
+    return head + BEGIN + text + END + rest.split(END, 1)[1]
+
+
 def main(arguments: list[str] | None = None) -> int:
     flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     flags.add_argument("--check", action="store_true", help="change nothing")
     flags.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
-    flags.add_argument("--readme", type=Path, default=ROOT / "README.md")
+    flags.add_argument("--root", type=Path, default=ROOT, help="folder of README.md and docs/")
     args = flags.parse_args(arguments)
     results = {path.stem: json.loads(path.read_text()) for path in sorted(args.results.glob("*.json"))}
     order = lambda item: (list(KINDS).index(item[1]["machine"]["kind"]), item[1]["kind"] != "ops", item[0])
     results = dict(sorted(results.items(), key=order))
-    text = args.readme.read_text()
-    if BEGIN not in text or END not in text:
-        sys.exit(f"tables: {args.readme} lacks the lines {BEGIN.strip()} and {END}")
-    head, rest = text.split(BEGIN, 1)
-    tail = rest.split(END, 1)[1]
-    wanted = head + BEGIN + measured(results) + END + tail
+    texts = {args.root / "README.md": summary(results), args.root / "docs" / "benchmarks.md": measured(results)}
+    wanted = {path: filled(path, text) for path, text in texts.items()}
     if args.check:
-        missing = [path for path in pictures(results) if not (args.readme.parent / path).exists()]
-        if wanted != text or missing:
-            print(f"tables: {args.readme} and its pictures are not what the results say; run benchmarks/tables.py")
-        return int(wanted != text or bool(missing))
-    args.readme.write_text(wanted)
+        stale = [path for path, text in wanted.items() if path.read_text() != text]
+        stale += [path for path in pictures(results) if not (args.root / path).exists()]
+        if stale:
+            print(f"tables: {', '.join(map(str, stale))}: not what the results say; run benchmarks/tables.py")
+        return int(bool(stale))
+    for path, text in wanted.items():
+        path.write_text(text)
     for name, result in results.items():
-        draw(name, result, args.readme.parent)
+        draw(name, result, args.root)
         if points(result):
-            draw_roofline(name, result, args.readme.parent)
+            draw_roofline(name, result, args.root)
     return 0
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import os
 import random
 import statistics
 import time
@@ -15,17 +14,16 @@ from itertools import accumulate
 from typing import Any
 
 import torch
-from common import DTYPES, KERNELS, Results, console
+from common import DTYPES, Results, console
 from torch import Tensor
 
-import alexnet_cuda
-from alexnet_cuda.kernels import VARIABLE
+from alexnet_cuda import _library
 
 
 @dataclass
 class Form:
-    """One way to compute a case. `forward` is the part whose saved tensors are counted (training only); `settings` are
-    those of `configure`; `memory` is False where `peak_bytes` would not see the memory."""
+    """An implementation of a case. `forward` is the part whose saved tensors are counted (training only); `settings`
+    are those of `configure`; `memory` is False where `peak_bytes` would not see the memory."""
 
     name: str
     layout: str
@@ -36,15 +34,14 @@ class Form:
     parameters: Iterable[Tensor] = ()
 
 
-def configure(benchmark: bool = False, tf32: bool = False, wgmma: bool = False, deterministic: bool = False) -> None:
-    os.environ[VARIABLE] = "wgmma" if wgmma else KERNELS
+def configure(benchmark: bool = False, tf32: bool = False, deterministic: bool = False) -> None:
     torch.use_deterministic_algorithms(deterministic)
     torch.backends.cudnn.benchmark = benchmark
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
 
 
 class Timer:
-    """Times functions in turn, so that whatever else the machine does hits them alike.
+    """Times functions in turn, so that other load on the machine affects all of them.
 
     CPU: wall clock of each call. CUDA: events around single calls, each after a write of four times the L2 cache,
     which leaves no input there and keeps the device busy while the host launches what follows.
@@ -61,14 +58,14 @@ class Timer:
             torch.cuda.synchronize()
 
     def calls(self, seconds: list[float]) -> int:
-        """In a row, after the calls that took `seconds`: on the CPU as many as take 5 ms, up to 20, of which the first
-        alone finds threads asleep and code out of the caches."""
+        """How many in a row, given the times of earlier calls. On the CPU: as many as take 5 ms, up to 20, because the
+        first call has to wake threads and load code into the caches."""
         if self.cuda:
             return 5
         return 1 if len(seconds) < 2 else max(1, min(20, int(0.005 / min(seconds))))
 
     def sample(self, run: Callable[[], Any], calls: int) -> Callable[[], list[float]]:
-        """Start `calls` calls; the result gives their seconds, and may be asked after a synchronisation."""
+        """Start `calls` calls; the result, called after a synchronisation, returns their seconds."""
         if self.cuda:
             events = []
             for _ in range(calls):
@@ -79,7 +76,7 @@ class Timer:
                 end.record()
                 events.append((begin, end))
             return lambda: [begin.elapsed_time(end) / 1e3 for begin, end in events]
-        time.sleep(0.003)  # by then no thread of another form's pool spins
+        time.sleep(0.003)  # until the thread pool of the form before has stopped spinning
         seconds = []
         for _ in range(calls):
             begin_s = time.perf_counter()
@@ -153,7 +150,7 @@ def measure(
 ) -> list[dict]:
     """Warm up, time in turn, and record every form of a case; `case` holds `bytes` and `flops` if they are known.
 
-    What a form gave before it failed is recorded beside its error."""
+    Times measured before a form failed are recorded beside its error."""
     bad, good = [], []
     for form in forms:
         error = attempt(partial(warm_up, form, timer), timer)
@@ -182,7 +179,7 @@ def measure(
 
 
 def count(record: dict, form: Form, cuda: bool) -> None:
-    """What is not a time: memory and kernels of one call."""
+    """Memory and kernels of one call."""
     configure(**form.settings)
     if form.memory:
         record["peak_bytes"] = peak_bytes(form.run, cuda)
@@ -193,7 +190,7 @@ def count(record: dict, form: Form, cuda: bool) -> None:
 
 
 def peak_bytes(run: Callable[[], Any], cuda: bool) -> int:
-    """The most bytes that `run` holds at once beyond what was there before."""
+    """The most bytes that `run` allocates at the same time."""
     if cuda:
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
@@ -201,14 +198,23 @@ def peak_bytes(run: Callable[[], Any], cuda: bool) -> int:
         run()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
-    limit = alexnet_cuda.set_kept_memory(0)  # so that torch allocates our results too, before the profiler's eyes
+    limit = set_cache_limit(0)  # the profiler sees only what torch allocates
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         run()
-    alexnet_cuda.set_kept_memory(limit)
+    set_cache_limit(limit)
     profiler: Any = profile.profiler
     events = profiler.kineto_results.events()
     changes = sorted((e.start_ns(), i, e.nbytes()) for i, e in enumerate(events) if e.name() == "[memory]")
     return max(accumulate((c[2] for c in changes), initial=0))
+
+
+def set_cache_limit(limit: int) -> int:
+    """Sets the limit of this package's CPU caching allocator in bytes and returns the one before."""
+    library = _library._C
+    before = library.cache_limit() if library else 0
+    if library:
+        library.set_cache_limit(limit)
+    return before
 
 
 def kernels(run: Callable[[], Any]) -> int:
@@ -220,7 +226,7 @@ def kernels(run: Callable[[], Any]) -> int:
 
 
 def device_events(events: Any) -> int:
-    """Of these, what the device did: not the ranges that an optimizer's step or a compiled graph marks there."""
+    """How many of them ran on the device, without the ranges that an optimizer or a compiled graph annotates."""
     cuda = torch.autograd.DeviceType.CUDA
     return sum(event.device_type == cuda and not event.is_user_annotation for event in events)
 
@@ -241,8 +247,8 @@ def saved_bytes(forward: Callable[[], Any], parameters: Iterable[Tensor] = ()) -
 
 
 def sees_memory(mode: str, cuda: bool) -> bool:
-    """Whether `peak_bytes` sees what code of this torch.compile mode allocates ("" is none): on the CPU the profiler
-    is not told of it, and a CUDA graph keeps its memory from the capture on and allocates none when it runs."""
+    """Whether `peak_bytes` sees what code of this torch.compile mode allocates ("": not compiled). On the CPU the
+    profiler does not record it, and a CUDA graph allocates when it is captured, not when it runs."""
     return not mode or (cuda and not torch._inductor.list_mode_options(mode).get("triton.cudagraphs"))
 
 
@@ -265,6 +271,18 @@ def graphed(run: Callable[[], Any]) -> Callable[[], None]:
         captured[0].replay()
 
     return call
+
+
+def start(flags: argparse.ArgumentParser, args: argparse.Namespace, half: str) -> tuple[Timer, dict[str, Any]]:
+    """Applies the flags that both benchmarks have; the timer and the ceilings. `half`: the default dtype on CUDA."""
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    args.dtype = args.dtype or [half if args.device == "cuda" else "float32"]
+    if "tf32" in args.dtype and args.device != "cuda":
+        flags.error("--dtype tf32 needs --device cuda")
+    configure()
+    timer, products = Timer(args.device), [dtype.replace("autocast", "bfloat16") for dtype in args.dtype]
+    return timer, measure_ceilings(args.device, products, timer, small=args.budget < 0.2)
 
 
 def measure_ceilings(device: str, dtypes: Iterable[str], timer: Timer, small: bool = False) -> dict[str, Any]:
@@ -296,7 +314,7 @@ def measure_ceilings(device: str, dtypes: Iterable[str], timer: Timer, small: bo
 
 
 def report(title: str, records: list[dict], results: Results) -> None:
-    """One line: our fastest form, the fastest other one, and their ratio; below it what did not run."""
+    """Prints our fastest form, the fastest other one and their ratio, then the forms that failed."""
     ours = [r for r in records if r["form"].startswith("ours")]
     if not ours or any("error" in r for r in ours):
         results.failed.append(title)

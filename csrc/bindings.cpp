@@ -19,6 +19,6 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
     return info;
   });
   m.def("cpu_level", [] { return alexnet_cuda::cpu_level(); });
-  m.def("kept_memory_limit", &alexnet_cuda::kept_memory_limit);
-  m.def("set_kept_memory", &alexnet_cuda::set_kept_memory);
+  m.def("cache_limit", &alexnet_cuda::cache_limit);
+  m.def("set_cache_limit", &alexnet_cuda::set_cache_limit);
 }

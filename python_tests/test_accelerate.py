@@ -1,13 +1,15 @@
 """`accelerate` on other people's networks: same outputs and gradients, same names, nothing else touched."""
 
 import copy
+import pickle
 
 import pytest
 import torch
+from network_helpers import assert_all_close, outputs_and_gradients
 from torch import nn
 
 import alexnet_cuda
-from alexnet_cuda import accelerate, later_layers
+from alexnet_cuda import accelerate, ops
 
 
 class Inception(nn.Module):
@@ -26,19 +28,17 @@ class Inception(nn.Module):
 
 def googlenet_v1():
     """The stem of GoogLeNet with its two LRN layers, two small Inception modules, and a classifier."""
-    stem = [nn.Conv2d(3, 16, 7, 2, 3), nn.ReLU(), nn.MaxPool2d(3, 2, ceil_mode=True), nn.LocalResponseNorm(5)]
-    stem += [
-        nn.Conv2d(16, 24, 3, padding=1),
-        nn.ReLU(),
-        nn.LocalResponseNorm(4, 0.1),
-        nn.MaxPool2d(3, 2, ceil_mode=True),
-    ]
+    pool = lambda: nn.MaxPool2d(3, 2, ceil_mode=True)
+    stem = [nn.Conv2d(3, 16, 7, 2, 3), nn.ReLU(), pool(), nn.LocalResponseNorm(5)]
+    stem += [nn.Conv2d(16, 24, 3, padding=1), nn.ReLU(), nn.LocalResponseNorm(4, 0.1), pool()]
     body = [Inception(24), nn.MaxPool2d((3, 3), (2, 2), 1), Inception(24), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
     return nn.Sequential(*stem, *body, nn.Linear(24, 5))
 
 
 def torchvision_alexnet():
-    return pytest.importorskip("torchvision").models.alexnet(num_classes=5)
+    model = pytest.importorskip("torchvision").models.alexnet(num_classes=5)
+    model.classifier = nn.Linear(9216, 5)  # quicker to copy
+    return model
 
 
 def torchvision_googlenet():
@@ -66,70 +66,44 @@ def test_same_outputs_and_gradients(build, size, exchanged):
     assert list(faster.state_dict()) == list(model.state_dict())
 
     x = torch.randn(2, 3, size, size)
-    results = []
-    for net in (model, faster):
-        image = x.clone().requires_grad_()
-        y = net(image)
-        y.square().sum().backward()
-        results.append([y, image.grad, *(p.grad for p in net.parameters())])
-    for expected, found in zip(*results, strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
+    expected, found = (outputs_and_gradients(net, x, net.parameters()) for net in (model, faster))
+    assert_all_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.fixture
-def served(monkeypatch):
-    """The weights' sizes of the 3x3 and 5x5 convolutions that our kernel made."""
-    sizes, conv2d = [], later_layers.conv2d
-    monkeypatch.setattr(
-        later_layers, "conv2d", lambda conv, x: (sizes.append(tuple(conv.weight.shape)), conv2d(conv, x))[1]
-    )
-    return sizes
-
-
-@pytest.mark.skipif(not later_layers.has_winograd(), reason="no CPU kernels")
 @pytest.mark.parametrize("format", [torch.contiguous_format, torch.channels_last], ids=str)
 @pytest.mark.parametrize("bias", [False, True])
-def test_3x3_and_5x5_convolutions(format, bias, served):
-    """The same outputs, gradients and strides as torch's, by our kernel where that is worthwhile."""
+def test_3x3_and_5x5_convolutions(format, bias):
+    """The same outputs, gradients and strides as torch's."""
     conv = nn.Conv2d(32, 64, 5, padding=2, groups=2, bias=bias)
     model = nn.Sequential(nn.Conv2d(3, 32, 3), conv, nn.ReLU(), nn.Conv2d(64, 16, 3), nn.MaxPool2d(2))
     model = model.to(memory_format=format)
     faster = accelerate(model)
+    assert ours(faster) == ["Conv2d", "Conv2d", "MaxPool2d"]
     x = torch.randn(4, 3, 20, 23).contiguous(memory_format=format)
-    results = []
-    for net in (model, faster):
-        image = x.clone().requires_grad_()
-        y = net(image)
-        (y.square().sum() / 100).backward()
-        results.append([y, image.grad, *(p.grad for p in net.parameters())])
-    assert served == [(64, 16, 5, 5), (16, 64, 3, 3)]
-    for expected, found in zip(*results, strict=True):
-        assert found.stride() == expected.stride()
-        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5 * expected.abs().max().item())
+    expected, found = (outputs_and_gradients(net, x, net.parameters()) for net in (model, faster))
+    assert [t.stride() for t in found] == [t.stride() for t in expected]
+    assert_all_close(found, expected, rtol=1e-3, atol=1e-5)
     with torch.no_grad():
         torch.testing.assert_close(faster.eval()(x), model.eval()(x), rtol=1e-3, atol=1e-4)
-    assert len(served) == 4
 
 
-@pytest.mark.skipif(not later_layers.has_winograd(), reason="no CPU kernels")
-def test_where_such_convolutions_are_torchs(served):
+@torch.no_grad()
+def test_where_such_convolutions_are_torchs(kernels):
+    """There the results are the same bits, elsewhere the same to rounding."""
     conv = nn.Conv2d(32, 32, 3, padding=1)
     x, ours = torch.randn(2, 32, 20, 20), accelerate(conv)
-    with torch.no_grad():
-        assert accelerate(conv, kernels="none")(x).equal(conv(x))
-        assert accelerate(conv, kernels="max_pool2d")(x).equal(conv(x))
-        assert ours(x[0]).equal(conv(x[0]))
-        assert ours(x[..., :4]).equal(conv(x[..., :4]))  # so few outputs that the weights would cost more
-        torch.testing.assert_close(torch.vmap(ours)(x[None])[0], conv(x), rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(torch.compile(ours, backend="eager", fullgraph=True)(x), conv(x))
-        with torch.autocast("cpu", torch.bfloat16):
-            assert ours(x).equal(conv(x))
-        assert copy.deepcopy(ours).double()(x.double()).equal(copy.deepcopy(conv).double()(x.double()))
-        with pytest.raises(RuntimeError, match="to have 32 channels, but got 16"):
-            ours(x[:, :16])
-        assert served == []
-        ours(x)
-    assert served == [(32, 32, 3, 3)]
+    for images, by_torch in ((x, False), (x[..., :4], True)):  # so few outputs that the weights would cost more
+        with torch.profiler.profile() as profile:
+            y = ours(images)
+        assert ("aten::convolution" in {event.name for event in profile.events()}) is by_torch
+        assert y.equal(conv(images)) or not by_torch
+    for wrap in (lambda f: f, torch.vmap, lambda f: torch.compile(f, backend="eager", fullgraph=True)):
+        torch.testing.assert_close(wrap(ours)(x), wrap(conv)(x), rtol=1e-4, atol=1e-4)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert ours(x).equal(conv(x))
+    assert copy.deepcopy(ours).double()(x.double()).equal(copy.deepcopy(conv).double()(x.double()))
+    with pytest.raises(ValueError, match=r"conv2d: expected weight to be \(filters, 16, height, width\)"):
+        ours(x[:, :16])
 
 
 def test_root_in_place_twice_with_hooks():
@@ -156,42 +130,40 @@ class OwnPool(nn.MaxPool2d):
     pass
 
 
-@pytest.mark.parametrize(
-    "module",
-    [
-        nn.MaxPool2d(3, 2, dilation=2),
-        nn.Conv2d(3, 8, 11, 1),
-        nn.Conv2d(2, 8, 11, 4),
-        nn.Conv2d(4, 8, 11, 4, groups=2),
-        nn.Conv2d(32, 24, 3, padding=1),
-        nn.Conv2d(32, 32, 3, 2, padding=1),
-        nn.Conv2d(32, 32, 3, padding="same"),
-        nn.Conv2d(32, 32, 7, padding=3),
-        nn.Conv2d(3, 8, 11, 4, dilation=2),
-        nn.Conv2d(3, 8, 11, 4, padding="valid"),
-        nn.Conv2d(3, 8, 11, 4, padding=2, padding_mode="reflect"),
-        OwnPool(3, 2),
-    ],
-    ids=str,
-)
-def test_leaves_the_rest_alone(module):
-    assert type(accelerate(module)) is type(module)
+def test_leaves_the_rest_alone():
+    conv = nn.Conv2d
+    for module in (
+        *(nn.MaxPool2d(3, 2, dilation=2), OwnPool(3, 2)),
+        *(conv(3, 8, 11, 1), conv(2, 8, 11, 4), conv(4, 8, 11, 4, groups=2), conv(3, 8, 11, 4, dilation=2)),
+        *(conv(3, 8, 11, 4, padding="valid"), conv(3, 8, 11, 4, padding=2, padding_mode="reflect")),
+        *(conv(32, 24, 3, padding=1), conv(32, 32, 3, 2, padding=1), conv(32, 32, 3, padding="same")),
+        *(conv(32, 32, 7, padding=3), conv(32, 32, (3, 5), padding=1), conv(24, 32, 3, groups=2)),
+    ):
+        assert type(accelerate(module)) is type(module), module
 
 
-@pytest.mark.parametrize("kernels", [None, "none"])
-def test_torch_fx(kernels):
+def test_torch_fx():
     """Traced after or before: the graph calls our functions, or holds our modules."""
     model = nn.Sequential(nn.Conv2d(3, 8, 11, 4), *googlenet_v1()[3:4], nn.MaxPool2d(2), nn.Conv2d(8, 16, 3)).eval()
     x = torch.randn(2, 3, 51, 53)
-    traced = torch.fx.symbolic_trace(accelerate(model, kernels=kernels))
-    module = "alexnet_cuda.reference" if kernels else "alexnet_cuda.ops"
-    targets = [node.target for node in traced.graph.nodes if getattr(node.target, "__module__", "").startswith(module)]
-    assert [target.__name__ for target in targets] == ["conv2d", "local_response_norm", "max_pool2d"]
-    before = accelerate(torch.fx.symbolic_trace(model), kernels=kernels)
+    traced = torch.fx.symbolic_trace(accelerate(model))
+    targets = [node.target for node in traced.graph.nodes if node.op == "call_function"]
+    assert targets == [ops.conv2d, ops.local_response_norm, ops.max_pool2d]
+    before = accelerate(torch.fx.symbolic_trace(model))
     assert ours(before) == ["Conv2d", "LocalResponseNorm", "MaxPool2d"]
     with torch.no_grad():
-        for net in (traced, before, copy.deepcopy(traced)):
+        for net in (traced, before, copy.deepcopy(traced), pickle.loads(pickle.dumps(traced))):
             torch.testing.assert_close(net(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_feature_extractor_of_an_accelerated_network():
+    extraction = pytest.importorskip("torchvision.models.feature_extraction")
+    model, x = torchvision_alexnet().eval(), torch.randn(2, 3, 127, 127)
+    nodes = ["features.2", "features.10", "classifier"]
+    results = [extraction.create_feature_extractor(net, nodes)(x) for net in (model, accelerate(model))]
+    for name in nodes:
+        torch.testing.assert_close(results[1][name], results[0][name], rtol=1e-4, atol=1e-4)
 
 
 def test_result_can_be_copied_and_rejects_non_modules():

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from narrow import narrow
+from torch import nn
 
-from alexnet_cuda import AlexNet
-from alexnet_cuda.caffe import LAYERS, MEAN_BGR, load_caffe, read_caffemodel, state_dict_from_caffe
+from alexnet_cuda import caffe
+from alexnet_cuda.formats.caffe import LAYERS, MEAN_BGR, load_caffe, read_caffemodel, state_dict_from_caffe
 
 CLASSES = 10
 
@@ -52,16 +54,14 @@ SMALL = {"a": [np.arange(24.0).reshape(4, 1, 2, 3), np.arange(4.0)], "fc": [np.a
 
 @pytest.fixture(scope="module")
 def weights():
-    rng = np.random.default_rng(0)
-    shapes = [(96, 3, 11, 11), (256, 48, 5, 5), (384, 256, 3, 3), (384, 192, 3, 3), (256, 192, 3, 3)]
-    shapes += [(4096, 9216), (4096, 4096), (CLASSES, 4096)]
-    return {
-        name: [
-            rng.standard_normal(shape, np.float32) * np.float32(np.sqrt(2 / np.prod(shape[1:]))),
-            rng.standard_normal(shape[0], np.float32) * np.float32(0.1),
-        ]
-        for name, shape in zip(LAYERS, shapes)
-    }
+    """Random weights {layer: [weight, bias]} of a narrow network."""
+    rng, blobs = np.random.default_rng(0), {}
+    modules = [m for m in narrow("caffe", CLASSES).modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    for name, module in zip(LAYERS, modules, strict=True):
+        scale = np.float32((2 / module.weight[0].numel()) ** 0.5)
+        shape = tuple(module.weight.shape)
+        blobs[name] = [scale * rng.standard_normal(shape, np.float32), rng.standard_normal(shape[0], np.float32) / 10]
+    return blobs
 
 
 def caffe_net(weights, x, pool_first):
@@ -69,13 +69,9 @@ def caffe_net(weights, x, pool_first):
     w = {name: [torch.from_numpy(blob) for blob in blobs] for name, blobs in weights.items()}
 
     def tail(y):
-        steps = [
-            lambda y: F.max_pool2d(y, 3, 2, ceil_mode=True),
-            lambda y: F.local_response_norm(y, 5, 1e-4, 0.75, 1.0),
-        ]
-        for step in steps if pool_first else reversed(steps):
-            y = step(y)
-        return y
+        y = F.max_pool2d(y, 3, 2, ceil_mode=True) if pool_first else y
+        y = F.local_response_norm(y, 5, 1e-4, 0.75, 1.0)
+        return y if pool_first else F.max_pool2d(y, 3, 2, ceil_mode=True)
 
     y = tail(F.conv2d(x, *w["conv1"], stride=4).relu())
     y = tail(F.conv2d(y, *w["conv2"], padding=2, groups=2).relu())
@@ -93,11 +89,11 @@ def test_network_on_rgb_equals_caffe_on_bgr(variant, weights):
     mean = torch.tensor(MEAN_BGR)[:, None, None]
     expected = caffe_net(weights, pixels - mean, pool_first=variant == "caffenet")
 
-    model = load_caffe(AlexNet(variant, CLASSES, input="pixels").eval(), weights)
+    model = load_caffe(narrow(variant, CLASSES, input="pixels"), weights)
     rgb = pixels.flip(1) - mean.flip(0)
     torch.testing.assert_close(model(rgb), expected, rtol=1e-3, atol=1e-3 * expected.abs().max().item())
 
-    model.input_scale = AlexNet(variant, CLASSES).input_scale
+    model.input_scale = narrow(variant, CLASSES).input_scale
     imagenet = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])[..., None, None]
     normalised = model((pixels.flip(1) / 255 - imagenet[0]) / imagenet[1])
     assert (normalised - expected).std() < 0.05 * expected.std()
@@ -145,8 +141,9 @@ def test_a_damaged_file_is_a_sentence_with_its_path(tmp_path):
 
 
 def test_wrong_shapes_are_sentences(weights):
-    with pytest.raises(ValueError, match=r"classifier.6.weight to be \(3, 4096\) as in the model, got \(10, 4096\)"):
-        load_caffe(AlexNet("caffe", 3), weights)
+    assert caffe.load_caffe is load_caffe
+    with pytest.raises(ValueError, match=r"classifier.6.weight to be \(3, 64\) as in the model, got \(10, 64\)"):
+        load_caffe(narrow("caffe", 3), weights)
     with pytest.raises(ValueError, match=r"conv2 has blobs of shapes \(3,\) and \(3,\)"):
         state_dict_from_caffe({**weights, "conv2": [np.ones(3), np.ones(3)]})
     with pytest.raises(ValueError, match="five convolutions"):

@@ -2,52 +2,30 @@
 
 import json
 import shutil
-import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-pytest.importorskip("torchvision")
 pytest.importorskip("lightning")
-pytest.importorskip("sklearn")
 
 import safetensors.torch
 import torch
 from PIL import Image
 from sklearn.datasets import load_digits
-from typer.testing import CliRunner
+from training_helpers import cli, one_thread, run_python  # noqa: F401
 
-from alexnet_cuda import cli as commands
+from alexnet_cuda.recipe import FIELDS
 from alexnet_cuda.variants import VARIANTS
 
 PICTURES = ("curves.png", "confusion_matrix.png", "predictions.png", "filters.png", "grad_cam.png")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Threads that wait for each other on a busy machine take longer than one alone."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def cli(*arguments, code=0):
-    result = CliRunner().invoke(
-        commands.app, [str(a) for a in arguments], catch_exceptions=False, env={"COLUMNS": "120"}
-    )
-    assert result.exit_code == code, result.output
-    assert "Traceback" not in result.output
-    return result.output
-
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """Digits, three epochs."""
+    """Digits, two epochs."""
     folder = tmp_path_factory.mktemp("runs") / "digits"
-    output = cli("train", "digits", "--epochs", 3, "--lr=3e-3", "--set", "batch_size=32", "--output", folder)
+    output = cli("train", "digits", "--epochs", 2, "--lr=3e-3", "--set", "batch_size=32", "--output", folder)
     assert "test/accuracy" in output
     assert "1,259" in output
     assert f"{folder}/report.html" in output.replace("\n", "")
@@ -71,8 +49,8 @@ def test_a_run_learns_and_leaves_everything(run):
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["test/accuracy"] > 0.85
     assert metrics["images"]["test"] == 359
-    assert metrics["epochs"] == 3
-    assert metrics["steps"] == 117
+    assert metrics["epochs"] == 2
+    assert metrics["steps"] == 78
     assert metrics["versions"]["torch"]
     for name in ("config.yaml", "metrics.csv", "weights.safetensors", "checkpoints/last.ckpt", "checkpoints/best.ckpt"):
         assert (run / name).stat().st_size > 100, name
@@ -126,7 +104,7 @@ def test_a_run_is_not_written_over(run):
 
 def test_a_run_is_replaced_when_told(run, tmp_path):
     shutil.copytree(run, tmp_path, dirs_exist_ok=True)
-    cli("train", "digits", "--output", tmp_path, "--overwrite", "--max-steps", 2)
+    cli("train", "digits", "--output", tmp_path, "--overwrite", "--max-steps", 2, "--limit", 60, "--batch-size", 20)
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert metrics["steps"] == 2
     assert metrics["weights"] == "last step"
@@ -140,19 +118,8 @@ def test_pictures_of_a_folder_train_and_predict(tmp_path):
         (tmp_path / "data" / f"digit [{label}]").mkdir(parents=True)
         for i, image in enumerate(digits.images[digits.target == label][:16]):
             Image.fromarray((image * 15).astype(np.uint8)).save(tmp_path / "data" / f"digit [{label}]" / f"{i}.png")
-    arguments = [
-        "--data-path",
-        tmp_path / "data",
-        "--variant",
-        "cifar",
-        "--epochs",
-        2,
-        "--workers",
-        0,
-        "--batch-size",
-        8,
-    ]
-    output = cli("train", "folder", *arguments, "--no-flip", "--output", tmp_path / "run")
+    values = ["--data-path", tmp_path / "data", "--variant", "cifar", "--epochs", 2, "--workers", 0, "--batch-size", 8]
+    output = cli("train", "folder", *values, "--no-flip", "--output", tmp_path / "run")
     assert "digit [0]" in output
     assert "1 : 1" in output
     assert "flip: false" in (tmp_path / "run" / "config.yaml").read_text()
@@ -222,11 +189,18 @@ def test_lists():
     assert "fashion-mnist" in cli("recipes")
     assert "lr: 0.0" in cli("recipes", "mnist")
     assert "CPU kernels" in cli("info")
-    assert {"torch", "ALEXNET_CUDA_KERNELS", "our kernels on cpu"} <= json.loads(cli("info", "--json")).keys()
+    assert {"torch", "kernels on cpu"} <= json.loads(cli("info", "--json")).keys()
+
+
+@pytest.mark.parametrize("command", ["train", "lr-find", "search", "compare"])
+def test_help_explains_every_value_of_a_recipe(command):
+    words = cli(command, "--help").replace("│", " ").split()
+    assert {f"--{key.replace('_', '-')}" for key in FIELDS} <= set(words)
+    assert {"cosine|step|plateau|constant", "true|false", "(0.01", "KEY=VALUE"} <= set(words)
 
 
 def test_help_waits_for_no_training_library():
     code = "import sys; from alexnet_cuda.cli import app\ntry: app(['train', '--help'])\nfinally: print(*sys.modules)"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    result = run_python("-c", code, timeout=200)
     assert "--max-steps" in result.stdout, result.stderr
     assert not {"lightning", "torchvision", "matplotlib", "sklearn"} & set(result.stdout.split())

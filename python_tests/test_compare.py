@@ -7,42 +7,28 @@ import time
 
 import pytest
 
-pytest.importorskip("torchvision")
 pytest.importorskip("lightning")
-pytest.importorskip("sklearn")
 
 import torch
 import yaml
 from matplotlib.text import Text
 from PIL import Image
 from torchvision.models import get_model_weights
-from typer.testing import CliRunner
+from training_helpers import cli as command
+from training_helpers import no_report  # noqa: F401
 
-from alexnet_cuda.cli import app
-from alexnet_cuda.cli.compare import _split
 from alexnet_cuda.data import load_images
-from alexnet_cuda.model import model_summary
-from alexnet_cuda.training import Recipe, classifier, comparison, load_recipe
+from alexnet_cuda.recipe import Recipe, RecipeError, load_recipe
+from alexnet_cuda.reports.experiments import comparison_chart
+from alexnet_cuda.summary import model_summary
+from alexnet_cuda.training import classifier, comparison
 
 PEER = "torchvision/shufflenet_v2_x0_5"
 SMALL = ["--recipe", "digits", "--max-steps", "2", "--limit", "60", "--accelerator", "cpu", "--workers", "0"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Threads that wait for each other on a busy machine take longer than one alone."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def cli(*arguments, code=0):
-    arguments = ["compare", *map(str, arguments)]
-    result = CliRunner().invoke(app, arguments, catch_exceptions=False, env={"COLUMNS": "100"})
-    assert result.exit_code == code, result.output
-    assert "Traceback" not in result.output
-    return " ".join(result.output.split())
+    return " ".join(command("compare", *arguments, code=code).split())
 
 
 def rows(folder):
@@ -153,11 +139,19 @@ def test_data_that_is_missing_is_no_failure_of_a_model(tmp_path):
     assert not (tmp_path / "x").exists()
 
 
-def test_models_and_values_may_stand_in_any_order():
-    assert _split(["paper", "--limit", "6", "cifar", "--no-flip", "owt", "--lr=1", "caffe"]) == (
-        ["paper", "cifar", "owt", "caffe"],
-        ["--limit", "6", "--no-flip", "--lr=1"],
-    )
+def test_models_and_values_may_stand_in_any_order(tmp_path, monkeypatch):
+    asked = {}
+
+    def recipes(models, name, config, values, folder):
+        asked.update(models=models, values=values)
+        raise RecipeError("enough")
+
+    monkeypatch.setattr(comparison, "comparison_recipes", recipes)
+    tokens = ["paper", "--limit", "6", "cifar", "--no-flip", "owt", "--lr=1", "caffe", "--nesterov", "tf_slim"]
+    cli(*tokens, "--recipe", "digits", "--val_fraction", "0.2", "--set", "zoom=0", code=2)
+    assert asked["models"] == ["paper", "cifar", "owt", "caffe", "tf_slim"]
+    values = {"limit": "6", "flip": "false", "lr": "1", "nesterov": "true", "val_fraction": "0.2", "zoom": "0"}
+    assert asked["values"] == values
 
 
 @pytest.mark.parametrize("name", ["resnet18", "efficientnet_b0", "vit_b_16"])
@@ -184,7 +178,7 @@ def test_the_chart_has_room_for_every_text():
          "seconds": 12345.6, "images_per_second": 98765.4, "error": None}
         for i, a in enumerate((1.0, 0.5, 0.001))
     ]  # fmt: skip
-    figure = comparison.chart([*found, {**dict.fromkeys(found[0]), "model": "cifar"}], "four networks")
+    figure = comparison_chart([*found, {**dict.fromkeys(found[0]), "model": "cifar"}], "four networks")
     figure.draw_without_rendering()
     boxes = [(t.get_text(), t.get_window_extent()) for t in figure.findobj(Text) if t.get_text() and t.get_visible()]
     assert len(boxes) == 1 + 4 + 5 + 5 * 4

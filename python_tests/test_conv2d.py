@@ -52,6 +52,7 @@ def test_matches_float64(shape, filters, padding, ceil_mode, bias, dtype, layout
         assert memory_format(y) == memory_format(x)
 
 
+@pytest.mark.devices("cpu", "cuda")
 @pytest.mark.parametrize(("size", "padding", "ceil_mode"), [(227, 0, False), (224, 2, False), (224, 0, True)])
 def test_alexnets_sizes(size, padding, ceil_mode, device):
     x, weight = torch.randn(2, 3, size, size, device=device), torch.randn(96, 3, 11, 11, device=device) / 19
@@ -77,9 +78,8 @@ def test_what_goes_to_torch(channels, kernel, stride, device):
     assert ops.conv2d(x, weight, stride=stride).equal(F.conv2d(x, weight, stride=stride))
 
 
+@pytest.mark.devices("cpu")
 def test_gradients(device):
-    if device == "cuda":
-        pytest.skip("float64 has no CUDA kernel")
     for size, padding, ceil_mode in [((15, 16), 0, False), ((12, 14), 1, True)]:
         x = torch.randn(2, 1, *size, dtype=torch.float64, requires_grad=True)
         weight = torch.randn(2, 1, 11, 11, dtype=torch.float64, requires_grad=True)
@@ -94,10 +94,10 @@ def test_opcheck(device, kernels):
         x = torch.randn(2, 3, 20, 23, device=device).contiguous(memory_format=format).requires_grad_()
         weight = torch.randn(5, 3, 11, 11, device=device, requires_grad=True)
         bias = torch.randn(5, device=device, requires_grad=True)
-        torch.library.opcheck(torch.ops.alexnet_cuda.conv2d.default, (x, weight, bias, 4, 1, True))
-        y = torch.ops.alexnet_cuda.conv2d(x, weight, None, 4, 1, True).detach()
-        torch.library.opcheck(torch.ops.alexnet_cuda._conv2d_weight_grad.default, (y, x.detach(), 11, 4, 1))
-        torch.library.opcheck(torch.ops.alexnet_cuda._conv2d_input_grad.default, (y, weight.detach(), 20, 23, 4, 1))
+        torch.library.opcheck(torch.ops.alexnet_cuda.conv2d.default, (x, weight, bias, 4, 1, 1, True, True))
+        y = torch.ops.alexnet_cuda.conv2d(x, weight, None, 4, 1, 1, True, False).detach()
+        torch.library.opcheck(torch.ops.alexnet_cuda._conv2d_weight_grad.default, (y, x.detach(), 11, 4, 1, 1, True))
+        torch.library.opcheck(torch.ops.alexnet_cuda._conv2d_input_grad.default, (y, weight.detach(), 20, 23, 4, 1, 1))
 
 
 def test_compile(device):
@@ -123,16 +123,31 @@ def test_vmap(device):
 
 def test_autocast(device):
     x, weight = torch.randn(1, 3, 20, 20, device=device), torch.randn(4, 3, 11, 11, device=device)
-    with torch.autocast(device, torch.bfloat16):
+    with torch.autocast(x.device.type, torch.bfloat16):
         y = ops.conv2d(x, weight, torch.zeros(4, device=device))
     assert y.dtype == torch.bfloat16
     assert_close(y, exact(x.bfloat16(), weight.bfloat16()))
 
 
+@pytest.mark.devices("cpu", "cuda")
 def test_saves_its_inputs(device, kernels):
     x = torch.randn(2, 3, 227, 227, device=device)
     weight = torch.randn(96, 3, 11, 11, device=device, requires_grad=True)
     assert saved_bytes(ops.conv2d, x, weight) == x.nbytes + weight.nbytes
+
+
+def test_relu_in_the_same_pass(dtype, layout, device):
+    x = in_layout(torch.randn(2, 3, 24, 31, device=device).to(dtype), layout)
+    weight, bias = torch.randn(40, 3, 11, 11, device=device).div(19).to(dtype), torch.randn(40, device=device).to(dtype)
+    y, gradients = forward_and_gradients(
+        lambda *i: ops.conv2d(*i, relu=True), [x, weight, bias], torch.ones(2, 40, 4, 6)
+    )
+    separate = ops.conv2d(x, weight, bias)
+    torch.testing.assert_close(y, separate.relu(), rtol=0, atol=0)
+    inputs = [i.double().cpu() for i in (x, weight, bias)]
+    mask = (separate > 0).double().cpu()  # a sum near 0 may be on the other side of it in float64
+    for got, gradient in zip(gradients, forward_and_gradients(exact, inputs, mask)[1]):
+        assert_close(got, gradient)
 
 
 def test_deterministic(device):
@@ -162,13 +177,14 @@ X, W = torch.zeros(1, 3, 20, 20), torch.zeros(4, 3, 11, 11)
         ((X, W, torch.zeros(4).half()), ValueError, "bias.*got torch.float16"),
         ((X, W, None, 0), ValueError, "stride.*got 0"),
         ((X, W, None, 4, -1), ValueError, "padding.*got -1"),
+        ((X, W, None, 4, 0, False, 2), ValueError, "groups to divide the 3 channels of x, got 2"),
         ((X[:, :, :10], W), ValueError, "x to be at least as large as the 11x11 weight.*got 10x20"),
     ],
 )
 @pytest.mark.parametrize("module", [ops, reference], ids=["ops", "reference"])
 def test_bad_input(args, error, words, module):
     with pytest.raises(error, match=f"conv2d: expected {words}"):
-        module.conv2d(*args)
+        module.conv2d(*args[:6], **({"groups": args[6]} if len(args) > 6 else {}))
 
 
 def test_module_is_torchs():
@@ -184,7 +200,7 @@ def test_module_is_torchs():
 
 
 def test_tf32_follows_torch(kernels):
-    """What the CUDA kernels ask at each call; python_tests/test_emulator_conv2d.py tests what they then do."""
+    """What the CUDA kernels ask at each call."""
     conv, before = torch.backends.cudnn.conv, torch.backends.cudnn.conv.fp32_precision
     try:
         for precision in ("tf32", "ieee"):
@@ -199,8 +215,8 @@ def test_tf32_follows_torch(kernels):
         conv.fp32_precision = before
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_tf32_on_a_gpu():
+@pytest.mark.devices("cuda")
+def test_tf32_on_a_gpu(device):
     """Allowed, results change and stay close; in compiled code too, where it may be switched off again."""
     x = torch.randn(2, 3, 47, 43, device="cuda", requires_grad=True)
     weight = torch.randn(96, 3, 11, 11, device="cuda", requires_grad=True)
@@ -235,7 +251,7 @@ def test_special_values(value, where, device):
         x[1, 2, 20 if where == "pixel" else 48, 60] = value  # the last windows end with row 46
     loose = dict(rtol=1e-4, atol=1e-4, equal_nan=True)
     torch.testing.assert_close(ops.conv2d(x, weight), F.conv2d(x, weight, stride=4), **loose)
-    got, bias = torch.ops.alexnet_cuda._conv2d_weight_grad(grad, x, 11, 4, 0)
+    got, bias = torch.ops.alexnet_cuda._conv2d_weight_grad(grad, x, 11, 4, 0, 1, True)
     expected = torch.nn.grad.conv2d_weight(x.double(), weight.shape, grad.double(), stride=4).float()
     torch.testing.assert_close(got, expected, **loose)
     torch.testing.assert_close(bias, grad.sum((0, 2, 3)), **loose)
@@ -248,6 +264,6 @@ def test_scale(scale, device):
     x, weight, grad = x * scale, weight * scale, torch.randn(2, 40, 15, 16, device=device) * scale
     assert_close(ops.conv2d(x, weight), exact(x, weight))
     expected = torch.nn.grad.conv2d_weight(x.double(), weight.shape, grad.double(), stride=4)
-    got, bias = torch.ops.alexnet_cuda._conv2d_weight_grad(grad, x, 11, 4, 0)
+    got, bias = torch.ops.alexnet_cuda._conv2d_weight_grad(grad, x, 11, 4, 0, 1, True)
     assert_close(got, expected)
     assert_close(bias, grad.double().sum((0, 2, 3)))

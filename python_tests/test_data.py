@@ -6,28 +6,19 @@ import struct
 import numpy as np
 import pytest
 
-pytest.importorskip("torchvision")
 pytest.importorskip("lightning")
-pytest.importorskip("sklearn")
 
 import torch
 from PIL import Image
 from sklearn.datasets import load_digits
+from training_helpers import one_thread  # noqa: F401
 
-from alexnet_cuda.data import DataError, atomic_path, load_images
-from alexnet_cuda.data.idx import read_idx
+from alexnet_cuda.data import MODULES, load_images, source
 from alexnet_cuda.data.imageset import read_glyph, stratified_split
 from alexnet_cuda.data.module import EpochSampler, ImageData, ResumableLoader
-from alexnet_cuda.training import Recipe
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Threads that wait for each other on a busy machine take longer than one alone."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+from alexnet_cuda.errors import DataError
+from alexnet_cuda.files import atomic_path
+from alexnet_cuda.recipe import FIELDS, Recipe
 
 
 def recipe(**values):
@@ -67,6 +58,13 @@ def pictures(tmp_path):
     return tmp_path / "pictures"
 
 
+def test_every_data_set_of_a_recipe_has_its_module():
+    names = FIELDS["data"].metadata["choices"]
+    assert set(MODULES) <= set(names)
+    for name in names:
+        assert {"load", "read", "SIZE"} <= vars(source(recipe(data=name))).keys()
+
+
 def test_digits_are_split_in_proportion_and_the_same_way_for_every_training_seed():
     first, second = load_images(recipe(seed=1)), load_images(recipe(seed=2))
     assert [len(s.labels) for s in (first.train, first.val, first.test)] == [1259, 179, 359]
@@ -93,6 +91,8 @@ def test_mnist_reads_packed_and_plain_files_and_writes_nothing(mnist):
     before = sorted(mnist.rglob("*"))
     images = load_images(recipe(data="mnist", data_path=str(mnist)))
     assert images.train.images.shape[1:] == (1, 32, 32)
+    glyph = np.repeat(np.repeat(load_digits().images[800] * 15, 3, 0), 3, 1)
+    assert np.array_equal(images.test.images[0, 0, 4:28, 4:28], glyph.astype(np.uint8))
     assert len(images.test.labels) == 200
     assert images.test.labels.tolist() == load_digits().target[800:1000].tolist()
     assert sorted(mnist.rglob("*")) == before
@@ -123,12 +123,6 @@ def test_mnist_without_a_folder_says_where_it_looked(tmp_path):
         load_images(recipe(data="mnist"))
     with pytest.raises(DataError, match="MNIST/raw holds no train-images"):
         load_images(recipe(data="mnist", data_path=str(tmp_path)))
-
-
-def test_a_row_of_an_idx_file_comes_back(tmp_path):
-    array = np.arange(24).reshape(2, 3, 4)
-    idx(tmp_path / "a", array)
-    assert np.array_equal(read_idx(tmp_path / "a"), array)
 
 
 def test_class_folders_are_split_and_named(pictures):

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import re
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from PIL import Image
 nbformat = pytest.importorskip("nbformat")
 nbclient = pytest.importorskip("nbclient")
 pytest.importorskip("ipykernel")
+run_sync = pytest.importorskip("jupyter_core.utils").run_sync
 pytest.importorskip("lightning")
 datasets = pytest.importorskip("sklearn.datasets")
 
@@ -77,16 +79,25 @@ def data(digits, tmp_path_factory):
     return root
 
 
-@pytest.mark.parametrize("name", EXPECTED)
-def test_runs(name, data, tmp_path, monkeypatch):
-    monkeypatch.setenv("ALEXNET_CUDA_DATA", str(data))
+@pytest.fixture(scope="module")
+def kernel(data, tmp_path_factory):
+    """One Jupyter kernel for all notebooks, because importing what they need takes longer than running them."""
+    client = nbclient.NotebookClient(nbformat.v4.new_notebook(), kernel_name="python3")
+    manager = client.create_kernel_manager()
     settings = "variant=cifar limit=40 epochs=1 max_steps=2 batch_size=8 views=1 workers=0 accelerator=cpu"
-    monkeypatch.setenv("ALEXNET_CUDA_SET", settings)
-    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    environment = {"ALEXNET_CUDA_DATA": str(data), "ALEXNET_CUDA_SET": settings}
+    client.start_new_kernel(env={**os.environ, **environment, "IPYTHONDIR": str(tmp_path_factory.mktemp("ipython"))})
+    yield manager
+    run_sync(manager.shutdown_kernel)(now=True)
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_runs(name, kernel, tmp_path):
     (tmp_path / "examples").mkdir()
     notebook = nbformat.read(ROOT / "examples" / f"{name}.ipynb", 4)
-    metadata = {"metadata": {"path": str(tmp_path / "examples")}}
-    nbclient.NotebookClient(notebook, timeout=600, kernel_name="python3", resources=metadata).execute()
+    start = nbformat.v4.new_code_cell(f"%reset -f\nimport os\nos.chdir({str(tmp_path / 'examples')!r})\ndel os")
+    notebook.cells.insert(0, start)
+    nbclient.NotebookClient(notebook, km=kernel, timeout=600).execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     text = "".join(o.get("text", "") + o.get("data", {}).get("text/plain", "") for o in outputs)
     assert re.search(EXPECTED[name], text, re.DOTALL)

@@ -1,13 +1,12 @@
 """What the operators' host code says when they are called without the public functions' checks, as an exported program
-calls them: csrc/check.h, csrc/cpu and csrc/cuda/register.cpp."""
+calls them (csrc/host)."""
 
 import pytest
 import torch
-
-from alexnet_cuda._library import EMULATED
+import torch.nn.functional as F
 
 X, W = torch.zeros(2, 3, 20, 23), torch.zeros(8, 3, 11, 11)
-GRAD, CONV = torch.zeros(2, 8, 3, 4), (4, 0, False)
+GRAD, CONV, FIRST = torch.zeros(2, 8, 3, 4), (4, 0, 1, False, False), (4, 0, False)
 LRN, POOL = (5, 2, 1e-4, 0.75, 1.0, 1), (3, 2, 0, False)
 POOLED, CODE = torch.zeros(2, 3, 9, 11), torch.zeros(2, 3, 9, 11, dtype=torch.uint8)
 
@@ -20,22 +19,32 @@ POOLED, CODE = torch.zeros(2, 3, 9, 11), torch.zeros(2, 3, 9, 11, dtype=torch.ui
         ("conv2d", (X.long(), W.long(), None, *CONV), "expected x to be float32"),
         ("conv2d", (X, W.half(), None, *CONV), "expected weight to have the same dtype as x"),
         ("conv2d", (X, W[:, :2], None, *CONV), "weight"),
-        ("conv2d", (X, W[..., 1:], None, *CONV), "expected a square"),
+        ("conv2d", (X, W[..., 1:], None, *CONV), "expected weight to be 4-D with square filters"),
+        ("conv2d", (X, W, None, 4, 0, 2, False, False), "8 filters of 3 channels, which 2 groups .* 3 channels"),
+        ("conv2d", (X, W, None, 4, 0, 0, False, False), "expected groups to be at least 1"),
         ("conv2d", (X, W, torch.zeros(7), *CONV), "bias does not have the size"),
         ("conv2d", (X, W, torch.zeros(8).half(), *CONV), "expected bias to have the same dtype"),
-        ("conv2d", (X, W, None, 0, 0, False), r"expected stride to be at least 1 and less than 2\^31, got 0"),
-        ("conv2d", (X, W, None, 4, -1, False), r"expected padding to be at least 0 and less than 2\^31, got -1"),
-        ("conv2d", (X, W, None, 4, 2**31, False), r"expected padding .* less than 2\^31, got 2147483648"),
+        ("conv2d", (X, W, None, 0, 0, 1, False, False), r"expected stride to be at least 1 and less than 2\^31, got 0"),
+        (
+            "conv2d",
+            (X, W, None, 4, -1, 1, False, False),
+            r"expected padding to be at least 0 and less than 2\^31, got -1",
+        ),
+        ("conv2d", (X, W, None, 4, 2**31, 1, False, False), r"expected padding .* less than 2\^31, got 2147483648"),
         ("conv2d", (X[:, :, :9], W, None, *CONV), "an input of 9x23 is too small for kernel_size 11"),
-        ("_conv2d_weight_grad", (GRAD[0], X, 11, 4, 0), "expected grad to be 4-D"),
-        ("_conv2d_weight_grad", (GRAD[1:], X, 11, 4, 0), "grad"),
-        ("_conv2d_weight_grad", (GRAD[:, :, 1:], X, 11, 4, 0), "grad"),
-        ("_conv2d_weight_grad", (GRAD.half(), X, 11, 4, 0), "expected grad to have the same dtype"),
-        ("_conv2d_weight_grad", (torch.zeros(2, 8, 6, 7), X, -1, 4, 0), "expected kernel_size to be at least 1"),
-        ("_conv2d_input_grad", (GRAD[:, 1:], W, 20, 23, 4, 0), "weight|grad"),
-        ("_conv2d_input_grad", (GRAD, W[..., 1:], 20, 23, 4, 0), "square"),
-        ("_conv2d_input_grad", (GRAD, W, 20, 40, 4, 0), "grad"),
-        ("_conv2d_input_grad", (GRAD, W, 5, 23, 4, 0), "too small"),
+        ("_conv2d_weight_grad", (GRAD[0], X, 11, 4, 0, 1, True), "expected grad to be 4-D"),
+        ("_conv2d_weight_grad", (GRAD[1:], X, 11, 4, 0, 1, True), "grad"),
+        ("_conv2d_weight_grad", (GRAD[:, :, 1:], X, 11, 4, 0, 1, True), "grad"),
+        ("_conv2d_weight_grad", (GRAD.half(), X, 11, 4, 0, 1, True), "expected grad to have the same dtype"),
+        (
+            "_conv2d_weight_grad",
+            (torch.zeros(2, 8, 6, 7), X, -1, 4, 0, 1, True),
+            "expected kernel_size to be at least 1",
+        ),
+        ("_conv2d_input_grad", (GRAD[:, 1:], W, 20, 23, 4, 0, 1), "weight|grad"),
+        ("_conv2d_input_grad", (GRAD, W[..., 1:], 20, 23, 4, 0, 1), "square filters"),
+        ("_conv2d_input_grad", (GRAD, W, 20, 40, 4, 0, 1), "grad"),
+        ("_conv2d_input_grad", (GRAD, W, 5, 23, 4, 0, 1), "too small"),
         ("local_response_norm", (X[0], *LRN, False), "expected x to be 4-D"),
         ("local_response_norm", (X, 0, *LRN[1:], False), r"expected size to be at least 1 and less than 2\^31, got 0"),
         ("local_response_norm", (X, 2**32, *LRN[1:], False), "expected size .* got 4294967296"),
@@ -57,18 +66,18 @@ POOLED, CODE = torch.zeros(2, 3, 9, 11), torch.zeros(2, 3, 9, 11, dtype=torch.ui
         ("_relu_lrn_max_pool2d_backward", (POOLED, X, CODE[:, 1:], 0, *LRN, 3, 2, 0), "code does not have the size"),
         ("_relu_lrn_max_pool2d_backward", (POOLED[1:], X, CODE, 0, *LRN, 3, 2, 0), "grad does not have the size"),
         ("_relu_lrn_max_pool2d_backward", (POOLED, X, CODE, 3, *LRN, 3, 2, 0), "expected order"),
-        ("conv2d_relu_lrn_max_pool2d", (X, W, None, *CONV, 3, *LRN, *POOL, True, False), "expected order"),
+        ("conv2d_relu_lrn_max_pool2d", (X, W, None, *FIRST, 3, *LRN, *POOL, True), "expected order"),
         (
             "conv2d_relu_lrn_max_pool2d",
-            (X, W[0], None, *CONV, 0, *LRN, *POOL, True, False),
+            (X, W[0], None, *FIRST, 0, *LRN, *POOL, True),
             "expected weight to be 4-D",
         ),
         (
             "conv2d_relu_lrn_max_pool2d",
-            (X, W, None, *CONV, 0, *LRN[:-1], 3, *POOL, True, False),
+            (X, W, None, *FIRST, 0, *LRN[:-1], 3, *POOL, True),
             "expected groups to divide",
         ),
-        ("conv2d_relu_lrn_max_pool2d", (X, W, None, *CONV, 0, *LRN, 5, 2, 0, False, True, False), "too small"),
+        ("conv2d_relu_lrn_max_pool2d", (X, W, None, *FIRST, 0, *LRN, 5, 2, 0, False, True), "too small"),
     ],
 )
 def test_bad_arguments(name, args, words, device, kernels):
@@ -77,22 +86,35 @@ def test_bad_arguments(name, args, words, device, kernels):
         getattr(torch.ops.alexnet_cuda, name)(*args)
 
 
+@pytest.mark.parametrize("format", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
 @pytest.mark.parametrize(
-    ("name", "args"),
-    [
-        ("conv2d", (X, W, None, 2, 0, False)),
-        ("conv2d", (X, W[..., 1:, 1:], None, *CONV)),
-        ("_conv2d_weight_grad", (torch.zeros(2, 8, 4, 5), X, 7, 4, 0)),
-        ("_conv2d_input_grad", (GRAD, W[:, :2], 20, 23, 4, 0)),
-    ],
+    ("channels", "filters", "size", "stride", "padding", "groups", "ceil_mode"),
+    [(3, 8, 11, 2, 0, 1, False), (3, 8, 7, 4, 1, 1, True), (4, 6, 3, 1, 2, 2, False), (2, 4, 11, 4, 3, 1, True)],
 )
-def test_what_cuda_kernels_do_not_compute(name, args, device, kernels):
-    """The public functions leave these to torch; the CPU's kernels compute them."""
-    if device == "cpu" and not EMULATED:
-        pytest.skip("the CPU's kernels compute it")
-    args = [a.to(device) if isinstance(a, torch.Tensor) else a for a in args]
-    with pytest.raises(RuntimeError, match=f"{name}: expected 11x11 filters of 1, 3 or 4 channels and a stride of 4"):
-        getattr(torch.ops.alexnet_cuda, name)(*args)
+def test_torch_computes_what_no_kernel_does(
+    channels, filters, size, stride, padding, groups, ceil_mode, format, device, kernels
+):
+    """Inside the operators; the public function does not call them for such a convolution."""
+    op, options = torch.ops.alexnet_cuda, dict(stride=stride, groups=groups)
+    x = torch.randn(2, channels, 20, 23, device=device).to(memory_format=format)
+    weight, bias = torch.randn(filters, channels // groups, size, size, device=device), torch.randn(filters).to(device)
+    leaves = [t.double().requires_grad_() for t in (x, weight, bias)]
+    over = [-(s + 2 * padding - size) % stride if ceil_mode else 0 for s in (20, 23)]
+    padded = F.pad(leaves[0], (padding, padding + over[1], padding, padding + over[0]))
+    exact = F.conv2d(padded, *leaves[1:], **options)
+    loose = dict(rtol=1e-4, atol=1e-4)
+    for relu in (False, True):
+        y = op.conv2d(x, weight, bias, stride, padding, groups, ceil_mode, relu)
+        torch.testing.assert_close(y, (exact.relu() if relu else exact).float(), **loose)
+        assert y.is_contiguous(memory_format=format)
+    grad = torch.randn_like(y)
+    wanted = torch.autograd.grad(exact, leaves, grad.double())
+    got = op._conv2d_input_grad(grad, weight, 20, 23, stride, padding, groups)
+    assert got.is_contiguous(memory_format=format)
+    got = got, *op._conv2d_weight_grad(grad, x, size, stride, padding, groups, True)
+    for ours, expected in zip(got, wanted):
+        torch.testing.assert_close(ours, expected.float(), **loose)
+    assert op._conv2d_weight_grad(grad, x, size, stride, padding, groups, False)[1].numel() == 0
 
 
 MILLION = 2**20
@@ -108,7 +130,7 @@ LARGE, IMAGES = torch.zeros(0, MILLION, 46, 46), torch.zeros(0, 1, 191, 191)
         ("relu_lrn_max_pool2d", (WIDE, 0, *LRN, 2, 1, 1, False, False), "one image of the output .* got 2147483650"),
         (
             "conv2d_relu_lrn_max_pool2d",
-            (torch.zeros(0, 1, 11, 4099), MANY, None, *CONV, 0, *LRN, 2, 1, 1, False, False, False),
+            (torch.zeros(0, 1, 11, 4099), MANY, None, *FIRST, 0, *LRN, 2, 1, 1, False, False),
             "one image of the output .* got 2147483648",
         ),
         (
@@ -121,15 +143,12 @@ LARGE, IMAGES = torch.zeros(0, MILLION, 46, 46), torch.zeros(0, 1, 191, 191)
             (POOLED_WIDE, WIDE, POOLED_WIDE.byte(), 0, *LRN, 2, 1, 1),
             "one image of code .* got 2147483650",
         ),
-        ("_conv2d_weight_grad", (LARGE, IMAGES, 11, 4, 0), "one image of grad .* got 2218786816"),
-        ("_conv2d_input_grad", (LARGE, MANY, 191, 191, 4, 0), "one image of grad .* got 2218786816"),
-        ("conv2d", (IMAGES, W[:1, :1].expand(2097121, 1, 11, 11), None, *CONV), "at most 2097120 filters .* 2097121"),
-        ("_conv2d_weight_grad", (torch.zeros(0, 2**22, 1, 1), IMAGES[..., :11, :11], 11, 4, 0), "at most 2097120"),
+        ("_conv2d_weight_grad", (LARGE, IMAGES, 11, 4, 0, 1, True), "one image of grad .* got 2218786816"),
+        ("_conv2d_input_grad", (LARGE, MANY, 191, 191, 4, 0, 1), "one image of grad .* got 2218786816"),
     ],
 )
+@pytest.mark.devices("emulated", "cuda")
 def test_what_is_too_large_for_cuda_kernels(name, args, words, device, kernels):
-    if device == "cpu" and not EMULATED:
-        pytest.skip("the CPU's kernels have no such limit")
     args = [a.to(device) if isinstance(a, torch.Tensor) else a for a in args]
     with pytest.raises(RuntimeError, match=f"{name.removeprefix('conv2d_')}: expected {words}"):
         getattr(torch.ops.alexnet_cuda, name)(*args)

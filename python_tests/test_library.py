@@ -1,5 +1,6 @@
-"""The libraries and the import, not the operators: symbols, build facts, import time."""
+"""The libraries and the import, not the operators: symbols, build facts, what is imported, who has a kernel."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -8,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import alexnet_cuda
 from alexnet_cuda import _library
@@ -18,7 +21,7 @@ STABLE = re.compile(
     r"aoti_torch_(abi_version|aten_fill__Scalar|(create|delete)_device_guard|delete_(library|tensor)_object"
     r"|dtype_element_size"
     r"|get_(current_cuda_stream|device_index|device_type|dim|dtype|numel|size|stride)"
-    r"|library_(def|init_def|init_impl)|new_tensor_handle|(device_type|dtype|layout|memory_format)_\w+)"
+    r"|library_(def|init_fragment|init_impl)|new_tensor_handle|(device_type|dtype|layout|memory_format)_\w+)"
     r"|torch_(call_dispatcher|from_blob|parallel_for|library_impl|get_(const|mutable)_data_ptr|dtype_\w+"
     r"|new_list_reserve_size|list_push_back|delete_list)"
 )
@@ -52,13 +55,100 @@ def test_build_info():
     assert all(isinstance(value, str) and value for value in info.values())
 
 
-def test_import_is_light():
-    code = (
-        "import sys, torch; before = set(sys.modules); import alexnet_cuda; "
-        "print(*sorted({m.split('.')[0] for m in set(sys.modules) - before}))"
+def python(code, **environment):
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, env=os.environ | environment
     )
-    run = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert not {"torchvision", "lightning", "matplotlib", "sklearn", "typer", "rich"} & set(run.stdout.split())
+
+
+def test_import_loads_nothing_heavy():
+    """`import torch` takes most of the time; torch._dynamo alone would nearly double it."""
+    code = "import sys, torch; before = set(sys.modules); import alexnet_cuda; print(*(set(sys.modules) - before))"
+    run = python(code)
+    assert run.returncode == 0, run.stderr
+    loaded = {name for name in run.stdout.split() if not name.startswith("alexnet_cuda")}
+    heavy = "torch._dynamo", "torch._inductor", "torchvision", "lightning", "matplotlib", "sklearn", "typer", "rich"
+    assert not [name for name in loaded if name.startswith(heavy)]
+    assert len(loaded) < 40, sorted(loaded)
+
+
+def test_variable_turns_kernels_off(kernels):
+    code = """if True:
+        import torch, alexnet_cuda
+        from alexnet_cuda._library import has_kernel
+        x = torch.randn(1, 8, 9, 9)
+        y = alexnet_cuda.ops.relu_lrn_max_pool2d(x, 5)
+        assert y.equal(alexnet_cuda.reference.relu_lrn_max_pool2d(x, 5))
+        print(has_kernel(x), alexnet_cuda.build_info()["CPU kernels"], alexnet_cuda.build_info()["CUDA kernels"])"""
+    run = python(code, ALEXNET_CUDA_KERNELS="0")
+    assert run.stdout == "False ALEXNET_CUDA_KERNELS is 0 ALEXNET_CUDA_KERNELS is 0\n", run.stderr
+    for value in ("all", "", "2"):
+        error = python("import alexnet_cuda", ALEXNET_CUDA_KERNELS=value).stderr
+        assert f"ALEXNET_CUDA_KERNELS: expected 0 or 1, got {value!r}" in error
+
+
+@pytest.mark.parametrize(
+    ("capability", "architectures", "runs"),
+    [
+        ((9, 0), "80-real 90a-real", True),
+        ((8, 6), "80-real 90a-real", True),
+        ((7, 5), "80-real 90a-real", False),
+        ((10, 0), "80-real 90a", False),  # "a" is for 9.0 alone, PTX as well
+        ((8, 0), "86-real", False),
+        ((12, 1), "100-real 120", True),
+        ((13, 0), "100-real 120", True),
+        ((13, 0), "100-real 120-real", False),
+        ((10, 3), "100f", True),
+        ((12, 0), "100f", False),
+        ((9, 0), "80-virtual", True),
+        ((9, 0), "native", True),
+        ((9, 0), "none", False),
+    ],
+)
+def test_a_gpu_without_code_is_served_by_torch(capability, architectures, runs, monkeypatch):
+    """Every operator asks has_kernel; a tensor on a device that the library has no code for has none."""
+    monkeypatch.setitem(_library.KERNEL_DTYPES, "cuda", frozenset({torch.float32}))
+    monkeypatch.setitem(_library.UNAVAILABLE_REASON, "cuda", "")
+    monkeypatch.setattr(_library, "CUDA_ARCHITECTURES", architectures)
+    monkeypatch.setattr(_library, "_has_code_for", {})
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        x = torch.empty(1, 8, 9, 9, device="cuda")
+        assert _library.has_kernel(x) is runs
+        assert not _library.has_kernel(x.double())
+        weight, image = torch.empty(4, 3, 11, 11, device="cuda"), torch.empty(1, 3, 27, 27, device="cuda")
+        calls = {
+            "conv2d": (image, weight),
+            "local_response_norm": (x, 5),
+            "max_pool2d": (x,),
+            "relu_lrn_max_pool2d": (x, 5),
+            "conv2d_relu_lrn_max_pool2d": (image, weight, None, 5),
+        }
+        for name, args in calls.items():
+            with OperatorLog() as log:
+                y = getattr(alexnet_cuda.ops, name)(*args)
+            assert y.device.type == "cuda"
+            assert (f"alexnet_cuda::{name}" in log.names) is runs, name
+    answer = "yes" if runs else "no"
+    why = f"compute capability {capability[0]}.{capability[1]}, compiled for {architectures}"
+    assert _library.describe_devices()["kernels on cuda:0"] == f"{answer} ({why})"
+
+
+class OperatorLog(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.add(function.name())
+        return function(*args, **(kwargs or {}))
+
+
+def test_devices_are_described(kernels):
+    rows = _library.describe_devices()
+    assert rows["kernels on cpu"] == f"yes ({alexnet_cuda.build_info()['CPU kernels']})"
+    assert len(rows) == 1 + torch.cuda.device_count()
 
 
 def test_without_libraries(tmp_path):

@@ -5,14 +5,14 @@ import pickle
 import numpy as np
 import pytest
 
-pytest.importorskip("torchvision")
 pytest.importorskip("lightning")
 
 import torch
 from PIL import Image
 
-from alexnet_cuda.data import DataError, load_images, source
-from alexnet_cuda.training import Recipe
+from alexnet_cuda.data import load_images, source
+from alexnet_cuda.errors import DataError
+from alexnet_cuda.recipe import Recipe
 
 
 def recipe(data, path, **values):

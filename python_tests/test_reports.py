@@ -1,12 +1,9 @@
-"""What a run leaves to look at: maps against hand-computed ones, tables against scikit-learn, the page in a browser."""
+"""The parts of a report: maps against hand-computed ones, tables against scikit-learn, any number of classes."""
 
 import copy
 import csv
-import json
 import math
 import re
-import shutil
-from pathlib import Path
 
 import pytest
 
@@ -18,44 +15,16 @@ pytest.importorskip("jinja2")
 import sklearn.metrics
 import torch
 import torchmetrics.functional.classification as tm
-from PIL import Image
+from narrow import narrow
 from torch import nn
-from typer.testing import CliRunner
+from training_helpers import one_thread  # noqa: F401
 
 from alexnet_cuda import AlexNet
-from alexnet_cuda.cli import app
 from alexnet_cuda.data import ImageSet, Split
-from alexnet_cuda.reports import cards, charts, page, tables, write_report
-from alexnet_cuda.reports.maps import feature_maps, first_filters, grad_cam, layers, strongest_filters
-from alexnet_cuda.training import Recipe
-from alexnet_cuda.training.evaluation import Predictions
-
-PICTURES = {"calibration", "best_worst", "confusion_matrix", "curves", "feature_maps", "filters", "grad_cam"}
-PICTURES |= {"predictions", "throughput"}
-TABS = ("overview", "training", "mistakes", "inside", "data")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def cli(*arguments, code=0):
-    result = CliRunner().invoke(app, [str(a) for a in arguments], catch_exceptions=False, env={"COLUMNS": "120"})
-    assert result.exit_code == code, result.output
-    return result.output
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """Digits, one epoch of 200 images."""
-    folder = tmp_path_factory.mktemp("runs") / "digits"
-    output = cli("train", "digits", "--epochs", 1, "--limit", 200, "--accelerator", "cpu", "--output", folder)
-    assert f"{folder}/report.html" in output
-    return folder
+from alexnet_cuda.recipe import Recipe
+from alexnet_cuda.reports import cards, charts, page, tables
+from alexnet_cuda.reports.maps import feature_maps, first_filters, grad_cam, strongest_filters
+from alexnet_cuda.reports.report import write_report
 
 
 class Tiny(nn.Module):
@@ -88,7 +57,7 @@ def test_grad_cam_of_every_kind_of_network_leaves_it_as_it_was(variant):
     from torchvision.models import get_model
 
     alexnet = "/" not in variant
-    model = (AlexNet(variant, 5) if alexnet else get_model(variant[12:], num_classes=5)).eval().requires_grad_(False)
+    model = (narrow(variant, 5) if alexnet else get_model(variant[12:], num_classes=5)).eval().requires_grad_(False)
     edge = model.variant.input_size if alexnet else 64
     x, before = torch.randn(2, 3, edge, edge), copy.deepcopy(model.state_dict())
     scores = model(x)
@@ -112,16 +81,13 @@ def test_grad_cam_of_weights_and_images_made_in_inference_mode():
 
 @pytest.mark.parametrize("variant", ["cifar", "caffe"])
 def test_feature_maps_are_what_the_modules_give_one_by_one(variant):
-    model = AlexNet(variant, 5).eval()
+    model = narrow(variant, 5)
     x = torch.randn(3, *(model.variant.input_size,) * 2)
     found = feature_maps(model, x)
-    y, convolutions = x[None] * model.input_scale, 0
-    assert len(found) == len(model.features)
+    y = x[None] * model.input_scale
     with torch.no_grad():
-        for module, (name, z) in zip(model.features, found.items(), strict=True):
+        for module, z in zip(model.features, found.values(), strict=True):
             y = module(y)
-            convolutions += isinstance(module, nn.Conv2d)
-            assert name.endswith(str(convolutions))
             torch.testing.assert_close(z, y[0], rtol=1e-4, atol=1e-4)
     assert [name for name in found if name.startswith("conv")] == [f"conv{n}" for n in range(1, 6)]
 
@@ -132,13 +98,7 @@ def test_feature_maps_are_taken_before_a_layer_that_works_in_place():
     assert found["relu1"].flatten().tolist() == [1, 2, 3, 0, 0, 0, 0, 4]
 
 
-def test_layers_of_the_same_name_are_kept_apart():
-    names = [*layers(AlexNet("original2012", 2))]
-    assert "lrn2'" in names
-    assert len(names) == len(AlexNet("original2012", 2).features)
-
-
-def test_the_filters_that_fire_most():
+def test_the_filters_with_the_largest_responses():
     model = AlexNet("cifar", 2).eval()
     conv = model.features[0]
     conv.weight.data.zero_()
@@ -191,10 +151,8 @@ def test_the_bins_of_calibration_give_the_calibration_error(guesses):
     count, confidence, accuracy = charts.reliability(p, labels)
     assert count.sum() == len(labels)
     error = (count * (confidence - accuracy).abs()).nan_to_num().sum() / count.sum()
-    assert charts.reliability(torch.tensor([[0.5, 0.5], [0.0, 1.0]]), torch.tensor([0, 1]))[0].nonzero().tolist() == [
-        [7],
-        [14],
-    ]
+    bins = charts.reliability(torch.tensor([[0.5, 0.5], [0.0, 1.0]]), torch.tensor([0, 1]))[0]
+    assert bins.nonzero().flatten().tolist() == [7, 14]
     assert error.item() == pytest.approx(tm.multiclass_calibration_error(p, labels, 8).item(), abs=1e-6)
 
 
@@ -215,88 +173,46 @@ def test_the_commonest_mistakes_and_which_images_are_shown(guesses):
     assert labels[cards.sample(labels, 7)].tolist() == list(range(7))
 
 
-def test_a_run_leaves_pictures_tables_and_the_page(run):
-    assert {path.stem for path in run.glob("*.png")} == PICTURES
-    for path in run.glob("*.png"):
-        with Image.open(path) as picture:
-            assert min(picture.size) > 200, path
-            assert len(picture.convert("RGB").getcolors(2**24)) > 50, path
-    metrics = json.loads((run / "metrics.json").read_text())
-    with (run / "per_class.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert sum(int(row["support"]) for row in rows) == metrics["images"]["test"]
-    text = (run / "report.html").read_text()
-    assert len(text) < 3e6
-    assert f"{metrics['test/accuracy']:.2%}" in text
-    assert f"{metrics['parameters']:,}" in text
-    assert metrics["versions"]["lightning"] in text
-    assert "batch_size" in text
-    assert not re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?(?!data:|#|"#)[a-z]+:""", text)
+class Photographs(list):
+    """Images of several sizes that note which of them were decoded."""
 
+    def __init__(self, count):
+        super().__init__(range(count))
+        self.decoded = []
 
-def test_report_draws_everything_again(run, tmp_path):
-    for name in ("weights.safetensors", "metrics.json", "metrics.csv"):
-        shutil.copy(run / name, tmp_path / name)
-    answer = json.loads(cli("report", "--run", tmp_path, "--json"))
-    assert answer["report"] == str(tmp_path / "report.html")
-    assert {Path(name).name for name in answer["files"]} == {"per_class.csv", *(f"{name}.png" for name in PICTURES)}
-    assert (tmp_path / "per_class.csv").read_text() == (run / "per_class.csv").read_text()
-    assert (tmp_path / "predictions.png").read_bytes() == (run / "predictions.png").read_bytes()
-    assert (tmp_path / "metrics.json").read_text() == (run / "metrics.json").read_text()
-    assert "does not exist" in cli("report", "--run", tmp_path / "absent", code=1)
-
-
-def test_report_of_weights_alone(run, tmp_path):
-    shutil.copy(run / "weights.safetensors", tmp_path)
-    shutil.copy(run / "throughput.png", tmp_path)
-    assert f"{tmp_path}/report.html" in cli("report", "--run", tmp_path / "weights.safetensors")
-    assert not (tmp_path / "throughput.png").exists()
-    assert "Training ended before its first epoch did" in (tmp_path / "report.html").read_text()
+    def __getitem__(self, index):
+        self.decoded.append(index)
+        return torch.randint(256, (3, 40 + index % 7, 60), dtype=torch.uint8)
 
 
 @pytest.mark.parametrize(
-    ("classes", "channels", "count", "spoil"),
-    [(2, 1, 1, False), (3, 3, 4, True), (17, 3, 40, False), (1000, 3, 60, False)],
-    ids=["one-image", "no-numbers", "17", "1000"],
+    ("classes", "channels", "count", "kind"),
+    [(2, 1, 1, "tensor"), (3, 3, 4, "nan"), (17, 3, 500, "photographs"), (1000, 3, 60, "tensor")],
+    ids=["one-image", "no-numbers", "17-of-photographs", "1000"],
 )
-def test_any_number_of_classes_and_images(classes, channels, count, spoil, tmp_path):
+def test_any_number_of_classes_and_images(classes, channels, count, kind, tmp_path):
     names = [f"<b>$\\frac$ & {n} a rather long name" for n in range(classes)]
-    pixels, labels = torch.randint(256, (count, channels, 32, 32), dtype=torch.uint8), torch.arange(count) % classes
+    files, labels = Photographs(count), torch.arange(count) % classes
+    pixels = files if kind == "photographs" else torch.randint(256, (count, channels, 32, 32), dtype=torch.uint8)
     split = Split(pixels, labels)
-    images = ImageSet(names, split, split, split, 32, ["a <note>"])
+    images = ImageSet(names, split, split, split, None if kind == "photographs" else 32, ["a <note>"])
     recipe = Recipe().replace({"variant": "cifar", "channels": channels})
-    model = AlexNet("cifar", classes, channels)
-    logits = torch.randn(count, classes)
-    if spoil:
-        logits.fill_(math.nan)
+    model, p, accuracy = AlexNet("cifar", classes, channels), torch.randn(count, classes).softmax(1), 0.5
+    if kind == "nan":
+        p.fill_(math.nan)
         model.features[0].weight.data.fill_(math.nan)
         (tmp_path / "metrics.csv").write_text("epoch,step,train/loss,val/loss\n0,3,nan,inf\n1,6,,\n")
-    metrics = {"test/accuracy": math.nan if spoil else 0.5, "test/loss": math.nan, "parameters": 3}
+        accuracy = math.nan
+    metrics = {"test/accuracy": accuracy, "test/loss": math.nan, "parameters": 3}
     metrics |= {"test/calibration_error": math.nan, "images": {"test": count}}
-    paths = write_report(tmp_path, recipe, images, model, Predictions(logits, labels), metrics)
+    paths = write_report(tmp_path, recipe, images, model, p, metrics)
     assert all(path.stat().st_size for path in paths)
     text = paths[0].read_text()
     assert len(text) < 3e6
     assert "<b>" not in text
     assert "a &lt;note&gt;" in text
     assert len((tmp_path / "per_class.csv").read_text().splitlines()) == classes + 1
-
-
-def test_photographs_are_decoded_only_where_they_are_shown(tmp_path):
-    decoded = []
-
-    class Files(list):
-        def __getitem__(self, index):
-            decoded.append(index)
-            return torch.randint(256, (3, 40 + index % 7, 60), dtype=torch.uint8)
-
-    labels = torch.arange(500) % 2
-    split = Split(Files(range(500)), labels)
-    images = ImageSet(["a", "b"], split, split, split, None)
-    recipe = Recipe().replace({"variant": "cifar"})
-    metrics = {"test/accuracy": 0.5, "parameters": 3, "images": {"test": 500}}
-    write_report(tmp_path, recipe, images, AlexNet("cifar", 2), Predictions(torch.randn(500, 2), labels), metrics)
-    assert len(decoded) == len(set(decoded)) <= 40 + 20 + 20
+    assert len(files.decoded) == len(set(files.decoded)) <= 40 + 20 + 20  # once, and only those that are shown
 
 
 def test_a_deep_network_is_shown_in_twelve_layers():
@@ -304,7 +220,7 @@ def test_a_deep_network_is_shown_in_twelve_layers():
 
     split = Split(torch.randint(256, (1, 3, 64, 64), dtype=torch.uint8), torch.zeros(1, dtype=torch.long))
     recipe = Recipe().replace({"variant": "torchvision/resnet18", "size": 64})
-    seen = cards.Seen(ImageSet(["a", "b"], split, split, split, 64), recipe)
+    seen = cards.TestImages(ImageSet(["a", "b"], split, split, split, 64), recipe)
     names = [name.split()[0] for name in cards.maps(resnet18(num_classes=2).eval(), 0, seen)]
     assert len(names) == 13
     assert names[:2] + names[-1:] == ["input", "conv1", "conv20"]
@@ -314,102 +230,3 @@ def test_charts_take_the_colour_of_the_page():
     drawing = page.svg(charts.calibration(torch.eye(2), torch.tensor([0, 1]), 0.0, "title"))
     assert drawing.startswith("<svg")
     assert "title" not in re.sub(r"<title>.*?</title>", "", drawing)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    webdriver = pytest.importorskip("selenium.webdriver")
-    binary = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if binary is None:
-        pytest.skip("no Chromium")
-    options = webdriver.ChromeOptions()
-    options.binary_location = binary
-    for flag in ("headless=new", "no-sandbox", "disable-gpu", "disable-dev-shm-usage", "hide-scrollbars"):
-        options.add_argument(f"--{flag}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = shutil.which("chromedriver")
-    browser = webdriver.Chrome(options, webdriver.ChromeService(driver) if driver else None)
-    yield browser
-    browser.quit()
-
-
-@pytest.fixture
-def opened(browser, run):
-    """A function that opens the page at a width, in a colour scheme."""
-
-    def open_page(width=1280, scheme="light", script=True, anchor=""):
-        size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500}
-        browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": not script})
-        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-        features = [{"name": "prefers-color-scheme", "value": scheme}]
-        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
-        browser.get("about:blank")
-        browser.get((run / "report.html").as_uri() + anchor)
-        return browser
-
-    yield open_page
-    browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
-
-
-SHOWN = "return [...document.querySelectorAll('section')].filter(s => s.offsetParent).map(s => s.id)"
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 390])
-def test_the_page_fits_its_window_and_is_whole(opened, width, scheme):
-    page = opened(width, scheme)
-    for tab in TABS:
-        page.execute_script(f"document.getElementById('{tab}-tab').click()")
-        assert page.execute_script(SHOWN) == [tab]
-        assert page.execute_script("return document.documentElement.scrollWidth") == width
-    pictures = page.execute_script("return [...document.images].map(i => [i.complete, i.naturalWidth, i.alt.trim()])")
-    assert len(pictures) > 150
-    assert all(complete and natural and alt for complete, natural, alt in pictures)
-    loaded = page.execute_script("return performance.getEntriesByType('resource').map(e => e.name)")
-    assert [name for name in loaded if not name.startswith("data:")] == []
-    assert page.get_log("browser") == []
-    colour = "return getComputedStyle(document.{}).{}.match(/[0-9]+/g).slice(0, 3).reduce((a, b) => +a + +b) / 3"
-    back = page.execute_script(colour.format("body", "backgroundColor"))
-    ink = page.execute_script(colour.format("querySelector('svg text')", "fill"))
-    assert (back > 240 and ink < 60) if scheme == "light" else (back < 40 and ink > 200)
-
-
-def test_tabs_by_keyboard_and_by_address(opened):
-    from selenium.webdriver import Keys
-
-    page = opened(anchor="#mistakes")
-    assert page.execute_script(SHOWN) == ["mistakes"]
-    tab = page.find_element("id", "mistakes-tab")
-    assert tab.get_attribute("aria-selected") == "true"
-    page.execute_script("arguments[0].focus()", tab)
-    for key, expected in ((Keys.ARROW_RIGHT, "inside"), (Keys.END, "data"), (Keys.ARROW_RIGHT, "overview")):
-        page.switch_to.active_element.send_keys(key)
-        assert page.execute_script(SHOWN) == [expected]
-        assert page.switch_to.active_element.get_attribute("id") == f"{expected}-tab"
-    focusable = page.execute_script(
-        "return [...document.querySelectorAll('nav a')].filter(a => a.tabIndex == 0).length"
-    )
-    assert focusable == 1
-
-
-def test_the_table_of_classes_sorts_by_number_and_by_name(opened):
-    page = opened(anchor="#mistakes")
-    heading = page.find_elements("css selector", "#per-class th button")
-    cells = "return [...document.querySelectorAll('#per-class tbody tr')].map(r => r.cells[{}].{})"
-    for column in (2, 3):
-        heading[column].click()
-        values = [float(v) for v in page.execute_script(cells.format(column, "dataset.value"))]
-        numbers = [v for v in values if v == v]
-        assert numbers == sorted(numbers, reverse=True)
-        assert all(v != v for v in values[len(numbers) :])
-    heading[3].click()
-    numbers = [float(v) for v in page.execute_script(cells.format(3, "dataset.value"))]
-    assert [v for v in numbers if v == v] == sorted(v for v in numbers if v == v)
-    assert page.execute_script("return [...document.querySelectorAll('#per-class [aria-sort]')].length") == 1
-    heading[0].click()
-    assert page.execute_script(cells.format(0, "textContent")) == [str(n) for n in range(10)]
-
-
-def test_without_scripts_everything_shows(opened):
-    page = opened(script=False)
-    assert all(page.find_element("id", tab).is_displayed() for tab in TABS)

@@ -10,8 +10,7 @@ pytest.importorskip("torchvision")
 pytest.importorskip("lightning")
 
 from alexnet_cuda import AlexNet
-from alexnet_cuda.training import Recipe, load_recipe
-from alexnet_cuda.training.recipe import read_yaml
+from alexnet_cuda.recipe import Recipe, load_recipe, read_yaml
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 RUNS = sorted(path.parent for path in RESULTS.glob("*/metrics.json"))

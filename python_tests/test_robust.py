@@ -1,27 +1,27 @@
-"""Runs killed anywhere, moved, and resumed with other values: the same weights, or a clear word."""
+"""Runs killed anywhere, moved, and resumed with other values: the same weights, or a clear sentence."""
+# ruff: noqa: F811
 
 import csv
 import math
 import os
 import shutil
 import signal
-import subprocess
-import sys
 
 import pytest
-import torch
-from test_training import ONE_THREAD, ROOT, SMALL, assert_same_end, cli, one_thread, state, whole  # noqa: F401
 
-from alexnet_cuda.training.run import read_checkpoint
+pytest.importorskip("lightning")
+
+import torch
+from training_helpers import SMALL, assert_same_end, checkpoint, cli, no_report, run_python, whole  # noqa: F401
 
 # Runs the rest of its arguments once for each NAME=FOLDER, in a child of its own (the imports are made only once),
 # which kills itself there; prints how each child ended. An epoch has 5 batches.
 KILLED = """
 import os, signal, sys
+from alexnet_cuda import files
 from alexnet_cuda.cli import main
-from alexnet_cuda.data import files
 from alexnet_cuda.training.classifier import Classifier
-import alexnet_cuda.training.main
+import alexnet_cuda.cli.run_recipe
 
 def kill():
     os.kill(os.getpid(), signal.SIGKILL)
@@ -32,15 +32,12 @@ def at_step(self, batch, index, step=Classifier.training_step):
 def in_validation(self, batch, index, step=Classifier.validation_step):
     return kill() if self.global_step == 10 else step(self, batch, index)
 
-def best_half_written(source, target, replace=os.replace):
-    global bests
-    bests += str(target).endswith("best.ckpt")
-    return kill() if bests == 2 else replace(source, target)
-
-def before_last(source, target, replace=os.replace):
-    global lasts
-    lasts += str(target).endswith("last.ckpt")
-    return kill() if lasts == 2 else replace(source, target)
+def at_second(name, replace=os.replace):
+    written = []
+    def replace_or_die(source, target):
+        written.extend([target] * str(target).endswith(name))
+        return kill() if len(written) == 2 else replace(source, target)
+    return replace_or_die
 
 count = sys.argv.index("--")
 points, arguments = sys.argv[1:count], sys.argv[count + 1:]
@@ -48,51 +45,43 @@ for point in points:
     name, folder = point.split("=")
     child = os.fork()
     if child == 0:
-        bests = lasts = 0
         at = {"first epoch": 3, "second epoch": 7}.get(name)
         if at:
             Classifier.training_step = at_step
         elif name == "validation":
             Classifier.validation_step = in_validation
         else:
-            files.os.replace = {"writing best": best_half_written, "between best and last": before_last}[name]
+            files.os.replace = at_second(name.removeprefix("writing "))
         sys.argv = ["alexnet-cuda", *arguments, "--output", folder]
         main()
     print(name, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
-# What has a state of its own: a moving average, mixed batches, and a rate that falls when the loss no longer does.
-STATEFUL = [*SMALL, "--set", "ema=0.9", "--set", "mixup=0.2", "--set", "cutmix=1", "--set", "schedule=plateau"]
-STATEFUL += ["--set", "warmup=0", "--set", "patience=1", "--lr", "0.3", "--epochs", "4"]
-LATER = ("second epoch", "validation", "writing best", "between best and last")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_report():
-    """The pictures of a run take longer than all else here."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("alexnet_cuda.training.main.write_report", lambda folder, *rest: [folder / "report.html"])
-        yield
+# Has state of its own: a moving average, mixed batches, and a rate that falls when the loss no longer does.
+STATEFUL = [*SMALL, "--ema", "0.9", "--mixup", "0.2", "--cutmix", "1", "--schedule", "plateau"]
+STATEFUL += ["--warmup", "0", "--patience", "1", "--lr", "0.3", "--epochs", "4"]
+LATER = ("second epoch", "validation", "writing best.ckpt", "writing last.ckpt")
 
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory):
-    """The run `whole`, killed at every point."""
+    """Runs killed at each point, by its name."""
     folder = tmp_path_factory.mktemp("killed")
     points = [f"{name}={folder / name}" for name in ("first epoch", *LATER)]
-    command = [sys.executable, "-c", KILLED, *points, "--", "train", "digits", *SMALL]
-    result = subprocess.run(command, env=ONE_THREAD, capture_output=True, text=True, cwd=ROOT, timeout=300)
+    result = run_python("-c", KILLED, *points, "--", "train", *SMALL, timeout=300)
     ends = [line.rsplit(" ", 1) for line in result.stdout.splitlines() if line.endswith(f" {-signal.SIGKILL}")]
     assert [name for name, _ in ends] == ["first epoch", *LATER], result.stdout + result.stderr
     return folder
 
 
 @pytest.mark.parametrize("point", LATER)
-def test_a_run_killed_anywhere_resumes_to_the_same_weights(whole, killed, point):  # noqa: F811
+def test_a_run_killed_anywhere_resumes_to_the_same_weights(whole, killed, point):
     folder = killed / point
-    assert state(folder)[0] == 5
-    assert cli("train", "--resume", folder).exit_code == 0
+    assert checkpoint(folder)["global_step"] == 5
+    half_written = [p.name for p in (folder / "checkpoints").glob(".*")]
+    assert len(half_written) == point.startswith("writing")
+    cli("train", "--resume", folder)
     assert_same_end(folder, whole)
-    best, expected = (read_checkpoint(f / "checkpoints" / "best.ckpt") for f in (folder, whole))
+    best, expected = (checkpoint(f, "best") for f in (folder, whole))
     assert best["global_step"] == expected["global_step"]
     assert all(torch.equal(a, expected["state_dict"][name]) for name, a in best["state_dict"].items())
     assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
@@ -100,25 +89,23 @@ def test_a_run_killed_anywhere_resumes_to_the_same_weights(whole, killed, point)
 
 def test_a_run_killed_before_its_first_checkpoint_says_that_there_is_nothing_to_resume(killed):
     folder = killed / "first epoch"
-    result = cli("train", "--resume", folder)
-    assert result.exit_code == 1
-    assert "last.ckpt does not exist: nothing to resume" in " ".join(result.output.split())
+    assert "last.ckpt does not exist: nothing to resume" in cli("train", "--resume", folder, code=1)
     assert list((folder / "checkpoints").iterdir()) == []
 
 
 @pytest.fixture(scope="module")
 def stateful(tmp_path_factory):
     folder = tmp_path_factory.mktemp("stateful") / "run"
-    assert cli("train", "digits", *STATEFUL, "--output", folder).exit_code == 0
+    cli("train", *STATEFUL, "--output", folder)
     return folder
 
 
 @pytest.mark.parametrize("steps", [7, 15])
 def test_average_mixed_batches_and_plateau_resume_to_the_same_weights(stateful, tmp_path, steps):
-    assert cli("train", "digits", *STATEFUL, "--output", tmp_path / "run", "--max-steps", steps).exit_code == 0
-    assert cli("train", "--resume", tmp_path / "run", "--max-steps", 0).exit_code == 0
+    cli("train", *STATEFUL, "--output", tmp_path / "run", "--max-steps", steps)
+    cli("train", "--resume", tmp_path / "run", "--max-steps", 0)
     assert_same_end(tmp_path / "run", stateful)
-    ends = [read_checkpoint(f / "checkpoints" / "last.ckpt") for f in (tmp_path / "run", stateful)]
+    ends = [checkpoint(f) for f in (tmp_path / "run", stateful)]
     current = [end["current_model_state"] for end in ends]
     assert all(torch.equal(a, current[1][name]) for name, a in current[0].items())
     assert any(not torch.equal(a, ends[1]["state_dict"][name]) for name, a in current[1].items())
@@ -126,49 +113,46 @@ def test_average_mixed_batches_and_plateau_resume_to_the_same_weights(stateful, 
     assert ends[1]["lr_schedulers"][0]["_last_lr"][0] < 0.3  # a plateau came
 
 
-def test_a_moved_run_still_knows_its_best_epoch(whole, tmp_path):  # noqa: F811
+def test_a_moved_run_still_knows_its_best_epoch(whole, tmp_path):
     folder = tmp_path / "elsewhere"
     shutil.copytree(whole, folder)
     before = (whole / "checkpoints" / "best.ckpt").read_bytes()
-    checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
-    key = next(key for key in checkpoint["callbacks"] if key.startswith("ModelCheckpoint") and "val/loss" in key)
-    best = checkpoint["callbacks"][key]
+    last = checkpoint(folder)
+    key = next(key for key in last["callbacks"] if key.startswith("ModelCheckpoint") and "val/loss" in key)
+    best = last["callbacks"][key]
     best["best_model_score"] = torch.tensor(0.0)  # no further epoch can be better
     best["best_k_models"] = dict.fromkeys(best["best_k_models"], torch.tensor(0.0))
-    torch.save(checkpoint, folder / "checkpoints" / "last.ckpt")
-    assert cli("train", "--resume", folder, "--epochs", 4).exit_code == 0
+    torch.save(last, folder / "checkpoints" / "last.ckpt")
+    cli("train", "--resume", folder, "--epochs", 4)
     assert (folder / "checkpoints" / "best.ckpt").read_bytes() == before
     assert (whole / "checkpoints" / "best.ckpt").read_bytes() == before
 
 
 @pytest.fixture
-def copy(whole, tmp_path):  # noqa: F811
+def copy(whole, tmp_path):
     return shutil.copytree(whole, tmp_path / "run")
 
 
 def test_changed_values_are_shown_and_refused(copy, tmp_path):
     before = (copy / "config.yaml").read_text()
     (tmp_path / "my.yaml").write_text("weight_decay: 0.5\nepochs: 4\n")
-    result = cli("train", "--resume", copy, "--config", tmp_path / "my.yaml", "--lr", "0.25", "--rotate", "10.0")
-    assert result.exit_code == 2
-    rows = [line.split() for line in result.output.replace("│", " ").splitlines()]
+    values = ["--config", tmp_path / "my.yaml", "--lr", "0.25", "--rotate", "10.0"]
+    output = cli("train", "--resume", copy, *values, code=2)
+    rows = [line.split() for line in output.replace("│", " ").splitlines()]
     assert ["lr", "0.002", "0.25"] in rows
     assert ["weight_decay", "0.01", "0.5"] in rows
     assert not any(row and row[0] in ("rotate", "epochs") for row in rows)
-    assert "lr, weight_decay would change in the resumed run: --allow-changes" in " ".join(result.output.split())
+    assert "lr, weight_decay would change in the resumed run: --allow-changes" in output
     assert (copy / "config.yaml").read_text() == before
 
 
 def test_values_that_were_meant_to_change_count_and_are_written_down(copy):
-    result = cli(
-        "train", "--resume", copy, "--lr", "0.004", "--set", "weight_decay=0.5", "--epochs", 4, "--allow-changes"
-    )
-    assert result.exit_code == 0, result.output
+    values = ["--lr", "0.004", "--set", "weight_decay=0.5", "--epochs", 4]
+    cli("train", "--resume", copy, *values, "--allow-changes")
     config = (copy / "config.yaml").read_text()
     assert "lr: 0.004\n" in config
     assert "weight_decay: 0.5\n" in config
-    checkpoint = read_checkpoint(copy / "checkpoints" / "last.ckpt")
-    groups = checkpoint["optimizer_states"][0]["param_groups"]
+    groups = checkpoint(copy)["optimizer_states"][0]["param_groups"]
     assert [group["weight_decay"] for group in groups] == [0.5, 0.0]
     assert [group["initial_lr"] for group in groups] == [0.004, 0.004]
     with (copy / "metrics.csv").open(newline="") as file:
@@ -180,13 +164,11 @@ def test_values_that_were_meant_to_change_count_and_are_written_down(copy):
 
 
 @pytest.mark.parametrize("change", [["--variant", "owt"], ["--opt", "sgd"], ["--output", "elsewhere"]])
-def test_what_no_word_can_change(copy, change):
-    result = cli("train", "--resume", copy, *change, "--allow-changes")
-    assert result.exit_code == 2
-    assert f"{change[0][2:]} cannot change in a resumed run" in " ".join(result.output.split())
+def test_what_no_option_can_change(copy, change):
+    output = cli("train", "--resume", copy, *change, "--allow-changes", code=2)
+    assert f"{change[0][2:]} cannot change in a resumed run" in output
 
 
 def test_naming_the_runs_own_folder_and_values_changes_nothing(copy, monkeypatch):
     monkeypatch.chdir(copy.parent)
-    result = cli("train", "digits", *SMALL, "--resume", "run", "--output", os.path.join(".", "run"))
-    assert result.exit_code == 0, result.output
+    cli("train", *SMALL, "--resume", "run", "--output", os.path.join(".", "run"))

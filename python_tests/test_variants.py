@@ -4,37 +4,61 @@ from pathlib import Path
 
 import pytest
 import torch
+from network_helpers import narrow
 
 import alexnet_cuda
 from alexnet_cuda import AlexNet
 from alexnet_cuda.variants import LRN, VARIANTS, BatchNorm, Conv, Linear, MaxPool, ReLU, get_variant
 
-COUNTS = {
-    "paper": (60_965_224, 0, 1000),
-    "original2012": (60_965_224, 0, 1000),
-    "caffe": (60_965_224, 0, 1000),
-    "caffenet": (60_965_224, 0, 1000),
-    "ungrouped": (62_378_344, 0, 1000),
-    "owt": (61_100_840, 0, 1000),
-    "torchvision": (61_100_840, 0, 1000),
-    "tf_slim": (50_303_912, 0, 1000),
-    "keras_mnist": (21_622_154, 0, 10),
-    "flowers_bn": (24_815_697, 19_136, 17),
-    "cifar": (1_124_026, 1_184, 10),
-}
+DEEP = "conv relu conv relu conv relu pool"
+LRN_POOL, POOL_LRN = "conv relu lrn pool conv relu lrn pool", "conv relu pool lrn conv relu pool lrn"
+# Parameters, running statistics, classes, side of the last feature maps, and the order of the layers before them.
+NETWORKS = {
+    "paper": (60_965_224, 0, 1000, 6, f"{LRN_POOL} {DEEP}"),
+    "original2012": (
+        60_965_224, 0, 1000, 6,
+        "conv lrn pool relu conv relu lrn lrn pool conv relu conv relu conv pool relu",
+    ),
+    "caffe": (60_965_224, 0, 1000, 6, f"{LRN_POOL} {DEEP}"),
+    "caffenet": (60_965_224, 0, 1000, 6, f"{POOL_LRN} {DEEP}"),
+    "ungrouped": (62_378_344, 0, 1000, 6, f"{LRN_POOL} {DEEP}"),
+    "owt": (
+        61_100_840, 0, 1000, 6, "conv lrn pool relu conv relu lrn pool conv relu conv relu conv pool relu",
+    ),
+    "torchvision": (61_100_840, 0, 1000, 6, f"conv relu pool conv relu pool {DEEP}"),
+    "tf_slim": (50_303_912, 0, 1000, 5, f"conv relu pool conv relu pool {DEEP}"),
+    "keras_mnist": (21_622_154, 0, 10, 1, "conv lrn relu pool conv lrn relu pool conv relu conv relu conv relu"),
+    "flowers_bn": (
+        24_815_697, 19_136, 17, 2,
+        "conv relu pool bn conv relu pool bn conv relu bn conv relu bn conv relu pool bn",
+    ),
+    "cifar": (
+        1_124_026, 1_184, 10, 4,
+        "conv bn relu lrn pool conv bn relu lrn pool conv bn relu conv bn relu conv bn relu pool",
+    ),
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("name", COUNTS)
-def test_counts_and_output(name):
-    variant = get_variant(name)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_counts_sizes_and_order(name):
+    variant, (parameters, statistics, classes, side, order) = get_variant(name), NETWORKS[name]
+    size = variant.input_size
     with torch.device("meta"):
         model = AlexNet(name).eval()
-        images = torch.empty(2, variant.channels, variant.input_size, variant.input_size)
-    statistics = sum(b.numel() for key, b in model.named_buffers() if "running" in key)
-    parameters = sum(p.numel() for p in model.parameters())
-    assert (parameters, statistics, model.num_classes) == COUNTS[name]
-    assert (variant.parameters, variant.running_statistics, variant.num_classes) == COUNTS[name]
-    assert model(images).shape == (2, variant.num_classes)
+        scores = model(torch.empty(2, variant.channels, size, size))
+    assert scores.shape == (2, classes)
+    assert sum(p.numel() for p in model.parameters()) == parameters == variant.parameters
+    running = sum(b.numel() for key, b in model.named_buffers() if "running" in key)
+    assert running == statistics == variant.running_statistics
+    assert model.num_classes == classes == variant.num_classes
+    assert variant.feature_size(size, size) == (side, side)
+    names = {Conv: "conv", ReLU: "relu", LRN: "lrn", MaxPool: "pool", BatchNorm: "bn"}
+    assert " ".join(names[type(layer)] for layer in variant.features) == order
+
+
+def test_feature_size_of_other_images():
+    assert get_variant("paper").feature_size(224, 300) == (5, 8)
+    assert get_variant("paper").feature_size(50, 50) == (0, 0)
 
 
 @pytest.mark.parametrize(
@@ -47,43 +71,8 @@ def test_counts_with_other_classes(classes, ungrouped, grouped):
 
 
 def test_list_variants():
-    assert list(alexnet_cuda.list_variants()) == list(COUNTS)
+    assert list(alexnet_cuda.list_variants()) == list(NETWORKS)
     assert all(line and "\n" not in line for line in alexnet_cuda.list_variants().values())
-
-
-def order(name):
-    names = {Conv: "conv", ReLU: "relu", LRN: "lrn", MaxPool: "pool", BatchNorm: "bn"}
-    return " ".join(names[type(layer)] for layer in VARIANTS[name].features)
-
-
-DEEP = "conv relu conv relu conv relu pool"
-
-
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("paper", f"conv relu lrn pool conv relu lrn pool {DEEP}"),
-        ("caffe", f"conv relu lrn pool conv relu lrn pool {DEEP}"),
-        ("caffenet", f"conv relu pool lrn conv relu pool lrn {DEEP}"),
-        ("ungrouped", f"conv relu lrn pool conv relu lrn pool {DEEP}"),
-        ("original2012", "conv lrn pool relu conv relu lrn lrn pool conv relu conv relu conv pool relu"),
-        ("owt", "conv lrn pool relu conv relu lrn pool conv relu conv relu conv pool relu"),
-        ("torchvision", f"conv relu pool conv relu pool {DEEP}"),
-        ("tf_slim", f"conv relu pool conv relu pool {DEEP}"),
-        ("keras_mnist", "conv lrn relu pool conv lrn relu pool conv relu conv relu conv relu"),
-        ("flowers_bn", "conv relu pool bn conv relu pool bn conv relu bn conv relu bn conv relu pool bn"),
-        ("cifar", "conv bn relu lrn pool conv bn relu lrn pool conv bn relu conv bn relu conv bn relu pool"),
-    ],
-)
-def test_layer_order(name, expected):
-    assert order(name) == expected
-
-
-def factors(name):
-    """What multiplies the sum of squares, in each LRN of the variant, with k, beta and groups."""
-    lrns = [layer for layer in VARIANTS[name].features if isinstance(layer, LRN)]
-    elements = [n.size if n.across == "channels" else n.size**2 for n in lrns]
-    return [(n.alpha / (e if n.divide_alpha else 1), n.k, n.beta, n.groups) for n, e in zip(lrns, elements)]
 
 
 @pytest.mark.parametrize(
@@ -99,7 +88,11 @@ def factors(name):
     ],
 )
 def test_lrn_constants(name, expected):
-    assert factors(name) == [pytest.approx(lrn) for lrn in expected]
+    """What multiplies the sum of squares, in each LRN of the variant, with k, beta and groups."""
+    lrns = [layer for layer in VARIANTS[name].features if isinstance(layer, LRN)]
+    elements = [n.size if n.across == "channels" else n.size**2 for n in lrns]
+    found = [(n.alpha / (e if n.divide_alpha else 1), n.k, n.beta, n.groups) for n, e in zip(lrns, elements)]
+    assert found == [pytest.approx(lrn) for lrn in expected]
 
 
 @pytest.mark.parametrize(
@@ -113,34 +106,13 @@ def test_lrn_constants(name, expected):
     ],
 )
 def test_start_values(name, expected):
-    layers = [
-        layer for layer in (*VARIANTS[name].features, *VARIANTS[name].classifier) if isinstance(layer, Conv | Linear)
-    ]
+    variant = narrow(name)
+    layers = [layer for layer in (*variant.features, *variant.classifier) if isinstance(layer, Conv | Linear)]
     assert " ".join(f"{layer.init.std:g}/{layer.init.bias:g}" for layer in layers) == expected
-
-    modules = [m for m in AlexNet(name, 100).modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear)]
+    modules = [m for m in AlexNet(variant, 100).modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear)]
     for module, layer in zip(modules, layers, strict=True):
         assert module.weight.std().item() == pytest.approx(layer.init.std, rel=0.05)
         assert (module.bias == layer.init.bias).all()
-
-
-@pytest.mark.parametrize(
-    ("name", "size", "remains"),
-    [
-        ("paper", 227, 6),
-        ("original2012", 224, 6),
-        ("owt", 224, 6),
-        ("torchvision", 224, 6),
-        ("tf_slim", 224, 5),
-        ("keras_mnist", 224, 1),
-        ("flowers_bn", 224, 2),
-        ("cifar", 32, 4),
-        ("paper", 224, 5),
-        ("paper", 50, 0),
-    ],
-)
-def test_feature_size(name, size, remains):
-    assert get_variant(name).feature_size(size, size) == (remains, remains)
 
 
 def test_unknown_variant():
@@ -149,8 +121,8 @@ def test_unknown_variant():
 
 
 def test_the_documented_table_has_every_variant():
-    rows = (Path(__file__).parents[1] / "docs" / "variants.md").read_text()
-    for name, (parameters, statistics, _) in COUNTS.items():
-        row = next(line for line in rows.splitlines() if line.startswith(f"| `{name}` "))
+    rows = (Path(__file__).parents[1] / "docs" / "variants.md").read_text().splitlines()
+    for name, (parameters, statistics, *_) in NETWORKS.items():
+        row = next(line for line in rows if line.startswith(f"| `{name}` "))
         assert f"{parameters:,}" in row
         assert not statistics or f"{statistics:,}" in row

@@ -1,4 +1,4 @@
-"""3x3 and 5x5 convolutions on the CPU, their transposes and weight gradients, against float64."""
+"""3x3 and 5x5 convolutions with stride 1 on the CPU, their gradients and second derivatives, against float64."""
 
 import os
 import subprocess
@@ -12,16 +12,17 @@ from helpers import in_layout, memory_format
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from alexnet_cuda import later_layers
+from alexnet_cuda import ops
+from alexnet_cuda.ops.conv2d import is_supported
 
-pytestmark = pytest.mark.skipif(not later_layers.has_winograd(), reason="no CPU kernels")
+pytestmark = pytest.mark.usefixtures("kernels")
 _op = torch.ops.alexnet_cuda
 # channels, filters, groups, kernel size, padding, height, width: blocks of filters and tiles filled in part
 SIZES = [
     (96, 256, 2, 5, 2, 27, 27),
     (32, 48, 1, 3, 1, 13, 13),
-    (48, 16, 1, 3, 0, 3, 11),
-    (160, 96, 2, 3, 2, 1, 6),
+    (48, 16, 1, 3, 0, 5, 11),
+    (160, 96, 2, 3, 2, 6, 7),
     (16, 80, 1, 5, 4, 1, 1),
     (96, 96, 3, 5, 0, 9, 6),
 ]
@@ -40,10 +41,8 @@ def tensors(images, channels, filters, groups, size, padding, height, width):
     )
 
 
-def close(got, exact):
-    """The largest error, not every element's: a tile's numbers share one."""
-    result, finite = got
-    assert finite
+def close(result, exact):
+    """The largest error, not every element's: the results of a tile share one."""
     assert result.shape == exact.shape
     if exact.numel():
         error, scale = (t.abs().max().item() for t in (result - exact, exact))
@@ -51,27 +50,29 @@ def close(got, exact):
 
 
 def check(images, sizes, layout="channels_last"):
-    """The convolution, its transpose (the gradient of x) and the weight gradient."""
-    _, _, groups, size, padding, *_ = sizes
+    _, _, groups, size, padding, height, width = sizes
     x, weight, bias, grad = tensors(images, *sizes)
-    leaves = [t.double().requires_grad_() for t in (x, weight)]
-    exact = F.conv2d(*leaves, bias.double(), padding=padding, groups=groups)
-    grad_x, grad_weight = torch.autograd.grad(exact, leaves, grad.double())
+    leaves = [t.double().requires_grad_() for t in (x, weight, bias)]
+    exact = F.conv2d(*leaves, padding=padding, groups=groups)
+    grad_x, grad_weight, grad_bias = torch.autograd.grad(exact, leaves, grad.double())
+    exact = exact.detach()
     x, grad = in_layout(x, layout), in_layout(grad, layout)
-    got = _op._winograd_conv2d(x, weight, bias, padding, groups, False, False)
-    close(got, exact.detach())
-    close(_op._winograd_conv2d(x, weight, bias, padding, groups, False, True), exact.detach().relu())
-    without = F.conv2d(*(t.detach() for t in leaves), padding=padding, groups=groups)
-    close(_op._winograd_conv2d(x, weight, None, padding, groups, False, False), without)
-    close(_op._winograd_conv2d(grad, weight, None, padding, groups, True, False), grad_x)
-    close(_op._winograd_conv2d_weight_grad(grad, x, size, padding, groups), grad_weight)
-    return got[0]
+    got = _op.conv2d(x, weight, bias, 1, padding, groups, False, False)
+    close(got, exact)
+    close(_op.conv2d(x, weight, bias, 1, padding, groups, False, True), exact.relu())
+    close(_op.conv2d(x, weight, None, 1, padding, groups, False, False), exact - bias.double()[:, None, None])
+    close(_op._conv2d_input_grad(grad, weight, height, width, 1, padding, groups), grad_x)
+    weights = _op._conv2d_weight_grad(grad, x, size, 1, padding, groups, True)
+    close(weights[0], grad_weight)
+    close(weights[1], grad_bias)
+    assert torch.equal(_op._conv2d_weight_grad(grad, x, size, 1, padding, groups, False)[0], weights[0])
+    return got
 
 
 def check_sizes():
     """In a process of its own for another instruction set."""
     for sizes in SIZES:
-        check(3, sizes)
+        check(9, sizes)
 
 
 @pytest.mark.parametrize("sizes", SIZES)
@@ -110,7 +111,7 @@ def test_any_sizes(data):
     threads = torch.get_num_threads()
     torch.set_num_threads(draw(1, 2, 3))
     try:
-        check(data.draw(st.integers(1, 9)), (channels, filters, groups, size, padding, height, width),
+        check(data.draw(st.integers(1, 24)), (channels, filters, groups, size, padding, height, width),
               draw("contiguous", "channels_last", "sliced", "permuted"))  # fmt: skip
     finally:
         torch.set_num_threads(threads)
@@ -122,75 +123,103 @@ def test_any_number_of_threads_gives_the_same_bits():
     try:
         for n in (1, 2, 3):
             torch.set_num_threads(n)
-            outcomes.append((_op._winograd_conv2d(x, weight, bias, 2, 2, False, False)[0],
-                             _op._winograd_conv2d_weight_grad(grad, x, 5, 2, 2)[0]))  # fmt: skip
+            outcomes.append((_op.conv2d(x, weight, bias, 1, 2, 2, False, False),
+                             *_op._conv2d_weight_grad(grad, x, 5, 1, 2, 2, True)))  # fmt: skip
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(a, b) for other in outcomes[1:] for a, b in zip(outcomes[0], other))
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf, 1e25, -3e38])
-def test_numbers_that_are_not_finite_or_huge_are_found(value):
-    """Wherever in a tile they are."""
+def test_values_beyond_the_range_of_the_algorithm(value):
+    """Wherever in a tile they are, nothing but the windows that contain them is affected, as in torch."""
     sizes = 16, 16, 1, 3, 1, 7, 7
-    x, weight, bias, grad = tensors(2, *sizes)
-    for place in range(49):
-        y, c = divmod(place, 7)
+    x, weight, bias, grad = tensors(17, *sizes)
+    loose = dict(rtol=1e-4, atol=1e-4, equal_nan=True)
+    backward = lambda mask: torch.ops.aten.convolution_backward(
+        grad, x, weight, [16], (1, 1), (1, 1), (1, 1), False, (0, 0), 1, mask
+    )
+    for place in range(0, 49, 2):
+        row, column = divmod(place, 7)
         for changed in (x, grad):
-            before = changed[1, 5, y, c].clone()
-            changed[1, 5, y, c] = value
+            before = changed[1, 5, row, column].clone()
+            changed[1, 5, row, column] = value
             if changed is x:
-                assert not _op._winograd_conv2d(x, weight, bias, 1, 1, False, False)[1]
+                got = _op.conv2d(x, weight, bias, 1, 1, 1, False, False)
+                torch.testing.assert_close(got, F.conv2d(x, weight, bias, padding=1), **loose)
             else:
-                assert not _op._winograd_conv2d(grad, weight, None, 1, 1, True, False)[1]
-            assert not _op._winograd_conv2d_weight_grad(grad, x, 3, 1, 1)[1]
-            changed[1, 5, y, c] = before
-    assert _op._winograd_conv2d(x, weight, bias, 1, 1, False, False)[1]
+                got = _op._conv2d_input_grad(grad, weight, 7, 7, 1, 1, 1)
+                torch.testing.assert_close(got, backward((True, False, False))[0], **loose)
+            got = _op._conv2d_weight_grad(grad, x, 3, 1, 1, 1, True)[0]
+            torch.testing.assert_close(got, backward((False, True, False))[1], **loose)
+            changed[1, 5, row, column] = before
     weight[3, 2, 1, 0] = value
-    assert not _op._winograd_conv2d(x, weight, bias, 1, 1, False, False)[1]
+    got = _op.conv2d(x, weight, bias, 1, 1, 1, False, False)
+    torch.testing.assert_close(got, F.conv2d(x, weight, bias, padding=1), **loose)
 
 
-X, W = torch.zeros(2, 32, 9, 9), torch.zeros(64, 16, 3, 3)
-GRAD, REST = torch.zeros(2, 64, 9, 9), (1, 2, False, False)
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize(
+    "needs", [(True, True, True), (False, True, False), (True, False, False), (False, False, True)]
+)
+def test_gradients(needs, relu):
+    """Of whatever needs one, and of a sum, whose gradient has no memory of its own."""
+    x, weight, bias, _ = tensors(9, 32, 64, 2, 5, 2, 12, 12)
+    leaves = [leaf.requires_grad_(need) for leaf, need in zip((x, weight, bias), needs)]
+    wanted = [leaf for leaf in leaves if leaf.requires_grad]
+    for loss in (torch.sum, lambda y: y.square().sum()):
+        got = torch.autograd.grad(loss(ops.conv2d(*leaves, 1, 2, groups=2, relu=relu)), wanted)
+        y = F.conv2d(*leaves, padding=2, groups=2)
+        for ours, stock in zip(got, torch.autograd.grad(loss(y.relu() if relu else y), wanted)):
+            torch.testing.assert_close(ours, stock, rtol=1e-3, atol=1e-5 * stock.abs().max().item())
+
+
+def test_second_derivatives():
+    leaves = [t.requires_grad_() for t in tensors(9, 32, 64, 2, 5, 2, 12, 12)[:3]]
+    seconds = []
+    for y in (ops.conv2d(*leaves, 1, 2, groups=2), F.conv2d(*leaves, padding=2, groups=2)):
+        first = torch.autograd.grad(y.square().sum(), leaves, create_graph=True)
+        seconds.append(torch.autograd.grad(sum(g.square().sum() for g in first), leaves))
+    for ours, stock in zip(*seconds):
+        torch.testing.assert_close(ours, stock, rtol=1e-3, atol=1e-5 * stock.abs().max().item())
+
+
+def test_opcheck_compile_and_vmap():
+    x, weight, bias, grad = tensors(8, 32, 48, 2, 3, 1, 9, 9)
+    leaves = [t.requires_grad_() for t in (x, weight, bias)]
+    torch.library.opcheck(_op.conv2d.default, (*leaves, 1, 1, 2, False, True))
+    torch.library.opcheck(_op._conv2d_weight_grad.default, (grad, x.detach(), 3, 1, 1, 2, True))
+    torch.library.opcheck(_op._conv2d_input_grad.default, (grad, weight.detach(), 9, 9, 1, 1, 2))
+    function = lambda *leaves: ops.conv2d(*leaves, 1, 1, groups=2, relu=True)
+    y = function(*leaves)
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")(*leaves)
+    torch.testing.assert_close(compiled, y)
+    for got, want in zip(torch.autograd.grad(compiled.sum(), leaves), torch.autograd.grad(y.sum(), leaves)):
+        torch.testing.assert_close(got, want)
+    batched = torch.vmap(function, (0, None, None))(x.detach().view(2, 4, 32, 9, 9), weight, bias)
+    torch.testing.assert_close(batched.flatten(0, 1), y, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
-    ("args", "words"),
+    ("layer", "supported"),
     [
-        ((X[0], W, None, *REST), "expected x to be 4-D"),
-        ((X, W[0], None, *REST), "expected weight to be 4-D"),
-        ((X.double(), W.double(), None, *REST), "expected x to be float32"),
-        ((X, W.half(), None, *REST), "expected weight to have the same dtype as x"),
-        ((X[:, :24], W, None, *REST), "expected groups to cut the 24 channels into multiples of 16, got 2"),
-        ((X, W[:24], None, *REST), "expected groups to cut the 24 filters into multiples of 16, got 2"),
-        ((X, W, None, 1, 0, False, False), "groups .* got 0"),
-        ((X, W[..., 1:, 1:], None, *REST), "expected kernel_size to be 3 or 5, got 2"),
-        ((X, W[..., 1:], None, *REST), "weight does not have the size"),
-        ((X, W, None, 3, *REST[1:]), r"expected padding to be in \[0, 3\), got 3"),
-        ((X, W, None, -1, *REST[1:]), r"expected padding to be in \[0, 3\), got -1"),
-        ((X[:, :, :0], W, None, 0, *REST[1:]), "an input of 0x9 is too small"),
-        ((X, W[:, :8], None, *REST), "weight does not have the size"),
-        ((X, W, None, 1, 2, True, False), "weight does not have the size"),
-        ((X, W, torch.zeros(63), *REST), "bias does not have the size"),
-        ((X, W, torch.zeros(64).half(), *REST), "expected bias to have the same dtype"),
+        (dict(in_channels=96, out_channels=256, kernel_size=5, padding=2, groups=2), True),
+        (dict(in_channels=256, out_channels=384, kernel_size=3, padding=1), True),
+        (dict(in_channels=3, out_channels=64, kernel_size=11, stride=4, padding=2), True),
+        (dict(in_channels=2, out_channels=64, kernel_size=11, stride=4), False),
+        (dict(in_channels=96, out_channels=256, kernel_size=5, padding=2, groups=4), False),  # 24 channels in a group
+        (dict(in_channels=96, out_channels=40, kernel_size=5, padding=2), False),
+        (dict(in_channels=96, out_channels=96, kernel_size=5, stride=2), False),
+        (dict(in_channels=96, out_channels=96, kernel_size=3, padding=3), False),
+        (dict(in_channels=96, out_channels=96, kernel_size=3, padding=(1, 0)), False),
+        (dict(in_channels=96, out_channels=96, kernel_size=3, padding="same"), False),
+        (dict(in_channels=96, out_channels=96, kernel_size=3, padding=1, padding_mode="reflect"), False),
+        (dict(in_channels=96, out_channels=96, kernel_size=(3, 5)), False),
+        (dict(in_channels=96, out_channels=96, kernel_size=3, dilation=2), False),
+        (dict(in_channels=96, out_channels=96, kernel_size=7), False),
     ],
 )
-def test_bad_arguments(args, words):
-    with pytest.raises(RuntimeError, match=f"_winograd_conv2d: .*{words}"):
-        _op._winograd_conv2d(*args)
-
-
-@pytest.mark.parametrize(
-    ("args", "words"),
-    [
-        ((GRAD[0], X, 3, 1, 2), "expected grad to be 4-D"),
-        ((GRAD[1:], X, 3, 1, 2), "grad does not have the size"),
-        ((GRAD[..., 1:], X, 3, 1, 2), "grad does not have the size"),
-        ((GRAD.half(), X, 3, 1, 2), "expected grad to have the same dtype"),
-        ((GRAD, X, 4, 1, 2), "expected kernel_size to be 3 or 5, got 4"),
-        ((GRAD, X, 3, 1, 4), "expected groups to cut the 32 channels"),
-    ],
-)
-def test_bad_arguments_of_the_weight_gradient(args, words):
-    with pytest.raises(RuntimeError, match=f"_winograd_conv2d_weight_grad: .*{words}"):
-        _op._winograd_conv2d_weight_grad(*args)
+def test_which_layers_have_a_kernel(layer, supported):
+    layer = torch.nn.Conv2d(**layer)
+    names = ("kernel_size", "stride", "padding", "dilation", "groups", "in_channels", "out_channels", "padding_mode")
+    assert is_supported(*(getattr(layer, name) for name in names)) is supported

@@ -24,6 +24,6 @@ assert "sanitize" in _library._C.__file__, _library._C.__file__
 import pytest
 
 ops = ["local_response_norm", "max_pool2d", "relu_lrn_max_pool2d", "conv2d", "conv2d_relu_lrn_max_pool2d"]
-files = [f"python_tests/test_{name}.py" for name in [*ops, "winograd_conv2d", "fuzz", "kept_memory", "cpu_kernels"]]
+files = [f"python_tests/test_{name}.py" for name in [*ops, "winograd_conv2d", "fuzz", "cpu_cache", "cpu_kernels", "host_checks"]]
 sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "-k", "not cuda and not compile and not export and not spawn", *files, *sys.argv[1:]]))
 PYTHON

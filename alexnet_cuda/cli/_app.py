@@ -1,43 +1,38 @@
-"""What every command shares: the app, its errors, the console and common arguments."""
+"""What the commands share: the app, its errors, the console and common arguments."""
 
 import errno
+from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from typer.core import TyperGroup
 
-console = Console()
+from ..errors import AlexNetError
+
+console = Console(highlight=False)
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-class Failure(Exception):
+class Failure(AlexNetError):
     """Ends a command with a sentence and exit code 1."""
 
 
 class Commands(TyperGroup):
-    """Turns the package's exceptions into one sentence: exit code 2 for what was asked, 1 for what happened."""
+    """Prints the package's errors as one sentence: exit code 2 for wrong arguments, 1 for everything else."""
 
     def invoke(self, ctx):
         try:
             return super().invoke(ctx)
-        except Exception as error:
-            code = _exit_code(error)
-            if code is None:
-                raise
+        except (AlexNetError, OSError) as error:
             text = str(error)
             if isinstance(error, OSError) and error.errno in NO_SPACE:
                 text = f"no space left on the disk ({error.strerror}); what was saved before is intact for --resume"
-            Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]error:[/] {plain(text)}")
-            raise typer.Exit(code) from error
-
-
-def _exit_code(error: Exception) -> int | None:
-    names = {kind.__name__ for kind in type(error).__mro__}
-    if names & {"RecipeError", "KernelsError"}:
-        return 2
-    return 1 if isinstance(error, Failure | OSError) or names & {"DataError", "Diverged"} else None
+            Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]error:[/] {escape(text)}")
+            raise typer.Exit(getattr(error, "exit_code", 1)) from error
 
 
 app = typer.Typer(cls=Commands, no_args_is_help=True, add_completion=False, rich_markup_mode="rich",
@@ -60,7 +55,7 @@ def newest_run(run: Path | None) -> Path:
 def load_run(run: Path, data_path: str | None):
     """A run's network, its recipe and the images that it was trained on, read from `data_path` where one is given."""
     from ..data import load_images
-    from ..training.evaluation import load_weights
+    from ..weights import load_weights
 
     model, recipe, classes = load_weights(run)
     recipe = recipe.replace({"data_path": data_path} if data_path else {})
@@ -70,23 +65,28 @@ def load_run(run: Path, data_path: str | None):
     return model, recipe, images
 
 
-def require_train() -> None:
-    """One sentence instead of a traceback where the training libraries are missing or do not fit together."""
+def require(module: str, extra: str) -> None:
+    """Fails with the command that installs `module`, if it is missing."""
     try:
-        import torchvision  # noqa: F401, I001
-        import lightning  # noqa: F401
-        import matplotlib  # noqa: F401
-        import safetensors  # noqa: F401
-        import sklearn  # noqa: F401
-        import tensorboard  # noqa: F401
-        import torchmetrics  # noqa: F401
+        import_module(module)
     except ModuleNotFoundError as error:
-        raise Failure(
-            f"{error.name} is not installed; `pip install 'alexnet_cuda[train]'` installs all that this needs"
-        ) from error
-    except (RuntimeError, ImportError, OSError) as error:
-        from importlib.metadata import version
+        raise Failure(f"{error.name} is not installed; `pip install 'alexnet_cuda[{extra}]'` installs it") from error
 
+
+def require_train() -> None:
+    """Fails with the command to run, if a library for training is missing or does not fit the installed torch."""
+    try:
+        for module in (
+            "torchvision",
+            "lightning",
+            "matplotlib",
+            "safetensors",
+            "sklearn",
+            "tensorboard",
+            "torchmetrics",
+        ):
+            require(module, "train")
+    except (RuntimeError, ImportError, OSError) as error:
         import torch
 
         raise Failure(
@@ -94,9 +94,3 @@ def require_train() -> None:
             f"({str(error).splitlines()[0]}); install the two from one place: `pip install --force-reinstall torch "
             "torchvision`, or for a CPU-only pair add `--index-url https://download.pytorch.org/whl/cpu`"
         ) from error
-
-
-def plain(text: Any) -> str:
-    from rich.markup import escape
-
-    return escape(str(text))

@@ -1,45 +1,97 @@
 """`compare`: several networks on one recipe."""
 
+import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from rich.box import SIMPLE_HEAD
+from rich.markup import escape
+from rich.table import Table
 
 from ._app import app, console, require_train
-from .train import _more
+from ._recipe_options import CONFIG, RecipeCommand, recipe_options
 
 
-@app.command(context_settings={"ignore_unknown_options": True})
+@app.command(cls=RecipeCommand)
+@recipe_options
 def compare(
     models: Annotated[
         list[str], typer.Argument(metavar="MODEL...", help="Variants of AlexNet, and torchvision/NAME, as resnet18.")
     ],
     recipe: Annotated[str, typer.Option(help="Recipe to train all of them on; `alexnet-cuda recipes` lists them.")],
     output: Annotated[Path | None, typer.Option(help="Folder of the runs; none: runs/compare-RECIPE.")] = None,
-    config: Annotated[Path | None, typer.Option(help="YAML file with values of the recipe.")] = None,
+    config: CONFIG = None,
+    *,
+    values: dict[str, Any],
 ) -> None:
     """Train several networks with equal settings, and show what each reaches and costs.
 
-    Every value of the recipe can be given as --key value. The same command goes on where it was interrupted.
+    The same command continues where it was interrupted. A model that fails has the reason in its row, and the others
+    are trained nevertheless; the exit code is then 1.
     """
     require_train()
-    from ..training.comparison import compare as run
+    from ..data import load_images
+    from ..files import write_csv, write_text
+    from ..reports.experiments import comparison_chart, save_chart
+    from ..training.comparison import comparison_recipes, comparison_rows, has_ended
+    from ..training.evaluation import device_name
+    from .run_recipe import run_recipe
 
-    names, more = _split(models)
-    values = _more(more, [])
-    raise typer.Exit(run(names, recipe, config, values, output or Path("runs") / f"compare-{recipe}", console))
+    folder = output or Path("runs") / f"compare-{recipe}"
+    recipes = comparison_recipes(list(dict.fromkeys(models)), recipe, config, values, folder)
+    images = load_images(next(iter(recipes.values())))
+    errors: dict[str, str] = {}
+    for i, (model, own) in enumerate(recipes.items()):
+        run = Path(str(own.output))
+        if has_ended(run):
+            console.print(f"{model}: the run in {run} is taken over", soft_wrap=True)
+            continue
+        console.rule(f"{i + 1} of {len(recipes)}: {model}")
+        try:
+            if (run / "checkpoints" / "last.ckpt").exists():
+                code = run_recipe(None, None, {}, run, False, console)
+            else:
+                code = run_recipe(recipe, None, vars(own), None, True, console)
+        except Exception as error:  # of any kind: it concerns this model alone
+            errors[model] = str(error).splitlines()[0] if str(error) else type(error).__name__
+            _print_error(model, errors[model])
+            continue
+        if code:
+            console.print("the same command goes on with this comparison")
+            raise typer.Exit(code)
+    with console.status("measuring inference"):
+        rows = comparison_rows(recipes, images, errors)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_csv(folder / "compare.csv", rows)
+    facts = {"recipe": recipe, "device": device_name(), "models": rows}
+    write_text(folder / "compare.json", json.dumps(facts, indent=2) + "\n")
+    title = f"{recipe}: {len(rows)} networks, equal settings, {device_name()}"
+    save_chart(folder / "compare.png", comparison_chart, rows, title)
+    _print(rows, f"{recipe}: {len(rows)} networks on {len(images.test.labels):,} held-out images")
+    console.print(f"Comparison: {folder / 'compare.png'}, compare.csv, compare.json", soft_wrap=True)
+    raise typer.Exit(1 if errors else 0)
 
 
-def _split(tokens: list[str]) -> tuple[list[str], list[str]]:
-    """The models, and the options with their values."""
-    from ..training.recipe import TYPES
+def _print(rows: list[dict[str, Any]], title: str) -> None:
+    from ..reports.experiments import FIGURES
 
-    names: list[str] = []
-    more: list[str] = []
-    open_ = False
-    for token in tokens:
-        option = token.startswith("--")
-        (more if option or open_ else names).append(token)
-        key = token[2:].replace("-", "_").removeprefix("no_")
-        open_ = option and "=" not in token and TYPES.get(key) is not bool
-    return names, more
+    keys = [key for key in FIGURES if any(row[key] is not None for row in rows)]
+    # narrow enough for 80 columns
+    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("model", overflow="fold")
+    for key in keys:
+        table.add_column(FIGURES[key][0], justify="right")
+    for row in rows:
+        if row["error"] is None:
+            table.add_row(row["model"], *(FIGURES[key][2](row[key]) for key in keys))
+        else:
+            table.add_row(row["model"], *(["[red]failed[/]"] if keys else []))
+    console.print(table)
+    for row in rows:
+        if row["error"] is not None:
+            _print_error(row["model"], row["error"])
+
+
+def _print_error(model: str, error: str) -> None:
+    console.print(f"[bold red]{model} failed:[/] {escape(error)}", soft_wrap=True)

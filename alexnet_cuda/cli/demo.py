@@ -1,19 +1,19 @@
-"""`demo`: a web page that names what is on a picture."""
+"""`demo`: a web page that classifies pictures."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ._app import RUN, Failure, app, console, newest_run, require_train
+from ._app import RUN, Failure, app, console, newest_run, require, require_train
 
 
 @app.command()
 def demo(
     run: RUN = None,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Of 127.0.0.1; 0: any that is free.")] = 7860,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of 127.0.0.1; 0: any free one.")] = 7860,
 ) -> None:
-    """Show a page, on this machine alone, where a picture is dropped or drawn and named."""
+    """Serve a web page, to this machine only, that classifies pictures which are dropped or drawn on it."""
     first = newest_run(run)
     found = [] if run else [path.parent for path in Path("runs").glob("*/weights.safetensors")]
     runs = [first, *sorted(folder for folder in found if folder != first)]
@@ -21,13 +21,12 @@ def demo(
 
         def announce(url: str) -> None:
             status.stop()
-            console.print(f"Open {url} in a browser; Ctrl-C ends it.", highlight=False, soft_wrap=True)
+            console.print(f"Open {url} in a browser; Ctrl-C ends it.", soft_wrap=True)
 
         require_train()
-        try:
-            from .. import demo as page
-        except ModuleNotFoundError as error:
-            raise Failure(f"{error.name} is not installed; `pip install 'alexnet_cuda[demo]'` installs it") from error
+        require("gradio", "demo")
+        from ..demo import page
+
         try:
             page.serve(runs, port, announce)
         except OSError as error:

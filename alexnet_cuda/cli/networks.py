@@ -5,9 +5,10 @@ from typing import Annotated
 
 import typer
 from rich.box import SIMPLE_HEAD
-from rich.table import Table
+from rich.markup import escape
+from rich.table import Column, Table
 
-from ._app import JSON, app, console, plain
+from ._app import JSON, app, console
 
 
 @app.command()
@@ -20,33 +21,31 @@ def summary(
     from ..variants import VARIANTS
 
     if variant is None:
-        table = Table("variant", "input", "parameters", "what it is")
-        table.columns[2].justify = "right"
+        table = Table("variant", "input", Column("parameters", justify="right"), "what it is")
         for name, v in VARIANTS.items():
-            table.add_row(
-                name, f"{v.channels}x{v.input_size}x{v.input_size}", f"{v.parameters:,}", plain(v.description)
-            )
+            size = f"{v.channels}x{v.input_size}x{v.input_size}"
+            table.add_row(name, size, f"{v.parameters:,}", escape(v.description))
         console.print(table)
         return
     if variant not in VARIANTS:
         raise typer.BadParameter(f"unknown variant {variant!r}; choose from {', '.join(VARIANTS)}")
     import torch
 
-    from ..model import AlexNet, model_summary
+    from ..model import AlexNet
+    from ..summary import model_summary
 
     with torch.device("meta"):
         layers = model_summary(AlexNet(variant, classes, channels))
     parameters, macs = (sum(getattr(layer, key) for layer in layers) for key in ("parameters", "macs"))
     # narrow enough for 80 columns
-    table = Table("layer", "type", "output", title=f"{variant}: {VARIANTS[variant].description}", box=SIMPLE_HEAD,
-                  pad_edge=False, padding=(0, 1, 0, 0))  # fmt: skip
-    for name in ("parameters", "share", "MACs", "share"):
-        table.add_column(name, justify="right")
+    counts = [Column(name, justify="right") for name in ("parameters", "share", "MACs", "share")]
+    table = Table("layer", "type", "output", *counts, title=f"{variant}: {VARIANTS[variant].description}",
+                  box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))  # fmt: skip
     for layer in layers:
         size = "x".join(map(str, layer.output_size))
         shares = _share(layer.parameters, parameters), _share(layer.macs, macs)
-        counts = f"{layer.parameters:,}" if layer.parameters else "", _millions(layer.macs)
-        table.add_row(layer.name, layer.type, size, counts[0], shares[0], counts[1], shares[1])
+        count = f"{layer.parameters:,}" if layer.parameters else ""
+        table.add_row(layer.name, layer.type, size, count, shares[0], _millions(layer.macs), shares[1])
     table.add_section()
     table.add_row("all", "", "", f"{parameters:,}", "", _millions(macs), "")
     console.print(table)
@@ -55,15 +54,15 @@ def summary(
 @app.command()
 def info(json_: JSON = False) -> None:
     """Show versions, and which kernels are in use or why not."""
-    from .. import build_info, kernels
+    from .._library import build_info, describe_devices
 
-    facts = {key: str(value) for key, value in (build_info() | kernels.describe()).items()}
+    facts = build_info() | describe_devices()
     if json_:
         print(json.dumps(facts, indent=2))
         return
     table = Table("what", "value", title="alexnet_cuda")
     for key, value in facts.items():
-        table.add_row(key, plain(value))
+        table.add_row(key, escape(value))
     console.print(table)
 
 

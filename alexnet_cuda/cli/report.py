@@ -6,14 +6,10 @@ from ._app import DATA_PATH, JSON, RUN, app, console, load_run, newest_run, requ
 
 
 @app.command()
-def report(
-    run: RUN = None,
-    data_path: DATA_PATH = None,
-    json_: JSON = False,
-) -> None:
+def report(run: RUN = None, data_path: DATA_PATH = None, json_: JSON = False) -> None:
     """Draw a run's pictures and report.html again, from its weights and the test split."""
     require_train()
-    from ..reports import write_report
+    from ..reports.report import write_report
     from ..training import evaluation
 
     folder = newest_run(run)
@@ -28,8 +24,8 @@ def report(
         **evaluation.figures(predictions),
         "images": {name: sum(counts) for name, counts in images.counts().items()},
     }
-    paths = write_report(folder, recipe, images, model, predictions, metrics)
+    paths = write_report(folder, recipe, images, model, predictions.probabilities, metrics)
     if json_:
         print(json.dumps({"report": str(paths[0]), "files": [str(path) for path in paths[1:]]}, indent=2))
         return
-    console.print(f"Report: {paths[0]}", soft_wrap=True, highlight=False)
+    console.print(f"Report: {paths[0]}", soft_wrap=True)

@@ -1,21 +1,18 @@
-"""`evaluate` and `predict`: what a finished run knows."""
+"""`evaluate` and `predict`: a finished run on the test split, and on other pictures."""
 
 import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
+from rich.markup import escape
+from rich.table import Column, Table
 
-from ._app import DATA_PATH, JSON, RUN, app, console, load_run, newest_run, plain, require_train
+from ._app import DATA_PATH, JSON, RUN, app, console, load_run, newest_run, require_train
 
 
 @app.command()
-def evaluate(
-    run: RUN = None,
-    data_path: DATA_PATH = None,
-    json_: JSON = False,
-) -> None:
+def evaluate(run: RUN = None, data_path: DATA_PATH = None, json_: JSON = False) -> None:
     """Test a run's weights again on the test split."""
     require_train()
     from ..training import evaluation
@@ -25,10 +22,8 @@ def evaluate(
     if json_:
         print(json.dumps(figures, indent=2))
         return
-    table = Table(
-        "figure", "value", title=f"{recipe.variant} on {len(images.test.labels)} test images of {recipe.name}"
-    )
-    table.columns[1].justify = "right"
+    title = f"{recipe.variant} on {len(images.test.labels)} test images of {recipe.name}"
+    table = Table("figure", Column("value", justify="right"), title=title)
     for name, value in figures.items():
         table.add_row(name, f"{value:.4f}")
     console.print(table)
@@ -36,18 +31,17 @@ def evaluate(
 
 @app.command()
 def predict(
-    images: Annotated[
-        list[Path], typer.Argument(help="Pictures: PNG, JPEG, anything Pillow reads.", metavar="IMAGE...")
-    ],
+    images: Annotated[list[Path], typer.Argument(help="Pictures that Pillow reads, as PNG.", metavar="IMAGE...")],
     run: RUN = None,
     top: Annotated[int, typer.Option(min=1, help="Classes to show for each picture.")] = 5,
     json_: JSON = False,
 ) -> None:
-    """Name what is on pictures."""
+    """Classify pictures."""
     require_train()
     from ..training import evaluation
+    from ..weights import load_weights
 
-    model, recipe, classes = evaluation.load_weights(newest_run(run))
+    model, recipe, classes = load_weights(newest_run(run))
     shares, order = evaluation.predict_files(model, recipe, images).sort(dim=1, descending=True)
     rows = [
         [(classes[label], share) for label, share in zip(labels[:top].tolist(), values[:top].tolist(), strict=True)]
@@ -57,10 +51,9 @@ def predict(
         tops = [[{"class": name, "probability": round(share, 6)} for name, share in row] for row in rows]
         print(json.dumps([{"image": str(path), "top": top} for path, top in zip(images, tops, strict=True)], indent=2))
         return
-    table = Table(
-        "image", *(f"{i + 1}." for i in range(len(rows[0]))), title=f"{recipe.variant} trained on {recipe.name}"
-    )
+    ranks = [f"{i + 1}." for i in range(len(rows[0]))]
+    table = Table("image", *ranks, title=f"{recipe.variant} trained on {recipe.name}")
     for path, row in zip(images, rows, strict=True):
-        cells = [f"{plain(name)} [dim]{share:.1%}[/]" for name, share in row]
-        table.add_row(plain(path.name), f"[bold]{cells[0]}[/]", *cells[1:])
+        cells = [f"{escape(name)} [dim]{share:.1%}[/]" for name, share in row]
+        table.add_row(escape(path.name), f"[bold]{cells[0]}[/]", *cells[1:])
     console.print(table)

@@ -2,95 +2,92 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from rich.console import Console
+from rich.table import Column, Table
 
-from ._app import JSON, Failure, app, console, require_train
-from .train import _more
-
-RECIPE = Annotated[str, typer.Argument(help="`alexnet-cuda recipes` lists them.")]
-CONFIG = Annotated[Path | None, typer.Option(help="YAML file with values of the recipe.")]
-SET = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any value of the recipe.")]
-EXTRA = {"allow_extra_args": True, "ignore_unknown_options": True}
+from ._app import JSON, app, console, require, require_train
+from ._recipe_options import CONFIG, RECIPE, RecipeCommand, recipe_options
 
 
-@app.command(context_settings=EXTRA)
+@app.command(cls=RecipeCommand)
+@recipe_options
 def lr_find(
-    ctx: typer.Context,
     recipe: RECIPE,
     output: Annotated[Path | None, typer.Option(help="Folder of the picture; none: runs/lr-find-RECIPE.")] = None,
     steps: Annotated[int, typer.Option(help="Batches to train.")] = 100,
-    min_lr: Annotated[float, typer.Option(help="Rate of the first batch.")] = 1e-6,
-    max_lr: Annotated[float, typer.Option(help="Rate of the last batch.")] = 1.0,
+    min_lr: Annotated[float, typer.Option(help="Learning rate of the first batch.")] = 1e-6,
+    max_lr: Annotated[float, typer.Option(help="Learning rate of the last batch.")] = 1.0,
     config: CONFIG = None,
-    set_: SET = None,
     json_: JSON = False,
+    *,
+    values: dict[str, Any],
 ) -> None:
-    """Suggest a learning rate: the loss over one sweep of rates, as a picture.
-
-    Every value of the recipe can be given as --key value.
-    """
-    _require()
-    from ..training import load_recipe
-    from ..training.tuning import lr_find as run
+    """Suggest a learning rate: the loss over one sweep of rates, as a picture."""
+    require_train()
+    from ..recipe import load_recipe
+    from ..reports.experiments import save_chart, sweep_chart
+    from ..training.lr_find import lr_find
 
     folder = output or Path("runs") / f"lr-find-{recipe}"
-    values = load_recipe(recipe, config, _more(ctx.args, set_ or []))
-    console.quiet = json_
-    try:
-        sweep = run(values, folder, console, steps, min_lr, max_lr)
-    finally:
-        console.quiet = False
+    loaded = load_recipe(recipe, config, values)
+    sweep = lr_find(loaded, folder, Console(quiet=json_, highlight=False), steps, min_lr, max_lr)
+    picture, title = folder / "lr_find.png", f"{recipe}, {loaded.variant}, batches of {loaded.batch_size}"
+    save_chart(picture, sweep_chart, sweep.rates, sweep.losses, sweep.suggestion, title)
     if json_:
-        print(json.dumps({"lr": sweep.suggestion, "picture": str(folder / "lr_find.png")}))
+        print(json.dumps({"lr": sweep.suggestion, "picture": str(picture)}))
         return
-    console.print(f"suggestion: [bold]--lr {sweep.suggestion:.2g}[/] (the recipe has {values.lr:g})", highlight=False)
-    console.print(f"Picture: {folder / 'lr_find.png'}", soft_wrap=True, highlight=False)
+    console.print(f"suggestion: [bold]--lr {sweep.suggestion:.2g}[/] (the recipe has {loaded.lr:g})")
+    console.print(f"Picture: {picture}", soft_wrap=True)
 
 
-@app.command(context_settings=EXTRA)
+@app.command(cls=RecipeCommand)
+@recipe_options
 def search(
-    ctx: typer.Context,
     recipe: RECIPE,
     trials: Annotated[int, typer.Option(min=1, help="Trainings, with those that --output holds already.")] = 20,
     output: Annotated[Path | None, typer.Option(help="Folder of the search; none: runs/search-RECIPE.")] = None,
     config: CONFIG = None,
-    set_: SET = None,
     json_: JSON = False,
+    *,
+    values: dict[str, Any],
 ) -> None:
     """Search lr, weight_decay, label_smoothing and batch_size by validation accuracy.
 
-    Every value of the recipe can be given as --key value; of these four, those given are not searched. The same
-    command goes on where it was interrupted. best.yaml is for `train RECIPE --config`.
+    Of these four, those that are given are not searched. The same command continues where it was interrupted.
+    best.yaml is for `train RECIPE --config`.
     """
-    _require()
-    from ..training.tuning import search as run
-    from ..training.tuning import search_table
+    require_train()
+    require("optuna", "train")
+    from ..reports.experiments import save_chart, search_chart
+    from ..training.search import search
 
     folder = output or Path("runs") / f"search-{recipe}"
-    console.quiet = json_
-    try:
-        found = run(recipe, config, _more(ctx.args, set_ or []), folder, trials, console)
-    finally:
-        console.quiet = False
+    found = search(recipe, config, values, folder, trials, Console(quiet=json_, highlight=False))
+    title = f"{recipe}: {len(found.rows)} trials"
+    save_chart(folder / "search.png", search_chart, found.rows, found.keys, title)
+    best = folder / "best.yaml"
     if json_:
-        print(json.dumps({"best": found.best, "trials": len(found.trials), "config": str(folder / "best.yaml")}))
+        print(json.dumps({"best": found.best, "trials": len(found.rows), "config": str(best)}))
     else:
-        console.print(search_table(found, f"{recipe}: {len(found.trials)} trials"))
-        best = folder / "best.yaml"
+        console.print(_table(found.rows, found.keys, title))
         console.print(f"Best values: {best}, for: alexnet-cuda train {recipe} --config {best}", soft_wrap=True)
-        console.print(f"Picture: {folder / 'search.png'}", soft_wrap=True, highlight=False)
-    if not found.whole:
+        console.print(f"Picture: {folder / 'search.png'}", soft_wrap=True)
+    if not found.complete:
         console.print("stopped; the same command goes on")
         raise typer.Exit(130)
 
 
-def _require() -> None:
-    require_train()
-    try:
-        import optuna  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise Failure(
-            "optuna is not installed; `pip install 'alexnet_cuda[train]'` installs all that this needs"
-        ) from error
+def _table(rows: list[dict[str, Any]], keys: list[str], title: str, shown: int = 15) -> Table:
+    names = ["trial", *keys, "epochs", "val/accuracy"]
+    table = Table(*[Column(name, justify="right") for name in names], title=title)
+    for i, row in enumerate(rows[:shown]):
+        ended = "" if row["state"] == "complete" else " [dim]ended early[/]"
+        values = [f"{row[key]:.3g}" for key in keys]
+        table.add_row(f"{row['trial']}", *values, f"{row['epochs']}{ended}", f"{row['val/accuracy']:.2%}",
+                      style="bold" if i == 0 else None)  # fmt: skip
+    if len(rows) > shown:
+        table.caption = f"the best {shown} of {len(rows)}; search.csv has all"
+    return table

@@ -1,36 +1,32 @@
-"""Data sets by name. One more is one more module with `load(recipe)`, `read(recipe, path)`, `SIZE`; and a line here."""
+"""Data sets by name. A data set is a module with `load(recipe)`, `read(recipe, path)` and `SIZE`.
+
+One more needs such a module, its name among the choices of `Recipe.data`, and a line in MODULES if the names differ.
+"""
 
 from dataclasses import replace
 from importlib import import_module
 from types import ModuleType
 
-from .files import DataError, atomic_path, write_text
+from ..errors import DataError
+from ..files import atomic_path, write_text
+from ..recipe import Recipe
 from .imageset import ImageSet, Split
 
-SOURCES = {
-    "digits": "digits",
-    "mnist": "idx",
-    "fashion-mnist": "idx",
-    "cifar10": "cifar10",
-    "flowers17": "flowers17",
-    "bike-ship": "folder",
-    "imagenet": "folder",
-    "folder": "folder",
-}
+MODULES = {"mnist": "idx", "fashion-mnist": "idx", "bike-ship": "folder", "imagenet": "folder"}
 
-__all__ = ["SOURCES", "DataError", "ImageSet", "Split", "atomic_path", "load_images", "source", "write_text"]
+__all__ = ["DataError", "ImageSet", "Split", "atomic_path", "load_images", "source", "write_text"]
 
 
-def source(recipe) -> ModuleType:
-    """The module of `recipe.data`: `load` gives its ImageSet, `read` one more picture like those, of edge `SIZE`."""
-    return import_module(f".{SOURCES[recipe.data]}", __name__)
+def source(recipe: Recipe) -> ModuleType:
+    """The module of `recipe.data`: `load` gives its ImageSet; `read` reads one more picture, of edge `SIZE` if set."""
+    return import_module(f".{MODULES.get(recipe.data, recipe.data)}", __name__)
 
 
-def load_images(recipe) -> ImageSet:
-    """The image set that `recipe.data` names, read from `recipe.data_path` where it needs one."""
+def load_images(recipe: Recipe) -> ImageSet:
+    """The image set `recipe.data`, read from `recipe.data_path` where it needs one; DataError where it cannot be."""
     images = source(recipe).load(recipe)
     if recipe.val_fraction == 0 and len(images.val.labels) == 0:
-        images = replace(images, val=images.test)  # watched, but without say: recipe.monitor is none
+        images = replace(images, val=images.test)  # recipe.monitor is none, so that validation selects nothing
     for name, counts in images.counts().items():
         if sum(counts) == 0:
             raise DataError(f"the {name} split of {recipe.data_path or recipe.data} is empty: too few images to split")

@@ -7,15 +7,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .files import DataError
-from .imageset import ImageSet, Split, open_image, resize, stratified_split
+from ..errors import DataError
+from ..recipe import Recipe
+from .imageset import ImageSet, Split, open_image, resize, split_images
 
 SIZE = 32
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 TRAIN, TEST = [f"data_batch_{i}" for i in range(1, 6)], ["test_batch"]
 
 
-def load(recipe) -> ImageSet:
+def load(recipe: Recipe) -> ImageSet:
     """The 32x32 colour images; `recipe.val_fraction` of the 50,000 is the validation split.
 
     `recipe.data_path` (or a folder in it) holds data_batch_1.bin .. data_batch_5.bin and test_batch.bin, or the same
@@ -34,12 +35,11 @@ def load(recipe) -> ImageSet:
             break
     else:
         raise DataError(f"{root} holds no {', no '.join(LAYOUTS)}, and neither do the usual folders of CIFAR-10 in it")
-    val, train = stratified_split(labels, (recipe.val_fraction,), recipe.split_seed)
-    splits = Split(x[train], labels[train]), Split(x[val], labels[val]), Split(x_test, labels_test)
-    return ImageSet(CLASSES, *splits, SIZE)
+    val, train = split_images(x, labels, (recipe.val_fraction,), recipe.split_seed)
+    return ImageSet(CLASSES, train, val, Split(x_test, labels_test), SIZE)
 
 
-def read(recipe, path: Path) -> Tensor:
+def read(recipe: Recipe, path: Path) -> Tensor:
     """The middle square of a colour picture as the set holds its own: (3, 32, 32)."""
     x = open_image(path, "RGB")
     h, w = x.shape[1:]
@@ -49,15 +49,18 @@ def read(recipe, path: Path) -> Tensor:
 
 
 def _binary(folder: Path, names: list[str]) -> tuple[Tensor, Tensor]:
-    return _joined([_records(_bytes(folder / f"{name}.bin"), folder / f"{name}.bin") for name in names])
-
-
-def _records(data: bytes, path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Records of 3,073 bytes: the label, then the red, green and blue planes."""
-    if not data or len(data) % 3073:
-        raise DataError(f"{path} holds {len(data)} bytes, expected a multiple of 3,073")
-    rows = np.frombuffer(data, np.uint8).reshape(-1, 3073)
-    return _checked(rows[:, 1:], rows[:, 0], path)
+    batches = []
+    for path in (folder / f"{name}.bin" for name in names):
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise DataError(f"{path} cannot be read: {error.strerror}") from error
+        if not data or len(data) % 3073:
+            raise DataError(f"{path} holds {len(data)} bytes, expected a multiple of 3,073")
+        rows = np.frombuffer(data, np.uint8).reshape(-1, 3073)
+        batches.append(_checked(rows[:, 1:], rows[:, 0], path))
+    return _joined(batches)
 
 
 def _python(folder: Path, names: list[str]) -> tuple[Tensor, Tensor]:
@@ -105,13 +108,6 @@ def _sheets(folder: Path, names: list[str]) -> tuple[Tensor, Tensor]:
 
 
 LAYOUTS = {"data_batch_1.bin": _binary, "data_batch_1": _python, "train_1.webp": _sheets}
-
-
-def _bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def _checked(images: np.ndarray, labels: np.ndarray, path: Path) -> tuple[np.ndarray, np.ndarray]:

@@ -4,12 +4,13 @@ from pathlib import Path
 
 import torch
 
-from .imageset import ImageSet, Split, read_glyph, resize, stratified_split
+from ..recipe import Recipe
+from .imageset import ImageSet, read_glyph, resize, split_images
 
 NATIVE, SIZE = 8, 32
 
 
-def load(recipe) -> ImageSet:
+def load(recipe: Recipe) -> ImageSet:
     """The digits at 32x32, split with `recipe.split_seed` into train, val and test in every class's proportion.
 
     Source: E. Alpaydin, C. Kaynak, "Optical Recognition of Handwritten Digits", UCI repository (the test part).
@@ -19,12 +20,11 @@ def load(recipe) -> ImageSet:
     bunch = load_digits()
     images = torch.from_numpy(bunch.images / 16 * 255).round().to(torch.uint8)[:, None]
     labels = torch.from_numpy(bunch.target).long()
-    parts = stratified_split(labels, (recipe.test_fraction, recipe.val_fraction), recipe.split_seed)
-    x = resize(images, SIZE)
-    test, val, train = (Split(x[part], labels[part]) for part in parts)
+    fractions = recipe.test_fraction, recipe.val_fraction
+    test, val, train = split_images(resize(images, SIZE), labels, fractions, recipe.split_seed)
     return ImageSet([str(name) for name in bunch.target_names], train, val, test, SIZE)
 
 
-def read(recipe, path: Path) -> torch.Tensor:
+def read(recipe: Recipe, path: Path) -> torch.Tensor:
     """A picture of a digit as the set holds them: 8x8 pixels, then (1, 32, 32)."""
     return resize(read_glyph(path, NATIVE)[None], SIZE)[0]

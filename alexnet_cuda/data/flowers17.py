@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
-from .files import DataError
-from .imageset import ImageSet, Split, for_each_file, open_image, stratified_split
+from ..errors import DataError
+from ..recipe import Recipe
+from .imageset import ImageSet, Items, for_each_file, open_image, split_images
 
 SIZE = None
 CLASSES = [
@@ -17,7 +18,7 @@ CLASSES = [
 PER_CLASS, SHORT_SIDE = 80, 256
 
 
-def load(recipe) -> ImageSet:
+def load(recipe: Recipe) -> ImageSet:
     """The 1,360 photographs, decoded once and kept with a short side of 256, split with `recipe.split_seed`.
 
     `recipe.data_path` holds flowers17/jpg, jpg, or the files image_0001.jpg .. image_1360.jpg themselves; image i shows
@@ -35,24 +36,13 @@ def load(recipe) -> ImageSet:
     if missing := [path.name for path in paths if not path.exists()]:
         raise DataError(f"{folder} lacks {len(missing)} of {len(paths)} images, among them {missing[0]}")
     labels = torch.arange(len(paths)) // PER_CLASS
-    test, val, train = stratified_split(labels, (recipe.test_fraction, recipe.val_fraction), recipe.split_seed)
-    images = for_each_file(lambda path: read(recipe, path), paths, "reading images")
-    train_split, val_split, test_split = (
-        Split(Decoded([images[i] for i in part]), labels[part]) for part in (train, val, test)
-    )
-    return ImageSet(CLASSES, train_split, val_split, test_split, SIZE)
+    images = Items(for_each_file(lambda path: read(recipe, path), paths, "reading images"))
+    fractions = recipe.test_fraction, recipe.val_fraction
+    test, val, train = split_images(images, labels, fractions, recipe.split_seed)
+    return ImageSet(CLASSES, train, val, test, SIZE)
 
 
-def read(recipe, path: Path) -> Tensor:
+def read(recipe: Recipe, path: Path) -> Tensor:
     """A photograph (3, H, W), made smaller where its short side is above 256."""
     x = open_image(path, "RGB")
     return v2.functional.resize(x, [SHORT_SIDE], antialias=True) if min(x.shape[1:]) > SHORT_SIDE else x
-
-
-class Decoded(list):
-    """Images of different sizes in memory, which a tensor of indices can select from."""
-
-    def __getitem__(self, index):
-        if isinstance(index, Tensor) and index.dim() == 1:
-            return Decoded([self[i] for i in index.tolist()])
-        return super().__getitem__(index)

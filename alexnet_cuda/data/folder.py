@@ -1,36 +1,23 @@
 """Any labelled pictures: a tree with train/ val/ test/, class folders that are split here, or a CSV of path,label."""
 
 import csv
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from .files import DataError
-from .imageset import ImageSet, Split, for_each_file, open_image, stratified_split
+from ..errors import DataError
+from ..recipe import Recipe
+from .imageset import ImageSet, Items, Split, for_each_file, open_image, stratified_split
 
 SIZE = None
 FOLDERS = {"bike-ship": "bike_ship"}  # where --data-path may name the folder above
-Tree = tuple[list[Path], list[int]]  # image files and their labels
+Tree = list[tuple[Path, int]]  # image files and their labels
 
 
-class Pictures(Sequence):
-    """Image files, decoded when asked for."""
-
-    def __init__(self, paths: list[Path], mode: str):
-        self.paths, self.mode = paths, mode
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index):
-        if isinstance(index, Tensor) and index.dim() == 1:
-            return Pictures([self.paths[i] for i in index.tolist()], self.mode)
-        return open_image(self.paths[index], self.mode)
-
-
-def load(recipe) -> ImageSet:
+def load(recipe: Recipe) -> ImageSet:
     """The pictures under `recipe.data_path`, RGB or, with one input channel, grey.
 
     With train/, the folders decide: test/ is the test split, or val/ where there is no test/; a missing validation
@@ -56,14 +43,15 @@ def load(recipe) -> ImageSet:
     else:
         raise DataError(f"{root} is not a folder")
 
-    damaged = _damaged([path for paths, _ in trees.values() for path in paths]) if recipe.verify else {}
+    damaged = _damaged([path for tree in trees.values() for path, _ in tree]) if recipe.verify else {}
     notes = [f"left out: {message}" for message in damaged.values()]
     if damaged and not recipe.skip_corrupt:
         listing = "\n  ".join(damaged.values())
         raise DataError(f"{len(damaged)} damaged image(s); --skip-corrupt leaves them out:\n  {listing}")
-    trees = {name: _without(tree, damaged) for name, tree in trees.items()}
+    trees = {name: [item for item in tree if item[0] not in damaged] for name, tree in trees.items()}
+    labels = {label for _, label in trees["train" if "train" in trees else "all"]}
     for label, name in enumerate(classes):
-        if label not in trees["train" if "train" in trees else "all"][1]:
+        if label not in labels:
             raise DataError(f"class {name!r} of {root} has no training image that can be read")
 
     train, val, test = trees.get("train"), trees.get("val"), trees.get("test")
@@ -75,20 +63,15 @@ def load(recipe) -> ImageSet:
         test, train = _cut(train, (recipe.test_fraction,), recipe.split_seed)
     if val is None:
         val, train = _cut(train, (recipe.val_fraction,), recipe.split_seed)
-    mode = _mode(recipe)
-    train_split, val_split, test_split = (
-        Split(Pictures(paths, mode), torch.tensor(labels)) for paths, labels in (train, val, test)
-    )
-    return ImageSet(classes, train_split, val_split, test_split, SIZE, notes)
+    decode = functools.partial(read, recipe)
+    parts = [tuple(zip(*tree)) or ((), ()) for tree in (train, val, test)]
+    splits = [Split(Items(paths, decode), torch.tensor(labels, dtype=torch.int64)) for paths, labels in parts]
+    return ImageSet(classes, *splits, SIZE, notes)
 
 
-def read(recipe, path: Path) -> Tensor:
+def read(recipe: Recipe, path: Path) -> Tensor:
     """A picture in its own size, (3, H, W) or (1, H, W) as the network takes it."""
-    return open_image(path, _mode(recipe))
-
-
-def _mode(recipe) -> str:
-    return "L" if recipe.channels == 1 else "RGB"
+    return open_image(path, "L" if recipe.channels == 1 else "RGB")
 
 
 def _classes(folder: Path) -> list[str]:
@@ -105,14 +88,13 @@ def _tree(folder: Path, classes: list[str]) -> Tree:
     present = _classes(folder)
     if unknown := [name for name in present if name not in classes]:
         raise DataError(f"{folder / unknown[0]} is a class that the training folder lacks; it has {', '.join(classes)}")
-    paths, labels = [], []
+    tree = []
     for name in present:
         found = sorted(p for p in (folder / name).rglob("*") if p.suffix.lower() in IMG_EXTENSIONS and p.is_file())
         if not found:
             raise DataError(f"{folder / name} holds no image ({' '.join(IMG_EXTENSIONS)})")
-        paths += found
-        labels += [classes.index(name)] * len(found)
-    return paths, labels
+        tree += [(path, classes.index(name)) for path in found]
+    return tree
 
 
 def _table(path: Path) -> tuple[list[str], dict[str, Tree]]:
@@ -137,9 +119,7 @@ def _table(path: Path) -> tuple[list[str], dict[str, Tree]]:
             raise DataError(f"line {number} of {path} has the split {name!r}, expected train, val or test")
         if not (path.parent / row["path"]).is_file():
             raise DataError(f"line {number} of {path} names {path.parent / row['path']}, which is no file")
-        paths, labels = trees.setdefault(name, ([], []))
-        paths.append(path.parent / row["path"])
-        labels.append(classes.index(row["label"]))
+        trees.setdefault(name, []).append((path.parent / row["path"], classes.index(row["label"])))
     if ("all" in trees and len(trees) > 1) or not trees.keys() & {"all", "train"}:
         raise DataError(f"the column split of {path} must be train, val or test in every line, with train among them")
     return classes, trees
@@ -157,12 +137,6 @@ def _damaged(paths: list[Path]) -> dict[Path, str]:
     return {path: message for path, message in zip(paths, messages, strict=True) if message}
 
 
-def _without(tree: Tree, damaged: dict[Path, str]) -> Tree:
-    kept = [(path, label) for path, label in zip(*tree, strict=True) if path not in damaged]
-    return [path for path, _ in kept], [label for _, label in kept]
-
-
 def _cut(tree: Tree, fractions: Sequence[float], seed: int) -> list[Tree]:
-    paths, labels = tree
-    parts = stratified_split(torch.tensor(labels), fractions, seed)
-    return [([paths[i] for i in part], [labels[i] for i in part]) for part in (p.tolist() for p in parts)]
+    parts = stratified_split(torch.tensor([label for _, label in tree]), fractions, seed)
+    return [[tree[i] for i in part] for part in parts]

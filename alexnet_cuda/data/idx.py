@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .files import DataError
-from .imageset import ImageSet, Split, read_glyph, stratified_split
+from ..errors import DataError
+from ..recipe import Recipe
+from .imageset import ImageSet, Split, read_glyph, split_images
 
 SIZE = 32
 FOLDERS = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST"}
@@ -23,7 +24,7 @@ CLASSES = {
 }
 
 
-def load(recipe) -> ImageSet:
+def load(recipe: Recipe) -> ImageSet:
     """The 28x28 grey images padded to 32x32; `recipe.val_fraction` of the 60,000 is the validation split.
 
     `recipe.data_path` holds MNIST/raw (or FashionMNIST/raw) with the four files as published, .gz or unpacked. Raises
@@ -33,17 +34,16 @@ def load(recipe) -> ImageSet:
     folder = _folder(recipe)
     x, labels = _pair(folder, "train")
     x_test, labels_test = _pair(folder, "t10k")
-    val, train = stratified_split(labels, (recipe.val_fraction,), recipe.split_seed)
-    splits = Split(x[train], labels[train]), Split(x[val], labels[val]), Split(x_test, labels_test)
-    return ImageSet(CLASSES[recipe.data], *splits, SIZE)
+    val, train = split_images(x, labels, (recipe.val_fraction,), recipe.split_seed)
+    return ImageSet(CLASSES[recipe.data], train, val, Split(x_test, labels_test), SIZE)
 
 
-def read(recipe, path: Path) -> Tensor:
+def read(recipe: Recipe, path: Path) -> Tensor:
     """A picture of one digit or garment as the set holds them: 28x28 pixels, padded to (1, 32, 32)."""
     return F.pad(read_glyph(path, 28), (2, 2, 2, 2))
 
 
-def _folder(recipe) -> Path:
+def _folder(recipe: Recipe) -> Path:
     name = FOLDERS[recipe.data]
     if recipe.data_path is None:
         raise DataError(f"{recipe.data} needs --data-path DIR, where DIR/{name}/raw holds the IDX files")

@@ -1,4 +1,4 @@
-"""What a data set is to the rest of the package: classes, three splits, and a way to read one more image."""
+"""What every data set consists of and uses: classes, three splits, reading and resizing of pictures."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .files import DataError
+from ..errors import DataError
 
 T = TypeVar("T")
 
@@ -23,12 +23,26 @@ class Split(NamedTuple):
     labels: Tensor
 
 
+class Items(Sequence):
+    """Images that an index, or a tensor of indices, selects: `decode(item)`, made anew each time."""
+
+    def __init__(self, items: Sequence, decode: Callable[[Any], Tensor] = torch.as_tensor):
+        self.items, self.decode = items, decode
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index):
+        if isinstance(index, Tensor) and index.dim() == 1:
+            return Items([self.items[i] for i in index.tolist()], self.decode)
+        return self.decode(self.items[index])
+
+
 @dataclass
 class ImageSet:
-    """A labelled image collection.
+    """Classes, three splits, and `notes` for the user.
 
-    `size` is the edge of every image where all have the same, else None: such images are resized and cropped one by
-    one, the others all together.
+    `size` is the edge of all images. None: they differ in size, and each is resized and cropped before it is batched.
     """
 
     classes: list[str]
@@ -70,6 +84,11 @@ def stratified_split(labels: Tensor, fractions: Sequence[float], seed: int) -> l
         for part, chunk in zip(parts, of_class.split([*sizes, len(of_class) - sum(sizes)]), strict=True):
             part.append(chunk)
     return [torch.cat(part).sort().values for part in parts]
+
+
+def split_images(images: Any, labels: Tensor, fractions: Sequence[float], seed: int) -> list[Split]:
+    """The parts of `stratified_split` with their images."""
+    return [Split(images[part], labels[part]) for part in stratified_split(labels, fractions, seed)]
 
 
 def open_image(path: Path, mode: str) -> Tensor:

@@ -1,4 +1,4 @@
-"""Batches: augmentation per image, resizing and normalisation per batch, an order that a resumed run finds again."""
+"""Batches: augmentation per image, resizing and normalisation per batch, in an order that a resumed run repeats."""
 
 import functools
 import os
@@ -11,20 +11,18 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import v2
 
+from ..recipe import Recipe
 from .imageset import ImageSet, Split
 
 
-class Pixels(Dataset):
-    """One split: uint8 image and label for a key (index, seed); the seed decides the augmentation of its batch."""
+class SplitDataset(Dataset):
+    """One split: uint8 image and label of a key (index, seed); the first seed of a batch decides its augmentation."""
 
     def __init__(self, split: Split, transform: v2.Transform):
         self.split, self.transform = split, transform
 
     def __len__(self) -> int:
         return len(self.split.labels)
-
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        return self.__getitems__([key])[0]
 
     def __getitems__(self, keys: list[tuple[int, int]]) -> list[tuple[Tensor, Tensor]]:
         with torch.random.fork_rng(devices=[]):
@@ -60,9 +58,9 @@ class EpochSampler(Sampler):
 
 
 class ResumableLoader(DataLoader):
-    """A DataLoader over an EpochSampler that goes on after the last batch it gave, in the epoch it was in."""
+    """A DataLoader over an EpochSampler that continues after the last batch it gave, in the same epoch."""
 
-    def __init__(self, dataset: Pixels, batch_size: int, sampler: EpochSampler, **options):
+    def __init__(self, dataset: SplitDataset, batch_size: int, sampler: EpochSampler, **options):
         super().__init__(dataset, batch_size, sampler=sampler, **options)
         self.order, self.size, self.given = sampler, batch_size, 0
 
@@ -82,9 +80,9 @@ class ResumableLoader(DataLoader):
 
 
 class Normalise:
-    """uint8 (N, C, H, W) to what the network takes: 0..1 less the mean, over the deviation, in its size."""
+    """uint8 (N, C, H, W) to the network's input: (x / 255 - mean) / std, bilinearly resized to `recipe.input_size`."""
 
-    def __init__(self, recipe):
+    def __init__(self, recipe: Recipe):
         self.mean, self.std = (torch.tensor(v).reshape(1, -1, 1, 1) for v in (recipe.mean, recipe.std))
         self.size, self.channels = recipe.input_size, recipe.channels
 
@@ -96,9 +94,9 @@ class Normalise:
 
 
 class ImageData(lightning.LightningDataModule):
-    """Loaders for the three splits of an ImageSet; batches arrive on the device as the network takes them."""
+    """Loaders for the three splits of an ImageSet; batches are normalised on the device."""
 
-    def __init__(self, images: ImageSet, recipe):
+    def __init__(self, images: ImageSet, recipe: Recipe):
         super().__init__()
         self.images, self.recipe, self.normalise = images, recipe, Normalise(recipe)
 
@@ -106,11 +104,11 @@ class ImageData(lightning.LightningDataModule):
         return self._loader(self.images.train, augment(self.recipe, self.images.size), shuffle=True)
 
     def val_dataloader(self) -> ResumableLoader:
-        return self._loader(self.images.val, plain(self.recipe, self.images.size))
+        return self._loader(self.images.val, eval_transform(self.recipe, self.images.size))
 
     def test_dataloader(self) -> ResumableLoader:
         """Images (N, C, H, W), or (N, views, C, H, W) where the recipe has several views."""
-        transform = plain if self.recipe.views == 1 else views
+        transform = eval_transform if self.recipe.views == 1 else views
         return self._loader(self.images.test, transform(self.recipe, self.images.size))
 
     def on_after_batch_transfer(self, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:
@@ -125,7 +123,7 @@ class ImageData(lightning.LightningDataModule):
             decoding = self.images.size is None or torch.cuda.is_available()
             workers = min(8, len(os.sched_getaffinity(0))) if decoding else 0
         return ResumableLoader(
-            Pixels(split, transform),
+            SplitDataset(split, transform),
             batch,
             sampler,
             drop_last=shuffle,
@@ -135,23 +133,22 @@ class ImageData(lightning.LightningDataModule):
         )
 
 
-def plain(recipe, size: int | None) -> v2.Transform:
-    """What testing does to one image: nothing, or resize to `short_side` (8/7 of the edge) and crop the centre."""
+def eval_transform(recipe: Recipe, size: int | None) -> v2.Transform:
+    """What testing does to one image: nothing if it has a fixed size, else resizing and cropping the centre."""
     if size is not None:
         return v2.Identity()
-    edge = recipe.input_size
-    return v2.Compose([v2.Resize(recipe.short_side or edge * 8 // 7, antialias=True), v2.CenterCrop(edge)])
+    return v2.Compose([v2.Resize(recipe.test_short_side, antialias=True), v2.CenterCrop(recipe.input_size)])
 
 
-def views(recipe, size: int | None) -> v2.Transform:
+def views(recipe: Recipe, size: int | None) -> v2.Transform:
     """What a test with several views does to one image: (views, C, H, W), the centre first.
 
-    2: the centre and its mirror image. 10: with the four corners, as in section 4.1 of the paper; an image of fixed
+    2: the centre and its mirror image. 10: also the four corners, as in section 4.1 of the paper; an image of fixed
     size is first extended by `pad` reflected pixels.
     """
     if size is None:
         edge = recipe.input_size
-        first: v2.Transform = v2.Resize(recipe.short_side or edge * 8 // 7, antialias=True)
+        first: v2.Transform = v2.Resize(recipe.test_short_side, antialias=True)
     else:
         edge, first = size, v2.Pad(recipe.pad or max(1, size // 16), padding_mode="reflect")
     crops = v2.TenCrop(edge) if recipe.views == 10 else v2.CenterCrop(edge)
@@ -163,8 +160,8 @@ def views(recipe, size: int | None) -> v2.Transform:
     return v2.Lambda(stack)
 
 
-def augment(recipe, size: int | None) -> v2.Transform:
-    """What training does to one image, as the recipe's section on augmentation says."""
+def augment(recipe: Recipe, size: int | None) -> v2.Transform:
+    """What training does to one image: the augmentation that the recipe asks for."""
     r, steps = recipe, []
     if size is None and r.short_side:
         steps += [v2.Resize(r.short_side, antialias=True), v2.RandomCrop(r.input_size)]
@@ -189,7 +186,7 @@ def augment(recipe, size: int | None) -> v2.Transform:
 
 
 class ShiftedCrop(torch.nn.Module):
-    """An image of its own size from anywhere within its reflection beyond its edges: (C, H, W) to (C, H, W).
+    """A random crop, of the image's own size, of the image extended by reflection: (C, H, W) to (C, H, W).
 
     Equivalent to v2.RandomCrop(size, padding=pad, padding_mode="reflect"), in a third of the time.
     """

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from .._library import KERNEL_DTYPES
+from .._torch_private import below_autograd, transforms_active
 
 _op = torch.ops.alexnet_cuda
 
 
 def memory_format(x: Tensor) -> torch.memory_format:
-    """channels_last if the strides of the 4-D x are ordered C, W, H, N; `format_of` in csrc/check.h is the same."""
+    """channels_last if the strides of the 4-D x are ordered C, W, H, N, as `format_of` in csrc/host/checks.h."""
     smallest = 0
     for d in (1, 3, 2, 0):
         stride = x.stride(d)
@@ -66,7 +67,7 @@ def register(name: str, fake: Callable, setup: Callable, backward: Callable, bat
     op = getattr(_op, name)
 
     def forward(ctx: Any, *args: Any) -> Any:
-        with torch._C._AutoDispatchBelowAutograd():
+        with below_autograd():
             output = op(*args)
         setup(ctx, args, output)
         return output
@@ -88,13 +89,14 @@ def second_order(function: Callable[[Tensor], Tensor], grad: Tensor, x: Tensor, 
 
 
 def call(op: Callable, differentiable: bool, *args: Any) -> Any:
-    """op(*args). Where nothing but autograd looks at it, past the layer that torch has in Python for registered
-    operators, which takes longer than a small one: through a plain autograd function, or none without gradients."""
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or torch.jit.is_tracing():
+    """op(*args). In plain eager mode torch's Python layer for registered operators is bypassed, since it takes longer
+    than a small operator (pooling of one image: 1.4 to 2.1 times torch's speed without it, 0.65 to 0.9 with it): by a
+    torch.autograd.Function of the same formulas, or by nothing where no gradient is needed."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or transforms_active():
         return op(*args)
     if differentiable:
         return _functions[op].apply(*args)
-    with torch._C._AutoDispatchBelowAutograd():  # as that layer does itself
+    with below_autograd():
         return op(*args)
 
 

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from .. import reference
+from .._library import has_kernel
 from ..reference import ORDERS, Size
 from ._registration import call, needs_grad, output_size, register
-from .conv2d import autocast, conv2d, conv2d_fake, conv2d_gradients, conv2d_has_kernel
+from .conv2d import autocast, conv2d, conv2d_fake, conv2d_gradients, is_first_layer
 from .max_pool2d import max_pool2d_fake, pool_has_kernel
 from .relu_lrn_max_pool2d import relu_lrn_max_pool2d
 
@@ -18,14 +19,14 @@ _op = torch.ops.alexnet_cuda
 
 
 def _block_fake(x, weight, bias, stride, padding, ceil_mode, *tail):
-    *_, save, _ = tail
-    a = conv2d_fake(x, weight, bias, stride, padding, ceil_mode)
-    y, code = max_pool2d_fake(a, *tail[-6:-1])
+    *_, save = tail
+    a = conv2d_fake(x, weight, bias, stride, padding, 1, ceil_mode, False)
+    y, code = max_pool2d_fake(a, *tail[-5:])
     return y, a if save else x.new_empty(0), code
 
 
 def _block_setup(ctx, inputs, output):
-    x, weight, _, ctx.stride, ctx.padding, _, *ctx.tail, _, _, _ = inputs
+    x, weight, _, ctx.stride, ctx.padding, _, *ctx.tail, _, _ = inputs
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(x, weight, *output[1:])
 
@@ -37,8 +38,8 @@ def _block_backward(ctx, grad, grad_a, _):
         grad_a = through if grad_a is None else through + grad_a
     gradients = (None,) * 3
     if grad_a is not None:
-        gradients = conv2d_gradients(ctx.needs_input_grad, grad_a, x, weight, ctx.stride, ctx.padding)
-    return (*gradients, *[None] * 16)
+        gradients = conv2d_gradients(ctx.needs_input_grad, grad_a, x, weight, ctx.stride, ctx.padding, 1)
+    return (*gradients, *[None] * 15)
 
 
 register("conv2d_relu_lrn_max_pool2d", _block_fake, _block_setup, _block_backward, (0,))
@@ -65,7 +66,6 @@ def conv2d_relu_lrn_max_pool2d(
     pool_stride: Size | None = 2,
     pool_padding: Size = 0,
     pool_ceil_mode: bool = False,
-    wgmma: bool = False,
 ) -> Tensor:
     """AlexNet's whole first block: 11x11 stride-4 convolution, ReLU, local response normalisation, max pooling.
 
@@ -73,10 +73,7 @@ def conv2d_relu_lrn_max_pool2d(
     the arguments of the pooling have the prefix `pool_`. Without gradients nothing but the pooled output is kept; with
     them, x, the convolution output and one byte per pooled output are saved.
 
-    Args:
-        wgmma: in half and bfloat16 on GPUs of compute capability 9.0, use that other kernel; elsewhere nothing changes.
-
-    Other args, Raises: those of `conv2d` and `relu_lrn_max_pool2d`.
+    Args, Raises: those of `conv2d` and `relu_lrn_max_pool2d`.
     """
     tail: dict[str, Any] = dict(
         order=order, groups=groups, divide_alpha=divide_alpha, window=window, across=across,
@@ -84,8 +81,8 @@ def conv2d_relu_lrn_max_pool2d(
     )  # fmt: skip
     x, weight, bias = autocast(x, weight, bias)
     op = "conv2d_relu_lrn_max_pool2d"
-    reference.check_conv2d(op, x, weight, bias, stride, padding)
-    if x.dim() == 3 or not conv2d_has_kernel(x, weight, stride):
+    reference.check_conv2d(op, x, weight, bias, stride, padding, 1)
+    if x.dim() == 3 or not (has_kernel(x) and is_first_layer(weight.shape, stride, 1)):
         return relu_lrn_max_pool2d(conv2d(x, weight, bias, stride, padding, ceil_mode), size, alpha, beta, k, **tail)
     reference.check_choice(op, "order", order, ORDERS)
     sizes = (output_size(s, weight.shape[2], stride, padding, ceil_mode, False) for s in x.shape[2:])
@@ -97,5 +94,5 @@ def conv2d_relu_lrn_max_pool2d(
     constants = (ORDERS.index(order), size, front, scale, beta, k, groups)
     pool = (*(pair[0] for pair in pairs), pool_ceil_mode)
     save = needs_grad(x, weight, bias)
-    args = (x, weight, bias, stride, padding, ceil_mode, *constants, *pool, save, wgmma)
+    args = (x, weight, bias, stride, padding, ceil_mode, *constants, *pool, save)
     return call(_op.conv2d_relu_lrn_max_pool2d, save, *args)[0]

@@ -1,5 +1,1 @@
-"""The pictures of a run, its page, and what they show of the network."""
-
-from .report import write_report
-
-__all__ = ["write_report"]
+"""Pictures: of a run (`report.write_report`), of what its network computes, and of an architecture (`drawing.draw`)."""

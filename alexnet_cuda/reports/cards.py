@@ -1,4 +1,4 @@
-"""Pictures with a caption: test images, filters and maps, as tiles of a figure and of the page."""
+"""Pictures with captions (`Card`): test images, filters, feature maps; and figures that show them in rows."""
 
 import functools
 import io
@@ -15,14 +15,15 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..data import ImageSet
-from ..data.module import Normalise, plain
+from ..data.module import Normalise, eval_transform
+from ..recipe import Recipe
 from .charts import BLUE, VERMILION, blank
 from .maps import feature_maps, first_filters, grad_cam, strongest_filters
 
 
 @dataclass
 class Card:
-    """Pixels, uint8 (C, H, W), and what to say of them; `right` colours the title."""
+    """Pixels, uint8 (C, H, W), with a caption in the colour of a right or a wrong prediction, or of neither."""
 
     pixels: Tensor
     title: str = ""
@@ -31,19 +32,27 @@ class Card:
 
     @functools.cached_property
     def uri(self) -> str:
-        """The picture as a data URI: WebP, exact where it is small, at most 224 pixels wide."""
-        x = self.pixels.permute(1, 2, 0).contiguous().numpy()
-        image, buffer = Image.fromarray(x.squeeze(2) if x.shape[2] == 1 else x), io.BytesIO()
+        """The picture as a data URI: WebP of at most 224 pixels a side, lossless up to 64."""
+        image, buffer = to_image(self.pixels), io.BytesIO()
         image.thumbnail((224, 224))
         image.save(buffer, "webp", lossless=max(image.size) <= 64, quality=80, method=4)
         return "data:image/webp;base64," + b64encode(buffer.getvalue()).decode()
 
 
-class Seen:
-    """Images of a split as the network takes them: uint8 (C, H, W), each decoded once; and normalised batches."""
+def to_image(pixels: Tensor) -> Image.Image:
+    """uint8 (C, H, W), with 1 or 3 channels, as an image of Pillow."""
+    x = pixels.permute(1, 2, 0).contiguous().numpy()
+    return Image.fromarray(x.squeeze(2) if x.shape[2] == 1 else x)
 
-    def __init__(self, images: ImageSet, recipe):
-        self.images, self.transform, self.normalise = images.test.images, plain(recipe, images.size), Normalise(recipe)
+
+class TestImages:
+    """The images of the test split as the network sees them: uint8 (C, H, W), each decoded once; and as batches."""
+
+    __test__ = False  # no class of tests
+
+    def __init__(self, images: ImageSet, recipe: Recipe):
+        self.images, self.transform = images.test.images, eval_transform(recipe, images.size)
+        self.normalise = Normalise(recipe)
         self.pixels: dict[int, Tensor] = {}
 
     def __getitem__(self, index: int) -> Tensor:
@@ -52,7 +61,7 @@ class Seen:
         return self.pixels[index]
 
     def batch(self, indices: Sequence[int], model: nn.Module) -> Tensor:
-        """(N, C, H, W), on the device and in the dtype of the network."""
+        """Normalised images (N, C, H, W), on the device and in the dtype of the network."""
         return self.normalise(torch.stack([self[i] for i in indices])).to(next(model.parameters()))
 
 
@@ -62,23 +71,21 @@ def gallery(cards: Sequence[Card], title: str, columns: int = 10, edge: float = 
 
 
 def sheet(rows: Mapping[Any, Sequence[Card]], title: str, edge: float, names: bool = False) -> Figure:
-    """Rows of cards, `edge` inches wide; under their captions or, with `names`, each row beside its key."""
+    """Rows of cards, each `edge` inches wide, below their captions or, with `names`, each row beside its key."""
     lines = 0 if names else max(bool(c.title) + bool(c.text) for row in rows.values() for c in row)
     gap, left, above = 0.06, 1.0 if names else 0.0, 0.17 * lines
     step, top = edge + above + gap, 0.35
     width = left + gap + max(map(len, rows.values())) * (edge + gap)
     height = top + len(rows) * step
     figure = blank(width, height, layout=False, dpi=110)
-    axis = figure.add_axes((0, 0, 1, 1))  # one for all, in inches: axes of their own take ten times as long to draw
+    axis = figure.add_axes((0, 0, 1, 1))  # in inches; one for all cards, which draws ten times as fast as one each
     for number, (name, cards) in enumerate(rows.items()):
         y = height - top - number * step - above
         if names:
             axis.text(left - 0.05, y - edge / 2, name, ha="right", va="center", size=9)
         for column, card in enumerate(cards):
             x = left + gap + column * (edge + gap)
-            pixels = card.pixels.permute(1, 2, 0).numpy()
-            pixels = pixels.squeeze(2) if pixels.shape[2] == 1 else pixels
-            axis.imshow(pixels, cmap="gray", vmin=0, vmax=255, extent=(x, x + edge, y - edge, y))
+            axis.imshow(to_image(card.pixels), cmap="gray", vmin=0, vmax=255, extent=(x, x + edge, y - edge, y))
             if not names:
                 colour = {True: BLUE, False: VERMILION, None: matplotlib.rcParams["text.color"]}[card.right]
                 caption = "\n".join(filter(None, (card.title, card.text)))
@@ -89,8 +96,8 @@ def sheet(rows: Mapping[Any, Sequence[Card]], title: str, edge: float, names: bo
     return figure
 
 
-def predicted(index: int, seen: Seen, classes: list[str], p: Tensor, labels: Tensor) -> Card:
-    """A test image with its predicted class, and with the true one where that differs."""
+def predicted(index: int, seen: TestImages, classes: list[str], p: Tensor, labels: Tensor) -> Card:
+    """A test image with its predicted class and, after a mistake, the true class."""
     guess, label = int(p[index].argmax()), int(labels[index])
     if guess == label:
         return Card(seen[index], f"✓ {short(classes[guess])}, {p[index, guess]:.0%}", "", True)
@@ -99,38 +106,38 @@ def predicted(index: int, seen: Seen, classes: list[str], p: Tensor, labels: Ten
 
 
 def worst(p: Tensor, labels: Tensor, count: int) -> list[int]:
-    """Indices of the wrong predictions, those first that gave the true class the smallest probability."""
+    """Indices of the wrong predictions with the smallest probabilities of the true class, the smallest first."""
     wrong = (p.argmax(1) != labels).nonzero().flatten()
     return wrong[p[wrong, labels[wrong]].argsort()][:count].tolist()
 
 
 def surest(p: Tensor, labels: Tensor, count: int) -> list[int]:
-    """Indices of the right predictions, the classes taking turns, the most confident of each first."""
+    """Indices of the right predictions, one class after the other in turn, the most confident of each first."""
     right = (p.argmax(1) == labels).nonzero().flatten()
     return _turns(right[p[right, labels[right]].argsort(descending=True)], labels)[:count]
 
 
 def sample(labels: Tensor, count: int) -> list[int]:
-    """Indices drawn by chance, the same every time, with the classes taking turns."""
+    """Random indices from a fixed seed, one class after the other in turn."""
     return _turns(torch.randperm(len(labels), generator=torch.Generator().manual_seed(0)), labels)[:count]
 
 
 def filters(model: nn.Module, grey: bool) -> list[Card]:
-    """Every filter of the first layer, each stretched to its own range: colour where it has three channels."""
+    """Every filter of the first layer, scaled to its own range; in colour if it has three channels."""
     x = first_filters(model, grey)
     x = x if x.shape[1] == 3 else x.mean(1, keepdim=True)
     return [Card(stretch(f)) for f in x]
 
 
-def maps(model: nn.Module, index: int, seen: Seen, columns: int = 12, most: int = 12) -> dict[str, list[Card]]:
-    """The input, then the strongest channels of each convolution and pooling for one test image.
+def maps(model: nn.Module, index: int, seen: TestImages, columns: int = 12, limit: int = 12) -> dict[str, list[Card]]:
+    """A test image, then the channels with the largest outputs of each convolution and pooling layer, by layer.
 
-    Of a deep network `most` layers, evenly spread.
+    A deep network is represented by `limit` layers, evenly spaced.
     """
     rows = {f"input\n{_shape(seen[index])}": [Card(seen[index], "input")]}
     found = feature_maps(model, seen.batch([index], model))
     names = [name for name, y in found.items() if name.startswith(("conv", "pool")) and y[0].numel() > 1]
-    for place in torch.linspace(0, len(names) - 1, min(most, len(names))).round().int().tolist():
+    for place in torch.linspace(0, len(names) - 1, min(limit, len(names))).round().int().tolist():
         name, y = names[place], found[names[place]]
         order = y.flatten(1).amax(1).nan_to_num().argsort(descending=True)[:columns].tolist()
         rows[f"{name}\n{_shape(y)}"] = [Card(coloured(stretch(y[k])), f"channel {k}") for k in order]
@@ -138,12 +145,10 @@ def maps(model: nn.Module, index: int, seen: Seen, columns: int = 12, most: int 
 
 
 def attention(
-    model: nn.Module, indices: list[int], seen: Seen, classes: list[str], p: Tensor, labels: Tensor
+    model: nn.Module, indices: list[int], seen: TestImages, classes: list[str], p: Tensor, labels: Tensor
 ) -> list[Card]:
-    """For each test image three cards: it; Grad-CAM of the predicted class; that of the true or the second class.
-
-    Source: see `grad_cam`.
-    """
+    """Three cards for each test image: the image, Grad-CAM of the predicted class, and Grad-CAM of the true class or,
+    where that was predicted, of the second most probable."""
     x, top = seen.batch(indices, model), p[indices].topk(2, dim=1).indices
     true = labels[indices]
     other = torch.where(top[:, 0] == true, top[:, 1], true)
@@ -157,8 +162,10 @@ def attention(
     return cards
 
 
-def answers(model: nn.Module, indices: list[int], seen: Seen, tiles: list[Card], count: int = 6) -> list[list[Card]]:
-    """For each test image a row: it, then the first layer's filters (`tiles`) that fire most."""
+def responses(
+    model: nn.Module, indices: list[int], seen: TestImages, tiles: list[Card], count: int = 6
+) -> list[list[Card]]:
+    """A row for each test image: the image, then the first layer's filters (`tiles`) with the largest responses."""
     order, _ = strongest_filters(model, seen.batch(indices, model), count)
     return [
         [Card(seen[i], "image"), *(Card(tiles[k].pixels, f"#{k}") for k in row)]
@@ -167,19 +174,19 @@ def answers(model: nn.Module, indices: list[int], seen: Seen, tiles: list[Card],
 
 
 def stretch(x: Tensor) -> Tensor:
-    """Any values (C, H, W) or (H, W) to uint8 (C, H, W), the smallest to 0, the largest to 255; no number to 0."""
+    """Scales values (C, H, W) or (H, W) linearly to 0..255, uint8 (C, H, W); values that are not finite count as 0."""
     x = x.nan_to_num(0, 0, 0)
     x = (x - x.min()) / (x.max() - x.min()).clamp(min=1e-12)
     return (x if x.dim() == 3 else x[None]).mul(255).round().to(torch.uint8)
 
 
 def coloured(x: Tensor, name: str = "viridis") -> Tensor:
-    """Grey uint8 (1, H, W) to uint8 (3, H, W) by a colour map."""
+    """Applies one of matplotlib's colour maps: uint8 (1, H, W) to (3, H, W)."""
     return torch.from_numpy(matplotlib.colormaps[name](x[0].numpy(), bytes=True)[..., :3]).permute(2, 0, 1)
 
 
 def overlay(pixels: Tensor, heat: Tensor) -> Tensor:
-    """An image, greyed, under a heat map (H, W) in 0..1 of any size: uint8 (3, H, W)."""
+    """A heat map (H, W) in 0..1, of any size, over a grey version of an image: uint8 (3, H, W)."""
     grey = pixels.float().mean(0, keepdim=True)
     heat = F.interpolate(heat[None, None], pixels.shape[1:], mode="bilinear", antialias=True)[0].clamp(0, 1)
     colour = coloured(heat.mul(255).round().to(torch.uint8), "inferno").float()
@@ -192,7 +199,7 @@ def short(name: str, limit: int = 13) -> str:
 
 
 def _turns(indices: Tensor, labels: Tensor) -> list[int]:
-    """Indices with the classes taking turns."""
+    """The indices reordered: the first of every class, then the second of every class, and so on."""
     queues: dict[int, list[int]] = {}
     for index in indices.tolist():
         queues.setdefault(int(labels[index]), []).append(index)

@@ -15,9 +15,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from torch import Tensor
 
-# Okabe and Ito's palette, which people with any form of colour blindness can tell apart.
+# Okabe and Ito's palette, distinguishable with any form of colour blindness.
 BLUE, ORANGE, GREEN, VERMILION, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#767676"
-# No colour is white or black: on the page, the background shows through and INK becomes the colour of the text.
+# Of text and axes; `page.svg` replaces it by the text colour of the page.
 INK = "#1f2329"
 STYLE: dict[Any, Any] = {
     **{f"{key}.color": INK for key in ("text", "xtick", "ytick")},
@@ -35,7 +35,7 @@ SHADES = LinearSegmentedColormap.from_list("shades", [(0, 0.447, 0.698, 0), (0, 
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a metrics.csv; none where there is no such file."""
+    """The rows of a metrics.csv; an empty list if there is no such file."""
     if not path.exists():
         return []
     with path.open(newline="") as file:
@@ -43,7 +43,7 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 
 
 def curves(rows: list[dict[str, str]], title: str) -> Figure:
-    """Loss, accuracy and learning rate over training."""
+    """Loss and accuracy by epoch, learning rate by step."""
     figure = blank(11, 3.6)
     axes = figure.subplots(1, 3)
     for axis, name in zip(axes, ("loss", "accuracy"), strict=False):
@@ -52,7 +52,7 @@ def curves(rows: list[dict[str, str]], title: str) -> Figure:
             if points := _points(rows, f"{part}/{name}"):
                 size = 4 if len(points) <= 40 else 0
                 axis.plot(*zip(*points, strict=True), color=colour, marker=marker, markersize=size, label=label)
-        axis.set(title=name.capitalize(), ylabel={"loss": "cross-entropy", "accuracy": "images right"}[name])
+        axis.set(title=name.capitalize(), ylabel={"loss": "cross-entropy", "accuracy": "accuracy"}[name])
         _epochs(axis)
         if axis.has_data():
             axis.legend()
@@ -66,12 +66,12 @@ def curves(rows: list[dict[str, str]], title: str) -> Figure:
     axes[2].grid(alpha=0.2)
     axes[2].set_ylim(bottom=0)
     axes[2].ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
-    figure.suptitle(f"{title} (training figures: augmented images, with dropout)")
+    figure.suptitle(f"{title} (training: augmented images, with dropout)")
     return figure
 
 
 def throughput(rows: list[dict[str, str]], title: str) -> Figure | None:
-    """Images per second and seconds of every epoch; None where none was timed."""
+    """Images per second and seconds by epoch; None if no epoch was timed."""
     columns = {"images per second": "time/images_per_second", "seconds per epoch": "time/epoch_seconds"}
     if not any(_points(rows, key) for key in columns.values()):
         return None
@@ -87,18 +87,18 @@ def throughput(rows: list[dict[str, str]], title: str) -> Figure | None:
 
 
 def confusion_counts(predicted: Tensor, labels: Tensor, n: int) -> Tensor:
-    """How often each class (row) was taken for each class (column): (n, n)."""
+    """The number of images of each true class (row) with each predicted class (column): (n, n)."""
     return torch.bincount(labels * n + predicted, minlength=n * n).reshape(n, n)
 
 
 def confusion_matrix(counts: Tensor, classes: list[str], title: str) -> Figure:
-    """Counts of predicted against true class, shaded by the share of the true class; mistakes stand out by colour."""
+    """The counts as a heat map of their shares of the true class, with the numbers of up to 30 classes."""
     n, total = len(classes), int(counts.sum())
     share = counts / counts.sum(1, keepdim=True).clamp(min=1)
     edge = min(9.0, max(3.6, 1.8 + 0.36 * n))
     figure = blank(edge + 1.2, edge)
     axis = figure.subplots()
-    block = math.ceil(n / 250)  # of many classes, cells are too small to see: the largest of each block is shown
+    block = math.ceil(n / 250)  # of more than 250 classes: the maximum of each block
     cells = F.max_pool2d(share[None], block, ceil_mode=True)[0]
     outline = (-0.5, len(cells) * block - 0.5, len(cells) * block - 0.5, -0.5)
     image = axis.imshow(cells.numpy(), cmap=SHADES, vmin=0, vmax=1, interpolation="nearest", extent=outline)
@@ -126,7 +126,7 @@ def confusion_matrix(counts: Tensor, classes: list[str], title: str) -> Figure:
 
 
 def reliability(p: Tensor, labels: Tensor, bins: int = 15) -> tuple[Tensor, Tensor, Tensor]:
-    """Images, mean confidence and accuracy of equal bins of confidence, each (bins,); NaN where a bin is empty.
+    """Number of images, mean confidence and accuracy by bin of confidence, each (bins,); NaN for an empty bin.
 
     Source: C. Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, section 2.
     """
@@ -139,16 +139,16 @@ def reliability(p: Tensor, labels: Tensor, bins: int = 15) -> tuple[Tensor, Tens
 
 
 def calibration(p: Tensor, labels: Tensor, error: float, title: str) -> Figure:
-    """How often the network is right (top) and how many images there are (bottom), by how confident it is."""
+    """Accuracy (top) and number of images (bottom) by confidence."""
     count, confidence, accuracy = (v.numpy() for v in reliability(p, labels))
     bins = len(count)
     left = np.arange(bins) / bins
     figure = blank(5.4, 5.4)
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    top.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="as often right as confident")
+    top.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="accuracy = confidence")
     top.bar(left, accuracy, 1 / bins, align="edge", color=BLUE, alpha=0.75, linewidth=0, label="accuracy of the bin")
     top.plot(confidence, accuracy, "o", color=VERMILION, markersize=4, label="at its mean confidence")
-    top.set(ylim=(0, 1.02), xlim=(0, 1), ylabel="images right")
+    top.set(ylim=(0, 1.02), xlim=(0, 1), ylabel="accuracy")
     top.yaxis.set_major_formatter(PercentFormatter(1.0))
     figure.legend(loc="outside lower center", ncols=3, fontsize=7.5)
     top.set_title(f"calibration error {error:.2%}")
@@ -162,7 +162,7 @@ def calibration(p: Tensor, labels: Tensor, error: float, title: str) -> Figure:
 
 
 def blank(width: float, height: float, layout: bool = True, dpi: int = 150) -> Figure:
-    """A figure of that size in inches, off screen; with `layout`, its parts are arranged not to overlap."""
+    """A figure of that size in inches, not shown on a screen; `layout` arranges its axes so that nothing overlaps."""
     figure = Figure((width, height), dpi, layout="constrained" if layout else None)
     FigureCanvasAgg(figure)
     return figure

@@ -1,4 +1,4 @@
-"""What goes on inside a network: class activation maps, the output of every layer, the filters that answer."""
+"""What a network computes for an image: class activation maps, the outputs of its layers, its strongest filters."""
 
 import copy
 from collections.abc import Callable
@@ -7,41 +7,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-KINDS = {
-    nn.Conv2d: "conv",
-    nn.ReLU: "relu",
-    nn.LocalResponseNorm: "lrn",
-    nn.MaxPool2d: "pool",
-    nn.BatchNorm2d: "bn",
-    nn.ZeroPad2d: "pad",
-}
+from ..summary import layer_names
 
 
-def layers(model: nn.Module) -> dict[str, nn.Module]:
-    """The layers of `model.features` (of the whole network where it has none), by name, in their order.
-
-    A name is the kind of layer and how many convolutions there were so far, as in conv1, relu1, lrn1, pool1, conv2.
-    """
-    named: dict[str, nn.Module] = {}
-    convolutions = 0
-    for module in getattr(model, "features", model).modules():
-        if next(module.children(), None) is not None or isinstance(module, nn.Identity):
-            continue
-        convolutions += isinstance(module, nn.Conv2d)
-        kind = next((name for type_, name in KINDS.items() if isinstance(module, type_)), type(module).__name__.lower())
-        name = f"{kind}{convolutions + (kind == 'pad')}"
-        while name in named:
-            name += "'"
-        named[name] = module
-    return named
+def convolutions(model: nn.Module) -> dict[str, nn.Conv2d]:
+    """The convolutions of a network, by the names of `summary.layer_names`: conv1, conv2, ..."""
+    return {name: module for name, module in _layers(model).items() if isinstance(module, nn.Conv2d)}
 
 
 def grad_cam(model: nn.Module, x: Tensor, classes: Tensor) -> Tensor:
-    """Where the last convolution saw what speaks for a class: maps (N, H, W) in 0..1, each with its maximum at 1.
+    """Grad-CAM of the last convolution: maps (N, H, W) in 0..1, each divided by its maximum.
 
-    For images x (N, C, H, W) as the network takes them, and classes (N,), of a network in evaluation mode:
-    ReLU(sum over k of w_k A_k), where A_k is channel k of the convolution's output and w_k the mean of the class
-    score's derivative by it; resized to the image and divided by its maximum. A map is 0 where nothing speaks for it.
+    For normalised images x (N, C, H, W), classes (N,) and a network in evaluation mode: ReLU(sum over k of w_k A_k),
+    resized to the image, where A_k is channel k of the convolution's output and w_k the mean of the derivative of the
+    class score with respect to A_k. A map is 0 everywhere if no position raises the score.
 
     Source: R. Selvaraju et al., "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Localization",
     ICCV 2017, equations 1 and 2.
@@ -50,21 +29,20 @@ def grad_cam(model: nn.Module, x: Tensor, classes: Tensor) -> Tensor:
 
     def cut(_: nn.Module, __: object, output: Tensor) -> Tensor:
         leaves.append(output.detach().requires_grad_())
-        return leaves[-1].clone()  # a ReLU that works in place would change the leaf
+        return leaves[-1].clone()  # an in-place ReLU would change the leaf
 
     with torch.inference_mode(False), torch.enable_grad():
-        if any(p.is_inference() for p in model.parameters()):  # it was moved to its device in inference mode
+        if any(p.is_inference() for p in model.parameters()):
             model = copy.deepcopy(model)
-        module = [m for m in layers(model).values() if isinstance(m, nn.Conv2d)][-1]
-        handle = module.register_forward_hook(cut)
+        handle = list(convolutions(model).values())[-1].register_forward_hook(cut)
         try:
-            scores = model(x.clone())  # x and classes, too, may be from inference mode
+            scores = model(x.clone())  # clones, because x and classes may be inference tensors
         finally:
             handle.remove()
         chosen = scores.gather(1, classes.to(scores.device).clone()[:, None])
-        (slopes,) = torch.autograd.grad(chosen.sum(), leaves[-1])
+        (derivatives,) = torch.autograd.grad(chosen.sum(), leaves[-1])
     a = leaves[-1].detach().float()
-    weights = slopes.float().mean((2, 3), keepdim=True)
+    weights = derivatives.float().mean((2, 3), keepdim=True)
     maps = F.relu((weights * a).sum(1, keepdim=True))
     maps = F.interpolate(maps, x.shape[2:], mode="bilinear", align_corners=False)[:, 0]
     return maps / maps.amax((1, 2), keepdim=True).clamp(min=torch.finfo(maps.dtype).tiny)
@@ -72,37 +50,37 @@ def grad_cam(model: nn.Module, x: Tensor, classes: Tensor) -> Tensor:
 
 @torch.no_grad()
 def feature_maps(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
-    """The output (C, h, w) of every layer of `layers(model)` for one image (C, H, W) or (1, C, H, W), on the CPU.
+    """The outputs (C, h, w) of all layers that compute such maps, for one image (C, H, W) or (1, C, H, W), on the CPU.
 
-    Layers that the network runs as one fused op run one by one here.
+    Their names are those of `summary.layer_names`. No layers are fused.
     """
-    return {name: output[0] for name, output in _outputs(model, x if x.dim() == 4 else x[None], layers(model)).items()}
+    batch = x if x.dim() == 4 else x[None]
+    return {name: output[0] for name, output in _outputs(model, batch, _layers(model)).items()}
 
 
 @torch.no_grad()
 def strongest_filters(model: nn.Module, x: Tensor, count: int = 8) -> tuple[Tensor, Tensor]:
-    """The first layer's filters that fire most for images x (N, C, H, W), and how much: both (N, count), on the CPU.
+    """Indices and responses of the first layer's filters with the largest responses, both (N, count), on the CPU.
 
-    Returns (indices, answers), the strongest first. An answer is the mean over all positions of what ReLU would let
-    through.
+    The response of a filter to an image of x (N, C, H, W) is the mean over all positions of ReLU of its output.
     """
-    name, module = next((n, m) for n, m in layers(model).items() if isinstance(m, nn.Conv2d))
-    fired = F.relu(_outputs(model, x, {name: module})[name]).mean((2, 3))
-    answers, indices = fired.topk(min(count, fired.shape[1]), dim=1)
-    return indices, answers
+    name, module = next(iter(convolutions(model).items()))
+    responses = F.relu(_outputs(model, x, {name: module})[name]).mean((2, 3))
+    values, indices = responses.topk(min(count, responses.shape[1]), dim=1)
+    return indices, values
 
 
 def first_filters(model: nn.Module, grey: bool = False) -> Tensor:
-    """The first convolution's weights (K, C, k, k), on the CPU; with `grey`, summed over the channels (K, 1, k, k).
+    """The first convolution's weights (K, C, k, k), on the CPU; with `grey`, their sums over the channels (K, 1, k, k).
 
-    An image whose channels are copies of one grey channel sees the sum.
+    The sum is the filter that applies to an image whose channels are equal.
     """
-    weight = next(m.weight for m in layers(model).values() if isinstance(m, nn.Conv2d)).detach().float().cpu()
+    weight = next(iter(convolutions(model).values())).weight.detach().float().cpu()
     return weight.sum(1, keepdim=True) if grey else weight
 
 
 def _outputs(model: nn.Module, x: Tensor, named: dict[str, nn.Module]) -> dict[str, Tensor]:
-    """What each module gives for x; AlexNet fuses no module that has a hook."""
+    """The 4-D outputs of modules for x. The hooks keep AlexNet from fusing these modules."""
     outputs: dict[str, Tensor] = {}
 
     def keep(name: str) -> Callable:
@@ -119,3 +97,7 @@ def _outputs(model: nn.Module, x: Tensor, named: dict[str, nn.Module]) -> dict[s
         for handle in handles:
             handle.remove()
     return outputs
+
+
+def _layers(model: nn.Module) -> dict[str, nn.Module]:
+    return {name: model.get_submodule(path) for path, name in layer_names(model).items()}

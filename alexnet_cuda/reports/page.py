@@ -1,11 +1,9 @@
-"""report.html: one page that needs nothing else."""
+"""report.html: one self-contained page with everything that is known of a run."""
 
 import dataclasses
 import io
 import math
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import jinja2
 from markupsafe import Markup
@@ -13,37 +11,19 @@ from matplotlib.figure import Figure
 from scipy.stats import binomtest
 
 from ..data import ImageSet
-from .cards import Card
+from ..recipe import Recipe
 from .charts import INK
 
 MISSING = "\N{EN DASH}"
 
-if TYPE_CHECKING:
-    from ..training.recipe import Recipe
 
+def html(
+    recipe: Recipe, images: ImageSet, m: dict, history: list[dict[str, str]], per_class: list[dict], **parts: Any
+) -> str:
+    """The page. m: the contents of metrics.json. history: the rows of metrics.csv. per_class: `tables.per_class`.
 
-@dataclass
-class Findings:
-    """What the page tells of a run; `metrics` is the contents of metrics.json, `history` the rows of metrics.csv."""
-
-    folder: Path
-    recipe: "Recipe"
-    images: ImageSet
-    metrics: dict
-    history: list[dict[str, str]]
-    per_class: list[dict]
-    confused: list[tuple[str, str, int, int]]
-    filters: list[Card]
-    sample: list[Card]
-    worst: list[Card]
-    surest: list[Card]
-    attention: list[Card]
-    answers: list[list[Card]]
-    maps: dict[str, list[Card]]
-
-
-def html(found: Findings, charts: dict[str, Markup]) -> str:
-    """The page; `charts` are drawings from `svg`, by name."""
+    parts: other variables of the template: charts (results of `svg` by name), cards, the most frequent mistakes.
+    """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("alexnet_cuda.reports", ""),
         autoescape=True,
@@ -52,27 +32,28 @@ def html(found: Findings, charts: dict[str, Markup]) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(percent=percent, number=number)
-    m, recipe, counts = found.metrics, found.recipe, found.images.counts()
-    default = type(recipe)()
+    counts, defaults = images.counts(), Recipe()
     return environment.get_template("report.html.jinja").render(
-        vars(found),
-        charts=charts,
+        parts,
+        recipe=recipe,
+        images=images,
         m=m,
+        per_class=per_class,
         title=f"{recipe.name}, {recipe.variant}",
         figures=key_figures(m),
-        epochs=_epochs(found.history),
-        counts=list(zip(found.images.classes, *counts.values(), strict=True)),
-        weakest=sorted((row for row in found.per_class if math.isfinite(row["f1"])), key=lambda row: row["f1"])[:10],
+        epochs=_epochs(history),
+        counts=list(zip(images.classes, *counts.values(), strict=True)),
+        weakest=sorted((row for row in per_class if math.isfinite(row["f1"])), key=lambda row: row["f1"])[:10],
         totals=[sum(values) for values in counts.values()],
         values=[
-            (f.name, str(getattr(recipe, f.name)), getattr(recipe, f.name) != getattr(default, f.name))
+            (f.name, str(getattr(recipe, f.name)), getattr(recipe, f.name) != getattr(defaults, f.name))
             for f in dataclasses.fields(recipe)
         ],
     )
 
 
 def key_figures(m: dict) -> list[tuple[str, str, str]]:
-    """Name, value and explanation of what a reader wants to know first, of what metrics.json has."""
+    """Name, value and explanation of the most important metrics in metrics.json."""
     n = m["images"]["test"]
     share = m["test/accuracy"]
     rows = []
@@ -95,7 +76,7 @@ def key_figures(m: dict) -> list[tuple[str, str, str]]:
 
 
 def svg(figure: Figure) -> Markup:
-    """A drawing to put into the page: no title, no background, the colour of the text around it instead of INK."""
+    """A figure to embed in the page: without title and background, and with the text colour of the page for INK."""
     title = figure.get_suptitle()
     figure.suptitle("")
     buffer = io.StringIO()
@@ -123,7 +104,7 @@ def duration(seconds: float) -> str:
 
 
 def _epochs(history: list[dict[str, str]]) -> list[dict[str, float]]:
-    """The figures of every epoch, which metrics.csv spreads over several rows."""
+    """The metrics of each epoch, merged from several rows of metrics.csv."""
     epochs: dict[int, dict[str, float]] = {}
     for row in history:
         for key, value in row.items():

@@ -1,4 +1,4 @@
-"""Figures of every class, and which are taken for which."""
+"""Metrics of every class, and the pairs of classes that are confused most often."""
 
 import csv
 import io
@@ -10,19 +10,14 @@ from torch import Tensor
 
 
 def per_class(p: Tensor, labels: Tensor, classes: list[str]) -> list[dict]:
-    """Precision, recall, F1, number of test images and, of more than five classes, top-5 of every class.
+    """Precision, recall, F1 and number of test images of every class; of more than five classes, top-5 accuracy, too.
 
-    From probabilities p (N, classes) and labels (N,). NaN where a figure is undefined: nothing to divide by.
+    From probabilities p (N, classes) and labels (N,). NaN where a metric is 0 / 0.
     """
     n = len(classes)
     names = ("precision", "recall", "f1", "support")
-    columns: dict[str, list] = dict(
-        zip(
-            names,
-            precision_recall_fscore_support(labels, p.argmax(1), labels=range(n), zero_division=math.nan),
-            strict=True,
-        )
-    )
+    values = precision_recall_fscore_support(labels, p.argmax(1), labels=range(n), zero_division=math.nan)
+    columns: dict[str, list] = dict(zip(names, values, strict=True))
     if n > 5:
         top5 = tm.multiclass_recall(p, labels, n, average=None, top_k=5).tolist()
         columns["top5"] = [v if s else math.nan for v, s in zip(top5, columns["support"], strict=True)]
@@ -33,7 +28,7 @@ def per_class(p: Tensor, labels: Tensor, classes: list[str]) -> list[dict]:
 
 
 def to_csv(rows: list[dict]) -> str:
-    """The rows as CSV, with six decimals; undefined figures stay empty."""
+    """The rows as CSV, with six decimals; NaN becomes an empty cell."""
     file = io.StringIO()
     writer = csv.DictWriter(file, rows[0], lineterminator="\n")
     writer.writeheader()
@@ -44,9 +39,9 @@ def to_csv(rows: list[dict]) -> str:
     return file.getvalue()
 
 
-def confused_pairs(counts: Tensor, classes: list[str], most: int = 12) -> list[tuple[str, str, int, int]]:
-    """The commonest mistakes: true class, predicted class, how often, out of how many."""
+def confused_pairs(counts: Tensor, classes: list[str], limit: int = 12) -> list[tuple[str, str, int, int]]:
+    """The most frequent mistakes: true class, predicted class, their number, and the images of the true class."""
     wrong = counts.clone().fill_diagonal_(0)
     values, places = wrong.flatten().sort(descending=True, stable=True)
-    pairs = [divmod(place, len(classes)) for place in places[: min(most, int((values > 0).sum()))].tolist()]
+    pairs = [divmod(place, len(classes)) for place in places[: min(limit, int((values > 0).sum()))].tolist()]
     return [(classes[t], classes[g], int(wrong[t, g]), int(counts[t].sum())) for t, g in pairs]

@@ -1,5 +1,5 @@
-"""Recipes, and the training runs that they describe."""
+"""Training runs that recipes describe."""
 
-from .recipe import Recipe, RecipeError, list_recipes, load_recipe
+from ..recipe import Recipe, RecipeError, list_recipes, load_recipe
 
 __all__ = ["Recipe", "RecipeError", "list_recipes", "load_recipe"]

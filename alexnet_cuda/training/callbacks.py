@@ -1,4 +1,4 @@
-"""What the Lightning Trainer does not do by itself: whole checkpoints, resumable stops, plain output."""
+"""Additions to the Lightning Trainer: atomic checkpoints, stops that can be resumed, progress without a terminal."""
 
 import csv
 import io
@@ -17,11 +17,11 @@ from lightning.pytorch.trainer import Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 
-from ..data import atomic_path
+from ..files import atomic_path
 
 
 class Stopped(Exception):
-    """Training ended early, in good order: `last.ckpt` holds the state after the last finished step."""
+    """Raised to end training early; `last.ckpt` holds the state after the last finished step."""
 
     def __init__(self, reason: str):
         super().__init__(reason)
@@ -29,7 +29,7 @@ class Stopped(Exception):
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Checkpoints that replace the earlier file only once they are whole and on the disk."""
+    """Writes checkpoints that replace the earlier file only once they are complete and on the disk."""
 
     def save_checkpoint(self, checkpoint, path, storage_options=None) -> None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -40,9 +40,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class ModelCheckpoint(callbacks.ModelCheckpoint):
-    """Lightning's, which forgets its best epoch when the folder has another name than when the checkpoint was written.
+    """Lightning's ModelCheckpoint, which keeps its best epoch when the run folder was moved or renamed.
 
-    Bears the same name, which is the key of its state in a checkpoint.
+    The class has the same name because that is the key of its state in a checkpoint.
     """
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -56,10 +56,10 @@ class ModelCheckpoint(callbacks.ModelCheckpoint):
         super().load_state_dict(state)
 
 
-class Stop(Callback):
-    """Ends training after the running step on Ctrl-C, on SIGTERM and at `max_steps`, with a checkpoint of that step.
+class StopAndCheckpoint(Callback):
+    """Ends training after the current step on Ctrl-C, on SIGTERM and at `max_steps`, with a checkpoint of that step.
 
-    Also counts the seconds of training, over all resumed parts.
+    Also counts the seconds of training, summed over resumed runs.
     """
 
     def __init__(self, path: Path, max_steps: int):
@@ -67,6 +67,10 @@ class Stop(Callback):
         self.signal: int | None = None
         self.seconds, self.began = 0.0, time.monotonic()
         self.handlers: dict[int, Any] = {}
+
+    @property
+    def state_key(self) -> str:
+        return "Stop"  # as in the checkpoints of earlier versions
 
     def state_dict(self) -> dict[str, float]:
         return {"seconds": self.seconds + time.monotonic() - self.began}
@@ -77,7 +81,7 @@ class Stop(Callback):
     def on_train_start(self, trainer, pl_module) -> None:
         self.began = time.monotonic()
         if threading.current_thread() is threading.main_thread():
-            self.handlers = {s: signal.signal(s, self._notice) for s in (signal.SIGINT, signal.SIGTERM)}
+            self.handlers = {s: signal.signal(s, self._on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
 
     def on_train_epoch_start(self, trainer, pl_module) -> None:
         if reason := self._reason(trainer):
@@ -101,19 +105,19 @@ class Stop(Callback):
     def _reason(self, trainer: Trainer) -> str:
         if self.max_steps and trainer.global_step >= self.max_steps:
             return "max_steps"
-        noticed = self.signal is not None
+        stop = self.signal is not None
         if trainer.world_size > 1:
-            noticed = trainer.strategy.reduce_boolean_decision(noticed, all=False)
-        return "signal" if noticed else ""
+            stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
+        return "signal" if stop else ""
 
-    def _notice(self, number: int, frame) -> None:
+    def _on_signal(self, number: int, frame) -> None:
         if self.signal is not None:
             raise KeyboardInterrupt
         self.signal = number
 
 
-class Bar(RichProgressBar):
-    """Lightning's bar, a line per epoch that fits a terminal, epochs counted from 1."""
+class ProgressBar(RichProgressBar):
+    """Lightning's progress bar with loss and accuracy only, and with epochs counted from 1."""
 
     def get_metrics(self, trainer, pl_module):
         metrics = super().get_metrics(trainer, pl_module)
@@ -123,27 +127,25 @@ class Bar(RichProgressBar):
         return f"epoch {current_epoch + 1}/{self.trainer.max_epochs}"
 
 
-class Lines(Callback):
-    """Progress where there is no terminal: a line per epoch, and one every ten seconds within an epoch."""
+class PlainProgress(Callback):
+    """Progress where the output is no terminal: a line per epoch, and one every ten seconds within an epoch."""
 
     def __init__(self, console: Console):
-        self.console, self.said = console, time.monotonic()
+        self.console, self.printed = console, time.monotonic()
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
-        if time.monotonic() - self.said > 10:
-            self._say(
+        if time.monotonic() - self.printed > 10:
+            self._print(
                 trainer, f"batch {batch_idx + 1}/{trainer.num_training_batches}  loss {outputs['loss'].item():.4f}"
             )
 
     def on_train_epoch_end(self, trainer, pl_module) -> None:
         figures = {key: value.item() for key, value in trainer.callback_metrics.items() if not key.startswith("lr")}
-        self._say(trainer, "  ".join(f"{key} {figures[key]:.4f}" for key in sorted(figures)))
+        self._print(trainer, "  ".join(f"{key} {figures[key]:.4f}" for key in sorted(figures)))
 
-    def _say(self, trainer, text: str) -> None:
-        self.said = time.monotonic()
-        self.console.print(
-            f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {text}", highlight=False, soft_wrap=True
-        )
+    def _print(self, trainer, text: str) -> None:
+        self.printed = time.monotonic()
+        self.console.print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {text}", soft_wrap=True)
 
 
 def is_main_process() -> bool:

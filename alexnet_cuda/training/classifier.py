@@ -8,17 +8,19 @@ import lightning
 import torch
 import torch.nn.functional as F
 import torchmetrics
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 from torchvision.transforms import v2
 
-from ..model import AlexNet
-from .recipe import Recipe
-from .transfer import frozen, parameter_groups, start_from
+from ..errors import AlexNetError
+from ..networks import build
+from ..recipe import Recipe
+from ..weights import start_from
+from .transfer import frozen, parameter_groups
 
 
-class Diverged(Exception):
-    """The loss is no longer a number."""
+class Diverged(AlexNetError):
+    """The loss is infinite or NaN."""
 
 
 class Classifier(lightning.LightningModule):
@@ -53,7 +55,7 @@ class Classifier(lightning.LightningModule):
         return self
 
     def on_train_start(self) -> None:
-        """Values that a resumed run was told to change count, not those that came with the optimiser's state."""
+        """Puts the recipe's values in place of those in a resumed optimiser's state, which may have changed."""
         schedule = cast(Any, self.lr_schedulers())
         groups = schedule.optimizer.param_groups
         for group, own in zip(groups, parameter_groups(self.model, self.recipe), strict=True):
@@ -67,7 +69,7 @@ class Classifier(lightning.LightningModule):
             schedule.patience = self.recipe.patience
         else:
             schedule.base_lrs = [group["initial_lr"] for group in groups]
-            for group, share in zip(groups, schedule.lr_lambdas, strict=True):  # of the total as it is now
+            for group, share in zip(groups, schedule.lr_lambdas, strict=True):  # the number of steps may have changed
                 group["lr"] = group["initial_lr"] * share(schedule.last_epoch)
 
     def on_train_epoch_start(self) -> None:
@@ -133,18 +135,6 @@ class Classifier(lightning.LightningModule):
         total = len(self.trainer.datamodule.train_dataloader()) * self.trainer.max_epochs
         schedule = LambdaLR(optimiser, lambda step: rate(r, step, total))
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "lr"}}
-
-
-def build(recipe: Recipe, classes: int) -> nn.Module:
-    """The network of a recipe, in the memory format that is faster on every device."""
-    if recipe.variant.startswith("torchvision/"):
-        from torchvision.models import get_model
-
-        extra = {"aux_logits": False} if recipe.variant in ("torchvision/googlenet", "torchvision/inception_v3") else {}
-        model = get_model(recipe.variant.removeprefix("torchvision/"), num_classes=classes, **extra)
-    else:
-        model = AlexNet(recipe.variant, classes, recipe.channels, recipe.dropout)
-    return model.to(memory_format=torch.channels_last)
 
 
 def _metrics(part: str, classes: int) -> torchmetrics.MetricCollection:

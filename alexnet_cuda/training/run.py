@@ -16,16 +16,28 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
-from ..data import DataError, ImageSet, write_text
+from ..data import ImageSet
 from ..data.module import ImageData
-from .callbacks import AtomicCheckpointIO, Bar, Lines, ModelCheckpoint, Stop, Stopped, csv_logger, is_main_process
+from ..errors import RecipeError
+from ..files import write_text
+from ..recipe import Recipe
+from ..weights import read_checkpoint, save_weights
+from .callbacks import (
+    AtomicCheckpointIO,
+    ModelCheckpoint,
+    PlainProgress,
+    ProgressBar,
+    StopAndCheckpoint,
+    Stopped,
+    csv_logger,
+    is_main_process,
+)
 from .classifier import Classifier
-from .evaluation import Predictions, device_name, figures, predict, save_weights, versions
-from .recipe import Recipe, RecipeError
+from .evaluation import Predictions, device_name, figures, predict, versions
 
 
 def run_folder(recipe: Recipe) -> Path:
-    """The folder a run writes to: `recipe.output`, or runs/NAME-TIME, the same for all processes of a run."""
+    """The folder of a run: `recipe.output`, or runs/NAME-TIME, the same in all processes of the run."""
     if recipe.output:
         return Path(recipe.output)
     if "TORCHELASTIC_RUN_ID" in os.environ or "SLURM_PROCID" in os.environ:
@@ -36,7 +48,7 @@ def run_folder(recipe: Recipe) -> Path:
 
 @dataclass
 class Outcome:
-    """How training ended ("finished", "max_steps", "signal") and after how much; `main` in the process that reports."""
+    """The end of a training: ended is "finished", "max_steps" or "signal"; main is True in the process that reports."""
 
     ended: str
     module: Classifier
@@ -47,10 +59,10 @@ class Outcome:
 
 
 def train(recipe: Recipe, images: ImageSet, folder: Path, console: Console, resume: Path | None = None) -> Outcome:
-    """Trains as the recipe says, going on from the checkpoint `resume` where one is given.
+    """Trains according to the recipe, from the checkpoint `resume` if one is given.
 
-    Leaves config.yaml, metrics.csv, tensorboard/, checkpoints/last.ckpt and checkpoints/best.ckpt in `folder`. Raises
-    Diverged when the loss is no number, and OSError when the disk is full; the earlier checkpoints are intact then.
+    Writes config.yaml, metrics.csv, tensorboard/, checkpoints/last.ckpt and checkpoints/best.ckpt to `folder`. Raises
+    Diverged if the loss is not finite, and OSError if the disk is full; earlier checkpoints stay intact.
     """
     _quiet()
     main = is_main_process()
@@ -58,18 +70,18 @@ def train(recipe: Recipe, images: ImageSet, folder: Path, console: Console, resu
     checkpoints.mkdir(parents=True, exist_ok=True)
     if main:
         write_text(folder / "config.yaml", recipe.to_yaml())
-        for part in checkpoints.glob(".*.ckpt"):  # what a kill in the middle of writing left behind
+        for part in checkpoints.glob(".*.ckpt"):  # incomplete files of a process that was killed
             part.unlink()
     lightning.seed_everything(recipe.seed, workers=True, verbose=False)
     module = Classifier(recipe, len(images.classes))
     data = ImageData(images, recipe)
     steps = read_checkpoint(resume)["global_step"] if resume else 0
-    stop = Stop(checkpoints / "last.ckpt", recipe.max_steps)
+    stop = StopAndCheckpoint(checkpoints / "last.ckpt", recipe.max_steps)
     kept = [ModelCheckpoint(checkpoints, "last", enable_version_counter=False)]
     if recipe.monitor != "none":
         mode = "min" if recipe.monitor == "val/loss" else "max"
         kept.insert(0, ModelCheckpoint(checkpoints, "best", recipe.monitor, mode=mode, enable_version_counter=False))
-    bar = Bar(leave=True) if console.is_terminal else Lines(console)
+    bar = ProgressBar(leave=True) if console.is_terminal else PlainProgress(console)
     try:
         trainer = new_trainer(
             recipe,
@@ -81,7 +93,7 @@ def train(recipe: Recipe, images: ImageSet, folder: Path, console: Console, resu
             enable_progress_bar=console.is_terminal,
             logger=[csv_logger(folder, steps), TensorBoardLogger(folder, "tensorboard", "")],
             plugins=[AtomicCheckpointIO()],
-            # The average comes before what writes checkpoints.
+            # Averaging comes before the callbacks that write checkpoints.
             callbacks=[*averaging(recipe), stop, bar, LearningRateMonitor("step"), *kept],
         )
     except (MisconfigurationException, ValueError, TypeError) as error:
@@ -98,7 +110,7 @@ def train(recipe: Recipe, images: ImageSet, folder: Path, console: Console, resu
 
 
 def new_trainer(recipe: Recipe, **options: Any) -> lightning.Trainer:
-    """A Trainer with the settings that every training on a recipe shares."""
+    """A Trainer with the settings that all trainings share."""
     trainer = lightning.Trainer(
         accelerator=recipe.accelerator,
         precision=cast(Any, precision(recipe)),
@@ -109,20 +121,20 @@ def new_trainer(recipe: Recipe, **options: Any) -> lightning.Trainer:
         enable_model_summary=False,
         **options,
     )
-    # torch would fill all new memory, to make reads of it repeatable; no operator here reads what it has not written.
+    # Deterministic mode fills uninitialised memory; no operator here reads memory before it is written.
     setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010
     return trainer
 
 
 def averaging(recipe: Recipe) -> list[Callback]:
-    """The moving average of the weights, where the recipe has one."""
+    """The callback for the moving average of the weights, if the recipe has one."""
     return [EMAWeightAveraging(decay=recipe.ema)] if recipe.ema else []
 
 
 def finish(recipe: Recipe, images: ImageSet, folder: Path, outcome: Outcome) -> tuple[dict, Predictions]:
-    """Takes the best epoch's weights, tests them, and leaves weights.safetensors and metrics.json in `folder`.
+    """Tests the weights of the best epoch and writes weights.safetensors and metrics.json to `folder`.
 
-    A run stopped before its first validation, or one that monitors nothing, is tested with the last weights.
+    Without a best epoch (no validation yet, or recipe.monitor is none) these are the last weights.
     """
     best, last = folder / "checkpoints" / "best.ckpt", folder / "checkpoints" / "last.ckpt"
     outcome.module.load_state_dict(read_checkpoint(best if best.exists() else last)["state_dict"])
@@ -148,20 +160,8 @@ def finish(recipe: Recipe, images: ImageSet, folder: Path, outcome: Outcome) -> 
     return metrics, predictions
 
 
-def read_checkpoint(path: Path) -> dict:
-    """A checkpoint's tensors and numbers; nothing else is unpickled. DataError where the file is no checkpoint."""
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        checkpoint["state_dict"], checkpoint["global_step"]
-    except FileNotFoundError:
-        raise DataError(f"{path} does not exist") from None
-    except Exception as error:  # torch.load raises a different type for every kind of damage
-        raise DataError(f"{path} is not a checkpoint of a training run: {str(error).splitlines()[0]}") from error
-    return checkpoint
-
-
 def precision(recipe: Recipe) -> str:
-    """`recipe.precision`; for "auto" bf16-mixed on hardware that multiplies bfloat16, else 32-true."""
+    """`recipe.precision`; for "auto" bf16-mixed on hardware with bfloat16 multiplication, else 32-true."""
     if recipe.precision != "auto":
         return recipe.precision
     if recipe.accelerator != "cpu" and torch.cuda.is_available():

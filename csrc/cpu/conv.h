@@ -1,115 +1,85 @@
-// Direct convolution of a few input channels with many filters, one output row at a time. AlexNet's own (11x11, stride
-// 4, 3 channels) comes here in double alone, and for numbers that Winograd's way (winograd_rows.h) must not be given.
+// Direct 11x11 convolution with stride 4, one output row at a time: for float64, and for rows or weights with values
+// beyond kWinogradLimit, where Winograd's algorithm (winograd_rows.h) loses precision.
 //
-// The k input rows under an output row lie in a ring, zero-padded and with interleaved channels, so that one kernel
-// row is k * C contiguous numbers and the next output pixel's window begins stride * C further on. A tile of output
-// pixels x two vectors of filters stays in registers over all k * k * C taps; each step loads two vectors of weights
-// and broadcasts one input for every pixel. Sums run over taps in one order whatever the tile.
+// Memory: the 11 input rows under an output row lie in a ring, zero-padded and with interleaved channels, so one kernel
+// row covers 11 C contiguous numbers and the next output pixel's begin 4 C further on. Weights are packed
+// [block of filters][kernel row][kernel column][channel][filter in block].
+// The sums of kTileRows output pixels x two vectors of filters stay in registers over all 121 C taps.
+// Numerics: taps are added in one order whatever the tile.
 #pragma once
 
-#include "rows.h"
+#include "tile.h"
 
 namespace alexnet_cuda::ALEXNET_CPU_LEVEL {
 
-// Pixels of a tile: with two vectors of filters, as many sums as the registers hold beside operands. 55 is 5 x 11.
-constexpr int kTile = kVectorBytes == 64 ? 11 : 5;
-template <class A>
-constexpr int64_t kFilters = 2 * kLanes<A>;
+constexpr int kSize = 11, kStride = 4;
 
-template <class A, int P>
-struct Tile {
-  Vec<A> sum[P][2];
-};
-
-template <class A, int P>
-ALEXNET_INLINE void load_tile(Tile<A, P>& tile, const A* from, int64_t stride) {
-#pragma GCC unroll 16
-  for (int p = 0; p < P; ++p) {
-    tile.sum[p][0] = load<A>(from + p * stride);
-    tile.sum[p][1] = load<A>(from + p * stride + kLanes<A>);
-  }
-}
-
-template <class A, int P>
-ALEXNET_INLINE void store_tile(const Tile<A, P>& tile, A* to, int64_t stride) {
-#pragma GCC unroll 16
-  for (int p = 0; p < P; ++p) {
-    store<A>(to + p * stride, tile.sum[p][0]);
-    store<A>(to + p * stride + kLanes<A>, tile.sum[p][1]);
-  }
-}
-
-// sum[p] += a[p * pixel_step + i * step] * w[i * w_step ...] over i < n.
-template <class A, int P>
-ALEXNET_INLINE void multiply(Tile<A, P>& tile, const A* a, int64_t pixel_step, int64_t step, const A* w, int64_t w_step,
-                             int64_t n) {
-  for (int64_t i = 0; i < n; ++i, a += step, w += w_step) {
-    const Vec<A> w0 = load<A>(w), w1 = load<A>(w + kLanes<A>);
-#pragma GCC unroll 16
-    for (int p = 0; p < P; ++p) {
-      const Vec<A> v = fill<A>(a[p * pixel_step]);
-      tile.sum[p][0] += v * w0;
-      tile.sum[p][1] += v * w1;
-    }
-  }
-}
-
-// The convolution's output side: filters padded to whole blocks.
-template <class A>
-Channels output_channels(const ConvArgs& a) {
+inline Images output_images(const ConvTask& a) {
   Images images = a.images;
   images.channels = a.conv.filters;
   images.height = a.conv.out_height;
   images.width = a.conv.out_width;
-  Channels c = channels_of<A>(images);
-  c.padded = round_up(c.each, kFilters<A>);
+  return images;
+}
+
+// The filters, padded to whole blocks.
+template <class A>
+Channels output_channels(const ConvTask& a) {
+  Channels c = channels_of<A>(output_images(a));
+  c.padded = round_up(c.per_group, kFilterBlock<A>);
   return c;
 }
 
-// Rows of the zero-padded input. Row r is input row r - padding.
+// Row `o` of image n of the output's gradient, converted to `scratch` if necessary.
+template <class T, class A = Accumulator<T>>
+Pixels<const A> grad_row(const ConvTask& a, const Channels& c, int64_t n, int64_t o, A* scratch) {
+  return pixels_at<A>(static_cast<const T*>(a.grad) + row_offset(output_images(a), c, n, o), c, a.conv.out_width,
+                      scratch);
+}
+
+// Zero-padded input rows; row r is row r - padding of the image.
 template <class T>
 class InputRows {
   using A = Accumulator<T>;
 
  public:
-  // `least`: numbers of a row that will be read, zeros behind the last window.
-  explicit InputRows(const ConvArgs& a, int64_t least = 0)
-      : x_(static_cast<const T*>(a.x)),
+  // A row is followed by zeros up to `min_size` numbers.
+  explicit InputRows(const ConvTask& a, int64_t min_size = 0)
+      : a_(a),
         conv_(a.conv),
         channels_(channels_of<A>(a.images)),
-        width_((conv_.out_width - 1) * conv_.stride + conv_.kernel_size),
-        row_size_(greater(least, room<A>(width_, conv_.channels) + (1 + conv_.channels) * kLanes<A>)),
-        rows_(conv_.kernel_size * row_size_) {}
+        width_((conv_.out_width - 1) * kStride + kSize),
+        row_size_(max64(min_size, padded_size<A>(width_, conv_.channels) + (1 + conv_.channels) * kLanes<A>)),
+        rows_(kSize * row_size_) {}
 
-  // Makes the rows under output row `o` of image n available.
+  // Loads the rows under output row `o` of image n, as far as they are not there yet.
   void advance(int64_t n, int64_t o) {
-    const int64_t first = o * conv_.stride, last = first + conv_.kernel_size;
+    const int64_t first = o * kStride, last = first + kSize;
     if (n != image_ || last < next_) next_ = 0;
     image_ = n;
-    for (next_ = greater(next_, first); next_ < last; ++next_) fill_row(next_);
+    for (next_ = max64(next_, first); next_ < last; ++next_) load_row(next_);
   }
 
-  const A* operator[](int64_t r) { return rows_ + r % conv_.kernel_size * row_size_; }
+  const A* operator[](int64_t r) { return rows_ + r % kSize * row_size_; }
 
-  // Row r of image n alone, until the next.
+  // Row r of image n, valid until the next call.
   const A* row(int64_t n, int64_t r) {
     image_ = n;
-    fill_row(r);
+    load_row(r);
     return (*this)[r];
   }
 
  private:
-  void fill_row(int64_t r) {
-    A* to = rows_ + r % conv_.kernel_size * row_size_;
+  void load_row(int64_t r) {
+    A* to = rows_ + r % kSize * row_size_;
     const int64_t row = r - conv_.padding, c = conv_.channels, left = conv_.padding * c;
-    const int64_t count = lesser(conv_.width, width_ - conv_.padding);
-    const bool run = channels_.channel_stride == 1;  // of count * C numbers
+    const int64_t count = min64(conv_.width, width_ - conv_.padding);
     int64_t filled = 0;
     if (row >= 0 && row < conv_.height && count > 0) {
-      const T* from = x_ + image_ * c * conv_.height * conv_.width + row * conv_.width * channels_.pixel_stride;
+      const T* from = static_cast<const T*>(a_.x) + row_offset(a_.images, channels_, image_, row);
       for (int64_t i = 0; i < left; ++i) to[i] = A{};
       filled = left + count * c;
-      if (run) {
+      if (channels_.channel_stride == 1) {  // count * C contiguous numbers
         read_pixels<A>(from, Channels{0, 1, 1, count * c, count * c}, 1, to + left, count * c);
       } else if (c == 3) {
         interleave3<A>(from, channels_.channel_stride, count, to + left);
@@ -120,7 +90,7 @@ class InputRows {
     for (int64_t i = filled; i < row_size_; ++i) to[i] = A{};
   }
 
-  const T* x_;
+  const ConvTask& a_;
   const Conv& conv_;
   Channels channels_;
   int64_t width_, row_size_;
@@ -128,19 +98,16 @@ class InputRows {
   int64_t image_ = -1, next_ = 0;
 };
 
-// P output pixels from `first` on, filters [block, block + 2 vectors).
+// P output pixels from `first` on, filters of one block.
 template <class A, int P>
-inline void conv_tile(const ConvArgs& a, const A* const* row, int64_t first, int64_t block, Pixels<A> out) {
-  const int64_t step = a.conv.stride * a.conv.channels, taps = a.conv.kernel_size * a.conv.channels;
-  const int64_t f = block * kFilters<A>;
+inline void conv_tile(const ConvTask& a, const A* const* row, int64_t first, int64_t block, Pixels<A> out) {
+  const int64_t step = kStride * a.conv.channels, taps = kSize * a.conv.channels, f = block * kFilterBlock<A>;
+  const A* weight = static_cast<const A*>(a.packed_weight) + block * kSize * taps * kFilterBlock<A>;
   Tile<A, P> tile;
-  const Vec<A> b0 = load<A>(static_cast<const A*>(a.bias) + f);
-  const Vec<A> b1 = load<A>(static_cast<const A*>(a.bias) + f + kLanes<A>);
-#pragma GCC unroll 11
-  for (int p = 0; p < P; ++p) tile.sum[p][0] = b0, tile.sum[p][1] = b1;
-  for (int i = 0; i < a.conv.kernel_size; ++i) {
-    const A* w = static_cast<const A*>(a.weight) + (block * a.conv.kernel_size + i) * taps * kFilters<A>;
-    multiply<A, P>(tile, row[i] + first * step, step, 1, w, kFilters<A>, taps);
+  load_tile<A, P>(tile, static_cast<const A*>(a.packed_bias) + f, 0);
+  // One kernel row: each tap's two vectors of weights times that tap's input of every pixel.
+  for (int i = 0; i < kSize; ++i, weight += taps * kFilterBlock<A>) {
+    multiply<A, P>(tile, row[i] + first * step, step, 1, weight, kFilterBlock<A>, taps);
   }
 #pragma GCC unroll 11
   for (int p = 0; p < P; ++p) {
@@ -149,31 +116,30 @@ inline void conv_tile(const ConvArgs& a, const A* const* row, int64_t first, int
   }
 }
 
-// Output rows, one at a time. The last tile of a row is moved back to end with it.
 template <class T>
 class DirectRows {
   using A = Accumulator<T>;
 
  public:
-  explicit DirectRows(const ConvArgs& a) : a_(a), input_(a), row_(a.conv.kernel_size) {}
+  explicit DirectRows(const ConvTask& a) : a_(a), input_(a) {}
 
   // Output row `o` of image n.
   void compute(int64_t n, int64_t o, Pixels<A> out) {
+    const A* row[kSize];
     input_.advance(n, o);
-    const Conv& conv = a_.conv;
-    for (int i = 0; i < conv.kernel_size; ++i) row_[i] = input_[o * conv.stride + i];
-    const int64_t width = conv.out_width, blocks = (conv.filters + kFilters<A> - 1) / kFilters<A>;
-    const int tile = width >= kTile ? kTile : width >= 4 ? 4 : 1;
-    const auto run = tile == kTile ? &conv_tile<A, kTile> : tile == 4 ? &conv_tile<A, 4> : &conv_tile<A, 1>;
+    for (int i = 0; i < kSize; ++i) row[i] = input_[o * kStride + i];
+    const int64_t width = a_.conv.out_width, blocks = (a_.conv.filters + kFilterBlock<A> - 1) / kFilterBlock<A>;
+    const int tile = width >= kTileRows ? kTileRows : width >= 4 ? 4 : 1;
+    const auto run = tile == kTileRows ? &conv_tile<A, kTileRows> : tile == 4 ? &conv_tile<A, 4> : &conv_tile<A, 1>;
+    // The last tile of a row overlaps the one before, so that it ends with the row.
     for (int64_t block = 0; block < blocks; ++block) {
-      for (int64_t w = 0; w < width; w += tile) run(a_, row_, lesser(w, width - tile), block, out);
+      for (int64_t w = 0; w < width; w += tile) run(a_, row, min64(w, width - tile), block, out);
     }
   }
 
  private:
-  const ConvArgs& a_;
+  const ConvTask& a_;
   InputRows<T> input_;
-  Scratch<const A*> row_;
 };
 
 }  // namespace alexnet_cuda::ALEXNET_CPU_LEVEL

@@ -1,235 +1,194 @@
-#include "conv2d.h"
+// The convolutions of the CPU back end: which of them its kernels serve, packing of weights, and division into tasks.
+#include <algorithm>
 
-#include <torch/headeronly/util/BFloat16.h>
-#include <torch/headeronly/util/Half.h>
-
-#include <cmath>
-#include <tuple>
-
-#include "../dispatch.h"
+#include "backend.h"
+#include "kernels.h"
+#include "memory.h"
+#include "tasks.h"
 
 namespace alexnet_cuda {
 namespace {
 
-template <class T>
-using Sum = std::conditional_t<std::is_same_v<T, double>, double, float>;
-
-Tensor bytes(const Tensor& like, int64_t size) {
-  return empty(like, {size}, MemoryFormat::Contiguous, ScalarType::Byte);
+// Filters of one block of packed weights: two vectors.
+int64_t filter_block(DType dtype) {
+  return 2 * vector_bytes() / (dtype == DType::kDouble ? 8 : 4);
 }
 
-int64_t sum_bytes(DType dtype) {
-  return dtype == DType::kDouble ? 8 : 4;
+int64_t filter_blocks(DType dtype, int64_t filters) {
+  return ceil_div(filters, filter_block(dtype));
 }
 
-// Whether the way of winograd_rows.h is open and takes fewer products, which it does not for very few outputs.
-bool use_winograd(DType dtype, const Conv& c) {
-  return c.kernel_size == 11 && c.stride == 4 && dtype != DType::kDouble &&
-         blocks_of(c.out_height, 4) * blocks_of(c.out_width, 4) * kWinogradPoints <
-             c.out_height * c.out_width * 121 / 16;
+// `count` numbers in the type of the sums.
+Buffer<char> sums_buffer(DType dtype, int64_t count) {
+  return Buffer<char>(count * (dtype == DType::kDouble ? 8 : 4));
 }
 
-// As conv2d.h says.
-template <class T, class Out>
-void pack_weight(const T* from, Out* to, const Conv& c, int64_t block) {
-  const int64_t k = c.kernel_size, row = k * c.channels * block;
-  torch::stable::parallel_for(0, blocks_of(c.filters, block), 1, [&](int64_t begin, int64_t end) {
-    std::fill(to + begin * k * row, to + end * k * row, Out(0.0f));
-    const T* weight = from + begin * block * c.channels * k * k;
-    for (int64_t f = begin * block; f < std::min(end * block, c.filters); ++f) {
-      Out* filter = to + f / block * k * row + f % block;
-      for (int64_t channel = 0; channel < c.channels; ++channel) {
-        for (int64_t i = 0; i < k; ++i) {
-          for (int64_t j = 0, tap = channel; j < k; ++j, tap += c.channels) {
-            filter[i * row + tap * block] = static_cast<Out>(*weight++);
-          }
-        }
-      }
-    }
-  });
+bool is_conv11x11s4(const Conv& c) {
+  return c.kernel_size == 11 && c.stride == 4 && c.groups == 1 &&
+         (c.channels == 1 || c.channels == 3 || c.channels == 4);
 }
 
-// The same weights for the input gradient: [kernel row][block of taps][filter][tap in block].
-template <class T, class Out>
-void pack_taps(const T* from, Out* to, const Conv& c, int64_t block) {
-  const int64_t k = c.kernel_size, row = blocks_of(k * c.channels, block) * c.filters * block;
-  std::fill_n(to, k * row, Out(0));
-  std::vector<int64_t> place(k * c.channels);
-  for (int64_t tap = 0; tap < k * c.channels; ++tap) place[tap] = tap / block * c.filters * block + tap % block;
-  for (int64_t f = 0; f < c.filters; ++f) {
-    for (int64_t channel = 0; channel < c.channels; ++channel) {
-      for (int64_t i = 0; i < k; ++i) {
-        for (int64_t j = 0; j < k; ++j) {
-          to[i * row + place[j * c.channels + channel] + f * block] = static_cast<Out>(*from++);
-        }
-      }
-    }
+// 11x11 with stride 4: whether Winograd's algorithm takes fewer products, which it does not for very few outputs.
+bool is_winograd11x11s4(DType dtype, const Conv& c) {
+  const int64_t tiles = ceil_div(c.out_height, 4) * ceil_div(c.out_width, 4);
+  return dtype != DType::kDouble && tiles * kWinogradProducts < c.out_height * c.out_width * 121 / 16;
+}
+
+// 3x3 and 5x5 with stride 1: tiles of M x M outputs in the whole batch, M = 7 - kernel size.
+int64_t winograd_tiles(const Conv& c, int64_t images) {
+  const int64_t m = 7 - c.kernel_size;
+  return images * ceil_div(c.out_height, m) * ceil_div(c.out_width, m);
+}
+
+// Whether the Winograd kernels support the convolution and take at most 1 / 1.25 of the products of a direct one. The
+// transform of the weights costs as much as 16 tiles. Without AVX2 torch's own convolution is faster.
+bool is_winograd3x3(const Images& images, const Conv& c) {
+  const bool supported = images.dtype == DType::kFloat && level() != Level::kBaseline &&
+                         (c.kernel_size == 3 || c.kernel_size == 5) && c.stride == 1 && c.padding < c.kernel_size &&
+                         c.channels > 0 && c.channels % (16 * c.groups) == 0 && c.filters % (16 * c.groups) == 0;
+  return supported && c.kernel_size * c.kernel_size * images.count * c.out_height * c.out_width >
+                          1.25 * kWinogradProducts * (winograd_tiles(c, images.count) + 16);
+}
+
+// Weight and bias of an 11x11 convolution as its forward kernel reads them.
+struct PackedConv {
+  const DType dtype;
+  const int64_t filters, taps;
+  Buffer<char> weight, bias;
+  Buffer<float> winograd_weight;
+  bool in_range = true;
+  ConvTask task;
+
+  explicit PackedConv(const ConvArguments& args)
+      : dtype(args.images.dtype),
+        filters(filter_blocks(dtype, args.conv.filters) * filter_block(dtype)),
+        taps(121 * args.conv.channels),
+        weight(sums_buffer(dtype, filters * taps)),
+        bias(sums_buffer(dtype, filters)),
+        winograd_weight(filters * kWinogradProducts * 16 * args.conv.channels),
+        task{args} {
+    task.packed_weight = weight.data();
+    task.packed_bias = bias.data();
+    task.winograd = is_winograd11x11s4(dtype, args.conv);
+    task.winograd_weight = winograd_weight.data();
+    task.in_range = &in_range;
+    run_tasks(conv2d_pack_weight_kernel(), task, filters / filter_block(dtype), 5 * taps * filter_block(dtype));
+    task.winograd &= in_range;
   }
+};
+
+bool winograd_conv2d(WinogradTask task) {
+  const Conv& c = task.conv;
+  const int64_t channels = c.channels / c.groups, block = filter_block(DType::kFloat);
+  const int64_t blocks = c.groups * filter_blocks(DType::kFloat, c.filters / c.groups);
+  const Buffer<float> weight(blocks * kWinogradProducts * channels * block);
+  bool finite = true;
+  task.winograd_weight = weight.data();
+  task.finite = &finite;
+  run_tasks(winograd_weights_kernel(), task, blocks, kWinogradProducts * channels * block);
+  run_tasks(winograd_forward_kernel(), task, ceil_div(winograd_tiles(c, task.images.count), kWinogradTask),
+            kWinogradProducts * channels * c.filters);
+  return finite;
 }
 
-void check_weight(const char* op, const Tensor& weight) {
-  check_4d(op, "weight", weight);
-  STD_TORCH_CHECK(weight.size(2) == weight.size(3), op, ": expected a square kernel, got ", weight.size(2), "x",
-                  weight.size(3));
-}
-
-Tensor conv2d(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, int64_t stride, int64_t padding,
-              bool ceil_mode) {
-  PackedConv packed = pack_conv("conv2d", x, weight, bias, stride, padding, ceil_mode);
-  const MemoryFormat format = format_of(x);
-  const Conv& c = packed.args.conv;
-  Tensor y = result(x, {x.size(0), c.filters, c.out_height, c.out_width}, format);
-  packed.args.out = y.mutable_data_ptr();
-  if (y.numel() == 0) return y;
-  run(conv2d_forward_kernel(), packed.args, x.size(0) * c.out_height,
-      c.out_width * c.filters * c.kernel_size * c.kernel_size);
-  return y;
-}
-
-std::tuple<Tensor, Tensor> conv2d_weight_grad(const Tensor& grad, const Tensor& x, int64_t kernel_size, int64_t stride,
-                                              int64_t padding) {
-  const char* op = "_conv2d_weight_grad";
-  check_4d(op, "x", x);
-  check_same(op, "grad", grad, x);
-  const Conv c = checked_conv_backward(op, grad, x.size(1), x.size(2), x.size(3), kernel_size, stride, padding);
-  check_sizes(op, "grad", grad, {x.size(0), c.filters, c.out_height, c.out_width});
-  const MemoryFormat format = format_of(x);
-  const Images images = images_of(op, x, format);
-  const Tensor input = dense(x, format), gradient = dense(grad, format);
-  Tensor dw = empty(x, {c.filters, c.channels, kernel_size, kernel_size}, MemoryFormat::Contiguous);
-  Tensor db = empty(x, {c.filters}, MemoryFormat::Contiguous);
-
-  // How the sum is cut depends on the sizes alone, so the threads have no say in the rounding.
-  const int64_t rows = x.size(0) * c.out_height, chunks = std::clamp<int64_t>(rows / 8, 1, 32);
-  const int64_t taps = kernel_size * kernel_size * c.channels, block = filter_block(images.dtype);
-  const int64_t padded = blocks_of(c.filters, block) * block, part = (taps + 1) * padded;
-  Tensor partial = bytes(x, chunks * part * sum_bytes(images.dtype));
-  const ConvArgs args = {input.const_data_ptr(),
-                         gradient.const_data_ptr(),
-                         nullptr,
-                         nullptr,
-                         nullptr,
-                         partial.mutable_data_ptr(),
-                         images,
-                         c,
-                         use_winograd(images.dtype, c),
-                         chunks};
-  run(conv2d_weight_grad_kernel(), args, chunks, part);
-
-  ALEXNET_DISPATCH_FLOATING(x.scalar_type(), "conv2d", [&] {
-    const auto* from = static_cast<const Sum<scalar_t>*>(partial.const_data_ptr());
-    auto* to = static_cast<scalar_t*>(dw.mutable_data_ptr());
-    auto* bias = static_cast<scalar_t*>(db.mutable_data_ptr());
-    torch::stable::parallel_for(0, taps + 1, 16, [&](int64_t begin, int64_t end) {
-      std::vector<Sum<scalar_t>> sum(c.filters);
-      for (int64_t t = begin; t < end; ++t) {
-        std::fill(sum.begin(), sum.end(), Sum<scalar_t>(0));
-        for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-          for (int64_t f = 0; f < c.filters; ++f) sum[f] += from[chunk * part + t * padded + f];
-        }
-        const int64_t i = t / (kernel_size * c.channels), j = t / c.channels % kernel_size, channel = t % c.channels;
-        for (int64_t f = 0; f < c.filters; ++f) {
-          scalar_t& result = t == taps ? bias[f] : to[((f * c.channels + channel) * kernel_size + i) * kernel_size + j];
-          result = static_cast<scalar_t>(sum[f]);
-        }
-      }
-    });
-  });
-  return {dw, db};
-}
-
-Tensor conv2d_input_grad(const Tensor& grad, const Tensor& weight, int64_t height, int64_t width, int64_t stride,
-                         int64_t padding) {
-  const char* op = "_conv2d_input_grad";
-  check_weight(op, weight);
-  check_same(op, "weight", weight, grad);
-  const Conv c = checked_conv_backward(op, grad, weight.size(1), height, width, weight.size(2), stride, padding);
-  check_sizes(op, "weight", weight, {c.filters, c.channels, c.kernel_size, c.kernel_size});
-  const MemoryFormat format = format_of(grad);
-  const Images images = {
-      dtype_of(op, grad), format == MemoryFormat::ChannelsLast, grad.size(0), c.channels, height, width};
-  const Tensor gradient = dense(grad, format), filters = dense(weight, MemoryFormat::Contiguous);
-  Tensor dx = result(grad, {grad.size(0), c.channels, height, width}, format);
-  if (dx.numel() == 0) return dx;
-
-  const int64_t block = filter_block(images.dtype), taps = c.kernel_size * c.channels;
-  Tensor packed = bytes(grad, c.kernel_size * blocks_of(taps, block) * c.filters * block * sum_bytes(images.dtype));
-  ALEXNET_DISPATCH_FLOATING(grad.scalar_type(), "conv2d", [&] {
-    pack_taps(static_cast<const scalar_t*>(filters.const_data_ptr()),
-              static_cast<Sum<scalar_t>*>(packed.mutable_data_ptr()), c, block);
-  });
-  const ConvArgs args = {nullptr,
-                         gradient.const_data_ptr(),
-                         packed.const_data_ptr(),
-                         nullptr,
-                         nullptr,
-                         dx.mutable_data_ptr(),
-                         images,
-                         c,
-                         false,
-                         0};
-  run(conv2d_input_grad_kernel(), args, images.count * height, width * c.channels * c.filters);
-  return dx;
+bool winograd_conv2d_weight_grad(WinogradTask task) {
+  const Conv& c = task.conv;
+  const int64_t channels = c.channels / c.groups, block = filter_block(DType::kFloat);
+  const int64_t blocks = c.groups * filter_blocks(DType::kFloat, c.filters / c.groups);
+  // So many tiles at once that their transforms stay in the last cache until they are multiplied. How the sum is
+  // divided depends on the sizes alone.
+  constexpr int64_t kCacheBytes = int64_t{16} << 20;
+  const int64_t numbers = kWinogradProducts * (c.channels + blocks * block);  // of one tile
+  const int64_t tiles = winograd_tiles(c, task.images.count);
+  const int64_t part = std::min(tiles, std::max<int64_t>(64, kCacheBytes / (4 * numbers) / 64 * 64));
+  const Buffer<float> inputs(kWinogradProducts * c.channels * part);
+  const Buffer<float> grads((kWinogradProducts + 1) * blocks * part * block);
+  const Buffer<float> sums(blocks * kWinogradProducts * channels * block);
+  bool finite = true;
+  task.inputs = inputs.data();
+  task.grads = grads.data();
+  task.sums = sums.data();
+  task.finite = &finite;
+  for (; task.first < tiles; task.first += part) {
+    task.tiles = std::min(part, tiles - task.first);
+    run_tasks(winograd_grad_inputs_kernel(), task, task.tiles, 4 * numbers);
+    run_tasks(winograd_grad_products_kernel(), task, blocks * kWinogradProducts, channels * block * task.tiles);
+  }
+  run_tasks(winograd_grad_weights_kernel(), task, blocks, kWinogradProducts * channels * block);
+  return finite;
 }
 
 }  // namespace
 
-PackedConv pack_conv(const char* op, const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
-                     int64_t stride, int64_t padding, bool ceil_mode) {
-  check_4d(op, "x", x);
-  check_weight(op, weight);
-  check_same(op, "weight", weight, x);
-  check_sizes(op, "weight", weight, {weight.size(0), x.size(1), weight.size(2), weight.size(2)});
-  if (bias) {
-    check_same(op, "bias", *bias, x);
-    check_sizes(op, "bias", *bias, {weight.size(0)});
+std::optional<MemoryFormat> Cpu::conv2d_format(const Images& images, const Conv& conv, MemoryFormat of_x) {
+  if (is_conv11x11s4(conv)) return of_x;
+  if (is_winograd3x3(images, conv)) return MemoryFormat::ChannelsLast;
+  return std::nullopt;
+}
+
+bool Cpu::conv2d(const char*, const ConvArguments& args, const Tensor&) {
+  if (!is_conv11x11s4(args.conv)) return winograd_conv2d({args});
+  const PackedConv packed(args);
+  run_tasks(conv2d_forward_kernel(), packed.task, args.images.count * args.conv.out_height,
+            args.conv.out_width * args.conv.filters * 121);
+  return true;
+}
+
+bool Cpu::conv2d_weight_grad(const char*, const ConvArguments& args, const Tensor&) {
+  if (!is_conv11x11s4(args.conv)) return winograd_conv2d_weight_grad({args});
+  const DType dtype = args.images.dtype;
+  const int64_t rows = args.images.count * args.conv.out_height, blocks = filter_blocks(dtype, args.conv.filters);
+  const int64_t sums_of_block = (121 * args.conv.channels + 1) * filter_block(dtype);
+  ConvTask task{args};
+  task.winograd = is_winograd11x11s4(dtype, args.conv);
+  task.chunks =
+      std::clamp<int64_t>(rows / 8, 1, 32);  // depends on the sizes alone, so threads do not change the result
+  const Buffer<char> sums = sums_buffer(dtype, task.chunks * blocks * sums_of_block);
+  task.sums = sums.data();
+  run_tasks(conv2d_weight_grad_kernel(), task, task.chunks, blocks * sums_of_block);
+  run_tasks(conv2d_weight_grad_reduce_kernel(), task, blocks, task.chunks * sums_of_block);
+  return true;
+}
+
+// The input gradient of a convolution with stride 1 is a convolution of grad, with the weight's filters and channels
+// exchanged.
+bool Cpu::conv2d_input_grad(const char*, const ConvArguments& args, const Tensor&) {
+  const Conv& c = args.conv;
+  if (!is_conv11x11s4(c)) {
+    WinogradTask task{args};
+    task.x = args.grad;
+    task.transposed = true;
+    task.conv = {.channels = c.filters,
+                 .height = c.out_height,
+                 .width = c.out_width,
+                 .filters = c.channels,
+                 .kernel_size = c.kernel_size,
+                 .stride = 1,
+                 .padding = c.kernel_size - 1 - c.padding,
+                 .groups = c.groups,
+                 .out_height = c.height,
+                 .out_width = c.width};
+    return winograd_conv2d(task);
   }
-  const Conv c =
-      checked_conv(op, x.size(1), x.size(2), x.size(3), weight.size(0), weight.size(2), stride, padding, ceil_mode);
-  const MemoryFormat format = format_of(x);
-  const Images images = images_of(op, x, format);
-  const int64_t block = filter_block(images.dtype), padded = blocks_of(c.filters, block) * block;
-  PackedConv packed = {dense(x, format),
-                       bytes(x, padded * c.kernel_size * c.kernel_size * c.channels * sum_bytes(images.dtype)),
-                       no_elements(x, ScalarType::Byte),
-                       bytes(x, padded * sum_bytes(images.dtype)),
-                       {}};
-  const Tensor filters = dense(weight, MemoryFormat::Contiguous);
-  const Tensor offsets = dense(bias.value_or(no_elements(x, x.scalar_type())), MemoryFormat::Contiguous);
-  bool winograd = use_winograd(images.dtype, c);
-  ALEXNET_DISPATCH_FLOATING(x.scalar_type(), "conv2d", [&] {
-    const auto* from = static_cast<const scalar_t*>(filters.const_data_ptr());
-    if (winograd) {
-      for (int64_t i = 0; i < filters.numel(); ++i)
-        winograd &= std::abs(static_cast<float>(from[i])) < kWinogradLargest;
-    }
-    pack_weight(from, static_cast<Sum<scalar_t>*>(packed.weight.mutable_data_ptr()), c, block);
-    const auto* bias_from = static_cast<const scalar_t*>(offsets.const_data_ptr());
-    auto* bias_to = static_cast<Sum<scalar_t>*>(packed.bias.mutable_data_ptr());
-    for (int64_t f = 0; f < padded; ++f) bias_to[f] = f < offsets.numel() ? Sum<scalar_t>(bias_from[f]) : 0;
-  });
-  packed.args = {packed.x.const_data_ptr(),
-                 nullptr,
-                 packed.weight.const_data_ptr(),
-                 nullptr,
-                 packed.bias.const_data_ptr(),
-                 nullptr,
-                 images,
-                 c,
-                 winograd,
-                 0};
-  if (winograd) {
-    packed.points = bytes(x, padded * kWinogradPoints * 16 * c.channels * sum_bytes(images.dtype));
-    packed.args.points = packed.points.mutable_data_ptr();
-    run(conv2d_winograd_weight_kernel(), packed.args, padded / block, kWinogradPoints * 16 * c.channels * block);
-  }
-  return packed;
+  const DType dtype = args.images.dtype;
+  const int64_t taps = filter_blocks(dtype, 11 * c.channels) * filter_block(dtype);  // of a kernel row, padded
+  const Buffer<char> weight = sums_buffer(dtype, 11 * taps * c.filters);
+  ConvTask task{args};
+  task.packed_weight = weight.data();
+  run_tasks(conv2d_pack_taps_kernel(), task, 11, taps * c.filters);
+  run_tasks(conv2d_input_grad_kernel(), task, args.images.count * c.height, c.width * c.channels * c.filters);
+  return true;
+}
+
+bool Cpu::fuses_first_block(const BlockArguments& args, const Tensor&) {
+  return is_conv11x11s4(args.conv.conv);
+}
+
+void Cpu::conv2d_relu_lrn_max_pool2d(const char*, const BlockArguments& args, const Tensor&) {
+  const PackedConv packed(args.conv);
+  const Pool& pool = args.tail.pool;
+  run_tasks(block_forward_kernel(), BlockTask{packed.task, args.tail}, args.tail.images.count * pool.out_height,
+            pool.stride * pool.width * args.conv.conv.filters * 121);
 }
 
 }  // namespace alexnet_cuda
-
-STABLE_TORCH_LIBRARY_IMPL(alexnet_cuda, CPU, m) {
-  m.impl("conv2d", TORCH_BOX(&alexnet_cuda::conv2d));
-  m.impl("_conv2d_weight_grad", TORCH_BOX(&alexnet_cuda::conv2d_weight_grad));
-  m.impl("_conv2d_input_grad", TORCH_BOX(&alexnet_cuda::conv2d_input_grad));
-}

@@ -8,6 +8,12 @@ namespace alexnet_cuda {
 
 enum class Level { kBaseline, kAvx2, kAvx512 };
 
+#if defined(__x86_64__)
+constexpr bool kHasLevels = true;
+#else
+constexpr bool kHasLevels = false;  // only kBaseline is compiled
+#endif
+
 // The best level of this CPU, or the one that ALEXNET_CUDA_CPU_LEVEL (baseline, avx2, avx512) names; decided once.
 // Throws std::runtime_error when that variable has another value or names a level that this CPU lacks.
 Level level();
@@ -17,29 +23,22 @@ int vector_bytes();       // the size of its vectors
 
 }  // namespace alexnet_cuda
 
-// Declares the kernel `void name(const Args&, int64_t begin, int64_t end)`, which does the tasks [begin, end), in the
-// namespace of every level, and name_kernel(), the one to use.
-#if defined(__x86_64__)
-#define ALEXNET_CPU_KERNEL(name, Args)                                                                        \
-  namespace baseline {                                                                                        \
-  void name(const Args&, int64_t, int64_t);                                                                   \
-  }                                                                                                           \
-  namespace avx2 {                                                                                            \
-  void name(const Args&, int64_t, int64_t);                                                                   \
-  }                                                                                                           \
-  namespace avx512 {                                                                                          \
-  void name(const Args&, int64_t, int64_t);                                                                   \
-  }                                                                                                           \
-  inline auto name##_kernel() {                                                                               \
-    const Level chosen = level();                                                                             \
-    return chosen == Level::kAvx512 ? &avx512::name : chosen == Level::kAvx2 ? &avx2::name : &baseline::name; \
+// Declares the kernel `void name(const Arguments&, int64_t begin, int64_t end)`, which does the tasks [begin, end), in
+// the namespace of every level, and name_kernel(), which returns that of level().
+#define ALEXNET_CPU_KERNEL(name, Arguments)                \
+  namespace baseline {                                     \
+  void name(const Arguments&, int64_t, int64_t);           \
+  }                                                        \
+  namespace avx2 {                                         \
+  void name(const Arguments&, int64_t, int64_t);           \
+  }                                                        \
+  namespace avx512 {                                       \
+  void name(const Arguments&, int64_t, int64_t);           \
+  }                                                        \
+  inline auto name##_kernel() {                            \
+    if constexpr (kHasLevels) {                            \
+      if (level() == Level::kAvx512) return &avx512::name; \
+      if (level() == Level::kAvx2) return &avx2::name;     \
+    }                                                      \
+    return &baseline::name;                                \
   }
-#else
-#define ALEXNET_CPU_KERNEL(name, Args)      \
-  namespace baseline {                      \
-  void name(const Args&, int64_t, int64_t); \
-  }                                         \
-  inline auto name##_kernel() {             \
-    return &baseline::name;                 \
-  }
-#endif

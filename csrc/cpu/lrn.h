@@ -1,54 +1,26 @@
-// Local response normalisation of pixels whose channels are contiguous (rows.h).
+// Local response normalisation across channels, and its gradient, for pixels with contiguous channels (rows.h).
 //
 //   forward    d_i = k + alpha * sum of x_j^2 over the window of i       y_i = x_i d_i^-beta
-//   backward   dx_i = g_i d_i^-beta - 2 alpha beta x_i sum of g_j x_j d_j^(-beta-1) over the j whose window holds i
+//   backward   dx_i = g_i d_i^-beta - 2 alpha beta x_i sum of g_j x_j d_j^(-beta-1) over the j whose window contains i
 //
-// With a window of five, the usual one, everything stays in registers: Window5. Otherwise a block of pixels is squared
-// into a small buffer that has zeros round each pixel's channels, so that a window sum is `size` unaligned loads from
-// L1 and borders need no test. (The loads come a block later than the stores: a load that spans two recent stores would
-// wait for both.) Every window is summed afresh: sliding sums lose what cancels.
+// Trick: windows of five channels with beta = 3/4, those of every AlexNet, are summed in registers by lane shifts
+// of neighbouring vectors (Window5). Other windows are summed from a small buffer in the cache that has zeros on both
+// sides of each pixel's channels, so that a sum is `size` unaligned loads and borders need no test.
+//
+// Numerics: every window is summed afresh. Sliding sums, which add one square and subtract another, would lose digits.
+// Lanes that pad a group are zero in x, so they add nothing to the windows of other channels.
 #pragma once
 
+#include "power.h"
 #include "rows.h"
 
 namespace alexnet_cuda::ALEXNET_CPU_LEVEL {
 
-constexpr int64_t kLrnBlock = 16;  // pixels
-
-// d^-3/4, and 1/d. Two estimates give g = d^-1/4, to which one step on h = 1 - d g^4 adds what lacks: d^-3/4 is
-// g^3 (1 - h)^-3/4. Every factor stays in range. Where it fails (d is 0, infinite or NaN) the first estimate is
-// already the answer.
-template <class A>
-struct Powers {
-  Vec<A> p, inverse;
-
-  explicit ALEXNET_INLINE Powers(Vec<A> d) {
-    const Vec<A> r = rsqrt_estimate<A>(d), g = rsqrt_estimate<A>(d * r), square = g * g, cube = square * g;
-    const Vec<A> h = 1 - (d * square) * square;
-    const Vec<A> better = cube + cube * h * (kCoarseEstimate<A> ? A(0.75) + A(0.65625) * h : fill<A>(0.75));
-    p = refined_or<A>(better, d, r);
-    const Vec<A> root = refined_or<A>(d * better * better, d, r);
-    inverse = root * root;
-  }
-};
-
-// d^-beta, r being 1 / sqrt(d).
-template <class A>
-ALEXNET_INLINE Vec<A> power(Vec<A> d, Vec<A> r, A beta) {
-  if (beta == A(0.75)) return Powers<A>(d).p;
-  if (beta == A(0.5)) return r;
-  if (beta == A(1)) return r * r;
-  Vec<A> p;
-  for (int i = 0; i < kLanes<A>; ++i)
-    p[i] = sizeof(A) == 4 ? A(__builtin_powf(d[i], -beta)) : A(__builtin_pow(d[i], -beta));
-  return p;
-}
-
 template <class A>
 struct LrnPass {
   A alpha, beta, k;
-  int64_t size, front, back;
-  int64_t each, padded, halo, pitch;  // channels of a group, and of a pixel's buffer
+  int64_t size, front, back;                // channels of a window, those before its centre, those after
+  int64_t per_group, padded, halo, stride;  // of a group; zeros on either side of it in a buffer; from pixel to pixel
 
   LrnPass(const Lrn& lrn, const Channels& c)
       : alpha(lrn.alpha),
@@ -57,18 +29,29 @@ struct LrnPass {
         size(lrn.size),
         front(lrn.front),
         back(lrn.size - 1 - lrn.front),
-        each(c.each),
+        per_group(c.per_group),
         padded(c.padded),
-        halo(round_up(greater(front, back), kLanes<A>)),
-        pitch(padded + 2 * halo) {}
-
-  int64_t buffer_size() const { return kLrnBlock * pitch; }
-  void clear(A* buffer) const {
-    for (int64_t i = 0; i < buffer_size(); ++i) buffer[i] = 0;
-  }
+        halo(round_up(max64(front, back), kLanes<A>)),
+        stride(padded + 2 * halo) {}
 };
 
-// The sum of `size` channels from p on.
+// y = v p, with p = d^-beta. Adding 0 after a ReLU turns -0 into 0, which max_nonnegative (pool.h) relies on.
+template <class A, bool RELU>
+ALEXNET_INLINE Vec<A> scaled(Vec<A> v, Vec<A> p) {
+  return RELU ? v * p + Vec<A>{} : v * p;
+}
+
+// The gradient of x after that of a ReLU, which is 0 where the ReLU's input is not positive.
+template <class A, bool RELU>
+ALEXNET_INLINE Vec<A> through_relu(Vec<A> input, Vec<A> gradient) {
+  return RELU ? (input <= A(0) ? Vec<A>{} : gradient) : gradient;
+}
+
+// ---- any window
+
+constexpr int64_t kLrnBlock = 16;  // pixels whose squares are in the buffer at a time
+
+// The sum of `size` channels from p on, for each lane.
 template <class A>
 ALEXNET_INLINE Vec<A> window_sum(const A* p, int64_t size) {
   Vec<A> sum = load<A>(p);
@@ -76,21 +59,12 @@ ALEXNET_INLINE Vec<A> window_sum(const A* p, int64_t size) {
   return sum;
 }
 
-template <class A, bool RELU, class T>
-ALEXNET_INLINE Vec<A> activation(const T* p) {
-  return RELU ? relu<A>(load<A>(p)) : load<A>(p);
-}
-
-// y = v p, p being d^-beta. Behind a ReLU it is never -0 (larger_positive, pool.h).
-template <class A, bool RELU>
-ALEXNET_INLINE Vec<A> scaled(Vec<A> v, Vec<A> p) {
-  return RELU ? v * p + Vec<A>{} : v * p;
-}
-
+// Writes the squares of a block of pixels into the buffer. They are summed only when the whole block is written: a load
+// that overlaps two recent stores would wait for both.
 template <class A, bool RELU>
 ALEXNET_INLINE void square(const LrnPass<A>& pass, Pixels<const A> x, int64_t count, A* squares) {
   for (int64_t p = 0; p < count; ++p) {
-    A* to = squares + p * pass.pitch + pass.halo;
+    A* to = squares + p * pass.stride + pass.halo;
     for (int64_t c = 0; c < pass.padded; c += kLanes<A>) {
       const Vec<A> v = activation<A, RELU>(x[p] + c);
       store<A>(to + c, v * v);
@@ -98,62 +72,52 @@ ALEXNET_INLINE void square(const LrnPass<A>& pass, Pixels<const A> x, int64_t co
   }
 }
 
-// y = lrn(x), or lrn(relu(x)), for `count` pixels of one group. `squares` has been cleared.
-template <class A, bool RELU>
-inline void lrn_group(const LrnPass<A>& pass, Pixels<const A> x, Pixels<A> y, int64_t count, A* squares) {
-  for (int64_t done = 0; done < count; done += kLrnBlock) {
-    const int64_t block = lesser(kLrnBlock, count - done);
-    const Pixels<const A> from = {x[done], x.stride};
-    square<A, RELU>(pass, from, block, squares);
-    for (int64_t p = 0; p < block; ++p) {
-      const A* window = squares + p * pass.pitch + pass.halo - pass.front;
-      for (int64_t c = 0; c < pass.padded; c += kLanes<A>) {
-        const Vec<A> d = pass.k + pass.alpha * window_sum<A>(window + c, pass.size);
-        const Vec<A> v = activation<A, RELU>(from[p] + c);
-        store<A>(y[done + p] + c, scaled<A, RELU>(v, power<A>(d, rsqrt<A>(d), pass.beta)));
-      }
-    }
-  }
-}
-
-// dx for `count` pixels of one group; with RELU the gradient of lrn(relu(x)). `squares` and `terms` (what the sum of
-// the gradient runs over) have been cleared; `direct` holds g d^-beta.
-template <class A, bool RELU>
-inline void lrn_group_backward(const LrnPass<A>& pass, Pixels<const A> x, Pixels<const A> grad, Pixels<A> dx,
-                               int64_t count, A* squares, A* terms, A* direct) {
+// For `count` pixels of one group: out = lrn(x), or lrn(relu(x)) with RELU; BACKWARD: its gradient, given that of y.
+// The halos of `squares` and of `terms`, which holds the summands of the gradient's sum, are zero; `direct` holds
+// g d^-beta. The forward uses neither of the last two.
+template <class A, bool RELU, bool BACKWARD>
+inline void lrn_any(const LrnPass<A>& pass, Pixels<const A> x, Pixels<const A> grad, Pixels<A> out, int64_t count,
+                    A* squares, A* terms, A* direct) {
   const A scale = 2 * pass.alpha * pass.beta;
-  for (int64_t done = 0; done < count; done += kLrnBlock) {
-    const int64_t block = lesser(kLrnBlock, count - done);
+  for (int64_t done = 0; done < count; done += kLrnBlock) {  // the buffer holds one block
+    const int64_t block = min64(kLrnBlock, count - done);
     const Pixels<const A> from = {x[done], x.stride};
     square<A, RELU>(pass, from, block, squares);
-    for (int64_t p = 0; p < block; ++p) {
-      const A* window = squares + p * pass.pitch + pass.halo - pass.front;
-      A* term = terms + p * pass.pitch + pass.halo;
+    for (int64_t p = 0; p < block; ++p) {  // sum the squares, write y, or g d^-beta and the terms
+      const A* window = squares + p * pass.stride + pass.halo - pass.front;
+      A* term = terms + p * pass.stride + pass.halo;
       for (int64_t c = 0; c < pass.padded; c += kLanes<A>) {
         const Vec<A> d = pass.k + pass.alpha * window_sum<A>(window + c, pass.size), r = rsqrt<A>(d);
-        const Vec<A> v = load<A>(grad[done + p] + c) * power<A>(d, r, pass.beta);
-        store<A>(direct + p * pass.padded + c, v);
-        store<A>(term + c, v * activation<A, RELU>(from[p] + c) * (r * r));
+        const Vec<A> power_of_d = power<A>(d, r, pass.beta), v = activation<A, RELU>(from[p] + c);
+        if constexpr (BACKWARD) {
+          const Vec<A> g = load<A>(grad[done + p] + c) * power_of_d;
+          store<A>(direct + p * pass.padded + c, g);
+          store<A>(term + c, g * v * (r * r));
+        } else {
+          store<A>(out[done + p] + c, scaled<A, RELU>(v, power_of_d));
+        }
       }
-      // Beyond the last channel d is k, perhaps 0, and 0 / 0 must not reach the windows.
+      // In padding lanes d is k. If k is 0 their terms are 0 / 0 and must not enter the windows.
       const int64_t last = pass.padded - kLanes<A>;
-      if (pass.each < pass.padded) store<A>(term + last, keep<A>(load<A>(term + last), pass.each - last));
+      if (BACKWARD && pass.per_group < pass.padded) {
+        store<A>(term + last, keep_first<A>(load<A>(term + last), pass.per_group - last));
+      }
     }
-    for (int64_t p = 0; p < block; ++p) {
-      const A* window = terms + p * pass.pitch + pass.halo - pass.back;  // mirrored
+    for (int64_t p = 0; BACKWARD && p < block; ++p) {  // sum the terms over the mirrored window, write dx
+      const A* window = terms + p * pass.stride + pass.halo - pass.back;
       for (int64_t c = 0; c < pass.padded; c += kLanes<A>) {
         const Vec<A> v = load<A>(from[p] + c), sum = window_sum<A>(window + c, pass.size);
         const Vec<A> gradient = load<A>(direct + p * pass.padded + c) - scale * v * sum;
-        store<A>(dx[done + p] + c, RELU ? (v <= A(0) ? Vec<A>{} : gradient) : gradient);
+        store<A>(out[done + p] + c, through_relu<A, RELU>(v, gradient));
       }
     }
   }
 }
 
-// ---- windows of five with beta = 3/4: what every AlexNet has
+// ---- windows of five channels, two on either side, with beta = 3/4
 
-// Sums of five neighbours, two on either side, along a pixel: push(v) gives those of the vector pushed before v.
-// `pairs` are sums of an element and the one before it, which serve two windows.
+// Window sums along a pixel's channels. push(v) returns the sums centred on the vector pushed before v. Element i of
+// `pairs` is v_(i-1) + v_i; the sum centred on i is pairs_(i-1) + pairs_(i+2) + v_i.
 template <class A>
 struct Window5 {
   Vec<A> current = {}, pairs = {}, pairs_before = {};
@@ -169,20 +133,18 @@ struct Window5 {
   }
 };
 
-// In pixels.
-constexpr int64_t kAhead = 8;
-
+// As lrn_any's forward. A vector's sums need the vector behind it, which is loaded one step ahead.
 template <class A, bool RELU>
-__attribute__((noinline)) void lrn_group5(const LrnPass<A>& pass, Pixels<const A> x, Pixels<A> y, int64_t count) {
+__attribute__((noinline)) void lrn5(const LrnPass<A>& pass, Pixels<const A> x, Pixels<A> y, int64_t count) {
   const A alpha = pass.alpha, k = pass.k;
   const int64_t last = pass.padded - kLanes<A>;
   for (int64_t p = 0; p < count; ++p) {
     Window5<A> squares;
     Vec<A> v = activation<A, RELU>(x[p]);
     squares.push(v * v);
-    for (int64_t c = 0; c <= last; c += kLanes<A>) {
-      prefetch(x[p + kAhead] + c);
-      if (!y.streamed) prefetch(y[p + kAhead] + c);
+    for (int64_t c = 0; c <= last; c += kLanes<A>) {  // v is the vector at c, `next` the one behind it
+      prefetch(x[p + kPrefetchPixels] + c);
+      if (!y.nontemporal) prefetch(y[p + kPrefetchPixels] + c);
       const Vec<A> next = c < last ? activation<A, RELU>(x[p] + c + kLanes<A>) : Vec<A>{};
       y.write(y[p] + c, scaled<A, RELU>(v, Powers<A>(k + alpha * squares.push(next * next)).p));
       v = next;
@@ -190,10 +152,10 @@ __attribute__((noinline)) void lrn_group5(const LrnPass<A>& pass, Pixels<const A
   }
 }
 
-// A vector's gradient needs the terms of the next one and is written a step later.
+// As lrn_any's backward, two steps behind the loads: one for the squares and one for the terms.
 template <class A, bool RELU>
-__attribute__((noinline)) void lrn_group5_backward(const LrnPass<A>& pass, Pixels<const A> x, Pixels<const A> grad,
-                                                   Pixels<A> dx, int64_t count) {
+__attribute__((noinline)) void lrn5_backward(const LrnPass<A>& pass, Pixels<const A> x, Pixels<const A> grad,
+                                             Pixels<A> dx, int64_t count) {
   const A alpha = pass.alpha, k = pass.k, scale = 2 * pass.alpha * pass.beta;
   const int64_t last = pass.padded - kLanes<A>;
   for (int64_t p = 0; p < count; ++p) {
@@ -201,18 +163,19 @@ __attribute__((noinline)) void lrn_group5_backward(const LrnPass<A>& pass, Pixel
     Vec<A> v = activation<A, RELU>(x[p]), before = {}, direct_before = {};
     squares.push(v * v);
     const auto finish = [&](int64_t c, Vec<A> sum) {
-      const Vec<A> gradient = direct_before - scale * before * sum;
-      dx.write(dx[p] + c, RELU ? (before <= A(0) ? Vec<A>{} : gradient) : gradient);
+      dx.write(dx[p] + c, through_relu<A, RELU>(before, direct_before - scale * before * sum));
     };
+    // The terms of the vector at c complete the window sums of the vector before it, whose gradient is then written.
     for (int64_t c = 0; c <= last; c += kLanes<A>) {
-      prefetch(x[p + kAhead] + c);
-      prefetch(grad[p + kAhead] + c);
-      if (!dx.streamed) prefetch(dx[p + kAhead] + c);
+      prefetch(x[p + kPrefetchPixels] + c);
+      prefetch(grad[p + kPrefetchPixels] + c);
+      if (!dx.nontemporal) prefetch(dx[p + kPrefetchPixels] + c);
       const Vec<A> next = c < last ? activation<A, RELU>(x[p] + c + kLanes<A>) : Vec<A>{};
       const Powers<A> powers(k + alpha * squares.push(next * next));
       const Vec<A> direct = load<A>(grad[p] + c) * powers.p, term = direct * v * powers.inverse;
-      // Beyond the last channel d is k, perhaps 0, and 0 / 0 must not reach the windows.
-      const Vec<A> sum = terms.push(c < last || pass.each == pass.padded ? term : keep<A>(term, pass.each - last));
+      // In padding lanes d is k. If k is 0 their terms are 0 / 0 and must not enter the windows.
+      const Vec<A> sum =
+          terms.push(c < last || pass.per_group == pass.padded ? term : keep_first<A>(term, pass.per_group - last));
       if (c > 0) finish(c - kLanes<A>, sum);
       before = v;
       direct_before = direct;
@@ -222,48 +185,44 @@ __attribute__((noinline)) void lrn_group5_backward(const LrnPass<A>& pass, Pixel
   }
 }
 
-// The same for all groups, with memory of its own where that is needed.
+// LRN of all groups of a pixel, with the buffers that it needs.
 template <class A>
 class Normaliser {
  public:
   Normaliser(const Lrn& lrn, const Channels& c, bool backward)
       : pass_(lrn, c),
         groups_(c.groups),
-        usual_(lrn.size == 5 && lrn.front == 2 && lrn.beta == 0.75),
-        squares_(usual_ ? 0 : pass_.buffer_size()),
-        terms_(usual_ || !backward ? 0 : pass_.buffer_size()),
-        direct_(usual_ || !backward ? 0 : kLrnBlock * c.padded) {
-    if (usual_) return;
-    pass_.clear(squares_);
-    if (backward) pass_.clear(terms_);
+        is_lrn5_(lrn.size == 5 && lrn.front == 2 && lrn.beta == 0.75),
+        squares_(is_lrn5_ ? 0 : kLrnBlock * pass_.stride),
+        terms_(is_lrn5_ || !backward ? 0 : kLrnBlock * pass_.stride),
+        direct_(is_lrn5_ || !backward ? 0 : kLrnBlock * c.padded) {
+    if (is_lrn5_) return;
+    for (int64_t i = 0; i < kLrnBlock * pass_.stride; ++i) {
+      squares_[i] = 0;
+      if (backward) terms_[i] = 0;
+    }
   }
 
   template <bool RELU>
   void forward(Pixels<const A> x, Pixels<A> y, int64_t count) {
     for (int64_t g = 0; g < groups_; ++g, x.data += pass_.padded, y.data += pass_.padded) {
-      if (usual_) {
-        lrn_group5<A, RELU>(pass_, x, y, count);
-      } else {
-        lrn_group<A, RELU>(pass_, x, y, count, squares_);
-      }
+      is_lrn5_ ? lrn5<A, RELU>(pass_, x, y, count)
+               : lrn_any<A, RELU, false>(pass_, x, {}, y, count, squares_, terms_, direct_);
     }
   }
 
   template <bool RELU>
   void backward(Pixels<const A> x, Pixels<const A> grad, Pixels<A> dx, int64_t count) {
     for (int64_t g = 0; g < groups_; ++g, x.data += pass_.padded, grad.data += pass_.padded, dx.data += pass_.padded) {
-      if (usual_) {
-        lrn_group5_backward<A, RELU>(pass_, x, grad, dx, count);
-      } else {
-        lrn_group_backward<A, RELU>(pass_, x, grad, dx, count, squares_, terms_, direct_);
-      }
+      is_lrn5_ ? lrn5_backward<A, RELU>(pass_, x, grad, dx, count)
+               : lrn_any<A, RELU, true>(pass_, x, grad, dx, count, squares_, terms_, direct_);
     }
   }
 
  private:
   LrnPass<A> pass_;
   int64_t groups_;
-  bool usual_;
+  bool is_lrn5_;
   Scratch<A> squares_, terms_, direct_;
 };
 

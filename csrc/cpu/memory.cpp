@@ -16,13 +16,13 @@ struct Block {
   int64_t bytes;
 };
 
-struct Kept {
+struct Cache {
   std::mutex mutex;
   std::vector<Block> blocks;  // oldest first
   int64_t bytes = 0;
   std::atomic<int64_t> limit{int64_t{512} << 20};
 
-  void drop_to(int64_t most) {
+  void shrink_to(int64_t most) {
     size_t n = 0;
     for (; bytes > most; ++n) {
       bytes -= blocks[n].bytes;
@@ -32,34 +32,35 @@ struct Kept {
   }
 };
 
-Kept& kept() {
-  static Kept& instance = *new Kept;  // never destroyed: tensors may outlive this library's other statics
+Cache& cache() {
+  static Cache& instance = *new Cache;  // never destroyed: tensors may outlive this library's other statics
   return instance;
 }
 
-// Blocks come in steps of an eighth of their size at most, so that sizes that differ a little share them.
+// Sizes are rounded up by at most an eighth, so that requests that differ a little share blocks.
 int64_t block_bytes(int64_t bytes) {
-  int64_t step = kLeastKept / 8;
+  int64_t step = kMinCachedBytes / 8;
   while (16 * step <= bytes) step *= 2;
   return (bytes + step - 1) / step * step;
 }
 
 }  // namespace
 
-// Whoever finds the list busy goes past it: nobody waits, not even in a child process that was forked while another
+// If the lock is taken the cache is bypassed: nobody waits, not even in a child process that was forked while another
 // thread held the lock.
-void* take_memory(int64_t bytes) {
+void* allocate_memory(int64_t bytes) {
+  if (bytes < kMinCachedBytes) return ::operator new(bytes, kAlign);
   bytes = block_bytes(bytes);
   {
-    Kept& k = kept();
-    const std::unique_lock<std::mutex> lock(k.mutex, std::try_to_lock);
+    Cache& c = cache();
+    const std::unique_lock<std::mutex> lock(c.mutex, std::try_to_lock);
     if (lock) {
       const auto latest =
-          std::find_if(k.blocks.rbegin(), k.blocks.rend(), [&](const Block& b) { return b.bytes == bytes; });
-      if (latest != k.blocks.rend()) {
+          std::find_if(c.blocks.rbegin(), c.blocks.rend(), [&](const Block& b) { return b.bytes == bytes; });
+      if (latest != c.blocks.rend()) {
         void* data = latest->data;
-        k.blocks.erase(std::next(latest).base());
-        k.bytes -= bytes;
+        c.blocks.erase(std::next(latest).base());
+        c.bytes -= bytes;
         return data;
       }
     }
@@ -67,27 +68,28 @@ void* take_memory(int64_t bytes) {
   return ::operator new(bytes, kAlign);
 }
 
-void give_memory(void* data, int64_t bytes) {
+void release_memory(void* data, int64_t bytes) {
+  if (bytes < kMinCachedBytes) return ::operator delete(data, kAlign);
   bytes = block_bytes(bytes);
-  Kept& k = kept();
-  const std::unique_lock<std::mutex> lock(k.mutex, std::try_to_lock);
-  const int64_t limit = k.limit;
+  Cache& c = cache();
+  const std::unique_lock<std::mutex> lock(c.mutex, std::try_to_lock);
+  const int64_t limit = c.limit;
   if (!lock || bytes > limit) return ::operator delete(data, kAlign);
-  k.drop_to(limit - bytes);
-  k.blocks.push_back({data, bytes});
-  k.bytes += bytes;
+  c.shrink_to(limit - bytes);
+  c.blocks.push_back({data, bytes});
+  c.bytes += bytes;
 }
 
-int64_t set_kept_memory(int64_t limit) {
-  Kept& k = kept();
-  const std::lock_guard<std::mutex> lock(k.mutex);
-  const int64_t before = k.limit.exchange(limit);
-  k.drop_to(limit);
+int64_t set_cache_limit(int64_t bytes) {
+  Cache& c = cache();
+  const std::lock_guard<std::mutex> lock(c.mutex);
+  const int64_t before = c.limit.exchange(bytes);
+  c.shrink_to(bytes);
   return before;
 }
 
-int64_t kept_memory_limit() {
-  return kept().limit;
+int64_t cache_limit() {
+  return cache().limit;
 }
 
 }  // namespace alexnet_cuda

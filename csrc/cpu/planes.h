@@ -1,5 +1,6 @@
-// Ops that treat every channel by itself cut a tensor into blocks of planes: in NHWC a block is some channels of an
-// image; in NCHW it is some of the batch's planes, across images, so that few channels still fill a vector.
+// Blocks of planes, for operators that treat every channel by itself (max pooling, LRN in the plane). In NHWC a block
+// is some channels of one image. In NCHW it is some of the batch's planes, across images, so that images of few
+// channels fill vectors, too.
 #pragma once
 
 #include "rows.h"
@@ -8,37 +9,26 @@ namespace alexnet_cuda::ALEXNET_CPU_LEVEL {
 
 struct Planes {
   bool channels_last;
-  int64_t channels;              // of the tensor
-  int64_t image, first_channel;  // NHWC
-  int64_t plane;                 // NCHW: the first
-  int64_t each, padded;
+  int64_t channels, first;  // channels of the tensor; the block's first plane, counted through the batch
+  int64_t count, padded;    // planes of the block, without and with padding to whole vectors
 
-  // Where the block starts, and how it lies, in a tensor whose planes have this many pixels.
+  // The block's first element and its layout in a tensor whose planes have `pixels` pixels.
   int64_t offset(int64_t pixels) const {
-    return channels_last ? image * pixels * channels + first_channel : plane * pixels;
+    return channels_last ? first / channels * channels * pixels + first % channels : first * pixels;
   }
   Channels layout(int64_t pixels) const {
-    return {channels_last ? channels : 1, channels_last ? 1 : pixels, 1, each, padded};
+    return {channels_last ? channels : 1, channels_last ? 1 : pixels, 1, count, padded};
   }
 };
 
-// Block t of at most `most` planes.
+// Block t of at most `size` planes.
 template <class A>
-ALEXNET_INLINE Planes planes_of(const Images& images, int64_t t, int64_t most) {
-  Planes planes = {images.channels_last, images.channels, 0, 0, 0, 0, 0};
-  int64_t left;
-  if (images.channels_last) {
-    const int64_t blocks = (images.channels + most - 1) / most;
-    planes.image = t / blocks;
-    planes.first_channel = t % blocks * most;
-    left = images.channels - planes.first_channel;
-  } else {
-    planes.plane = t * most;
-    left = images.count * images.channels - planes.plane;
-  }
-  planes.each = lesser(most, left);
-  planes.padded = round_up(planes.each, kLanes<A>);
-  return planes;
+ALEXNET_INLINE Planes planes_of(const Images& images, int64_t t, int64_t size) {
+  const int64_t channels = images.channels, blocks = (channels + size - 1) / size;  // blocks of an image, in NHWC
+  const int64_t first = images.channels_last ? t / blocks * channels + t % blocks * size : t * size;
+  const int64_t end = images.channels_last ? (t / blocks + 1) * channels : images.count * channels;
+  const int64_t count = min64(size, end - first);
+  return {images.channels_last, channels, first, count, round_up(count, kLanes<A>)};
 }
 
 }  // namespace alexnet_cuda::ALEXNET_CPU_LEVEL

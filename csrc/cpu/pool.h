@@ -1,83 +1,86 @@
-// Max-pooling of rows of pixels whose channels are contiguous (rows.h), and its gradient.
+// Max pooling of rows of pixels with contiguous channels (rows.h), and its gradient.
 //
-// The first maximum in scan order wins and NaN wins over everything, the last NaN keeping the index, as in torch. A
-// code is the position of the maximum in its window, row-major from the window's unpadded start. It is computed as a
-// number of the sums' type, like everything else here, and becomes a byte when it is written.
+// Trick: an input row is pooled along itself once, when it is read, and an output row is the maximum of the last few of
+// these results, which are still in the cache. A 3x3 window with stride 2 takes 6 comparisons instead of 8.
+//
+// Numerics: the first maximum in scan order wins, NaN is larger than every number, and the last NaN gives the index, as
+// in torch. Both steps keep the scan order. A code is the position of the maximum in its window, row-major from the
+// window's unpadded corner. It is computed in the type of the sums, and converted to a byte when it is written.
 #pragma once
 
-#include "lrn.h"
+#include "rows.h"
 
 namespace alexnet_cuda::ALEXNET_CPU_LEVEL {
 
 constexpr int kMaxKernel = 15;
 
-// [first, last): the input rows (columns) of output row (column) o, and the output rows that input row i belongs to.
 struct Span {
-  int64_t first, last;
+  int64_t first, last;  // [first, last)
 };
 
+// The input rows (columns) in the window of output row (column) o.
 ALEXNET_INLINE Span window(const Pool& pool, int64_t o, int64_t size) {
   const int64_t start = o * pool.stride - pool.padding;
-  return {greater(0, start), lesser(size, start + pool.kernel_size)};
+  return {max64(0, start), min64(size, start + pool.kernel_size)};
 }
 
+// The output rows whose windows contain input row i, and how many these can be.
 ALEXNET_INLINE Span covering(const Pool& pool, int64_t i, int64_t out_size) {
   const int64_t p = i + pool.padding, first = p - pool.kernel_size + 1;
-  return {first <= 0 ? 0 : (first + pool.stride - 1) / pool.stride, lesser(out_size, p / pool.stride + 1)};
+  return {first <= 0 ? 0 : (first + pool.stride - 1) / pool.stride, min64(out_size, p / pool.stride + 1)};
 }
 
-// How many rows of the output the windows over one input row can span.
-ALEXNET_INLINE int64_t covering_rows(const Pool& pool) {
+ALEXNET_INLINE int64_t max_covering(const Pool& pool) {
   return (pool.kernel_size + pool.stride - 1) / pool.stride + 1;
 }
 
+ALEXNET_INLINE Images pooled_images(Images images, const Pool& pool) {
+  images.height = pool.out_height;
+  images.width = pool.out_width;
+  return images;
+}
+
+// The larger of two numbers, NaN if either is.
 template <class A>
-ALEXNET_INLINE Vec<A> larger(Vec<A> a, Vec<A> b) {
+ALEXNET_INLINE Vec<A> max_nan(Vec<A> a, Vec<A> b) {
   const Vec<A> m = a > b ? a : b;  // b where either is NaN
   return a == a ? m : a;
 }
 
-// The same where neither is negative or -0: their bits compare as they do, and those of a NaN are larger than any.
+// The same for numbers that are neither negative nor -0: their bits as unsigned integers have the same order, and those
+// of NaN are larger than all others.
 template <class A>
-ALEXNET_INLINE Vec<A> larger_positive(Vec<A> a, Vec<A> b) {
+ALEXNET_INLINE Vec<A> max_nonnegative(Vec<A> a, Vec<A> b) {
   using U = Unsigned<A>;
   const U x = bit_cast<U>(a), y = bit_cast<U>(b);
   return bit_cast<Vec<A>>(x > y ? x : y);
 }
 
-// Takes v, which has the code `position`, into the maximum `best`.
-template <class A>
-ALEXNET_INLINE void take(Vec<A> v, Vec<A> position, Vec<A>& best, Vec<A>& best_position) {
-  const auto wins = (v > best) | (v != v);
-  best = wins ? v : best;
-  best_position = wins ? position : best_position;
-}
-
-// What a Pooler reads: any numbers; numbers that are to pass a ReLU first; what came out of ReLU and LRN, in the cache.
+// The input of a Pooler: any numbers; any numbers, to which it applies ReLU first; results of ReLU and LRN, which are
+// not negative and lie in the cache.
 enum class PoolInput { kAny, kBeforeRelu, kNormalised };
 
-// Pools an image's rows in ascending order. A row is pooled along itself when it comes, once, while it is read from end
-// to end; an output row is the maximum of the last few of these, which stay in the cache. Ties and NaN come out as in a
-// scan of the window, because both steps keep its order.
+// Pools the rows of an image in ascending order. Two ring buffers of kernel_size rows hold the maxima along each input
+// row, [out_width][channels], and their columns in the windows.
 template <class A, PoolInput INPUT>
 class Pooler {
  public:
   Pooler(const Pool& pool, int64_t channels, bool code)
       : pool_(pool),
-        row_size_(room<A>(pool.out_width, channels)),
+        row_size_(padded_size<A>(pool.out_width, channels)),
         maxima_(pool.kernel_size * row_size_),
         columns_(code ? pool.kernel_size * row_size_ : 0),
         code_(code) {}
 
-  void restart() { next_ = 0; }
+  void restart() { next_ = 0; }  // before the first row of another image
 
-  // Output row `o` and, if wanted, its codes, `channels` a pixel (no more than the constructor was told). make(row)
-  // gives the pixels of an input row, of any type, which are read at once.
+  // Writes output row `o`, and its codes if the constructor's `code` was true, of `channels` channels, at most the
+  // constructor's number. make(row) returns the Pixels of an input row, of any type; they are read at once.
   template <class Make>
   void row(int64_t o, int64_t channels, Pixels<A> y, A* code, Make make) {
     channels_ = channels;
     const Span rows = window(pool_, o, pool_.height);
-    for (next_ = greater(next_, rows.first); next_ < rows.last; ++next_) {
+    for (next_ = max64(next_, rows.first); next_ < rows.last; ++next_) {
       const auto x = make(next_);
       code_ ? along<true>(x, next_) : along<false>(x, next_);
     }
@@ -86,70 +89,70 @@ class Pooler {
   }
 
  private:
-  static constexpr bool kRelu = INPUT == PoolInput::kBeforeRelu, kPositive = INPUT == PoolInput::kNormalised;
+  static constexpr bool kRelu = INPUT == PoolInput::kBeforeRelu, kNonnegative = INPUT == PoolInput::kNormalised;
 
-  static ALEXNET_INLINE Vec<A> largest(Vec<A> a, Vec<A> b) {
-    return kPositive ? larger_positive<A>(a, b) : larger<A>(a, b);
+  // Replaces `best`, and with CODE its position, where v wins.
+  template <bool CODE>
+  static ALEXNET_INLINE void update_max(Vec<A> v, Vec<A> position, Vec<A>& best, Vec<A>& best_position) {
+    if constexpr (CODE) {
+      const auto wins = (v > best) | (v != v);
+      best = wins ? v : best;
+      best_position = wins ? position : best_position;
+    } else {
+      best = kNonnegative ? max_nonnegative<A>(best, v) : max_nan<A>(best, v);
+    }
   }
 
   A* maxima(int64_t row) { return maxima_ + row % pool_.kernel_size * row_size_; }
   A* columns(int64_t row) { return columns_ + row % pool_.kernel_size * row_size_; }
 
+  // Input row `row` to the ring buffers: the maximum over the columns of every window.
   template <bool CODE, class T>
   __attribute__((noinline)) void along(Pixels<T> x, int64_t row) {
-    A *max = maxima(row), *column = CODE ? columns(row) : nullptr;
-    for (int64_t w = 0; w < pool_.out_width; ++w, max += channels_, column += CODE ? channels_ : 0) {
+    A *maximum = maxima(row), *column = CODE ? columns(row) : nullptr;
+    for (int64_t w = 0; w < pool_.out_width; ++w, maximum += channels_, column += CODE ? channels_ : 0) {
       const Span span = window(pool_, w, pool_.width);
       const A first = A(span.first - (w * pool_.stride - pool_.padding));
-      if (pool_.kernel_size == 3 && span.last - span.first == 3) {
-        along_window<3, CODE>(x[span.first], x.stride, 3, first, max, column);
-      } else {
-        along_window<0, CODE>(x[span.first], x.stride, span.last - span.first, first, max, column);
-      }
+      const int64_t n = span.last - span.first;
+      pool_.kernel_size == 3 && n == 3 ? along_window<3, CODE>(x[span.first], x.stride, n, first, maximum, column)
+                                       : along_window<0, CODE>(x[span.first], x.stride, n, first, maximum, column);
     }
   }
 
+  // The maximum of K pixels (0: of `count`) of all channels; `first` is the first pixel's column in the window.
   template <int K, bool CODE, class T>
-  ALEXNET_INLINE void along_window(const T* x, int64_t stride, int64_t count, A first, A* max, A* column) {
+  ALEXNET_INLINE void along_window(const T* x, int64_t stride, int64_t count, A first, A* maximum, A* column) {
     const int64_t n = K > 0 ? K : count;
-    for (int64_t c = 0; c < channels_; c += kLanes<A>) {
-      if constexpr (!kPositive) {
+    for (int64_t c = 0; c < channels_; c += kLanes<A>) {  // from the tensor (kNonnegative: the cache) to the ring
+      if constexpr (!kNonnegative) {
         prefetch(x + 32 * stride + c);
         prefetch(x + 33 * stride + c);
       }
       Vec<A> best = activation<A, kRelu>(x + c), position = fill<A>(first);
 #pragma GCC unroll 3
       for (int64_t j = 1; j < n; ++j) {
-        const Vec<A> v = activation<A, kRelu>(x + j * stride + c);
-        if constexpr (CODE) {
-          take<A>(v, fill<A>(first + A(j)), best, position);
-        } else {
-          best = largest(best, v);
-        }
+        update_max<CODE>(activation<A, kRelu>(x + j * stride + c), fill<A>(first + A(j)), best, position);
       }
-      store<A>(max + c, best);
+      store<A>(maximum + c, best);
       if constexpr (CODE) store<A>(column + c, position);
     }
   }
 
+  // The maximum over `rows`, from the ring buffers to y; `top` is the first row of the unpadded window.
   template <bool CODE>
   __attribute__((noinline)) void across(Span rows, int64_t top, Pixels<A> y, A* code) {
-    const A *max[kMaxKernel], *column[kMaxKernel];
+    const A *maximum[kMaxKernel], *column[kMaxKernel];
     const int64_t n = rows.last - rows.first;
     const A first = A((rows.first - top) * pool_.kernel_size);
-    for (int64_t i = 0; i < n; ++i) max[i] = maxima(rows.first + i), column[i] = columns(rows.first + i);
-    for (int64_t w = 0; w < pool_.out_width; ++w) {
+    for (int64_t i = 0; i < n; ++i) maximum[i] = maxima(rows.first + i), column[i] = columns(rows.first + i);
+    for (int64_t w = 0; w < pool_.out_width; ++w) {  // one vector of channels of all rows at a time
       for (int64_t c = 0, at = w * channels_; c < channels_; c += kLanes<A>, at += kLanes<A>) {
-        prefetch(y[w + kAhead] + c);
-        Vec<A> best = load<A>(max[0] + at), position = {};
+        prefetch(y[w + kPrefetchPixels] + c);
+        Vec<A> best = load<A>(maximum[0] + at), position = {};
         if constexpr (CODE) position = load<A>(column[0] + at) + first;
         for (int64_t i = 1; i < n; ++i) {
-          const Vec<A> v = load<A>(max[i] + at);
-          if constexpr (CODE) {
-            take<A>(v, load<A>(column[i] + at) + (first + A(i * pool_.kernel_size)), best, position);
-          } else {
-            best = largest(best, v);
-          }
+          const Vec<A> position_i = CODE ? load<A>(column[i] + at) + (first + A(i * pool_.kernel_size)) : Vec<A>{};
+          update_max<CODE>(load<A>(maximum[i] + at), position_i, best, position);
         }
         store<A>(y[w] + c, best);
         if constexpr (CODE) store<A>(code + at, position);
@@ -164,62 +167,106 @@ class Pooler {
   int64_t channels_ = 0, next_ = 0;
 };
 
-// A row of pooled gradients and their codes.
+// A row of gradients of the pooled side, and their codes.
 template <class A>
-struct Pooled {
+struct PooledRow {
   Pixels<const A> grad, code;
 };
 
-// The sum over N windows (0: over `count`) of the gradients whose code is `tap`, the pixel's place in that window.
+// The pooled pixels whose windows contain a pixel of dx: their gradients and codes, and its position in each window.
+template <class A>
+struct Windows {
+  const A *grad[kMaxKernel * kMaxKernel], *code[kMaxKernel * kMaxKernel];
+  A position[kMaxKernel * kMaxKernel];
+};
+
+// dx at pixel w: the sum of the gradients of N windows (0: of `count`) whose maximum was there.
 template <class A, int N>
-ALEXNET_INLINE void gather(const A* const* grad, const A* const* code, const A* tap, int count, int64_t channels,
-                           Pixels<A> dx, int64_t w) {
+ALEXNET_INLINE void gather_gradients(const Windows<A>& windows, int count, int64_t channels, Pixels<A> dx, int64_t w) {
   const int n = N > 0 ? N : count;
   for (int64_t c = 0; c < channels; c += kLanes<A>) {
-    if (!dx.streamed) prefetch(dx[w + 2 * kAhead] + c);
+    if (!dx.nontemporal) prefetch(dx[w + 2 * kPrefetchPixels] + c);
     Vec<A> sum = {};
-    for (int t = 0; t < n; ++t) sum += load<A>(code[t] + c) == tap[t] ? load<A>(grad[t] + c) : Vec<A>{};
+    for (int t = 0; t < n; ++t) {
+      sum += load<A>(windows.code[t] + c) == windows.position[t] ? load<A>(windows.grad[t] + c) : Vec<A>{};
+    }
     dx.write(dx[w] + c, sum);
   }
 }
 
-// The gradient of input row `h`: every pixel gathers from the windows that it belongs to, in their order.
+// The gradient of input row h, from the pooled rows that cover it. Every pixel adds up the windows that contain it in
+// their order, so the result does not depend on the number of threads.
 template <class A>
-inline void pool_row_backward(const Pool& pool, Ring<Pooled<A>>& ring, int64_t h, int64_t channels, Pixels<A> dx) {
+__attribute__((noinline)) void pool_row_backward(const Pool& pool, Ring<PooledRow<A>>& ring, int64_t h,
+                                                 int64_t channels, Pixels<A> dx) {
   const Span rows = covering(pool, h, pool.out_height);
-  Pooled<A> row[kMaxKernel];
+  PooledRow<A> row[kMaxKernel];
   for (int64_t i = rows.first; i < rows.last; ++i) row[i - rows.first] = ring[i];
   const int64_t top = h + pool.padding, k = pool.kernel_size;
   Span columns = {0, 0};
-  for (int64_t w = 0; w < pool.width; ++w) {
+  for (int64_t w = 0; w < pool.width; ++w) {  // `columns`: the output columns whose windows contain w
     const int64_t left = w + pool.padding;
     while (columns.first * pool.stride + k <= left) ++columns.first;
     while (columns.last < pool.out_width && columns.last * pool.stride <= left) ++columns.last;
-    const A *grad[kMaxKernel * kMaxKernel], *code[kMaxKernel * kMaxKernel];
-    A tap[kMaxKernel * kMaxKernel];
+    Windows<A> windows;  // list them row by row, the order of the sum
     int count = 0;
     for (int64_t i = rows.first; i < rows.last; ++i) {
-      const Pooled<A>& from = row[i - rows.first];
       for (int64_t j = columns.first; j < columns.last; ++j, ++count) {
-        grad[count] = from.grad[j];
-        code[count] = from.code[j];
-        tap[count] = A((top - i * pool.stride) * k + left - j * pool.stride);
+        windows.grad[count] = row[i - rows.first].grad[j];
+        windows.code[count] = row[i - rows.first].code[j];
+        windows.position[count] = A((top - i * pool.stride) * k + left - j * pool.stride);
       }
     }
-    switch (count) {
-      case 1:
-        gather<A, 1>(grad, code, tap, count, channels, dx, w);
-        break;
-      case 2:
-        gather<A, 2>(grad, code, tap, count, channels, dx, w);
-        break;
-      case 4:
-        gather<A, 4>(grad, code, tap, count, channels, dx, w);
-        break;
-      default:
-        gather<A, 0>(grad, code, tap, count, channels, dx, w);
-    }
+    count == 1   ? gather_gradients<A, 1>(windows, count, channels, dx, w)
+    : count == 2 ? gather_gradients<A, 2>(windows, count, channels, dx, w)
+    : count == 4 ? gather_gradients<A, 4>(windows, count, channels, dx, w)
+                 : gather_gradients<A, 0>(windows, count, channels, dx, w);
   }
 }
+
+// The gradient of pooling, one input row after the other. A ring buffer holds the pooled rows that cover the input row.
+template <class T>
+class PoolGradient {
+  using A = Accumulator<T>;
+
+ public:
+  // `images`: the input of pooling. Its channels lie in `groups` groups in scratch memory.
+  PoolGradient(const Pool& pool, const Images& images, int64_t groups, const void* grad, const uint8_t* code)
+      : pool_(pool),
+        images_(pooled_images(images, pool)),
+        channels_(channels_of<A>(images_, groups)),
+        row_size_(padded_size<A>(pool.out_width, channels_.stride())),
+        grad_(static_cast<const T*>(grad)),
+        code_(code),
+        grads_(max_covering(pool) * row_size_),
+        codes_(max_covering(pool) * row_size_),
+        ring_(max_covering(pool)) {}
+
+  // Writes the gradient of row h of image n, in ascending order. change(o, slot, row) may replace the gradients of
+  // pooled row o before they are used.
+  template <class F>
+  void row(int64_t n, int64_t h, Pixels<A> dx, F change) {
+    if (h == 0) ring_.restart();
+    const Span span = covering(pool_, h, pool_.out_height);
+    ring_.advance(span.first, span.last, [&](int64_t o, int slot) {
+      const int64_t at = row_offset(images_, channels_, n, o);
+      PooledRow<A> row = {pixels_at<A>(grad_ + at, channels_, pool_.out_width, grads_ + slot * row_size_),
+                          pixels_at<A>(code_ + at, channels_, pool_.out_width, codes_ + slot * row_size_)};
+      change(o, slot, row);
+      return row;
+    });
+    pool_row_backward<A>(pool_, ring_, h, channels_.stride(), dx);
+  }
+
+ private:
+  const Pool& pool_;
+  const Images images_;  // after pooling
+  const Channels channels_;
+  const int64_t row_size_;
+  const T* grad_;
+  const uint8_t* code_;
+  Scratch<A> grads_, codes_;
+  Ring<PooledRow<A>> ring_;
+};
 
 }  // namespace alexnet_cuda::ALEXNET_CPU_LEVEL

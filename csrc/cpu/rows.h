@@ -1,7 +1,11 @@
-// Every kernel computes on pixels whose channels are contiguous, in the type of the sums: vectors run along channels,
-// and neither layout nor dtype reaches the arithmetic. They only decide how pixels are read and written, here: an
-// NHWC tensor of the sums' own type is used where it lies, another is converted into scratch memory, and an NCHW
-// tensor passes through a transposition in registers.
+// How kernels read and write tensors. Every kernel computes on pixels whose channels are contiguous, in the type of the
+// sums: vectors run along channels, so neither memory format nor dtype changes the arithmetic.
+//
+// Memory: an NHWC tensor of the sums' own type whose channels fill whole vectors is used where it lies. Any
+// other tensor is converted, a row of pixels at a time, to scratch memory in the cache, [pixel][group][channel], with
+// every group padded to whole vectors; results are converted back.
+//
+// Trick: NCHW is transposed in registers, a square of kLanes channels x kLanes pixels at a time.
 #pragma once
 
 #include <new>
@@ -13,21 +17,28 @@ namespace alexnet_cuda::ALEXNET_CPU_LEVEL {
 ALEXNET_INLINE int64_t round_up(int64_t n, int64_t multiple) {
   return (n + multiple - 1) / multiple * multiple;
 }
-ALEXNET_INLINE int64_t lesser(int64_t a, int64_t b) {
+ALEXNET_INLINE int64_t min64(int64_t a, int64_t b) {
   return a < b ? a : b;
 }
-ALEXNET_INLINE int64_t greater(int64_t a, int64_t b) {
+ALEXNET_INLINE int64_t max64(int64_t a, int64_t b) {
   return a > b ? a : b;
 }
 
-// Asks for memory long before it is read or written: hardware prefetchers lose streams that wait for arithmetic. Into
-// the second-level cache: the first is full of what is being worked on.
+// Requests a cache line early, because hardware prefetchers do not keep up with loops that compute much for each line.
+// Into the second-level cache: the first holds the data that is being computed.
 ALEXNET_INLINE void prefetch(const void* p) {
   __builtin_prefetch(p, 0, 2);
 }
+constexpr int64_t kPrefetchPixels = 8;    // NHWC: how far ahead of the current pixel
+constexpr int64_t kPrefetchColumns = 64;  // NCHW: how far ahead in each of the planes that are read together
 
-// Uninitialised memory for one thread, with a vector more than asked for so that whole vectors may be stored at its
-// end.
+// The vector at p, after ReLU if RELU.
+template <class A, bool RELU, class T>
+ALEXNET_INLINE Vec<A> activation(const T* p) {
+  return RELU ? relu<A>(load<A>(p)) : load<A>(p);
+}
+
+// Uninitialised memory for one thread. One vector more than requested, so that whole vectors may be stored at the end.
 template <class A>
 class Scratch {
  public:
@@ -42,37 +53,49 @@ class Scratch {
   A* data_;
 };
 
-// How the channels of an image lie in its tensor (strides in elements, one of the two is 1) and in scratch memory: in
-// groups of `each`, every group padded with zeros to whole vectors.
+// Elements of scratch memory for `count` pixels that are `stride` apart: a transposition reads and writes whole
+// squares, also beyond the last pixel.
+template <class A>
+ALEXNET_INLINE int64_t padded_size(int64_t count, int64_t stride) {
+  return round_up(count, kLanes<A>) * stride;
+}
+
+// Where the channels of a pixel lie in a tensor (strides in elements, one of the two is 1), and their number in a group
+// without and with the padding of scratch memory.
 struct Channels {
   int64_t pixel_stride, channel_stride;
-  int64_t groups, each, padded;
+  int64_t groups, per_group, padded;
 
-  int64_t stride() const { return groups * padded; }
+  int64_t stride() const { return groups * padded; }  // from pixel to pixel in scratch memory
 };
 
 template <class A>
 ALEXNET_INLINE Channels channels_of(const Images& images, int64_t groups = 1) {
-  const int64_t each = images.channels / groups;
-  // With one pixel, or one channel, both layouts are the same.
+  const int64_t per_group = images.channels / groups;
+  // With one pixel, or one channel, NCHW and NHWC are the same.
   const bool channels_last = images.channels_last || images.pixels() == 1 || images.channels == 1;
-  return {channels_last ? images.channels : 1, channels_last ? 1 : images.pixels(), groups, each,
-          round_up(each, kLanes<A>)};
+  return {channels_last ? images.channels : 1, channels_last ? 1 : images.pixels(), groups, per_group,
+          round_up(per_group, kLanes<A>)};
 }
 
-// Pixels: pixel p has its channels at data + p * stride. Where `streamed` says so they are best written past the
-// caches.
+// The index of row `row` of image n in a dense tensor of such images.
+ALEXNET_INLINE int64_t row_offset(const Images& images, const Channels& c, int64_t n, int64_t row) {
+  return n * images.channels * images.pixels() + row * images.width * c.pixel_stride;
+}
+
+// Pixels with contiguous channels, `stride` elements apart. write() is for results: it uses non-temporal stores if
+// `nontemporal`.
 template <class A>
 struct Pixels {
   A* data;
   int64_t stride;
-  bool streamed = false;
+  bool nontemporal = false;
 
   A* operator[](int64_t pixel) const { return data + pixel * stride; }
 
   template <class V>
   ALEXNET_INLINE void write(A* p, V v) const {
-    if (streamed) {
+    if (nontemporal) {
       stream<A>(p, v);
     } else {
       store<A>(p, v);
@@ -80,32 +103,23 @@ struct Pixels {
   }
 };
 
-// A result larger than caches are does not stay there, and a line that is written past them need not be read first.
-constexpr int64_t kStreamedBytes = int64_t{32} << 20;
+// Results larger than the caches use non-temporal stores: they would not stay in the cache, and a line that is written
+// whole past the cache is not read first.
+constexpr int64_t kNontemporalBytes = int64_t{32} << 20;
 
 template <class T>
-ALEXNET_INLINE bool is_streamed(const Images& images) {
-  return images.count * images.channels * images.pixels() * int64_t{sizeof(T)} >= kStreamedBytes;
+ALEXNET_INLINE bool is_nontemporal(const Images& images) {
+  return images.count * images.channels * images.pixels() * int64_t{sizeof(T)} >= kNontemporalBytes;
 }
 
-// Whether pixels of type T can be used where they lie.
+// True if pixels of type T can be computed on where they lie.
 template <class A, class T>
 ALEXNET_INLINE bool in_place(const Channels& c) {
-  return __is_same(A, T) && c.channel_stride == 1 && c.each == c.padded;
+  return __is_same(A, T) && c.channel_stride == 1 && c.per_group == c.padded;
 }
 
-// Scratch memory for `count` pixels: whole blocks of a transposition are read and written there. (Where the stride is
-// less than a vector, the last pixel's needs what a vector has more.)
-template <class A>
-ALEXNET_INLINE int64_t room(int64_t count, int64_t stride) {
-  return round_up(count, kLanes<A>) * stride;
-}
-
-// An NCHW tensor is walked in strips of about so many pixels of every plane.
-constexpr int64_t kBlockAhead = 64;
-
-// `rows` channels of `columns` pixels at x (ALL: a whole block) become vectors of channels at `out`, of which `stored`
-// are stored; the others are zero.
+// One square: `rows` channels x `columns` pixels at x (ALL: kLanes of both) become pixels at `out`, missing channels
+// zero. Of each pixel `stored` channels are stored.
 template <class A, class T, bool ALL>
 ALEXNET_INLINE void read_block(const T* x, int64_t channel_stride, int64_t rows, int64_t columns, A* out,
                                int64_t stride, int64_t stored) {
@@ -114,7 +128,7 @@ ALEXNET_INLINE void read_block(const T* x, int64_t channel_stride, int64_t rows,
 #pragma GCC unroll 16
   for (int r = 0; r < kN; ++r) {
     const T* from = x + r * channel_stride;
-    prefetch(from + kBlockAhead);
+    prefetch(from + kPrefetchColumns);
     block[r] = ALL ? load<A>(from) : r < rows ? load_part<A>(from, columns) : Vec<A>{};
   }
   transpose<A>(block);
@@ -127,6 +141,7 @@ ALEXNET_INLINE void read_block(const T* x, int64_t channel_stride, int64_t rows,
   }
 }
 
+// The reverse: one square of pixels at `from` becomes `rows` channels x `columns` pixels at y.
 template <class A, class T, bool ALL>
 ALEXNET_INLINE void write_block(const A* from, int64_t stride, T* y, int64_t channel_stride, int64_t rows,
                                 int64_t columns) {
@@ -138,7 +153,7 @@ ALEXNET_INLINE void write_block(const A* from, int64_t stride, T* y, int64_t cha
 #pragma GCC unroll 16
   for (int r = 0; r < kN; ++r) {
     T* to = y + r * channel_stride;
-    prefetch(to + kBlockAhead);
+    prefetch(to + kPrefetchColumns);
     if (ALL) {
       store<A>(to, block[r]);
     } else if (r < rows) {
@@ -147,70 +162,57 @@ ALEXNET_INLINE void write_block(const A* from, int64_t stride, T* y, int64_t cha
   }
 }
 
-// Converts `count` pixels from x on; `out` has room() for them. With a stride of less than the padded channels the
-// stores overlap, in an order that leaves every pixel whole.
+// Converts `count` pixels at x to pixels at `out`, which has padded_size() elements. If `stride` is less than
+// c.stride(), as for the few channels of a convolution's input, stores overlap, in an order that leaves every pixel
+// complete.
 template <class A, class T>
 __attribute__((noinline)) void read_pixels(const T* x, const Channels& c, int64_t count, A* out, int64_t stride) {
   constexpr int kN = kLanes<A>;
-  for (int64_t g = 0; g < c.groups; ++g, x += c.each * c.channel_stride, out += c.padded) {
-    if (c.channel_stride == 1) {
+  for (int64_t g = 0; g < c.groups; ++g, x += c.per_group * c.channel_stride, out += c.padded) {
+    if (c.channel_stride == 1) {  // NHWC: copy each pixel, the last vector of a group in part
       for (int64_t p = 0; p < count; ++p) {
         const T* from = x + p * c.pixel_stride;
         int64_t i = 0;
-        for (; i + kN <= c.each; i += kN) store<A>(out + p * stride + i, load<A>(from + i));
-        if (i < c.each) store<A>(out + p * stride + i, load_part<A>(from + i, c.each - i));
+        for (; i + kN <= c.per_group; i += kN) store<A>(out + p * stride + i, load<A>(from + i));
+        if (i < c.per_group) store<A>(out + p * stride + i, load_part<A>(from + i, c.per_group - i));
       }
       continue;
     }
-    for (int64_t i = 0; i < c.each; i += kN) {
-      const int64_t rows = lesser(kN, c.each - i);
+    for (int64_t i = 0; i < c.per_group; i += kN) {  // NCHW: kLanes planes at a time, from left to right
+      const int64_t rows = min64(kN, c.per_group - i);
       const int64_t stored = i == 0 || stride >= c.padded ? kN : rows;
       for (int64_t p = 0; p < count; p += kN) {
-        const int64_t columns = lesser(kN, count - p);
+        const int64_t columns = min64(kN, count - p);
         const T* from = x + i * c.channel_stride + p;
+        A* to = out + p * stride + i;
         if (rows == kN && columns == kN) {
-          read_block<A, T, true>(from, c.channel_stride, kN, kN, out + p * stride + i, stride, stored);
+          read_block<A, T, true>(from, c.channel_stride, kN, kN, to, stride, stored);
         } else {
-          read_block<A, T, false>(from, c.channel_stride, rows, columns, out + p * stride + i, stride, stored);
+          read_block<A, T, false>(from, c.channel_stride, rows, columns, to, stride, stored);
         }
       }
     }
   }
 }
 
-// Converts three planes' `count` pixels to neighbouring channels; `out` has room for a vector's pixels more.
-template <class A, class T>
-ALEXNET_INLINE void interleave3(const T* x, int64_t plane, int64_t count, A* out) {
-  constexpr int kN = kLanes<A>;
-  constexpr auto kAll = std::make_integer_sequence<int, kN>{};
-  for (int64_t p = 0; p < count; p += kN, out += 3 * kN) {
-    const int64_t n = lesser(kN, count - p);
-    Vec<A> v[3];
-    for (int i = 0; i < 3; ++i) v[i] = n == kN ? load<A>(x + i * plane + p) : load_part<A>(x + i * plane + p, n);
-    store<A>(out, interleaved<A, 0>(v[0], v[1], v[2], kAll));
-    store<A>(out + kN, interleaved<A, 1>(v[0], v[1], v[2], kAll));
-    store<A>(out + 2 * kN, interleaved<A, 2>(v[0], v[1], v[2], kAll));
-  }
-}
-
-// The reverse; padding is read, but not written.
+// The reverse of read_pixels. Padding is read, but not written.
 template <class A, class T>
 __attribute__((noinline)) void write_pixels(const A* from, int64_t stride, const Channels& c, int64_t count, T* y) {
   constexpr int kN = kLanes<A>;
-  for (int64_t g = 0; g < c.groups; ++g, y += c.each * c.channel_stride, from += c.padded) {
-    if (c.channel_stride == 1) {
+  for (int64_t g = 0; g < c.groups; ++g, y += c.per_group * c.channel_stride, from += c.padded) {
+    if (c.channel_stride == 1) {  // NHWC: copy each pixel
       for (int64_t p = 0; p < count; ++p) {
         T* to = y + p * c.pixel_stride;
         int64_t i = 0;
-        for (; i + kN <= c.each; i += kN) store<A>(to + i, load<A>(from + p * stride + i));
-        if (i < c.each) store_part<A>(to + i, load<A>(from + p * stride + i), c.each - i);
+        for (; i + kN <= c.per_group; i += kN) store<A>(to + i, load<A>(from + p * stride + i));
+        if (i < c.per_group) store_part<A>(to + i, load<A>(from + p * stride + i), c.per_group - i);
       }
       continue;
     }
-    for (int64_t i = 0; i < c.each; i += kN) {
-      const int64_t rows = lesser(kN, c.each - i);
+    for (int64_t i = 0; i < c.per_group; i += kN) {  // NCHW: kLanes planes at a time
+      const int64_t rows = min64(kN, c.per_group - i);
       for (int64_t p = 0; p < count; p += kN) {
-        const int64_t columns = lesser(kN, count - p);
+        const int64_t columns = min64(kN, count - p);
         T* to = y + i * c.channel_stride + p;
         if (rows == kN && columns == kN) {
           write_block<A, T, true>(from + p * stride + i, stride, to, c.channel_stride, kN, kN);
@@ -222,7 +224,22 @@ __attribute__((noinline)) void write_pixels(const A* from, int64_t stride, const
   }
 }
 
-// `count` pixels for reading: in place, or in scratch memory.
+// Converts `count` pixels of three planes to pixels of three channels; `out` has room for kLanes pixels more.
+template <class A, class T>
+ALEXNET_INLINE void interleave3(const T* x, int64_t plane, int64_t count, A* out) {
+  constexpr int kN = kLanes<A>;
+  for (int64_t p = 0; p < count; p += kN, out += 3 * kN) {
+    const int64_t n = min64(kN, count - p);
+    Vec<A> v[3];
+    // kLanes pixels of each plane become three vectors of interleaved channels.
+    for (int i = 0; i < 3; ++i) v[i] = n == kN ? load<A>(x + i * plane + p) : load_part<A>(x + i * plane + p, n);
+    store<A>(out, interleaved<A, 0>(v[0], v[1], v[2]));
+    store<A>(out + kN, interleaved<A, 1>(v[0], v[1], v[2]));
+    store<A>(out + 2 * kN, interleaved<A, 2>(v[0], v[1], v[2]));
+  }
+}
+
+// `count` pixels of a tensor for reading: where they lie, or converted to `scratch`.
 template <class A, class T>
 ALEXNET_INLINE Pixels<const A> pixels_at(const T* x, const Channels& c, int64_t count, A* scratch) {
   if constexpr (__is_same(A, T)) {
@@ -232,19 +249,19 @@ ALEXNET_INLINE Pixels<const A> pixels_at(const T* x, const Channels& c, int64_t 
   return {scratch, c.stride()};
 }
 
-// Where `count` pixels of a result are to be computed; finish() writes them if that is scratch memory. `streamed`: only
-// written, never read again here.
+// A row of results: compute `pixels`, then call finish(), which converts them to the tensor at `out` if they are in
+// scratch memory. `nontemporal`: the kernel writes them with Pixels::write and does not read them again.
 template <class A, class T>
-struct Result {
+struct OutputRow {
   T* y;
   const Channels& channels;
   Pixels<A> pixels;
 
-  ALEXNET_INLINE Result(T* out, const Channels& c, A* scratch, bool streamed = false)
+  ALEXNET_INLINE OutputRow(T* out, const Channels& c, A* scratch, bool nontemporal = false)
       : y(out), channels(c), pixels{scratch, c.stride()} {
     if constexpr (__is_same(A, T)) {
       const bool aligned = (reinterpret_cast<uintptr_t>(y) | (c.pixel_stride * sizeof(A))) % kVectorBytes == 0;
-      if (in_place<A, T>(c)) pixels = {y, c.pixel_stride, streamed && aligned};
+      if (in_place<A, T>(c)) pixels = {y, c.pixel_stride, nontemporal && aligned};
     }
   }
   ALEXNET_INLINE void finish(int64_t count) const {
@@ -252,7 +269,7 @@ struct Result {
   }
 };
 
-// The last few rows of an image, each made when it is first asked for.
+// Ring buffer of the last rows of an image, each made once, when it is first needed.
 template <class Row>
 struct Ring {
   Scratch<Row> row;
@@ -260,13 +277,13 @@ struct Ring {
   int64_t next = 0;
 
   explicit Ring(int64_t rows) : row(rows), slots(static_cast<int>(rows)) {}
-  void restart() { next = 0; }
+  void restart() { next = 0; }  // before the first row of another image
   Row& operator[](int64_t r) { return row[r % slots]; }
 
-  // Makes the rows [first, last) available: make(row, slot) fills slot `slot` and says where the row lies.
+  // Makes rows [first, last) available. make(row, slot) may use the memory of slot `slot` and returns the Row.
   template <class Make>
   ALEXNET_INLINE void advance(int64_t first, int64_t last, Make make) {
-    for (next = greater(next, first); next < last; ++next) {
+    for (next = max64(next, first); next < last; ++next) {
       const int slot = static_cast<int>(next % slots);
       row[slot] = make(next, slot);
     }

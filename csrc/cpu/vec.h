@@ -1,6 +1,12 @@
-// Vectors of the level being compiled, in GCC's and Clang's vector types: arithmetic, comparisons and `mask ? a : b`
-// are operators, so kernels are written once. Here is the rest: loads and stores that convert between a tensor's type
-// and that of the sums (float, or double for double), a transposition, and 1/sqrt.
+// SIMD vectors of the instruction-set level being compiled, as GCC and Clang vector types: arithmetic, comparisons and
+// `mask ? a : b` are operators, so every kernel is written once for all levels. This file adds what operators lack:
+// loads and stores with conversion, shuffles and a transpose.
+//
+// Memory: lane i is element i. A tensor of float, float16 or bfloat16 is summed in float, one of double in
+// double; a vector always has the lanes of the type of the sums.
+//
+// Numerics: conversions to float16 and bfloat16 round to nearest even, keep infinities and NaN, and overflow to
+// infinity. Where the level has no conversion instruction the same result is computed with integers.
 #pragma once
 
 #include <cstdint>
@@ -34,17 +40,9 @@ struct VectorOf {
 template <class E, int N>
 using Vector = typename VectorOf<E, N>::type;
 
-// The type of the sums of a tensor type, how many fit a vector, and integers of the same width.
+// The type of the sums of a tensor type T, the lanes of a vector of it, and integers of the same width.
 template <class T>
-struct AccumulatorOf {
-  using type = float;
-};
-template <>
-struct AccumulatorOf<double> {
-  using type = double;
-};
-template <class T>
-using Accumulator = typename AccumulatorOf<T>::type;
+using Accumulator = std::conditional_t<__is_same(T, double), double, float>;
 template <class A>
 constexpr int kLanes = kVectorBytes / sizeof(A);
 template <class A>
@@ -54,21 +52,11 @@ using Bits = Vector<int32_t, kLanes<A>>;
 template <class A>
 using Unsigned = Vector<std::conditional_t<sizeof(A) == 4, uint32_t, uint64_t>, kLanes<A>>;
 
-// How a tensor type lies in memory: Half and BFloat16 as 16-bit integers.
+// The type of an element in memory (Half and BFloat16: a 16-bit integer), and kLanes<A> of them.
 template <class T>
-struct StorageOf {
-  using type = T;
-};
-template <>
-struct StorageOf<Half> {
-  using type = uint16_t;
-};
-template <>
-struct StorageOf<BFloat16> {
-  using type = uint16_t;
-};
+using Storage = std::conditional_t<sizeof(T) == 2, uint16_t, T>;
 template <class A, class T>
-using Raw = Vector<typename StorageOf<T>::type, kLanes<A>>;
+using Raw = Vector<Storage<T>, kLanes<A>>;
 
 template <class To, class From>
 ALEXNET_INLINE To bit_cast(From from) {
@@ -80,66 +68,20 @@ ALEXNET_INLINE To bit_cast(From from) {
 
 template <class A>
 ALEXNET_INLINE Vec<A> fill(A value) {
-  return value - Vec<A>{};  // a broadcast: subtracting 0 changes nothing, not even -0
+  return value - Vec<A>{};  // broadcasts; subtracting 0 keeps every value, also -0
 }
 
 template <class A>
 ALEXNET_INLINE Vec<A> relu(Vec<A> v) {
   const Vec<A> zero = {};
-  return zero > v ? zero : v;  // one instruction; keeps NaN, and -0
-}
-
-// ---- 1 / sqrt: the CPU's estimate and one Newton step. Where that step fails (0, infinity, NaN) the estimate is
-// already the answer.
-#if defined(__SSE2__) && !defined(__AVX512F__)
-template <class A>
-constexpr bool kCoarseEstimate = sizeof(A) == 4;  // 12 bits instead of 14 or all
-#else
-template <class A>
-constexpr bool kCoarseEstimate = false;
-#endif
-
-template <class A>
-ALEXNET_INLINE Vec<A> rsqrt_estimate(Vec<A> d) {
-#if defined(__AVX512F__)
-  if constexpr (sizeof(A) == 4) return (Vec<A>)_mm512_maskz_rsqrt14_ps(0xffff, (__m512)d);
-#elif defined(__AVX2__)
-  if constexpr (sizeof(A) == 4) return (Vec<A>)_mm256_rsqrt_ps((__m256)d);
-#elif defined(__SSE2__)
-  if constexpr (sizeof(A) == 4) return (Vec<A>)_mm_rsqrt_ps((__m128)d);
-#endif
-  Vec<A> r = {};
-  for (int i = 0; i < kLanes<A>; ++i) {
-    if constexpr (sizeof(A) == 4) {
-      r[i] = 1 / __builtin_sqrtf(d[i]);
-    } else {
-      r[i] = 1 / __builtin_sqrt(d[i]);
-    }
-  }
-  return r;
-}
-
-// `refined`, a negative power of d, or where its refinement failed the estimate r of another one.
-template <class A>
-ALEXNET_INLINE Vec<A> refined_or(Vec<A> refined, [[maybe_unused]] Vec<A> d, Vec<A> r) {
-#if defined(__AVX512F__)  // what a d of 0 gives is infinity, and of infinity 0: one instruction instead of two
-  if constexpr (sizeof(A) == 4) {
-    return (Vec<A>)_mm512_fixupimm_ps((__m512)refined, (__m512)d, _mm512_set1_epi32(0x00800500), 0);
-  }
-#endif
-  return refined == refined ? refined : r;
-}
-
-template <class A>
-ALEXNET_INLINE Vec<A> rsqrt(Vec<A> d) {
-  const Vec<A> r = rsqrt_estimate<A>(d);
-  if constexpr (sizeof(A) == 8) return r;
-  return refined_or<A>(r * (A(1.5) - A(0.5) * (d * r) * r), d, r);
+  return zero > v ? zero : v;  // one max instruction; keeps NaN and -0
 }
 
 // ---- conversions
-#if !defined(__AVX2__)  // no F16C either
-// A half's exponent is rebiased by a multiplication, which also normalises subnormals.
+
+#if !defined(__AVX2__)  // levels without the F16C conversion instructions
+// float16 to float: the exponent and mantissa bits move to their place in a float, and a multiplication by 2^112
+// corrects the exponent's bias; it also normalises subnormal numbers.
 template <class V, class I>
 ALEXNET_INLINE V half_to_float(I h) {
   const I magnitude = (h & 0x7fff) << 13;
@@ -148,8 +90,8 @@ ALEXNET_INLINE V half_to_float(I h) {
   return bit_cast<V>(((magnitude >= (0x7c00 << 13)) ? special : bit_cast<I>(scaled)) | ((h & 0x8000) << 16));
 }
 
-// Rounds to nearest even: subnormal results by adding a number whose last bit is a half's last, the others by adding
-// just under half of the part that goes, plus the last bit that stays.
+// float to float16, to nearest even. A normal result: add almost half of the last kept bit, plus that bit, then cut. A
+// subnormal result: adding 0.5 aligns the mantissa so that the addition itself rounds at the last bit of a float16.
 template <class V, class I>
 ALEXNET_INLINE I float_to_half(V v) {
   const I bits = bit_cast<I>(v), magnitude = bits & 0x7fffffff;
@@ -163,7 +105,8 @@ ALEXNET_INLINE I float_to_half(V v) {
 }
 #endif
 
-// 8- or 16-bit integers to 32 bits: __builtin_convertvector, which GCC 12 does element by element.
+// 8- or 16-bit integers to 32 bits. GCC 12 compiles __builtin_convertvector to one move per element, so the levels with
+// an instruction for it use the intrinsic.
 template <class A, class R>
 ALEXNET_INLINE Bits<A> extend(R raw) {
 #if defined(__AVX512F__)
@@ -178,6 +121,7 @@ ALEXNET_INLINE Bits<A> extend(R raw) {
   return __builtin_convertvector(raw, Bits<A>);
 }
 
+// A vector as it lies in memory to the type of the sums, and back. T may also be uint8_t.
 template <class A, class T>
 ALEXNET_INLINE Vec<A> widen(Raw<A, T> raw) {
   if constexpr (sizeof(T) == sizeof(A)) {
@@ -219,7 +163,8 @@ ALEXNET_INLINE Raw<A, T> narrow(Vec<A> v) {
   }
 }
 
-// ---- loads and stores of whole vectors, and of their first n elements (the others read as zero)
+// ---- loads and stores; addresses need no alignment except for stream()
+
 template <class A, class T>
 ALEXNET_INLINE Vec<A> load(const T* p) {
   Raw<A, T> raw;
@@ -233,7 +178,7 @@ ALEXNET_INLINE void store(T* p, Vec<A> v) {
   __builtin_memcpy(p, &raw, sizeof(raw));
 }
 
-// The same, at an aligned address, past the caches where the instruction set can.
+// Non-temporal store: writes to memory without keeping the line in the caches. p is aligned to a whole vector.
 template <class A>
 ALEXNET_INLINE void stream(A* p, Vec<A> v) {
 #if defined(__AVX512F__)
@@ -250,10 +195,11 @@ ALEXNET_INLINE void stream(A* p, Vec<A> v) {
 template <class A, class T>
 ALEXNET_INLINE A to_accumulator(T value) {
   Raw<A, T> raw = {};
-  raw[0] = bit_cast<typename StorageOf<T>::type>(value);
+  raw[0] = bit_cast<Storage<T>>(value);
   return widen<A, T>(raw)[0];
 }
 
+// The first n elements alone, 0 < n <= kLanes; the other lanes become zero. No memory behind them is touched.
 template <class A, class T>
 ALEXNET_INLINE Vec<A> load_part(const T* p, int64_t n) {
 #if defined(__AVX512F__)
@@ -263,7 +209,7 @@ ALEXNET_INLINE Vec<A> load_part(const T* p, int64_t n) {
   if constexpr (sizeof(Raw<A, T>) == 16) return widen<A, T>((Raw<A, T>)_mm_maskz_loadu_epi8(bytes, p));
 #endif
   Raw<A, T> raw = {};
-  for (int64_t i = 0; i < n; ++i) raw[i] = bit_cast<typename StorageOf<T>::type>(p[i]);
+  for (int64_t i = 0; i < n; ++i) raw[i] = bit_cast<Storage<T>>(p[i]);
   return widen<A, T>(raw);
 }
 
@@ -279,81 +225,69 @@ ALEXNET_INLINE void store_part(T* p, Vec<A> v, int64_t n) {
   for (int64_t i = 0; i < n; ++i) p[i] = bit_cast<T>(raw[i]);
 }
 
-// Keeps the first n lanes and zeroes the others.
+// Sets all lanes but the first n to zero.
 template <class A>
-ALEXNET_INLINE Vec<A> keep(Vec<A> v, int64_t n) {
+ALEXNET_INLINE Vec<A> keep_first(Vec<A> v, int64_t n) {
   Vec<A> lane;
   for (int i = 0; i < kLanes<A>; ++i) lane[i] = A(i);
   return lane < A(n) ? v : Vec<A>{};
 }
 
-// ---- lanes LANE of the 2 kLanes elements of a and then b
-template <class A, int... LANE>
-ALEXNET_INLINE Vec<A> pick(Vec<A> a, Vec<A> b, std::integer_sequence<int, LANE...>) {
+// ---- shuffles
+
+// Lane i of the result is element F{}(i) of a followed by b; F is the type of a lambda without captures.
+template <class A, class F>
+ALEXNET_INLINE Vec<A> permute(Vec<A> a, Vec<A> b, F) {
+  return [&]<int... I>(std::integer_sequence<int, I...>) __attribute__((always_inline)) {
 #if defined(__clang__)
-  return __builtin_shufflevector(a, b, LANE...);
+    return __builtin_shufflevector(a, b, F{}(I)...);
 #else
-  using Index = decltype(a < b);
-  return __builtin_shuffle(a, b, Index{LANE...});
+    return __builtin_shuffle(a, b, decltype(a < b){std::integral_constant<int, F{}(I)>::value...});
 #endif
+  }(std::make_integer_sequence<int, kLanes<A>>{});
 }
 
-template <class A, int SHIFT, int... I>
-ALEXNET_INLINE Vec<A> shifted(Vec<A> a, Vec<A> b, std::integer_sequence<int, I...>) {
-  return pick<A>(a, b, std::integer_sequence<int, (I + SHIFT)...>{});
-}
-
-// kLanes neighbours of a followed by b, from element SHIFT on.
+// Elements SHIFT, SHIFT + 1, ... of a followed by b.
 template <class A, int SHIFT>
 ALEXNET_INLINE Vec<A> shifted(Vec<A> a, Vec<A> b) {
-#if defined(__AVX512F__)  // GCC 12 takes a permutation that overwrites one of its arguments
+#if defined(__AVX512F__)  // GCC 12 would choose a slower permutation that overwrites an operand
   if constexpr (sizeof(A) == 4) return (Vec<A>)_mm512_maskz_alignr_epi32(0xffff, (__m512i)b, (__m512i)a, SHIFT);
 #endif
-  return shifted<A, SHIFT>(a, b, std::make_integer_sequence<int, kLanes<A>>{});
+  return permute<A>(a, b, [](int i) { return i + SHIFT; });
 }
 
-// ---- a0 b0 c0 a1 b1 c1 ...: vector PART of the three
-template <class A, int PART, int... I>
-ALEXNET_INLINE Vec<A> interleaved(Vec<A> a, Vec<A> b, Vec<A> c, std::integer_sequence<int, I...>) {
-  constexpr int kN = kLanes<A>;
-  const Vec<A> ab =
-      pick<A>(a, b, std::integer_sequence<int, ((PART * kN + I) % 3 * kN % (2 * kN) + (PART * kN + I) / 3)...>{});
-  return pick<A>(ab, c, std::integer_sequence<int, ((PART * kN + I) % 3 < 2 ? I : kN + (PART * kN + I) / 3)...>{});
+// Vector PART (0, 1, 2) of the sequence a0 b0 c0 a1 b1 c1 ...: first the elements of a and b, then those of c.
+template <class A, int PART>
+ALEXNET_INLINE Vec<A> interleaved(Vec<A> a, Vec<A> b, Vec<A> c) {
+  constexpr int kN = kLanes<A>, kFirst = PART * kN;
+  const Vec<A> ab = permute<A>(a, b, [](int i) { return (kFirst + i) % 3 * kN % (2 * kN) + (kFirst + i) / 3; });
+  return permute<A>(ab, c, [](int i) { return (kFirst + i) % 3 < 2 ? i : kN + (kFirst + i) / 3; });
 }
 
-// ---- transposition of kLanes vectors of kLanes elements, in log2(kLanes) steps that exchange ever larger blocks
-template <class A, int STEP, int... LANE>
-ALEXNET_INLINE void exchange(Vec<A>& a, Vec<A>& b, std::integer_sequence<int, LANE...>) {
-  constexpr int kN = kLanes<A>;
-  const Vec<A> x = a, y = b;
-  a = pick<A>(x, y, std::integer_sequence<int, (LANE & STEP ? kN + LANE - STEP : LANE)...>{});
-  b = pick<A>(x, y, std::integer_sequence<int, (LANE & STEP ? kN + LANE : LANE + STEP)...>{});
-}
-
+// Transposes a square of kLanes vectors in log2(kLanes) steps: each exchanges the off-diagonal blocks of STEP x STEP
+// elements in all squares of 2 STEP x 2 STEP.
 template <class A, int STEP = 1>
 ALEXNET_INLINE void transpose(Vec<A>* v) {
-  if constexpr (STEP < kLanes<A>) {
+  constexpr int kN = kLanes<A>;
+  if constexpr (STEP < kN) {
 #pragma GCC unroll 16
-    for (int i = 0; i < kLanes<A>; ++i) {
-      if ((i & STEP) == 0) exchange<A, STEP>(v[i], v[i + STEP], std::make_integer_sequence<int, kLanes<A>>{});
+    for (int i = 0; i < kN; ++i) {
+      if (i & STEP) continue;
+      const Vec<A> a = v[i], b = v[i + STEP];
+      v[i] = permute<A>(a, b, [](int lane) { return lane & STEP ? kN + lane - STEP : lane; });
+      v[i + STEP] = permute<A>(a, b, [](int lane) { return lane & STEP ? kN + lane : lane + STEP; });
     }
     transpose<A, 2 * STEP>(v);
   }
 }
 
-// Calls f(T{}) with the tensor type that a run-time dtype names.
+// Calls f(T{}) for the tensor type T of a dtype.
 template <class F>
 ALEXNET_INLINE void dispatch(DType dtype, F f) {
-  switch (dtype) {
-    case DType::kFloat:
-      return f(float{});
-    case DType::kDouble:
-      return f(double{});
-    case DType::kHalf:
-      return f(Half{});
-    case DType::kBFloat16:
-      return f(BFloat16{});
-  }
+  if (dtype == DType::kDouble) return f(double{});
+  if (dtype == DType::kHalf) return f(Half{});
+  if (dtype == DType::kBFloat16) return f(BFloat16{});
+  f(float{});
 }
 
 }  // namespace alexnet_cuda::ALEXNET_CPU_LEVEL

@@ -1,36 +1,37 @@
-// Winograd's convolution (Lavin and Gray, arXiv:1509.09308, section 4) of tiles of 6x6 inputs: F(4x4, 3x3) has 36
+// Winograd's convolution (Lavin and Gray, arXiv:1509.09308, section 4) of tiles of 6x6 inputs: F(4x4, 3x3) takes 36
 // products for 16 outputs instead of 144, F(2x2, 5x5) 36 for 4 instead of 100.
 //
-//   inputs   points = B' v B    [6][6]
-//   weights  points = G v G'
-//   outputs  A' products A      of the points' products, summed over channels
+//   inputs   V = B' v B          6x6 numbers in the "Winograd domain"
+//   weights  U = G w G'
+//   outputs  A' (sum of U * V over channels) A
 //
-// B, G and A evaluate and interpolate polynomials at 0, +-5/8, +-3/2 and infinity, and are the same for both sizes but
-// for how many numbers go in or come out. These points make no rounding error themselves, and a quarter of the error
-// of the usual 0, +-1, +-2: as much as a plain sum in float32, if no more than some ten channels are summed up at a
-// time.
+// B, G and A evaluate and interpolate polynomials at 0, +-5/8, +-3/2 and infinity; they are the same for both kernel
+// sizes but for how many numbers go in or come out. Vectors run along channels or filters.
+// Numerics: these evaluation points are exact in float32 and give a quarter of the error of the usual 0, +-1, +-2: that
+// of a direct float32 sum, if sums over channels are added up in short parts (multiply_in_parts).
 #pragma once
 
-#include "conv.h"
+#include "tile.h"
 
 namespace alexnet_cuda::ALEXNET_CPU_LEVEL {
 
-// The points' coordinates and the scale of the weights' polynomial at each: Lagrange's denominators.
+// The evaluation points, and the denominators of Lagrange's polynomials there.
 constexpr float kA = 0.625f, kA2 = kA * kA, kB = 1.5f, kB2 = kB * kB;
 constexpr float kScale0 = 1 / (kA2 * kB2), kScaleA = 1 / (2 * kA2 * (kA2 - kB2)), kScaleB = 1 / (2 * kB2 * (kB2 - kA2));
 
-using Square = Vec<float>[6][6];
+using Tile6x6 = Vec<float>[6][6];
 
-// In two dimensions: f makes six results of six operands, here of every column and then of every row.
+// A transform in two dimensions: f replaces six numbers, first of every column and then of every row.
 template <class F>
-ALEXNET_INLINE void for_columns_and_rows(Square& v, F f) {
+ALEXNET_INLINE void for_columns_and_rows(Tile6x6& v, F f) {
 #pragma GCC unroll 6
   for (int j = 0; j < 6; ++j) f(v[0][j], v[1][j], v[2][j], v[3][j], v[4][j], v[5][j]);
 #pragma GCC unroll 6
   for (int i = 0; i < 6; ++i) f(v[i][0], v[i][1], v[i][2], v[i][3], v[i][4], v[i][5]);
 }
 
-ALEXNET_INLINE void input_points(Square& v) {
+// B' v B
+ALEXNET_INLINE void transform_input(Tile6x6& v) {
   for_columns_and_rows(v, [](auto& v0, auto& v1, auto& v2, auto& v3, auto& v4, auto& v5) {
     const Vec<float> even_a = v4 - kB2 * v2, odd_a = kA * (v3 - kB2 * v1);
     const Vec<float> even_b = v4 - kA2 * v2, odd_b = kB * (v3 - kA2 * v1);
@@ -43,7 +44,7 @@ ALEXNET_INLINE void input_points(Square& v) {
   });
 }
 
-// The values at the points of a polynomial of N coefficients.
+// The values of a polynomial with N coefficients at the six evaluation points.
 template <int N>
 ALEXNET_INLINE void evaluate(Vec<float>& v0, Vec<float>& v1, Vec<float>& v2, Vec<float>& v3, Vec<float>& v4,
                              Vec<float>& v5) {
@@ -58,9 +59,9 @@ ALEXNET_INLINE void evaluate(Vec<float>& v0, Vec<float>& v1, Vec<float>& v2, Vec
   v4 = even_b - odd_b;
 }
 
-// Of R x R weights; the other numbers mean nothing.
+// G w G' of R x R weights; the other numbers of v are not read.
 template <int R>
-ALEXNET_INLINE void weight_points(Square& v) {
+ALEXNET_INLINE void transform_weight(Tile6x6& v) {
   for_columns_and_rows(v, [](auto& v0, auto& v1, auto& v2, auto& v3, auto& v4, auto& v5) {
     evaluate<R>(v0, v1, v2, v3, v4, v5);
     v0 *= kScale0;
@@ -71,9 +72,9 @@ ALEXNET_INLINE void weight_points(Square& v) {
   });
 }
 
-// M x M outputs; the other numbers mean nothing.
+// A' v A: M x M outputs; the other numbers of v mean nothing afterwards.
 template <int M>
-ALEXNET_INLINE void outputs(Square& v) {
+ALEXNET_INLINE void transform_output(Tile6x6& v) {
   for_columns_and_rows(v, [](auto& v0, auto& v1, auto& v2, auto& v3, auto& v4, auto& v5) {
     const Vec<float> even_a = v1 + v2, odd_a = v1 - v2, even_b = v3 + v4, odd_b = v3 - v4;
     v0 += even_a + even_b;
@@ -87,15 +88,15 @@ ALEXNET_INLINE void outputs(Square& v) {
   });
 }
 
-// The transposes of `outputs` and `weight_points`, for the weights' gradient: it is the sum over all tiles of the
-// input's points times those of M x M gradients.
+// For the weight gradient, G' (sum of V * (A g A') over tiles) G: A g A' of M x M gradients of the output,
 template <int M>
-ALEXNET_INLINE void grad_points(Square& v) {
+ALEXNET_INLINE void transform_grad(Tile6x6& v) {
   for_columns_and_rows(v, [](auto&... operands) { evaluate<M>(operands...); });
 }
 
+// and G' v G, the R x R gradients of the weights.
 template <int R>
-ALEXNET_INLINE void weight_grads(Square& v) {
+ALEXNET_INLINE void transform_weight_grad(Tile6x6& v) {
   for_columns_and_rows(v, [](auto& v0, auto& v1, auto& v2, auto& v3, auto& v4, auto& v5) {
     const Vec<float> even_a = kScaleA * (v1 + v2), odd_a = kScaleA * (v1 - v2);
     const Vec<float> even_b = kScaleB * (v3 + v4), odd_b = kScaleB * (v3 - v4);
@@ -111,15 +112,15 @@ ALEXNET_INLINE void weight_grads(Square& v) {
   });
 }
 
-// The numbers of a tile, point by point, `stride` apart.
-ALEXNET_INLINE void load_points(Square& v, const float* from, int64_t stride) {
+// The 36 numbers of a tile, `stride` apart in memory.
+ALEXNET_INLINE void load_domain(Tile6x6& v, const float* from, int64_t stride) {
 #pragma GCC unroll 36
-  for (int p = 0; p < kWinogradPoints; ++p) v[p / 6][p % 6] = load<float>(from + p * stride);
+  for (int p = 0; p < kWinogradProducts; ++p) v[p / 6][p % 6] = load<float>(from + p * stride);
 }
 
-ALEXNET_INLINE void store_points(const Square& v, float* to, int64_t stride) {
+ALEXNET_INLINE void store_domain(const Tile6x6& v, float* to, int64_t stride) {
 #pragma GCC unroll 36
-  for (int p = 0; p < kWinogradPoints; ++p) store<float>(to + p * stride, v[p / 6][p % 6]);
+  for (int p = 0; p < kWinogradProducts; ++p) store<float>(to + p * stride, v[p / 6][p % 6]);
 }
 
 }  // namespace alexnet_cuda::ALEXNET_CPU_LEVEL

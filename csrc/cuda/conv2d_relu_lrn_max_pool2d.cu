@@ -1,34 +1,35 @@
-// AlexNet's whole first block on tensor cores by mma.sync; conv2d_relu_lrn_max_pool2d.h says how.
+// AlexNet's whole first block on tensor cores by mma.sync; conv2d_relu_lrn_max_pool2d.h explains the method.
 //
-// A step makes 4 rows of up to 56 columns: a warp has all filters of 4 x 8 pixels, the eighth warp has none. It finds
-// the maxima over rows 0-2 (pooled row 2 s) and over row 0 and the last two rows of the step before (pooled row
-// 2 s - 1).
+// A step makes 4 rows of up to 56 outputs: a warp has all filters of 4 x 8 pixels, the eighth warp has none. It finds
+// the maxima over rows 0-2 of the step (pooled row 2 s) and over the last two rows of the previous step and row 0
+// (pooled row 2 s - 1). s2d blocks lie in two buffers of 6 rows: a step reads one and fills the other.
 #include "conv2d_relu_lrn_max_pool2d.h"
 
 namespace alexnet_cuda {
 namespace {
 
-constexpr int kStepRows = 4;  // outputs of a step; a thread stages one cell of as many new rows
-static_assert(kThreads == kStepRows * kRowCells && kCellRows == kStepRows + 2);
-static_assert(kColumns + 2 <= kRowCells && kColumns / 8 < kThreads / 32);
+constexpr int kStepRows = 4;  // rows of outputs per step; every thread stages one s2d block of the new rows
+static_assert(kThreads == kStepRows * kRowBlocks && kBlockRows == kStepRows + 2);
+static_assert(kMaxColumns + 2 <= kRowBlocks && kMaxColumns / 8 < kThreads / 32);
 
-// One of the plan's steps for 4 x 8 pixels: `cells` is where this lane's rows for ldmatrix begin.
+// One k step for 4 x 8 pixels; both operands come from shared memory. `blocks`: where this lane's rows for ldmatrix
+// are.
 template <class T, int kChannels, int kTile, int kStep>
-GPU_DEVICE void multiply(gpu::shared<uint16_t> cells, gpu::shared<uint32_t> weights, float (&sums)[2][kTile / 8][4]) {
-  constexpr Slab low = kPlan<kChannels>.slabs[2 * kStep], high = kPlan<kChannels>.slabs[2 * kStep + 1];
-  constexpr int kLow = low.plane * kStepPlane + (low.by * kRowCells + low.bx) * 8;
-  constexpr int kHigh = high.plane * kStepPlane + (high.by * kRowCells + high.bx) * 8;
-  const gpu::shared<uint16_t> slabs = cells + (threadIdx.x % 32 < 16 ? kLow : kHigh);
+GPU_DEVICE void multiply(gpu::shared<uint16_t> blocks, gpu::shared<uint32_t> weights, float (&sums)[2][kTile / 8][4]) {
+  constexpr KSlice low = kSchedule<kChannels>.slices[2 * kStep], high = kSchedule<kChannels>.slices[2 * kStep + 1];
+  constexpr int kLow = low.group * kBandStride + (low.by * kRowBlocks + low.bx) * 8;
+  constexpr int kHigh = high.group * kBandStride + (high.by * kRowBlocks + high.bx) * 8;
+  const gpu::shared<uint16_t> slices = blocks + (threadIdx.x % 32 < 16 ? kLow : kHigh);
   uint32_t a[2][4];
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
-    gpu::ldmatrix_x4(a[i], slabs + i * 2 * kRowCells * 8);
-    if constexpr (low.mask != 0xff) clear_unneeded<T>(low.mask, a[i][0], a[i][1]);
-    if constexpr (high.mask != 0xff) clear_unneeded<T>(high.mask, a[i][2], a[i][3]);
+    gpu::ldmatrix_x4(a[i], slices + i * 2 * kRowBlocks * 8);
+    if constexpr (low.mask != 0xff) mask_fragment<T>(low.mask, a[i][0], a[i][1]);
+    if constexpr (high.mask != 0xff) mask_fragment<T>(high.mask, a[i][2], a[i][3]);
   }
 #pragma unroll
   for (int pair = 0; pair < kTile / 16; ++pair) {
-    const gpu::Quad<uint32_t> b = gpu::load4(weights + (kStep * (kTile / 16) + pair) * 128);
+    const gpu::Vec4<uint32_t> b = gpu::load4(weights + (kStep * (kTile / 16) + pair) * 128);
     const uint32_t even[2] = {b.v[0], b.v[1]}, odd[2] = {b.v[2], b.v[3]};
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
@@ -38,29 +39,32 @@ GPU_DEVICE void multiply(gpu::shared<uint16_t> cells, gpu::shared<uint32_t> weig
   }
 }
 
-template <class T, class L, bool kLast, bool kSave>
+template <class T, class L, bool kNhwc, bool kSave>
 __global__ void __launch_bounds__(kThreads, 1)
     block_kernel(const uint16_t* __restrict__ x, const uint32_t* __restrict__ packed, const T* __restrict__ bias,
-                 uint16_t* __restrict__ y, uint16_t* __restrict__ a, uint8_t* __restrict__ code, Bands b, LrnArgs lrn) {
+                 uint16_t* __restrict__ y, uint16_t* __restrict__ a, uint8_t* __restrict__ code, Bands b,
+                 LrnConstants lrn) {
   constexpr int kChannels = L::kChannels, kTile = L::kTile;
-  constexpr int kSteps = kPlan<kChannels>.steps, kPlanes = 2 * kChannels;
-  // Shuffled, so that the compiler knows it to be the same in all lanes.
-  const int warp = __shfl_sync(~0u, static_cast<int>(threadIdx.x / 32), 0), lane = threadIdx.x % 32, quad = lane % 4;
+  constexpr int kSteps = kSchedule<kChannels>.steps, kGroups = 2 * kChannels;
+  // The shuffle tells the compiler that it is the same in all lanes.
+  const int warp = __shfl_sync(~0u, static_cast<int>(threadIdx.x / 32), 0);
+  const int lane = threadIdx.x % 32, quad_lane = lane % 4;
   const int plane = b.out_height * b.out_width, pooled_plane = b.pool_height * b.pool_width;
   const int column = warp * 8 + lane / 4;
-  const bool live = warp * 8 < b.out_width;
+  const bool active = warp * 8 < b.out_width;
 
-  // Rows of a job's cells, beginning with the first, by `threads` threads.
+  // Moves the first rows of a job's s2d blocks to shared memory, by `threads` threads.
   const auto stage_rows = [&](gpu::shared<uint32_t> to, int job, int rows, int thread, int threads) {
-    for (int i = thread; i < rows * kRowCells; i += threads)
-      b.stage<kChannels, kLast>(b.cell<kChannels>(x, job, i / kRowCells, i % kRowCells), to + i * 4);
+    for (int i = thread; i < rows * kRowBlocks; i += threads)
+      b.stage<kChannels, kNhwc>(b.source<kChannels>(x, job, i / kRowBlocks, i % kRowBlocks), to + i * 4);
   };
 
-  for (int i = threadIdx.x; i < L::kCellsAt / 4; i += kThreads)
+  // Once per thread block: weights, bias and the first s2d blocks to shared memory.
+  for (int i = threadIdx.x; i < L::kBlocksAt / 4; i += kThreads)
     gpu::cp_async16(L::weights() + 4 * i, packed + 4 * i, true);
   gpu::cp_async_commit();
-  load_biases<L>(bias);
-  stage_rows(L::cells(0), blockIdx.x, kCellRows, threadIdx.x, kThreads);
+  load_bias<L>(bias);
+  stage_rows(L::blocks(0), blockIdx.x, kBlockRows, threadIdx.x, kThreads);
   gpu::cp_async_wait<0>();
   __syncthreads();
 
@@ -69,64 +73,68 @@ __global__ void __launch_bounds__(kThreads, 1)
   for (int job = blockIdx.x; job < b.jobs; job += gridDim.x) {
     const Bands::Band band = b.band(job);
     for (int step = 0; step < b.steps; ++step) {
-      // The next step's cells: its first two rows are this step's last two, unless another band begins. Then the
-      // warp without pixels, which has time, loads them. All warps load the other four while they multiply.
+      // The first two of the next step's six rows of s2d blocks are this step's last two: they are copied within
+      // shared memory, unless another band begins; then the warp without pixels loads them.
       const bool last_step = step + 1 == b.steps;
-      const int next_job = last_step ? job + gridDim.x : job, next_row = last_step ? 2 : step * kStepRows + kCellRows;
-      const gpu::shared<uint32_t> cells = L::cells(buffer), next = L::cells(buffer ^ 1);
+      const int next_job = last_step ? job + gridDim.x : job, next_row = last_step ? 2 : step * kStepRows + kBlockRows;
+      const gpu::shared<uint32_t> blocks = L::blocks(buffer), next = L::blocks(buffer ^ 1);
       if (last_step) {
-        if (warp == kColumns / 8) stage_rows(next, next_job, 2, lane, 32);
-      } else if (threadIdx.x < 2 * kRowCells) {
+        if (warp == kMaxColumns / 8) stage_rows(next, next_job, 2, lane, 32);
+      } else if (threadIdx.x < 2 * kRowBlocks) {
 #pragma unroll
-        for (int p = 0; p < kPlanes; ++p) {
-          const int at = p * (kStepPlane / 2) + threadIdx.x * 4;
-          gpu::store4(next + at, gpu::load4(cells + (at + kStepRows * kRowCells * 4)));
+        for (int p = 0; p < kGroups; ++p) {
+          const int at = p * (kBandStride / 2) + threadIdx.x * 4;
+          gpu::store4(next + at, gpu::load4(blocks + (at + kStepRows * kRowBlocks * 4)));
         }
       }
-      const Bands::Cell cell =
-          b.cell<kChannels>(x, next_job, next_row + threadIdx.x / kRowCells, threadIdx.x % kRowCells);
-
+      // Multiply. In between, every thread loads one s2d block of the other four rows: a channel group from global
+      // memory before a part of the k steps, to shared memory after it.
+      const Bands::Source source =
+          b.source<kChannels>(x, next_job, next_row + threadIdx.x / kRowBlocks, threadIdx.x % kRowBlocks);
       float sums[2][kTile / 8][4] = {};
+      // Rows of ldmatrix: lane l addresses row l / 8 % 2 and column l % 8 of the warp's pixels.
       const gpu::shared<uint16_t> mine =
-          gpu::shared_cast<uint16_t>(cells) + (lane / 8 % 2 * kRowCells + warp * 8 + lane % 8) * 8;
-      unroll<kPlanes>([&](auto p) {
-        constexpr int kPlaneIndex = decltype(p)::value;
-        constexpr int kBegin = kPlaneIndex * kSteps / kPlanes, kEnd = (kPlaneIndex + 1) * kSteps / kPlanes;
+          gpu::shared_cast<uint16_t>(blocks) + (lane / 8 % 2 * kRowBlocks + warp * 8 + lane % 8) * 8;
+      unroll<kGroups>([&](auto p) {
+        constexpr int kGroup = decltype(p)::value;
+        constexpr int kBegin = kGroup * kSteps / kGroups, kEnd = (kGroup + 1) * kSteps / kGroups;
         uint16_t v[8];
-        b.load_plane<kChannels, kLast, kPlaneIndex>(cell, v);
-        if (live)
+        b.load<kChannels, kNhwc, kGroup>(source, v);
+        if (active)
           unroll<kEnd - kBegin>([&](auto s) {
             multiply<T, kChannels, kTile, kBegin + decltype(s)::value>(mine, L::weights() + lane * 4, sums);
           });
-        store_cell(next + (kPlaneIndex * (kStepPlane / 2) + (2 * kRowCells + threadIdx.x) * 4), v);
+        store_group(next + (kGroup * (kBandStride / 2) + (2 * kRowBlocks + threadIdx.x) * 4), v);
       });
       buffer ^= 1;
 
+      // Normalise rows in registers and pool them vertically; maxima go to shared memory.
       __syncthreads();
-      if (live) {
+      if (active) {
 #pragma unroll
         for (int r = 0; r < kStepRows; ++r) {
           const int row = 2 * band.first + step * kStepRows + r;
-          uint16_t* const save = kSave ? b.saved<kTile, kLast>(a, band, row, column) : nullptr;
-          finish_row<T, kTile, kLast>(sums[r / 2], r % 2, L::biases(), save, plane, lrn, [&](int j, const float* v) {
-            const int channel = 32 * j + 8 * quad;
+          uint16_t* const save = kSave ? b.saved<kTile, kNhwc>(a, band, row, column) : nullptr;
+          normalise_row<T, kTile, kNhwc>(sums[r / 2], r % 2, L::bias(), save, plane, lrn, [&](int j, const float* v) {
+            const int channel = 32 * j + 8 * quad_lane;
             if (r % 2 == 0)
-              windows.end(j, v, L::maxima(r / 2) + (column * L::kColumn + channel),
-                          L::maximum_rows(r / 2) + (column * kTile + channel));
+              windows.add_last_row(j, v, L::maxima(r / 2) + (column * L::kColumn + channel),
+                                   L::maximum_rows(r / 2) + (column * kTile + channel));
             else
-              windows.middle(j, v);
+              windows.add_middle_row(j, v);
           });
         }
       }
       __syncthreads();
 
+      // Pool horizontally: two rows of maxima from shared memory to y.
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         const int row = 2 * step - 1 + band.first + i;
         if (row >= band.first && row < band.end)
-          pool_across<T, L, kLast, kSave, kThreads>(L::maxima(i), L::maximum_rows(i), b, row,
-                                                    y + band.image * kTile * pooled_plane,
-                                                    kSave ? code + band.image * kTile * pooled_plane : nullptr);
+          pool_columns<T, L, kNhwc, kSave, kThreads>(L::maxima(i), L::maximum_rows(i), b, row,
+                                                     y + band.image * kTile * pooled_plane,
+                                                     kSave ? code + band.image * kTile * pooled_plane : nullptr);
       }
     }
   }
@@ -136,35 +144,36 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 // ---- host ----------------------------------------------------------------------------------------------------------
 
-int conv2d_relu_lrn_max_pool2d_bytes(const Conv& conv) {
+int first_block_shared_memory(const Conv& conv) {
   return dispatch_layout(conv, [](auto layout) { return decltype(layout)::kBytes; });
 }
 
-bool fuses_conv2d_relu_lrn_max_pool2d(DType dtype, const Conv& conv, const Lrn& lrn, const Pool& pool, Order order,
-                                      int shared_memory_optin) {
-  const auto inside = [](int64_t out, int64_t size) { return out > 0 && 2 * out + 1 <= size; };
+bool fuses_first_block(const BlockArguments& args, int shared_memory_limit) {
+  const Conv& conv = args.conv.conv;
+  const Lrn& lrn = args.tail.lrn;
+  const Pool& pool = args.tail.pool;
+  const DType dtype = args.conv.images.dtype;
+  const auto all_inside = [](int64_t out, int64_t size) { return out > 0 && 2 * out + 1 <= size; };
   // 96 filters of 4 channels would need 247 KB of shared memory, more than any GPU has.
-  return on_tensor_cores(dtype) && is_alexnet(conv) &&
-         (conv.filters == 64 || (conv.filters == 96 && conv.channels < 4)) && conv.out_width <= kColumns &&
-         order == kReluLrnPool && is_alexnet(lrn) && lrn.groups == 1 && pool.kernel_size == 3 && pool.stride == 2 &&
-         pool.padding == 0 && inside(pool.out_height, pool.height) && inside(pool.out_width, pool.width) &&
-         conv2d_relu_lrn_max_pool2d_bytes(conv) <= shared_memory_optin;
+  return (dtype == DType::kHalf || dtype == DType::kBFloat16) && is_conv11x11s4(conv) &&
+         (conv.filters == 64 || (conv.filters == 96 && conv.channels < 4)) && conv.out_width <= kMaxColumns &&
+         args.tail.order == kReluLrnPool && is_lrn5(lrn) && lrn.groups == 1 && pool.kernel_size == 3 &&
+         pool.stride == 2 && pool.padding == 0 && all_inside(pool.out_height, pool.height) &&
+         all_inside(pool.out_width, pool.width) && first_block_shared_memory(conv) <= shared_memory_limit;
 }
 
-gpu::error_t launch_conv2d_relu_lrn_max_pool2d(const Images& images, const void* x, const void* weight,
-                                               const void* bias, void* y, void* a, uint8_t* code, const Conv& conv,
-                                               const Lrn& lrn, const Pool& pool, int processors, float* workspace,
-                                               gpu::stream_t stream) {
-  const gpu::error_t error = pack_conv2d_weight(images.dtype, weight, conv, workspace, stream);
+gpu::error_t launch_conv2d_relu_lrn_max_pool2d(const BlockArguments& args, int multiprocessors, gpu::stream_t stream) {
+  const ConvArguments& conv = args.conv;
+  const gpu::error_t error = pack_conv2d_weight(conv.images.dtype, conv.weight, conv.conv, conv.workspace, stream);
   if (error != gpu::kSuccess) return error;
-  const Bands bands = bands_of(images, conv, pool, processors, kStepRows);
-  return dispatch_block(images, conv, code != nullptr, [&](auto type, auto layout, auto last, auto save) {
+  const Bands bands = bands_of(args, multiprocessors, kStepRows);
+  return dispatch_block(args, [&](auto type, auto layout, auto nhwc, auto save) {
     using T = typename decltype(type)::type;
-    return gpu::launch(block_kernel<T, decltype(layout), decltype(last)::value, decltype(save)::value>,
-                       dim3(std::min(bands.jobs, processors)), dim3(kThreads), decltype(layout)::kBytes, stream,
-                       static_cast<const uint16_t*>(x), reinterpret_cast<const uint32_t*>(workspace),
-                       static_cast<const T*>(bias), static_cast<uint16_t*>(y), static_cast<uint16_t*>(a), code, bands,
-                       LrnArgs(lrn));
+    return gpu::launch(block_kernel<T, decltype(layout), decltype(nhwc)::value, decltype(save)::value>,
+                       dim3(std::min(bands.jobs, multiprocessors)), dim3(kThreads), decltype(layout)::kBytes, stream,
+                       static_cast<const uint16_t*>(conv.x), reinterpret_cast<const uint32_t*>(conv.workspace),
+                       static_cast<const T*>(conv.bias), static_cast<uint16_t*>(args.tail.out),
+                       static_cast<uint16_t*>(conv.out), args.tail.code, bands, LrnConstants(args.tail.lrn));
   });
 }
 

@@ -1,112 +1,124 @@
-// AlexNet's whole first block in one kernel: what its two kernels share, the one of mma.sync (..._pool2d.cu) and the
-// one of wgmma (..._pool2d_wgmma.cu).
+// AlexNet's whole first block in one kernel: what its two kernels share, conv2d_relu_lrn_max_pool2d.cu (mma.sync) and
+// conv2d_relu_lrn_max_pool2d_wgmma.cu. k_schedule.h says how the convolution becomes a matrix product, conv2d_mma.cu in
+// which order weights are packed.
 //
-// slabs.h says how the convolution becomes a product of matrices, and conv2d_mma.cu in which order weights are packed.
-// Here the weights stay in shared memory, one block per SM goes through its images (or bands of them), and what the
-// pooling needs never reaches global memory:
+// Memory: one persistent thread block per SM keeps the weights in shared memory and goes through its images, or bands
+// of them, a few output rows per step. What the pooling needs never reaches global memory:
 //
-//   1. sums = cells x weights; meanwhile the cells of the next step are loaded, a plane at a time
-//   2. a = sums + bias, rounded (and saved); normalised; its maxima over three rows go to shared memory, as floats
-//   3. maxima over three columns, written out
+//   1. sums = s2d blocks x weights; meanwhile the s2d blocks of the next step are loaded, one channel group at a time
+//   2. a = sums + bias, rounded (and saved); ReLU; LRN; maxima over three rows go to shared memory as floats
+//   3. maxima over three columns are written out
 //
-// with barriers between 1 and 2 (the maxima of the last step have been read) and between 2 and 3. The rows of an mma
-// fragment are chosen such that a lane holds all rows of a column, so that it can pool vertically on its own. The four
-// lanes of a column hold runs of 8 channels and pass each other what the normalisation needs of the next run.
+// with barriers between 1 and 2 (the last step's maxima have been read) and between 2 and 3.
+//
+// The trick: rows of an mma fragment are assigned to pixels such that a lane holds all rows of a column and can pool
+// vertically in registers. The four lanes of a column hold runs of 8 channels and shuffle what LRN needs of the next
+// run.
+//
+// Numerics: bit for bit the results of the convolution followed by relu_lrn_max_pool2d, whose ReLU it is: the kernels
+// do not read ConvArguments::relu.
 #pragma once
 
 #include "lrn.h"
 #include "pool.h"
-#include "slabs.h"
+#include "space_to_depth.h"
 
 namespace alexnet_cuda {
 
-constexpr int kColumns = 56;                           // outputs of a row
-constexpr int kRowCells = 64, kCellRows = 6;           // cells of a row; rows in shared memory
-constexpr int kStepPlane = 8 * kCellRows * kRowCells;  // 16-bit words
+constexpr int kMaxColumns = 56;                           // outputs of a row
+constexpr int kRowBlocks = 64, kBlockRows = 6;            // s2d blocks of a row; rows in shared memory
+constexpr int kBandStride = 8 * kBlockRows * kRowBlocks;  // 16-bit words from one channel group to the next
 
+// Shared memory, in 32-bit words: weights, two buffers of s2d blocks, two rows of maxima (and in which of three rows
+// each maximum was), the bias.
 template <int kChannels_, int kTile_>
-struct Layout {  // of shared memory, in 32-bit words: weights, twice cells, twice a row's maxima and where they were
+struct Layout {
   static constexpr int kChannels = kChannels_, kTile = kTile_;
-  static constexpr int kBuffer = 2 * kChannels * kStepPlane / 2;
+  static constexpr int kBufferWords = 2 * kChannels * kBandStride / 2;
   static constexpr int kColumn = kTile + 4;  // floats from one column's maxima to the next's: no bank conflicts
-  static constexpr int kCellsAt = kPlan<kChannels>.steps * kTile * 8, kMaximaAt = kCellsAt + 2 * kBuffer;
-  static constexpr int kMaximumRowsAt = kMaximaAt + 2 * kColumns * kColumn;
-  static constexpr int kBiasesAt = kMaximumRowsAt + kColumns * kTile / 2, kBytes = 4 * (kBiasesAt + kTile);
+  static constexpr int kBlocksAt = kSchedule<kChannels>.steps * kTile * 8, kMaximaAt = kBlocksAt + 2 * kBufferWords;
+  static constexpr int kMaximumRowsAt = kMaximaAt + 2 * kMaxColumns * kColumn;
+  static constexpr int kBiasAt = kMaximumRowsAt + kMaxColumns * kTile / 2, kBytes = 4 * (kBiasAt + kTile);
 
   static GPU_DEVICE gpu::shared<uint32_t> weights() { return gpu::dynamic_shared<uint32_t>(); }
-  static GPU_DEVICE gpu::shared<uint32_t> cells(int which) { return weights() + (kCellsAt + which * kBuffer); }
-  static GPU_DEVICE gpu::shared<float> maxima(int which) {
-    return gpu::shared_cast<float>(weights() + kMaximaAt) + which * kColumns * kColumn;
+  static GPU_DEVICE gpu::shared<uint32_t> blocks(int buffer) { return weights() + (kBlocksAt + buffer * kBufferWords); }
+  static GPU_DEVICE gpu::shared<float> maxima(int buffer) {
+    return gpu::shared_cast<float>(weights() + kMaximaAt) + buffer * kMaxColumns * kColumn;
   }
-  static GPU_DEVICE gpu::shared<uint8_t> maximum_rows(int which) {
-    return gpu::shared_cast<uint8_t>(weights() + kMaximumRowsAt) + which * kColumns * kTile;
+  static GPU_DEVICE gpu::shared<uint8_t> maximum_rows(int buffer) {
+    return gpu::shared_cast<uint8_t>(weights() + kMaximumRowsAt) + buffer * kMaxColumns * kTile;
   }
-  static GPU_DEVICE gpu::shared<float> biases() { return gpu::shared_cast<float>(weights() + kBiasesAt); }
+  static GPU_DEVICE gpu::shared<float> bias() { return gpu::shared_cast<float>(weights() + kBiasAt); }
 };
 
 template <class L, class T>
-GPU_DEVICE void load_biases(const T* bias) {
-  if (threadIdx.x < L::kTile) L::biases()[threadIdx.x] = bias ? gpu::to_float(bias[threadIdx.x]) : 0.f;
+GPU_DEVICE void load_bias(const T* bias) {
+  if (threadIdx.x < L::kTile) L::bias()[threadIdx.x] = bias ? gpu::to_float(bias[threadIdx.x]) : 0.f;
 }
 
+// How the work is cut. A job is a band of an image: `rows` pooled rows (the last band may have fewer).
 struct Bands {
   int height, width, padding, out_height, out_width, pool_height, pool_width;
-  int jobs, bands, rows, steps;  // a job is a band of an image: `rows` pooled rows (the last may have fewer)
+  int jobs, bands, rows, steps;  // jobs; bands per image; steps per band
 
-  struct Cell {
+  // Where an s2d block comes from: its upper left pixel.
+  struct Source {
     const uint16_t* image;
     int y, x;
   };
-  // A cell by its place in a job's; behind the last job one that lies below the image.
+  // The s2d block in a row and column of a job; below the image, so all zeros, after the last job.
   template <int kChannels>
-  GPU_DEVICE Cell cell(const uint16_t* x, int job, int row, int column) const {
+  GPU_DEVICE Source source(const uint16_t* x, int job, int row, int column) const {
     const int y = 4 * (2 * rows * (job % bands) + row) - padding;
     return {x + int64_t{min(job, jobs - 1) / bands} * kChannels * height * width, job < jobs ? y : height,
             4 * column - padding};
   }
-  template <int kChannels, bool kLast, int kPlaneIndex>
-  GPU_DEVICE void load_plane(const Cell& cell, uint16_t (&v)[8]) const {
-    load_cell<kChannels, kLast, kPlaneIndex>(cell.image, height, width, cell.y, cell.x, v);
+  template <int kChannels, bool kNhwc, int kGroup>
+  GPU_DEVICE void load(const Source& source, uint16_t (&v)[8]) const {
+    load_group<kChannels, kNhwc, kGroup>(source.image, height, width, source.y, source.x, v);
   }
-  template <int kChannels, bool kLast>
-  GPU_DEVICE void stage(const Cell& cell, gpu::shared<uint32_t> to) const {
+  // Moves one s2d block from global to shared memory.
+  template <int kChannels, bool kNhwc>
+  GPU_DEVICE void stage(const Source& source, gpu::shared<uint32_t> to) const {
     unroll<2 * kChannels>([&](auto p) {
       uint16_t v[8];
-      load_plane<kChannels, kLast, decltype(p)::value>(cell, v);
-      store_cell(to + p * (kStepPlane / 2), v);
+      load<kChannels, kNhwc, decltype(p)::value>(source, v);
+      store_group(to + p * (kBandStride / 2), v);
     });
   }
 
   struct Band {
     int64_t image;
-    int first, end, saved_end;  // pooled rows; the outputs that two bands make are saved by the second
+    int first, end, saved_end;  // pooled rows; end of the rows of `a` to save (a row of two bands: by the second)
   };
+  // Pooled rows [first, end) need outputs 2 first .. 2 end; the last band also saves rows that no window covers.
   GPU_DEVICE Band band(int job) const {
     const int which = job % bands, first = which * rows, end = min(first + rows, pool_height);
     return {job / bands, first, end, which + 1 == bands ? out_height : 2 * end};
   }
-  // Where a band saves an output, with kTile channels; null where it does not.
-  template <int kTile, bool kLast>
+  // Where a band saves a pixel of the convolution's output `a`, which has kTile channels; null if it does not.
+  template <int kTile, bool kNhwc>
   GPU_DEVICE uint16_t* saved(uint16_t* a, const Band& band, int row, int column) const {
     if (column >= out_width || row >= band.saved_end) return nullptr;
     const int plane = out_height * out_width, pixel = row * out_width + column;
-    return a + (band.image * kTile * plane + pixel * (kLast ? kTile : 1));
+    return a + (band.image * kTile * plane + pixel * (kNhwc ? kTile : 1));
   }
 };
 
-// One row of a lane's column, of a fragment of sums: a = sums + bias, rounded, goes to `save` unless that is null; then
-// body(j, values) gets channels 32 j + 8 (lane % 4) .. + 7 of it, normalised.
-template <class T, int kTile, bool kLast, class Body>
-GPU_DEVICE void finish_row(const float (&sums)[kTile / 8][4], int half, gpu::shared<float> biases, uint16_t* save,
-                           int plane, const LrnArgs& lrn, Body body) {
+// One row (`half` 0 or 1) of a lane's column in a fragment of sums: a = sums + bias, rounded, goes to `save` unless
+// that is null. Then body(j, values) gets channels 32 j + 8 (lane % 4) .. + 7 after ReLU and LRN.
+template <class T, int kTile, bool kNhwc, class Body>
+GPU_DEVICE void normalise_row(const float (&sums)[kTile / 8][4], int half, gpu::shared<float> bias, uint16_t* save,
+                              int plane, const LrnConstants& lrn, Body body) {
   constexpr int kRuns = kTile / 32;
-  const int quad = threadIdx.x % 4;
+  const int quad_lane = threadIdx.x % 4;
+  // Bias from shared memory; values in packed pairs from here on.
   uint32_t words[kRuns][4];
 #pragma unroll
   for (int j = 0; j < kRuns; ++j) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const gpu::Quad<float> add = gpu::load4(biases + (32 * j + 8 * quad + 4 * i));
+      const gpu::Vec4<float> add = gpu::load4(bias + (32 * j + 8 * quad_lane + 4 * i));
 #pragma unroll
       for (int k = 0; k < 2; ++k) {
         const float (&sum)[4] = sums[4 * j + 2 * i + k];
@@ -114,119 +126,126 @@ GPU_DEVICE void finish_row(const float (&sums)[kTile / 8][4], int half, gpu::sha
       }
     }
   }
+  // Registers to `a`: 16 bytes of a pixel in NHWC; in NCHW eight lanes write neighbouring pixels of a channel.
   if (save) {
 #pragma unroll
     for (int j = 0; j < kRuns; ++j) {
-      if constexpr (kLast) {
-        *reinterpret_cast<gpu::Quad<uint32_t>*>(save + (32 * j + 8 * quad)) = {words[j][0], words[j][1], words[j][2],
-                                                                               words[j][3]};
+      if constexpr (kNhwc) {
+        *reinterpret_cast<gpu::Vec4<uint32_t>*>(save + (32 * j + 8 * quad_lane)) = {words[j][0], words[j][1],
+                                                                                    words[j][2], words[j][3]};
       } else {
 #pragma unroll
         for (int k = 0; k < 8; ++k)
-          save[(32 * j + 8 * quad + k) * plane] = static_cast<uint16_t>(words[j][k / 2] >> 16 * (k % 2));
+          save[(32 * j + 8 * quad_lane + k) * plane] = static_cast<uint16_t>(words[j][k / 2] >> 16 * (k % 2));
       }
     }
   }
 #pragma unroll
   for (int i = 0; i < 4 * kRuns; ++i) words[i / 4][i % 4] = gpu::max_nan<T>(words[i / 4][i % 4], 0);  // ReLU
+  // LRN needs two channels of the runs before and after, which the neighbouring lanes hold: for the first lane the last
+  // one with its run before, for the last lane the first one with its run after.
 #pragma unroll
   for (int j = 0; j < kRuns; ++j) {
-    // The first lane's left neighbour has the run before, the last lane's right neighbour the run after.
-    const uint32_t to_right = quad < 3 ? words[j][3] : j > 0 ? words[max(j - 1, 0)][3] : 0;
-    const uint32_t to_left = quad > 0 ? words[j][0] : j + 1 < kRuns ? words[min(j + 1, kRuns - 1)][0] : 0;
-    const uint32_t left = __shfl_sync(~0u, to_right, (quad + 3) % 4, 4);
-    const uint32_t right = __shfl_sync(~0u, to_left, (quad + 1) % 4, 4);
+    const uint32_t to_right = quad_lane < 3 ? words[j][3] : j > 0 ? words[max(j - 1, 0)][3] : 0;
+    const uint32_t to_left = quad_lane > 0 ? words[j][0] : j + 1 < kRuns ? words[min(j + 1, kRuns - 1)][0] : 0;
+    const uint32_t left = __shfl_sync(~0u, to_right, (quad_lane + 3) % 4, 4);
+    const uint32_t right = __shfl_sync(~0u, to_left, (quad_lane + 1) % 4, 4);
+    // 12 channels unpacked, 8 normalised.
     float in[16], out[kRun];
 #pragma unroll
     for (int k = 0; k < 12; ++k) {
       const uint32_t word = k < 2 ? left : k < 10 ? words[j][min(max(k / 2 - 1, 0), 3)] : right;
-      in[2 + k] = gpu::half_of<T>(word, k % 2);
+      in[2 + k] = gpu::unpack<T>(word, k % 2);
     }
     normalise_run(in, lrn, out);
     body(j, out);
   }
 }
 
-// Maxima over three rows of 8 channels of a column, and with kSave in which row each is.
+// Maxima with, if kSave, their positions. store_maxima moves 8 channels of a column to shared memory.
 template <bool kSave>
-using Best = std::conditional_t<kSave, Maximum, Greatest>;
+using Best = std::conditional_t<kSave, Maximum, MaximumValue>;
 template <bool kSave>
 GPU_DEVICE void store_maxima(gpu::shared<float> to, gpu::shared<uint8_t> rows, const Best<kSave>* best) {
 #pragma unroll
   for (int k = 0; k < 8; k += 4) {
-    gpu::store4(to + k, gpu::Quad<float>{best[k].value, best[k + 1].value, best[k + 2].value, best[k + 3].value});
+    gpu::store4(to + k, gpu::Vec4<float>{best[k].value, best[k + 1].value, best[k + 2].value, best[k + 3].value});
     if constexpr (kSave) {
-      gpu::Quad<uint8_t> quad;
+      gpu::Vec4<uint8_t> four;
 #pragma unroll
-      for (int i = 0; i < 4; ++i) quad.v[i] = static_cast<uint8_t>(best[k + i].code);
-      gpu::store4(rows + k, quad);
+      for (int i = 0; i < 4; ++i) four.v[i] = static_cast<uint8_t>(best[k + i].code);
+      gpu::store4(rows + k, four);
     }
   }
 }
 
-// What a lane has of its column's windows of three rows, the last of which is the first of the next one.
+// A lane's part of its column's windows. A window has three rows; its last one is the first of the next window.
 template <class L, bool kSave>
 struct Windows {
-  float value[L::kTile / 4] = {};  // the maxima of the two rows so far
-  uint32_t second = 0;             // a bit for each: it is in the second row
+  float value[L::kTile / 4] = {};  // maxima of the rows so far
+  uint32_t second = 0;             // a bit for each: the maximum is in the second row
 
-  // Run j of the row that ends a window, whose maxima go to shared memory, and begins the next.
-  GPU_DEVICE void end(int j, const float* v, gpu::shared<float> maxima, gpu::shared<uint8_t> rows) {
+  // Run j of a row that ends a window, whose maxima go to shared memory, and begins the next.
+  GPU_DEVICE void add_last_row(int j, const float* v, gpu::shared<float> maxima, gpu::shared<uint8_t> rows) {
     Best<kSave> best[kRun];
 #pragma unroll
     for (int k = 0; k < kRun; ++k) {
       const int c = j * kRun + k;
-      best[k].begin(value[c], static_cast<int>(second >> c & 1));
-      best[k].offer(v[k], 2);
+      best[k].set(value[c], static_cast<int>(second >> c & 1));
+      best[k].update(v[k], 2);
       value[c] = v[k];
     }
     store_maxima<kSave>(maxima, rows, best);
   }
-  GPU_DEVICE void middle(int j, const float* v) {
+  // Run j of a row in the middle of a window: updates the maxima in registers.
+  GPU_DEVICE void add_middle_row(int j, const float* v) {
 #pragma unroll
     for (int k = 0; k < kRun; ++k) {
       const int c = j * kRun + k;
       Best<kSave> best;
-      best.begin(value[c], 0);
-      best.offer(v[k], 1);
+      best.set(value[c], 0);
+      best.update(v[k], 1);
       value[c] = best.value;
       second = (c == 0 ? 0 : second) | static_cast<uint32_t>(best.code) << c;
     }
   }
 };
 
-// A pooled row of an image: maxima over three columns of a row of maxima, by kPoolThreads threads.
-template <class T, class L, bool kLast, bool kSave, int kPoolThreads>
-GPU_DEVICE void pool_across(gpu::shared<float> maxima, gpu::shared<uint8_t> maximum_rows, const Bands& b, int row,
-                            uint16_t* y, uint8_t* code) {
-  // Four channels of a pooled pixel at a time: lanes take neighbours in memory.
-  constexpr int kTile = L::kTile, kAcross = kLast ? kTile / 4 : 2, kAlong = kLast ? 1 : 16;
-  constexpr int kGroups = kTile / 4 / kAcross;
+// Writes a pooled row of an image: kPoolThreads threads take the maxima over three columns of a row of maxima in shared
+// memory, four channels of a pooled pixel at a time. Consecutive threads write consecutive addresses.
+template <class T, class L, bool kNhwc, bool kSave, int kPoolThreads>
+GPU_DEVICE void pool_columns(gpu::shared<float> maxima, gpu::shared<uint8_t> maximum_rows, const Bands& b, int row,
+                             uint16_t* y, uint8_t* code) {
+  // Threads run over all channels of a column in NHWC; over 2 x 4 channels of 16 columns in NCHW.
+  constexpr int kTile = L::kTile, kAcross = kNhwc ? kTile / 4 : 2, kAlong = kNhwc ? 1 : 16;
+  constexpr int kQuarters = kTile / 4 / kAcross;
   const int plane = b.pool_height * b.pool_width, items = divide_up(b.pool_width, kAlong) * kAlong * kTile / 4;
   for (int i = threadIdx.x % kPoolThreads; i < items; i += kPoolThreads) {
-    const int rest = i / (kAcross * kAlong), column = rest / kGroups * kAlong + i / kAcross % kAlong;
-    const int channel = (rest % kGroups * kAcross + i % kAcross) * 4;
+    const int rest = i / (kAcross * kAlong), column = rest / kQuarters * kAlong + i / kAcross % kAlong;
+    const int channel = (rest % kQuarters * kAcross + i % kAcross) * 4;
     if (column >= b.pool_width) continue;
+    // Three columns of maxima, and of the rows they were in, from shared memory. The code is 3 row + column.
     Best<kSave> best[4];
 #pragma unroll
     for (int dx = 0; dx < 3; ++dx) {
       const int from = 2 * column + dx;
-      const gpu::Quad<float> v = gpu::load4(maxima + (from * L::kColumn + channel));
-      gpu::Quad<uint8_t> rows = {};
+      const gpu::Vec4<float> v = gpu::load4(maxima + (from * L::kColumn + channel));
+      gpu::Vec4<uint8_t> rows = {};
       if constexpr (kSave) rows = gpu::load4(maximum_rows + (from * kTile + channel));
 #pragma unroll
-      for (int k = 0; k < 4; ++k) best[k].offer_unordered(v.v[k], rows.v[k] * 3 + dx);
+      for (int k = 0; k < 4; ++k) best[k].update_unordered(v.v[k], rows.v[k] * 3 + dx);
     }
+    // Values and codes to memory.
     const uint32_t words[2] = {gpu::pack<T>(best[0].value, best[1].value), gpu::pack<T>(best[2].value, best[3].value)};
-    gpu::Quad<uint16_t> values;
+    gpu::Vec4<uint16_t> values;
     memcpy(&values, words, 8);
-    gpu::Quad<uint8_t> codes;
+    gpu::Vec4<uint8_t> codes;
 #pragma unroll
     for (int k = 0; k < 4; ++k) codes.v[k] = static_cast<uint8_t>(best[k].code);
-    const int pixel = row * b.pool_width + column, to = kLast ? pixel * kTile + channel : channel * plane + pixel;
-    if constexpr (kLast) {
-      *reinterpret_cast<gpu::Quad<uint16_t>*>(y + to) = values;
-      if constexpr (kSave) *reinterpret_cast<gpu::Quad<uint8_t>*>(code + to) = codes;
+    const int pixel = row * b.pool_width + column, to = kNhwc ? pixel * kTile + channel : channel * plane + pixel;
+    if constexpr (kNhwc) {
+      *reinterpret_cast<gpu::Vec4<uint16_t>*>(y + to) = values;
+      if constexpr (kSave) *reinterpret_cast<gpu::Vec4<uint8_t>*>(code + to) = codes;
     } else {
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
@@ -239,7 +258,7 @@ GPU_DEVICE void pool_across(gpu::shared<float> maxima, gpu::shared<uint8_t> maxi
 
 // ---- host ----------------------------------------------------------------------------------------------------------
 
-// body(Layout) of the convolution's channels and filters: the pairs that have kernels.
+// body(Layout) for the pairs of channels and filters that have kernels.
 template <class Body>
 auto dispatch_layout(const Conv& conv, Body body) {
   return dispatch_channels(conv, [&](auto channels) {
@@ -250,23 +269,26 @@ auto dispatch_layout(const Conv& conv, Body body) {
   });
 }
 
-// body(Type<T>, Layout, channels_last, save) with types for what a launch is given.
+// body(Type<T>, Layout, channels_last, save) for the arguments of a launch.
 template <class Body>
-gpu::error_t dispatch_block(const Images& images, const Conv& conv, bool save, Body body) {
-  return dispatch_flag(images.channels_last, [&](auto last) {
-    return dispatch_flag(save, [&](auto saves) {
-      return dispatch_layout(conv, [&](auto layout) {
-        return images.dtype == kHalf ? body(Type<gpu::half>{}, layout, last, saves)
-                                     : body(Type<gpu::bfloat16>{}, layout, last, saves);
+gpu::error_t dispatch_block(const BlockArguments& args, Body body) {
+  const Images& images = args.conv.images;
+  return dispatch_flag(images.channels_last, [&](auto nhwc) {
+    return dispatch_flag(args.tail.code != nullptr, [&](auto save) {
+      return dispatch_layout(args.conv.conv, [&](auto layout) {
+        return images.dtype == DType::kHalf ? body(Type<gpu::half>{}, layout, nhwc, save)
+                                            : body(Type<gpu::bfloat16>{}, layout, nhwc, save);
       });
     });
   });
 }
 
-// Few images are cut into bands of rows, as many as there are `workers`, which costs the rows that two bands share.
-inline Bands bands_of(const Images& images, const Conv& conv, const Pool& pool, int workers, int step_rows) {
-  const int pool_height = static_cast<int>(pool.out_height), n = static_cast<int>(images.n);
-  const int rows = divide_up(pool_height, std::clamp(workers / n, 1, pool_height));
+// A few images are cut into as many bands as there are `workers`, which costs the rows that two bands share.
+inline Bands bands_of(const BlockArguments& args, int workers, int step_rows) {
+  const Conv& conv = args.conv.conv;
+  const Pool& pool = args.tail.pool;
+  const int pool_height = static_cast<int>(pool.out_height), images = static_cast<int>(args.conv.images.count);
+  const int rows = divide_up(pool_height, std::clamp(workers / images, 1, pool_height));
   const int bands = divide_up(pool_height, rows), out_height = static_cast<int>(conv.out_height);
   return {static_cast<int>(conv.height),
           static_cast<int>(conv.width),
@@ -275,7 +297,7 @@ inline Bands bands_of(const Images& images, const Conv& conv, const Pool& pool, 
           static_cast<int>(conv.out_width),
           pool_height,
           static_cast<int>(pool.out_width),
-          n * bands,
+          images * bands,
           bands,
           rows,
           divide_up(2 * rows + out_height - 2 * pool_height, step_rows)};

@@ -1,73 +1,76 @@
-// AlexNet's whole first block on tensor cores by wgmma (sm_90a); conv2d_relu_lrn_max_pool2d.h says how.
+// AlexNet's whole first block on tensor cores by wgmma (sm_90a); conv2d_relu_lrn_max_pool2d.h explains the method.
 //
-// Each of a block's two warpgroups goes through bands of its own, so that one's products run while the other normalises
-// and pools. A step makes 2 rows of up to 56 columns, in two products of 64 pixels for each step of the plan: of the
-// first a warp has both rows of 8 columns, of the second those of the 8 columns 32 to their right. It finds the maxima
-// over the first row and the two of the step before: pooled row s - 1.
+// Each of a thread block's two warpgroups goes through bands of its own, so that one multiplies while the other
+// normalises and pools. A step makes 2 rows of up to 56 outputs, in two products of 64 pixels per k step: of the first
+// a warp has both rows of 8 columns, of the second those of the 8 columns 32 to their right. It finds the maxima over
+// the two rows of the previous step and the first row of this one: pooled row s - 1.
 //
-// Cells come through registers, as for mma.sync, because elements that no filter element meets have to be cleared
-// (slabs.h); they lie in a ring of three pairs of rows, a step's two and the next one's. Weights come straight from
-// shared memory.
+// Memory: s2d blocks lie in a ring of three pairs of rows, two of this step and one of the next. They come to the
+// tensor cores through registers, as for mma.sync, because channels that meet no weight have to be masked; weights come
+// straight from shared memory.
 #include "conv2d_relu_lrn_max_pool2d.h"
 
 namespace alexnet_cuda {
 namespace {
 
 constexpr int kGroupThreads = 128;
-constexpr int kStepRows = 2;  // outputs of a step; a thread stages one cell of as many new rows
-static_assert(kThreads == 2 * kGroupThreads && kGroupThreads == kStepRows * kRowCells && kCellRows == 3 * kStepRows);
+constexpr int kStepRows = 2;  // rows of outputs per step; every thread stages one s2d block of the new rows
+static_assert(kThreads == 2 * kGroupThreads && kGroupThreads == kStepRows * kRowBlocks && kBlockRows == 3 * kStepRows);
 
-// A fragment of 64 pixels for one of the plan's steps. `rows` is where this lane's rows for ldmatrix begin, by shift.
+// Loads a fragment of 64 pixels for one k step from shared memory. `rows`: where this lane's rows for ldmatrix begin,
+// by the shift's by.
 template <class T, int kChannels, int kStep>
 GPU_DEVICE void load_fragment(const gpu::shared<uint16_t> (&rows)[3], int offset, uint32_t (&a)[4]) {
-  constexpr Slab low = kPlan<kChannels>.slabs[2 * kStep], high = kPlan<kChannels>.slabs[2 * kStep + 1];
-  constexpr int kLow = low.plane * kStepPlane + low.bx * 8, kHigh = high.plane * kStepPlane + high.bx * 8;
+  constexpr KSlice low = kSchedule<kChannels>.slices[2 * kStep], high = kSchedule<kChannels>.slices[2 * kStep + 1];
+  constexpr int kLow = low.group * kBandStride + low.bx * 8, kHigh = high.group * kBandStride + high.bx * 8;
   gpu::ldmatrix_x4(a, (threadIdx.x % 32 < 16 ? rows[low.by] + kLow : rows[high.by] + kHigh) + offset);
-  if constexpr (low.mask != 0xff) clear_unneeded<T>(low.mask, a[0], a[1]);
-  if constexpr (high.mask != 0xff) clear_unneeded<T>(high.mask, a[2], a[3]);
+  if constexpr (low.mask != 0xff) mask_fragment<T>(low.mask, a[0], a[1]);
+  if constexpr (high.mask != 0xff) mask_fragment<T>(high.mask, a[2], a[3]);
 }
 
-template <class T, class L, bool kLast, bool kSave>
+template <class T, class L, bool kNhwc, bool kSave>
 __global__ void __launch_bounds__(kThreads, 1)
-    block_wgmma_kernel(const uint16_t* __restrict__ x, const gpu::Quad<uint32_t>* __restrict__ packed,
+    block_wgmma_kernel(const uint16_t* __restrict__ x, const gpu::Vec4<uint32_t>* __restrict__ packed,
                        const T* __restrict__ bias, uint16_t* __restrict__ y, uint16_t* __restrict__ a,
-                       uint8_t* __restrict__ code, Bands b, LrnArgs lrn) {
+                       uint8_t* __restrict__ code, Bands b, LrnConstants lrn) {
 #if defined(ALEXNET_CUDA_EMULATOR) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
   constexpr int kChannels = L::kChannels, kTile = L::kTile;
-  constexpr int kSteps = kPlan<kChannels>.steps, kPlanes = 2 * kChannels;
-  // Shuffled, so that the compiler knows them to be the same in all lanes.
+  constexpr int kSteps = kSchedule<kChannels>.steps, kGroups = 2 * kChannels;
+  // The shuffles tell the compiler that they are the same in all lanes.
   const int group = __shfl_sync(~0u, static_cast<int>(threadIdx.x / kGroupThreads), 0);
   const int warp = __shfl_sync(~0u, static_cast<int>(threadIdx.x % kGroupThreads / 32), 0);
-  const int thread = threadIdx.x % kGroupThreads, lane = threadIdx.x % 32, quad = lane % 4;
+  const int thread = threadIdx.x % kGroupThreads, lane = threadIdx.x % 32, quad_lane = lane % 4;
   const int plane = b.out_height * b.out_width, pooled_plane = b.pool_height * b.pool_width;
-  const gpu::shared<uint32_t> shared = L::weights(), cells = L::cells(group);
+  const gpu::shared<uint32_t> shared = L::weights(), blocks = L::blocks(group);
 
-  // Weights as wgmma wants them: [step][slab][filter][8].
+  // Once per thread block: weights to shared memory in the order of wgmma, [k step][K slice][filter][8], and the bias.
 #pragma unroll
-  for (int i = threadIdx.x; i < L::kCellsAt / 4; i += kThreads) {
-    const gpu::Quad<uint32_t> words = packed[i];
+  for (int i = threadIdx.x; i < L::kBlocksAt / 4; i += kThreads) {
+    const gpu::Vec4<uint32_t> words = packed[i];
     const int pair = i / 32 % (kTile / 16), step = i / (2 * kTile);
 #pragma unroll
     for (int k = 0; k < 4; ++k) shared[(2 * step + k % 2) * 4 * kTile + (2 * pair + k / 2) * 32 + lane] = words.v[k];
   }
-  load_biases<L>(bias);
+  load_bias<L>(bias);
   gpu::fence_proxy_async();
   __syncthreads();
   const uint64_t weights = gpu::wgmma_descriptor(gpu::shared_address(shared), 16 * kTile, 128);
 
-  // This thread's cell of a pair of a job's rows, and where it goes.
-  const auto cell_of = [&](int job, int pair) {
-    return b.cell<kChannels>(x, job, kStepRows * pair + thread / kRowCells, thread % kRowCells);
+  // This thread's s2d block in a pair of a job's rows, and its address in a slot of the ring.
+  const auto source_of = [&](int job, int pair) {
+    return b.source<kChannels>(x, job, kStepRows * pair + thread / kRowBlocks, thread % kRowBlocks);
   };
-  const auto place_of = [&](int slot) { return cells + (slot % 3 * (kStepRows * kRowCells) + thread) * 4; };
+  const auto address_of = [&](int slot) { return blocks + (slot % 3 * (kStepRows * kRowBlocks) + thread) * 4; };
   const auto stage = [&](int job, int pair, int slot) {
-    b.stage<kChannels, kLast>(cell_of(job, pair), place_of(slot));
+    b.stage<kChannels, kNhwc>(source_of(job, pair), address_of(slot));
   };
 
-  const bool live[2] = {warp * 8 < b.out_width, warp * 8 + 32 < b.out_width};
-  const int offsets[2] = {live[0] ? warp * 8 * 8 : 0, live[1] ? (warp * 8 + 32) * 8 : 0};
+  // A warp without output columns multiplies column 0 (wgmma needs all warps) and drops the results.
+  const bool active[2] = {warp * 8 < b.out_width, warp * 8 + 32 < b.out_width};
+  const int offsets[2] = {active[0] ? warp * 8 * 8 : 0, active[1] ? (warp * 8 + 32) * 8 : 0};
   Windows<L, kSave> windows[2];
   int slot = 0;  // of the step's first pair
+  // Each warpgroup takes every workers-th job.
   const int workers = 2 * gridDim.x;
   int job = group * gridDim.x + blockIdx.x;
   stage(job, 0, slot);
@@ -77,24 +80,28 @@ __global__ void __launch_bounds__(kThreads, 1)
     gpu::warpgroup_barrier();
     for (int step = 0; step < b.steps; ++step) {
       const bool last_step = step + 1 == b.steps;
-      const Bands::Cell cell = last_step ? cell_of(job + workers, 0) : cell_of(job, step + 2);
-      const gpu::shared<uint32_t> next = place_of(slot + 2);
+      const Bands::Source source = last_step ? source_of(job + workers, 0) : source_of(job, step + 2);
+      const gpu::shared<uint32_t> next = address_of(slot + 2);
+      // Lane l addresses row l / 8 % 2 and column l % 8 of the fragment, shifted by `by` rows of s2d blocks.
       const auto row_of = [&](int by) {
         const int row = by + lane / 8 % 2;
-        return gpu::shared_cast<uint16_t>(cells) +
-               (((slot + row / 2) % 3 * kStepRows + row % 2) * kRowCells + lane % 8) * 8;
+        return gpu::shared_cast<uint16_t>(blocks) +
+               (((slot + row / 2) % 3 * kStepRows + row % 2) * kRowBlocks + lane % 8) * 8;
       };
       const gpu::shared<uint16_t> rows[3] = {row_of(0), row_of(1), row_of(2)};
 
+      // Multiply. While the tensor cores work on one k step, the fragments of the next are loaded from shared memory,
+      // and every thread moves one s2d block of the next step, group by group: global memory to registers before a part
+      // of the k steps, to shared memory after it.
       float sums[2][kTile / 8][4];
-      uint32_t fragments[2][2][4];  // one is loaded while the other is multiplied
+      uint32_t fragments[2][2][4];
       uint16_t loaded[2][8];
 #pragma unroll
       for (int i = 0; i < 2; ++i) load_fragment<T, kChannels, 0>(rows, offsets[i], fragments[0][i]);
-      unroll<kPlanes>([&](auto p) {
-        constexpr int kPlaneIndex = decltype(p)::value;
-        constexpr int kBegin = kPlaneIndex * kSteps / kPlanes, kEnd = (kPlaneIndex + 1) * kSteps / kPlanes;
-        b.load_plane<kChannels, kLast, kPlaneIndex>(cell, loaded[p % 2]);
+      unroll<kGroups>([&](auto p) {
+        constexpr int kGroup = decltype(p)::value;
+        constexpr int kBegin = kGroup * kSteps / kGroups, kEnd = (kGroup + 1) * kSteps / kGroups;
+        b.load<kChannels, kNhwc, kGroup>(source, loaded[p % 2]);
         unroll<kEnd - kBegin>([&](auto s) {
           constexpr int kStep = kBegin + decltype(s)::value;
           gpu::wgmma_fence(fragments[kStep % 2]);
@@ -109,64 +116,66 @@ __global__ void __launch_bounds__(kThreads, 1)
               load_fragment<T, kChannels, kStep + 1>(rows, offsets[i], fragments[(kStep + 1) % 2][i]);
           }
         });
-        if constexpr (kPlaneIndex > 0) store_cell(next + (kPlaneIndex - 1) * (kStepPlane / 2), loaded[(p + 1) % 2]);
+        if constexpr (kGroup > 0) store_group(next + (kGroup - 1) * (kBandStride / 2), loaded[(p + 1) % 2]);
       });
-      store_cell(next + (kPlanes - 1) * (kStepPlane / 2), loaded[(kPlanes - 1) % 2]);
+      store_group(next + (kGroups - 1) * (kBandStride / 2), loaded[(kGroups - 1) % 2]);
       gpu::wgmma_wait<0>();
 #pragma unroll
-      for (int i = 0; i < 2; ++i) gpu::wgmma_sums(sums[i]);
+      for (int i = 0; i < 2; ++i) gpu::wgmma_fence_accumulators(sums[i]);
       slot = (slot + 1) % 3;
 
+      // Normalise rows in registers and pool them vertically; maxima go to shared memory.
       gpu::warpgroup_barrier();
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        if (!live[i]) continue;
+        if (!active[i]) continue;
         const int column = 32 * i + warp * 8 + lane / 4;
 #pragma unroll
         for (int r = 0; r < kStepRows; ++r) {
           const int row = 2 * band.first + step * kStepRows + r;
-          uint16_t* const save = kSave ? b.saved<kTile, kLast>(a, band, row, column) : nullptr;
-          finish_row<T, kTile, kLast>(sums[i], r, L::biases(), save, plane, lrn, [&](int j, const float* v) {
-            const int channel = 32 * j + 8 * quad;
+          uint16_t* const save = kSave ? b.saved<kTile, kNhwc>(a, band, row, column) : nullptr;
+          normalise_row<T, kTile, kNhwc>(sums[i], r, L::bias(), save, plane, lrn, [&](int j, const float* v) {
+            const int channel = 32 * j + 8 * quad_lane;
             if (r == 0)
-              windows[i].end(j, v, L::maxima(group) + (column * L::kColumn + channel),
-                             L::maximum_rows(group) + (column * kTile + channel));
+              windows[i].add_last_row(j, v, L::maxima(group) + (column * L::kColumn + channel),
+                                      L::maximum_rows(group) + (column * kTile + channel));
             else
-              windows[i].middle(j, v);
+              windows[i].add_middle_row(j, v);
           });
         }
       }
       gpu::warpgroup_barrier();
 
+      // Pool horizontally: a row of maxima from shared memory to y.
       const int row = band.first + step - 1;
       if (row >= band.first && row < band.end)
-        pool_across<T, L, kLast, kSave, kGroupThreads>(L::maxima(group), L::maximum_rows(group), b, row,
-                                                       y + band.image * kTile * pooled_plane,
-                                                       kSave ? code + band.image * kTile * pooled_plane : nullptr);
+        pool_columns<T, L, kNhwc, kSave, kGroupThreads>(L::maxima(group), L::maximum_rows(group), b, row,
+                                                        y + band.image * kTile * pooled_plane,
+                                                        kSave ? code + band.image * kTile * pooled_plane : nullptr);
     }
     slot = (slot + 1) % 3;  // the next job's first pair follows this one's last
   }
 #else
-  __trap();  // it is never chosen there
+  __trap();  // never launched on other architectures
 #endif
 }
 
 }  // namespace
 
-gpu::error_t launch_conv2d_relu_lrn_max_pool2d_wgmma(const Images& images, const void* x, const void* weight,
-                                                     const void* bias, void* y, void* a, uint8_t* code,
-                                                     const Conv& conv, const Lrn& lrn, const Pool& pool, int processors,
-                                                     float* workspace, gpu::stream_t stream) {
-  const gpu::error_t error = pack_conv2d_weight(images.dtype, weight, conv, workspace, stream);
+gpu::error_t launch_conv2d_relu_lrn_max_pool2d_wgmma(const BlockArguments& args, int multiprocessors,
+                                                     gpu::stream_t stream) {
+  const ConvArguments& conv = args.conv;
+  const gpu::error_t error = pack_conv2d_weight(conv.images.dtype, conv.weight, conv.conv, conv.workspace, stream);
   if (error != gpu::kSuccess) return error;
-  const Bands bands = bands_of(images, conv, pool, 2 * processors, kStepRows);
-  return dispatch_block(images, conv, code != nullptr, [&](auto type, auto layout, auto last, auto save) {
+  const Bands bands = bands_of(args, 2 * multiprocessors, kStepRows);
+  return dispatch_block(args, [&](auto type, auto layout, auto nhwc, auto save) {
     using T = typename decltype(type)::type;
-    return gpu::launch(block_wgmma_kernel<T, decltype(layout), decltype(last)::value, decltype(save)::value>,
-                       dim3(std::min(bands.jobs, processors)), dim3(kThreads), decltype(layout)::kBytes, stream,
-                       static_cast<const uint16_t*>(x), reinterpret_cast<const gpu::Quad<uint32_t>*>(workspace),
-                       static_cast<const T*>(bias), static_cast<uint16_t*>(y), static_cast<uint16_t*>(a), code, bands,
-                       LrnArgs(lrn));
+    return gpu::launch(block_wgmma_kernel<T, decltype(layout), decltype(nhwc)::value, decltype(save)::value>,
+                       dim3(std::min(bands.jobs, multiprocessors)), dim3(kThreads), decltype(layout)::kBytes, stream,
+                       static_cast<const uint16_t*>(conv.x),
+                       reinterpret_cast<const gpu::Vec4<uint32_t>*>(conv.workspace), static_cast<const T*>(conv.bias),
+                       static_cast<uint16_t*>(args.tail.out), static_cast<uint16_t*>(conv.out), args.tail.code, bands,
+                       LrnConstants(args.tail.lrn));
   });
 }
 

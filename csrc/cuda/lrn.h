@@ -1,14 +1,17 @@
-// The arithmetic of local response normalisation across channels, shared by the plain and the fused kernels.
+// Local response normalisation (LRN) across channels: the arithmetic, and the backward kernels that the LRN operator
+// and the fused ReLU-LRN-pool operator share.
 //
 //   y_c = x_c d_c^-beta,                 d_c = k + alpha sum of x_j^2 over j in [c - front, c + back]
 //   dx_c = g_c d_c^-beta - 2 alpha beta x_c sum of t_j over j in [c - back, c + front],  t_j = g_j x_j d_j^(-beta - 1)
 //
-// (the second window is the set of j whose first window contains c). Every window is summed afresh, in a fixed order:
-// a running sum that adds one end and subtracts the other loses digits. d is recomputed in the backward pass: two
-// special-function instructions cost less than reading it.
+// (the second window is the set of j whose first window contains c).
+//
+// Numerics: float. Every window is summed afresh in a fixed order, because a running sum that adds one end and
+// subtracts the other loses digits. The backward pass recomputes d: two special-function instructions cost less than
+// reading it.
 #pragma once
 
-#include "images.h"
+#include "channel_runs.h"
 
 namespace alexnet_cuda {
 
@@ -16,11 +19,11 @@ GPU_DEVICE float relu(float v) {
   return gpu::max_nan(v, 0.f);
 }
 
-struct LrnArgs {
-  int front, back;
+struct LrnConstants {
+  int front, back;  // channels of the window before and after c
   float alpha, beta, k;
 
-  explicit LrnArgs(const Lrn& lrn)
+  explicit LrnConstants(const Lrn& lrn)
       : front(lrn.front),
         back(lrn.size - 1 - lrn.front),
         alpha(static_cast<float>(lrn.alpha)),
@@ -28,17 +31,27 @@ struct LrnArgs {
         k(static_cast<float>(lrn.k)) {}
 };
 
-// AlexNet's own parameters have their own kernels, whose windows live in registers. Their d is never subnormal.
-inline bool is_alexnet(const Lrn& lrn) {
+// AlexNet's window of 5 and beta of 3/4, for which windows fit in registers; kernels with kLrn5. d is never subnormal.
+inline bool is_lrn5(const Lrn& lrn) {
   return lrn.size == 5 && lrn.front == 2 && lrn.beta == 0.75 && lrn.k > 1e-6;
 }
 
-// d^-beta; d^-3/4 = r sqrt(r) with r = d^-1/2.
-template <bool kAlexNet>
+// Whether the kLrn5 kernels serve: in NHWC they need channels and addresses that can be moved four at a time.
+template <class T>
+bool uses_lrn5_kernel(const Images& images, const Lrn& lrn, const void* a, const void* b = nullptr,
+                      const void* c = nullptr, const void* code = nullptr) {
+  constexpr int kBytes = 4 * sizeof(T);
+  return is_lrn5(lrn) &&
+         (!images.channels_last || (images.channels / lrn.groups % 4 == 0 && is_aligned(a, kBytes) &&
+                                    is_aligned(b, kBytes) && is_aligned(c, kBytes) && is_aligned(code, 4)));
+}
+
+// d^-beta. For beta = 3/4 it is r sqrt(r) with r = d^-1/2.
+template <bool kLrn5>
 GPU_DEVICE float inverse_power(float d, float beta) {
-  if constexpr (kAlexNet) {
-    const float r = gpu::rsqrt_normal(d);
-    return r * gpu::sqrt_normal(r);
+  if constexpr (kLrn5) {
+    const float r = gpu::rsqrt_ftz(d);
+    return r * gpu::sqrt_ftz(r);
   }
   if (beta == 0.75f) {
     const float r = gpu::rsqrt(d);
@@ -49,43 +62,17 @@ GPU_DEVICE float inverse_power(float d, float beta) {
   return powf(d, -beta);
 }
 
-GPU_DEVICE float denominator(const float (&x)[16], int first, const LrnArgs& lrn) {
+// d of the window x[first] .. x[first + 4], in registers.
+GPU_DEVICE float denominator(const float (&x)[16], int first, const LrnConstants& lrn) {
   float sum = 0;
 #pragma unroll
   for (int i = 0; i < 5; ++i) sum = fmaf(x[first + i], x[first + i], sum);
   return fmaf(lrn.alpha, sum, lrn.k);
 }
 
-// The eight normalised values of a run from channels c - 2 .. c + 9 (x[2] .. x[13]).
-GPU_DEVICE void normalise_run(const float (&x)[16], const LrnArgs& lrn, float (&y)[kRun]) {
-#pragma unroll
-  for (int i = 0; i < kRun; ++i) y[i] = x[i + kHalo] * inverse_power<true>(denominator(x, i + 2, lrn), 0.75f);
-}
-
-// The eight gradients of a run from x of channels c - 4 .. c + 11 and g of c - 2 .. c + 9. Channels outside the
-// group do not count, whatever g is there; and with k = 0 their d may be 0.
-GPU_DEVICE void differentiate_run(const float (&x)[16], const float (&g)[16], const LrnArgs& lrn, int c, int low,
-                                  int high, float (&dx)[kRun]) {
-  float t[kRun + 4];
-#pragma unroll
-  for (int i = 0; i < kRun + 4; ++i) {  // channel c - 2 + i
-    const float d = denominator(x, i, lrn), r = gpu::rsqrt_normal(d), gp = g[i + 2] * (r * gpu::sqrt_normal(r));
-    const bool inside = c - 2 + i >= low && c - 2 + i < high;
-    t[i] = inside ? gp * x[i + 2] * (r * r) : 0.f;
-    if (i >= 2 && i < kRun + 2) dx[i - 2] = gp;
-  }
-#pragma unroll
-  for (int i = 0; i < kRun; ++i) {
-    float sum = 0;
-#pragma unroll
-    for (int j = 0; j < 5; ++j) sum += t[i + j];
-    dx[i] = fmaf(-1.5f * lrn.alpha * x[i + kHalo], sum, dx[i]);  // 2 alpha beta = 1.5 alpha
-  }
-}
-
 // d of channel c for any window; value(j) is x_j.
 template <class Value>
-GPU_DEVICE float denominator(const LrnArgs& lrn, int c, int low, int high, Value value) {
+GPU_DEVICE float denominator(const LrnConstants& lrn, int c, int low, int high, Value value) {
   float sum = 0;
   for (int j = max(low, c - lrn.front); j < min(high, c + lrn.back + 1); ++j) {
     const float v = value(j);
@@ -94,117 +81,157 @@ GPU_DEVICE float denominator(const LrnArgs& lrn, int c, int low, int high, Value
   return fmaf(lrn.alpha, sum, lrn.k);
 }
 
-// ---- backward kernels ----------------------------------------------------------------------------------------------
-// A Problem says where x and the gradient of the normalised values come from, and where dx goes:
-//   kChannelsLast, kQuads, and read_x, read_grad (runs), x_at, grad_at (single channels), finish (what becomes of dx)
+// The eight normalised values of a run, from channels c - 2 .. c + 9 (x[2] .. x[13]).
+GPU_DEVICE void normalise_run(const float (&x)[16], const LrnConstants& lrn, float (&y)[kRun]) {
+#pragma unroll
+  for (int i = 0; i < kRun; ++i) y[i] = x[i + kHalo] * inverse_power<true>(denominator(x, i + 2, lrn), 0.75f);
+}
 
-template <class Problem>
-__global__ void __launch_bounds__(kThreads, kBlocks) lrn_backward_kernel(Problem problem, Runs runs, LrnArgs lrn) {
-  runs.template for_each<Problem::kChannelsLast>([&](int64_t n, int pixel, int c, int low, int high) {
+// The eight gradients of a run, from x of channels c - 4 .. c + 11 and g of c - 2 .. c + 9. Channels outside [low,
+// high) contribute nothing, whatever g holds there (with k = 0 their d may be 0).
+GPU_DEVICE void differentiate_run(const float (&x)[16], const float (&g)[16], const LrnConstants& lrn, int c, int low,
+                                  int high, float (&dx)[kRun]) {
+  // t of the run and of two channels on either side; dx starts as g d^-3/4.
+  float t[kRun + 4];
+#pragma unroll
+  for (int i = 0; i < kRun + 4; ++i) {  // channel c - 2 + i
+    const float d = denominator(x, i, lrn), r = gpu::rsqrt_ftz(d), gp = g[i + 2] * (r * gpu::sqrt_ftz(r));
+    const bool inside = c - 2 + i >= low && c - 2 + i < high;
+    t[i] = inside ? gp * x[i + 2] * (r * r) : 0.f;
+    if (i >= 2 && i < kRun + 2) dx[i - 2] = gp;
+  }
+  // dx -= 2 alpha beta x (sum of t over the window), with 2 beta = 1.5.
+#pragma unroll
+  for (int i = 0; i < kRun; ++i) {
+    float sum = 0;
+#pragma unroll
+    for (int j = 0; j < 5; ++j) sum += t[i + j];
+    dx[i] = fmaf(-1.5f * lrn.alpha * x[i + kHalo], sum, dx[i]);
+  }
+}
+
+// ---- backward kernels ----------------------------------------------------------------------------------------------
+// The template parameter Policy says where x and the gradient of y come from and where dx goes:
+//   kChannelsLast, kVec4       memory format of dx; whether runs are moved four channels at a time
+//   read_x, read_grad          load the channels that a run needs
+//   x_at, grad_at              load a single channel
+//   finish_dx(x, dx)           the value that is stored
+
+// Window of 5: a thread computes runs of 8 channels with all windows in registers.
+template <class Policy>
+__global__ void __launch_bounds__(kThreads, kMinBlocks)
+    lrn_backward_kernel(Policy policy, Runs runs, LrnConstants lrn) {
+  runs.template for_each<Policy::kChannelsLast>([&](int64_t n, int pixel, int c, int low, int high) {
     float x[16], g[16], dx[kRun];
-    problem.read_x(n, pixel, c, low, high, x);
-    problem.read_grad(n, pixel, c, low, high, x, g);
+    policy.read_x(n, pixel, c, low, high, x);
+    policy.read_grad(n, pixel, c, low, high, x, g);
     differentiate_run(x, g, lrn, c, low, high, dx);
 #pragma unroll
-    for (int i = 0; i < kRun; ++i) dx[i] = problem.finish(x[i + kHalo], dx[i]);
-    write_run<Problem::kQuads>(problem.dx, n, pixel, c, high, dx);
+    for (int i = 0; i < kRun; ++i) dx[i] = policy.finish_dx(x[i + kHalo], dx[i]);
+    write_run<Policy::kVec4>(policy.dx, n, pixel, c, high, dx);
   });
 }
 
-// Any window: a block owns some pixels and some channels of one group. It first puts t of these and of the channels
-// around them into shared memory, where each is used front + back + 1 times.
-struct Tile {
+// Any window: the part of the batch that a thread block computes, some channels of one group at some pixels. Shared
+// memory holds one row of pixels per channel, for these channels and for those that their windows reach.
+struct ChannelTile {
   int64_t first_image;
-  int first_chunk, all_pixels, plane, group_channels, pixels, channels, chunks;
+  int first_chunk, total_pixels, image_pixels, group_channels;
+  int pixels, channels, chunks;  // of a thread block; thread blocks per group
 
   GPU_DEVICE uint32_t chunk() const { return first_chunk + blockIdx.y; }
   GPU_DEVICE int low() const { return chunk() / chunks * group_channels; }
   GPU_DEVICE int begin() const { return low() + chunk() % chunks * channels; }
   GPU_DEVICE int end() const { return min(low() + group_channels, begin() + channels); }
 
-  // body(row, slot in shared memory, image, pixel) for `rows` channels of the block's pixels. Lanes run along whatever
-  // is contiguous in global memory; shared memory holds the pixels of row 0, then those of row 1, ...
-  template <bool kChannelsLast, class Body>
+  // body(row, index in shared memory, image, pixel) for `rows` channels of the tile's pixels. Consecutive threads take
+  // what is consecutive in global memory: channels in NHWC, pixels in NCHW.
+  template <bool kNhwc, class Body>
   GPU_DEVICE void for_each(int rows, Body body) const {
     for (int i = threadIdx.x; i < rows * pixels; i += kThreads) {
-      const int row = kChannelsLast ? i % rows : i / pixels, column = kChannelsLast ? i / rows : i % pixels;
+      const int row = kNhwc ? i % rows : i / pixels, column = kNhwc ? i / rows : i % pixels;
       const int position = blockIdx.x * pixels + column;
-      if (position >= all_pixels) continue;
-      const int image = position / plane;
-      body(row, row * pixels + column, first_image + image, position - image * plane);
+      if (position >= total_pixels) continue;
+      const int image = position / image_pixels;
+      body(row, row * pixels + column, first_image + image, position - image * image_pixels);
     }
   }
 };
 
-template <class Problem>
-__global__ void __launch_bounds__(kThreads, kBlocks) lrn_backward_tile_kernel(Problem problem, Tile tile, LrnArgs lrn) {
-  static_assert(!Problem::kQuads);
+template <class Policy>
+__global__ void __launch_bounds__(kThreads, kMinBlocks)
+    lrn_backward_tile_kernel(Policy policy, ChannelTile tile, LrnConstants lrn) {
+  static_assert(!Policy::kVec4);
   const gpu::shared<float> t = gpu::dynamic_shared<float>();
+  // Channels [begin, end) of this thread block, in the group [low, high).
   const int begin = tile.begin(), end = tile.end(), low = tile.low(), high = low + tile.group_channels;
   const int halo = lrn.front + lrn.back;
 
-  tile.for_each<Problem::kChannelsLast>(tile.channels + halo, [&](int row, int slot, int64_t n, int pixel) {
+  // t of the tile's channels and of the halo goes to shared memory, where each is read front + back + 1 times.
+  tile.for_each<Policy::kChannelsLast>(tile.channels + halo, [&](int row, int slot, int64_t n, int pixel) {
     const int c = begin - lrn.back + row;
     float value = 0;
     if (c >= low && c < high) {
-      const auto x_at = [&](int j) { return problem.x_at(n, pixel, j); };
+      const auto x_at = [&](int j) { return policy.x_at(n, pixel, j); };
       const float d = denominator(lrn, c, low, high, x_at), x = x_at(c);
-      value = problem.grad_at(n, pixel, c, x) * x * inverse_power<false>(d, lrn.beta) / d;
+      value = policy.grad_at(n, pixel, c, x) * x * inverse_power<false>(d, lrn.beta) / d;
     }
     t[slot] = value;
   });
   __syncthreads();
-  tile.for_each<Problem::kChannelsLast>(end - begin, [&](int row, int slot, int64_t n, int pixel) {
+  // Each thread sums the window of t of its elements and writes their dx.
+  tile.for_each<Policy::kChannelsLast>(end - begin, [&](int row, int slot, int64_t n, int pixel) {
     const int c = begin + row;
-    const auto x_at = [&](int j) { return problem.x_at(n, pixel, j); };
+    const auto x_at = [&](int j) { return policy.x_at(n, pixel, j); };
     const float x = x_at(c), p = inverse_power<false>(denominator(lrn, c, low, high, x_at), lrn.beta);
     float sum = 0;
     for (int j = 0; j <= halo; ++j) sum += t[slot + j * tile.pixels];
-    const float dx = fmaf(-2.f * lrn.alpha * lrn.beta * x, sum, problem.grad_at(n, pixel, c, x) * p);
-    using T = std::remove_reference_t<decltype(problem.dx.at(n, pixel, c))>;
-    problem.dx.at(n, pixel, c) = gpu::from_float<T>(problem.finish(x, dx));
+    const float dx = fmaf(-2.f * lrn.alpha * lrn.beta * x, sum, policy.grad_at(n, pixel, c, x) * p);
+    using T = std::remove_reference_t<decltype(policy.dx.at(n, pixel, c))>;
+    policy.dx.at(n, pixel, c) = gpu::from_float<T>(policy.finish_dx(x, dx));
   });
 }
 
-// launch(tile, grid, bytes of shared memory, window) for all tiles of n images.
+// launch(tile, grid, bytes of shared memory, constants) until all tiles of a batch are done.
 template <class Launch>
-gpu::error_t launch_tiles(int64_t n, int channels, int plane, const Lrn& lrn, Launch launch) {
-  const int group_channels = channels / lrn.groups, most = group_channels - 1;
-  LrnArgs args(lrn);  // a window that reaches farther than the group has channels is cut to these
-  args.front = std::min(args.front, most);
-  args.back = std::min(args.back, most);
-  const int chunk = std::min(group_channels, 32), rows = chunk + args.front + args.back;
-  const auto bytes = [&](int pixels) { return pixels * rows * sizeof(float); };
-  int pixels = 32;
-  while (pixels > 1 && bytes(pixels) > 48 * 1024) pixels /= 2;
+gpu::error_t launch_tiles(int64_t images, int channels, int pixels, const Lrn& lrn, Launch launch) {
+  // Up to 32 channels and 32 pixels per thread block, fewer pixels if the halo would exceed 48 KB of shared memory.
+  const int group_channels = channels / lrn.groups;
+  LrnConstants constants(lrn);  // with the window cut to the channels of a group
+  constants.front = std::min(constants.front, group_channels - 1);
+  constants.back = std::min(constants.back, group_channels - 1);
+  const int chunk = std::min(group_channels, 32), rows = chunk + constants.front + constants.back;
+  const auto bytes = [&](int tile_pixels) { return tile_pixels * rows * sizeof(float); };
+  int tile_pixels = 32;
+  while (tile_pixels > 1 && bytes(tile_pixels) > 48 * 1024) tile_pixels /= 2;
   const int chunks = divide_up(group_channels, chunk);
-  return for_each_batch(n, int64_t{plane} * channels, [&](int64_t first, int64_t count) {
-    return for_each_part(lrn.groups * chunks, kMostRows, [&](int64_t first_chunk, int64_t grid_rows) {
-      const Tile tile = {
-          first, static_cast<int>(first_chunk), static_cast<int>(count * plane), plane, group_channels, pixels, chunk,
-          chunks};
-      return launch(tile, dim3(divide_up(count * plane, pixels), static_cast<unsigned>(grid_rows)), bytes(pixels),
-                    args);
+  return for_each_batch(images, int64_t{pixels} * channels, [&](int64_t first, int64_t count) {
+    return for_each_part(lrn.groups * chunks, kMaxGridRows, [&](int64_t first_chunk, int64_t grid_rows) {
+      const int total = static_cast<int>(count * pixels);
+      const ChannelTile tile = {first, static_cast<int>(first_chunk), total, pixels, group_channels, tile_pixels, chunk,
+                                chunks};
+      return launch(tile, dim3(divide_up(total, tile_pixels), static_cast<unsigned>(grid_rows)), bytes(tile_pixels),
+                    constants);
     });
   });
 }
 
-template <class Problem>
-gpu::error_t launch_lrn_backward_runs(const Problem& problem, int64_t n, const Lrn& lrn, gpu::stream_t stream) {
-  return launch_runs(Problem::kChannelsLast, n, problem.dx.plane, lrn.groups, problem.dx.channels / lrn.groups,
-                     [&](const Runs& runs, dim3 grid) {
-                       return gpu::launch(lrn_backward_kernel<Problem>, grid, dim3(kThreads), 0, stream, problem, runs,
-                                          LrnArgs(lrn));
-                     });
-}
-
-template <class Problem>
-gpu::error_t launch_lrn_backward_tiles(const Problem& problem, int64_t n, const Lrn& lrn, gpu::stream_t stream) {
-  return launch_tiles(n, problem.dx.channels, problem.dx.plane, lrn,
-                      [&](const Tile& tile, dim3 grid, size_t bytes, const LrnArgs& args) {
-                        return gpu::launch(lrn_backward_tile_kernel<Problem>, grid, dim3(kThreads), bytes, stream,
-                                           problem, tile, args);
-                      });
+// kLrn5: the kernel for the window of 5.
+template <bool kLrn5, class Policy>
+gpu::error_t launch_lrn_backward(const Policy& policy, int64_t images, const Lrn& lrn, gpu::stream_t stream) {
+  const int channels = policy.dx.channels, pixels = policy.dx.pixels;
+  if constexpr (kLrn5)
+    return launch_runs(Policy::kChannelsLast, images, pixels, lrn.groups, channels / lrn.groups,
+                       [&](const Runs& runs, dim3 grid) {
+                         return gpu::launch(lrn_backward_kernel<Policy>, grid, dim3(kThreads), 0, stream, policy, runs,
+                                            LrnConstants(lrn));
+                       });
+  else
+    return launch_tiles(images, channels, pixels, lrn,
+                        [&](const ChannelTile& tile, dim3 grid, size_t bytes, const LrnConstants& constants) {
+                          return gpu::launch(lrn_backward_tile_kernel<Policy>, grid, dim3(kThreads), bytes, stream,
+                                             policy, tile, constants);
+                        });
 }
 
 }  // namespace alexnet_cuda

@@ -9,16 +9,16 @@
 #include <random>
 #include <tuple>
 
-#if defined(__x86_64__) && !defined(ALEXNET_CUDA_UCONTEXT)  // which one can define to try the portable path
-// Saves the registers that a function must preserve on the stack of the old fiber, and takes them from the new one's.
-// rdi: where to save the old stack pointer; rsi: the new one.
+#if defined(__x86_64__) && !defined(ALEXNET_CUDA_UCONTEXT)  // define it to use the portable way
+// Switches stacks: pushes the callee-saved registers on the old fiber's stack and pops the new one's.
+// rdi: where to save the old stack pointer; rsi: the new stack pointer.
 extern "C" [[gnu::naked, gnu::noipa]] void emulator_switch(void**, void*) {
   asm("pushq %rbp\n pushq %rbx\n pushq %r12\n pushq %r13\n pushq %r14\n pushq %r15\n"
       "movq %rsp, (%rdi)\n movq %rsi, %rsp\n"
       "popq %r15\n popq %r14\n popq %r13\n popq %r12\n popq %rbx\n popq %rbp\n ret");
 }
 #else
-#include <ucontext.h>  // portable, and ten times slower: each switch is a system call
+#include <ucontext.h>  // ten times slower: each switch is a system call
 #define ALEXNET_CUDA_UCONTEXT 1
 #endif
 
@@ -46,7 +46,7 @@ std::minstd_rand fiber_random;
 
 std::vector<unsigned char> stacks;
 std::function<void()> kernel;
-Place launched_at;
+Location launch;
 std::exception_ptr error;
 
 // ---- fibers --------------------------------------------------------------------------------------------------------
@@ -76,7 +76,7 @@ void resume(Thread& thread) {
   self = nullptr;
 }
 
-// Ends the running fiber where it stands; run() throws its error.
+// Ends the running fiber; run() throws its error.
 [[noreturn]] void leave_fiber(std::exception_ptr why) {
   error = why;
   self->state = State::kDone;
@@ -113,9 +113,9 @@ void prepare_fiber(Thread& thread) {
 
 // ---- messages ------------------------------------------------------------------------------------------------------
 
-std::string name(const Place& place) {
-  const std::string file = place.file_name();
-  return file.substr(file.rfind('/') + 1) + ":" + std::to_string(place.line());
+std::string name(const Location& at) {
+  const std::string file = at.file_name();
+  return file.substr(file.rfind('/') + 1) + ":" + std::to_string(at.line());
 }
 
 std::string where_threads_are() {
@@ -124,7 +124,7 @@ std::string where_threads_are() {
   std::map<std::string, std::vector<const Thread*>> groups;
   for (const Thread& t : threads) {
     const bool done = t.state == State::kDone;
-    groups[names[static_cast<int>(t.state)] + (done ? "" : " at " + name(t.place))].push_back(&t);
+    groups[names[static_cast<int>(t.state)] + (done ? "" : " at " + name(t.at))].push_back(&t);
   }
   std::string text;
   for (const auto& [what, members] : groups) {
@@ -136,54 +136,60 @@ std::string where_threads_are() {
 }
 
 std::string in_block() {
-  return "kernel launched at " + name(launched_at) + ", block " + name_of(block.index);
+  return "kernel launched at " + name(launch) + ", block " + name_of(block.index);
 }
 
-// ---- rendezvous ----------------------------------------------------------------------------------------------------
+// ---- collective operations -----------------------------------------------------------------------------------------
 
-struct Meeting {
-  Place place;
+// Where the threads of one collective wait for each other, with the arguments of those that have arrived.
+struct Rendezvous {
+  Location at;
   std::vector<void*> arguments;
   std::vector<Thread*> waiting;
 };
-std::map<std::tuple<State, unsigned, unsigned>, Meeting> meetings;  // by kind, warp or warpgroup, and mask
+std::map<std::tuple<State, unsigned, unsigned>, Rendezvous> rendezvous;  // by kind, warp or warpgroup, mask
 
-void meet(State kind, unsigned group, unsigned mask, unsigned slots, unsigned slot, unsigned expected, void* argument,
-          Work work, const Place& place) {
-  Meeting& m = meetings[{kind, group, mask}];
-  if (m.waiting.empty()) {
-    m.place = place;
-    m.arguments.assign(slots, nullptr);
-  } else if (m.place.line() != place.line() || m.place.column() != place.column()) {
-    fail("divergence: this thread is at " + name(place) + ", thread " + name_of(m.waiting.front()->index) +
-         " waits for it at " + name(m.place));
+void arrive(State kind, unsigned group, unsigned mask, unsigned slots, unsigned slot, unsigned expected, void* argument,
+            Work work, const Location& at) {
+  Rendezvous& r = rendezvous[{kind, group, mask}];
+  if (r.waiting.empty()) {
+    r.at = at;
+    r.arguments.assign(slots, nullptr);
+  } else if (r.at.line() != at.line() || r.at.column() != at.column()) {
+    fail("divergence: this thread is at " + name(at) + ", thread " + name_of(r.waiting.front()->index) +
+         " waits for it at " + name(r.at));
   }
-  m.arguments[slot] = argument;
-  m.waiting.push_back(self);
-  if (m.waiting.size() < expected) return wait_as(kind, place);
-  if (work) work(m.arguments.data());
-  for (Thread* t : m.waiting) t->state = State::kReady;
-  m.waiting.clear();
+  r.arguments[slot] = argument;
+  r.waiting.push_back(self);
+  if (r.waiting.size() < expected) {
+    self->state = kind;
+    self->at = at;
+    return to_scheduler();
+  }
+  if (work) work(r.arguments.data());
+  for (Thread* t : r.waiting) t->state = State::kReady;
+  r.waiting.clear();
 }
 
 // ---- one block -----------------------------------------------------------------------------------------------------
 
 void run_block() {
   const unsigned n = block.size.x * block.size.y * block.size.z;
-  meetings.clear();
+  rendezvous.clear();
   begin_block();
   for (unsigned i = 0; i < n; ++i) {
     threads[i] = {.index = dim3(i % block.size.x, i / block.size.x % block.size.y, i / block.size.x / block.size.y),
                   .number = i,
                   .state = State::kReady,
-                  .place = {},
+                  .at = {},
                   .stack_pointer = nullptr,
                   .clock = 1,
-                  .known = {},
+                  .seen = {},
                   .copies = {},
                   .copy_groups = 0};
     prepare_fiber(threads[i]);
   }
+  // Rounds over all fibers: each that is ready runs until it waits or returns. A round without progress is a deadlock.
   std::vector<unsigned> order(n);
   std::iota(order.begin(), order.end(), 0u);
   if (fiber_order == Order::kDescending) std::reverse(order.begin(), order.end());
@@ -203,12 +209,6 @@ void run_block() {
 
 }  // namespace
 
-void wait_as(State state, const Place& place) {
-  self->state = state;
-  self->place = place;
-  to_scheduler();
-}
-
 void set_order(Order order, unsigned seed) {
   fiber_order = order;
   fiber_random.seed(seed);
@@ -222,13 +222,13 @@ void fail(const std::string& what) {
   throw error_of(what);
 }
 
-void run(const Place& place, dim3 grid, dim3 size, size_t dynamic_bytes, const std::function<void()>& body) {
+void run(const Location& at, dim3 grid, dim3 size, size_t dynamic_bytes, const std::function<void()>& body) {
   const uint64_t n = uint64_t{size.x} * size.y * size.z;
   if (n == 0 || n > 1024 || grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.x > 0x7fffffffu || grid.y > 65535 ||
       grid.z > 65535 || dynamic_bytes > 227 * 1024)
-    throw Error("invalid launch at " + name(place) + ": grid " + name_of(grid) + ", block " + name_of(size) + ", " +
+    throw Error("invalid launch at " + name(at) + ": grid " + name_of(grid) + ", block " + name_of(size) + ", " +
                 std::to_string(dynamic_bytes) + " bytes of shared memory");
-  launched_at = place;
+  launch = at;
   kernel = body;
   error = nullptr;
   threads.resize(n);
@@ -243,45 +243,45 @@ void run(const Place& place, dim3 grid, dim3 size, size_t dynamic_bytes, const s
         run_block();
       }
   if (const std::string where = changed_guard(); !where.empty())
-    throw Error("kernel launched at " + name(place) + ": it wrote outside an array, " + where);
+    throw Error("kernel launched at " + name(at) + ": it wrote outside an array, " + where);
 }
 
-void barrier(const Place& place) {
-  meet(State::kInBarrier, 0, 0, 1, 0, threads.size(), nullptr, [](void**) { begin_epoch(); }, place);
+void barrier(const Location& at) {
+  arrive(State::kInBarrier, 0, 0, 1, 0, threads.size(), nullptr, [](void**) { begin_epoch(); }, at);
 }
 
-void warp_operation(unsigned mask, void* argument, Work work, const Place& place) {
+void warp_operation(unsigned mask, void* argument, Work work, const Location& at) {
   const unsigned warp = self->number / 32, lane = self->number % 32;
   const size_t lanes = std::min<size_t>(32, threads.size() - warp * 32);
   mask &= lanes == 32 ? ~0u : (1u << lanes) - 1;
   if (!(mask >> lane & 1))
-    fail("this lane takes part in a warp operation at " + name(place) + " whose mask does not name it");
-  meet(State::kInWarp, warp, mask, 32, lane, std::popcount(mask), argument, work, place);
+    fail("this lane takes part in a warp operation at " + name(at) + " whose mask does not name it");
+  arrive(State::kInWarp, warp, mask, 32, lane, std::popcount(mask), argument, work, at);
 }
 
-static void share_knowledge(void** of, int n) {
-  Knowledge all;
+static void synchronise(void** of, int n) {
+  VectorClock all;
   for (int i = 0; i < n; ++i)
-    if (of[i]) publish(*static_cast<Thread*>(of[i]), all);
+    if (of[i]) release(*static_cast<Thread*>(of[i]), all);
   for (int i = 0; i < n; ++i)
-    if (of[i]) static_cast<Thread*>(of[i])->known = all;
+    if (of[i]) static_cast<Thread*>(of[i])->seen = all;
 }
 
-void warp_barrier(unsigned mask, const Place& place) {
-  warp_operation(mask, self, [](void** lanes) { share_knowledge(lanes, 32); }, place);
+void warp_barrier(unsigned mask, const Location& at) {
+  warp_operation(mask, self, [](void** lanes) { synchronise(lanes, 32); }, at);
 }
 
-void warpgroup_operation(void* argument, Work work, const Place& place) {
-  meet(State::kInWarpgroup, self->number / 128, 0, 128, self->number % 128, 128, argument, work, place);
+void warpgroup_operation(void* argument, Work work, const Location& at) {
+  arrive(State::kInWarpgroup, self->number / 128, 0, 128, self->number % 128, 128, argument, work, at);
 }
 
-void warpgroup_barrier(const Place& place) {
-  warpgroup_operation(self, [](void** of) { share_knowledge(of, 128); }, place);
+void warpgroup_barrier(const Location& at) {
+  warpgroup_operation(self, [](void** of) { synchronise(of, 128); }, at);
 }
 
 }  // namespace emulator
 
-// What -fsanitize=alignment calls, from code that takes it for a function that neither returns nor throws.
+// Called by -fsanitize=alignment from code that expects it neither to return nor to throw.
 struct Mismatch {
   const char* file;
   uint32_t line, column;

@@ -1,18 +1,18 @@
-// Runs a CUDA kernel on the CPU, to test it and to step through it: the machine that device.h is written against.
+// A machine that runs CUDA kernels on the CPU, for tests and debuggers. device.h and tensor_cores.h are written for it.
 //
-// One thread block runs at a time. Each of its CUDA threads is a fiber with its own stack, and runs until it has to
-// wait: at a barrier, or in a warp operation (whose last lane to arrive does the work for all). In which order the
-// fibers run is chosen by set_order, and a correct kernel gives the same result for every order.
+// One thread block runs at a time. Each of its CUDA threads is a fiber with its own stack and runs until it has to
+// wait: at a barrier, or in a warp operation, which the last lane to arrive computes for all. set_order chooses the
+// order in which fibers run; a correct kernel gives the same result for every order.
 //
-// Shared memory is watched byte by byte. An access is an error, reported as an emulator::Error that names the launch,
-// block and thread, if it
-//   - lies outside the array it was made through, or is misaligned;
+// Every access to shared memory is checked byte by byte. It is an error, reported as an emulator::Error that names the
+// launch, block and thread, if it
+//   - lies outside the array that its pointer was made from, or is misaligned;
 //   - reads bytes that this block never wrote;
-//   - conflicts with an access of another thread (one of the two a write) and no barrier lies between them;
+//   - conflicts with an access of another thread (one of the two a write) and no barrier orders them;
 //   - touches the destination of a cp.async that has not been waited for.
-// Arrays in global memory lie between guards, which are looked at after every launch.
-// So are barriers that threads reach at different places, and deadlocks. Not modelled: the memory order of different
-// warps through global memory, proxy fences, clusters, TMA, and time.
+// Arrays in global memory lie between guards, which are checked after every launch. Barriers that threads reach at
+// different places, and deadlocks, are errors as well. Not modelled: the memory order of different warps through global
+// memory, proxy fences, clusters, TMA, and time.
 #pragma once
 
 #include <cstdint>
@@ -29,7 +29,7 @@ struct dim3 {
 
 namespace emulator {
 
-using Place = std::source_location;
+using Location = std::source_location;
 
 struct Error : std::runtime_error {
   using std::runtime_error::runtime_error;
@@ -40,10 +40,10 @@ void set_order(Order order, unsigned seed);
 
 enum class State { kReady, kInBarrier, kInWarp, kInWarpgroup, kDone };
 
-// "Everything that thread u did up to its time clock[u]"; an empty vector is the beginning of time.
-using Knowledge = std::vector<uint32_t>;
+// Of every thread u, the clock up to which u's accesses are ordered before those of this thread; empty: all zeros.
+using VectorClock = std::vector<uint32_t>;
 
-struct Copy {
+struct AsyncCopy {
   uint32_t destination;
   const void* source;  // null: zeros
   int group;
@@ -53,11 +53,11 @@ struct Thread {
   dim3 index;
   unsigned number;  // in the block
   State state;
-  Place place;  // of the barrier or operation it waits in
+  Location at;  // the barrier or operation that it waits in
   void* stack_pointer;
-  uint32_t clock;   // advances when others may learn what this thread has done
-  Knowledge known;  // what it knows of the others since the last __syncthreads
-  std::vector<Copy> copies;
+  uint32_t clock;    // advances at every synchronisation, starts anew at __syncthreads
+  VectorClock seen;  // by synchronisation of warps and warpgroups since the last __syncthreads
+  std::vector<AsyncCopy> copies;
   int copy_groups;
 };
 
@@ -72,59 +72,59 @@ extern Block block;
 [[noreturn]] void fail(const std::string& what);
 
 // Runs body() once per thread of the grid.
-void run(const Place& launched_at, dim3 grid, dim3 block_size, size_t dynamic_bytes, const std::function<void()>& body);
+void run(const Location& at, dim3 grid, dim3 block_size, size_t dynamic_bytes, const std::function<void()>& body);
 
-// ---- rendezvous ----------------------------------------------------------------------------------------------------
+// ---- collective operations -----------------------------------------------------------------------------------------
 
-void barrier(const Place& place);
+void barrier(const Location& at);
 
-// All lanes of the warp named in `mask` (or all 128 threads of the warpgroup) pass an argument; the last one to arrive
-// runs work(arguments by lane, null for absent lanes); then all go on.
+// The lanes of a warp in `mask` (or the 128 threads of a warpgroup) each pass an argument. The last one to arrive runs
+// work(arguments by lane, null for absent lanes), then all continue.
 using Work = void (*)(void** arguments);
-void warp_operation(unsigned mask, void* argument, Work work, const Place& place);
-void warpgroup_operation(void* argument, Work work, const Place& place);
+void warp_operation(unsigned mask, void* argument, Work work, const Location& at);
+void warpgroup_operation(void* argument, Work work, const Location& at);
 // These two also order the threads' accesses to shared memory.
-void warp_barrier(unsigned mask, const Place& place);
-void warpgroup_barrier(const Place& place);
+void warp_barrier(unsigned mask, const Location& at);
+void warpgroup_barrier(const Location& at);
 
 // ---- shared memory -------------------------------------------------------------------------------------------------
 
-// A byte offset into the block's shared memory, and the array [begin, end) that it must stay in.
+// A byte offset into the block's shared memory, and the bounds [begin, end) of the array it belongs to.
 struct SharedRange {
   int64_t offset;
   uint32_t begin, end;
 };
 
 SharedRange dynamic_shared();
-SharedRange static_shared(const void* key, uint32_t bytes);  // the same array for every thread that passes this key
+SharedRange static_shared(const void* key, uint32_t bytes);  // one array per key and block
 SharedRange shared_at(uint32_t address);                     // bounds: all of shared memory
 
-// Checks the access of `bytes` bytes by this thread, takes note of it, and says where they are. (The reads of a wgmma
-// belong to no single thread and leave no tag.)
-const unsigned char* read_shared(const SharedRange& at, uint32_t bytes, bool leave_tag = true);
-unsigned char* write_shared(const SharedRange& at, uint32_t bytes);
+// Checks and records an access of this thread and returns the address of its bytes. (Reads of a wgmma belong to no
+// single thread and are not recorded.)
+const unsigned char* read_shared(const SharedRange& range, uint32_t bytes, bool record = true);
+unsigned char* write_shared(const SharedRange& range, uint32_t bytes);
 
 void start_copy(const SharedRange& destination, const void* source);  // cp.async of 16 bytes
 void finish_copies(int groups_left);
 
-// A multiplication that a warpgroup has started: done (by `work`) when it is waited for.
-struct Multiplication {
+// A product that a warpgroup has started; `work` computes it when it is waited for.
+struct WgmmaProduct {
   float* sums[128];
   const uint32_t* a[128];
   uint64_t b;
-  void (*work)(const Multiplication&);
+  void (*work)(const WgmmaProduct&);
 };
-void start_multiplication(const Multiplication& multiplication);
-void commit_multiplications();
-void finish_multiplications(int groups_left);
+void start_wgmma(const WgmmaProduct& product);
+void commit_wgmma();
+void finish_wgmma(int groups_left);
 
 // ---- global memory -------------------------------------------------------------------------------------------------
 
-// Device memory between two guards. It is full of 0xff at first, a NaN in every format; a changed guard of any array is
-// an error of the kernel that ran.
+// Device memory between two guards, filled with 0xff (NaN in every format). A kernel that changes a guard of any array
+// is in error.
 class Array {
  public:
-  explicit Array(int64_t bytes, int64_t offset = 0);  // `offset` bytes behind a multiple of 256
+  explicit Array(int64_t bytes, int64_t offset = 0);  // data: `offset` bytes past a multiple of 256
   ~Array();
   Array(const Array&) = delete;
 
@@ -133,14 +133,14 @@ class Array {
   unsigned char* data;
 };
 
-// ---- between emulator.cpp (fibers and rendezvous) and the memories -------------------------------------------------
+// ---- internal: between emulator.cpp and the memories ---------------------------------------------------------------
 
 extern std::vector<Thread> threads;
-void wait_as(State state, const Place& place);  // hands over to the other fibers until this one is made ready
 void begin_block();
-void begin_epoch();                           // after __syncthreads: all that was done before is known to all
-void publish(Thread& thread, Knowledge& to);  // the thread's work so far, and what it knows of others
+void begin_epoch();  // __syncthreads: orders all accesses before it and all after it
+// Synchronisation of fewer threads: adds the thread's own accesses, and those it has seen, to `clock`.
+void release(Thread& thread, VectorClock& clock);
 std::string name_of(const dim3& index);
-std::string changed_guard();  // empty, or of which array
+std::string changed_guard();  // where, or empty
 
 }  // namespace emulator

@@ -7,7 +7,7 @@ namespace emulator {
 
 namespace {
 
-constexpr int64_t kGuard = 8192;
+constexpr int64_t kGuard = 8192;  // bytes
 
 std::set<const Array*>& arrays() {
   static auto& all = *new std::set<const Array*>;  // never destroyed: tensors may outlive this library's statics

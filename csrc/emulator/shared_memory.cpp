@@ -1,4 +1,4 @@
-// Shared memory under watch: see emulator.h for what is checked.
+// Checked shared memory: see emulator.h.
 #include <algorithm>
 #include <cstring>
 #include <deque>
@@ -13,15 +13,15 @@ namespace {
 
 constexpr uint32_t kSharedBytes = 256 << 10;
 
-// ---- who knows what ------------------------------------------------------------------------------------------------
+// ---- race detection by vector clocks -------------------------------------------------------------------------------
 
-// Every byte of shared memory has a tag for its last write and for two readers: the time of the access. __syncthreads
-// starts a new epoch for all threads; within one, each thread has its own clock.
+// Every byte of shared memory has a tag for its last write and for two readers: epoch, clock and thread of the access.
+// __syncthreads starts a new epoch for all threads; within an epoch each thread has its own clock.
 struct Tags {
   uint64_t write = 0, read[2] = {};
   uint32_t copying = 0;  // the block, by its first epoch, whose cp.async fills this byte
 };
-uint32_t epoch = 0, first_epoch = 0;  // of this block; epochs are never used again, so no tag has to be cleared
+uint32_t epoch = 0, first_epoch = 0;  // of this block; epochs are never reused, so tags need no clearing
 
 uint64_t tag_of(const Thread& t) {
   return uint64_t{epoch} << 32 | uint64_t{t.clock} << 10 | t.number;
@@ -30,10 +30,11 @@ uint32_t thread_of(uint64_t tag) {
   return tag & 1023;
 }
 
-bool before_now(uint64_t tag) {
+// Whether the access happened before whatever this thread does now.
+bool is_ordered(uint64_t tag) {
   if (tag >> 32 < epoch || thread_of(tag) == self->number) return true;
   const uint32_t clock = static_cast<uint32_t>(tag) >> 10;
-  return !self->known.empty() && clock <= self->known[thread_of(tag)];
+  return !self->seen.empty() && clock <= self->seen[thread_of(tag)];
 }
 
 alignas(1024) unsigned char memory[kSharedBytes];
@@ -41,18 +42,20 @@ Tags tags[kSharedBytes];
 uint32_t allocated;
 std::map<const void*, SharedRange> static_arrays;
 
-struct Multiplications {
-  std::deque<std::pair<Multiplication, int>> queue;
+struct WgmmaQueue {
+  std::deque<std::pair<WgmmaProduct, int>> products;  // with their commit groups
   int groups = 0;
 };
-std::map<unsigned, Multiplications> multiplications;  // by warpgroup
+std::map<unsigned, WgmmaQueue> wgmma_queues;  // by warpgroup
 
-void check_bounds(const SharedRange& at, uint32_t bytes) {
-  if (at.offset < at.begin || at.offset + bytes > at.end)
-    fail("shared memory access out of bounds: bytes " + std::to_string(at.offset - at.begin) + " to " +
-         std::to_string(at.offset - at.begin + bytes - 1) + " of an array of " + std::to_string(at.end - at.begin));
-  if (at.offset % bytes)
-    fail("misaligned shared memory access: " + std::to_string(bytes) + " bytes at offset " + std::to_string(at.offset));
+void check_bounds(const SharedRange& range, uint32_t bytes) {
+  if (range.offset < range.begin || range.offset + bytes > range.end)
+    fail("shared memory access out of bounds: bytes " + std::to_string(range.offset - range.begin) + " to " +
+         std::to_string(range.offset - range.begin + bytes - 1) + " of an array of " +
+         std::to_string(range.end - range.begin));
+  if (range.offset % bytes)
+    fail("misaligned shared memory access: " + std::to_string(bytes) + " bytes at offset " +
+         std::to_string(range.offset));
 }
 
 [[noreturn]] void race(const char* what, uint64_t tag, int64_t byte) {
@@ -62,22 +65,15 @@ void check_bounds(const SharedRange& at, uint32_t bytes) {
 
 }  // namespace
 
-void learn(Knowledge& known, const Knowledge& other) {
-  if (other.empty()) return;
-  if (known.empty()) known.resize(threads.size());
-  for (size_t i = 0; i < known.size(); ++i) known[i] = std::max(known[i], other[i]);
-}
-
-// What a thread tells others at a point of synchronisation: all it knows, and its own work so far.
-void publish(Thread& t, Knowledge& to) {
-  if (to.empty()) to.resize(threads.size());
-  learn(to, t.known);
-  to[t.number] = std::max(to[t.number], t.clock);
+void release(Thread& t, VectorClock& clock) {
+  if (clock.empty()) clock.resize(threads.size());
+  for (size_t i = 0; i < t.seen.size(); ++i) clock[i] = std::max(clock[i], t.seen[i]);
+  clock[t.number] = std::max(clock[t.number], t.clock);
   ++t.clock;
 }
 
 void begin_block() {
-  multiplications.clear();
+  wgmma_queues.clear();
   static_arrays.clear();
   allocated = block.dynamic_bytes;
   first_epoch = ++epoch;
@@ -87,7 +83,7 @@ void begin_epoch() {
   ++epoch;
   for (Thread& t : threads) {
     t.clock = 1;
-    t.known.clear();
+    t.seen.clear();
   }
 }
 
@@ -108,31 +104,31 @@ SharedRange shared_at(uint32_t address) {
   return {address, 0, allocated};
 }
 
-const unsigned char* read_shared(const SharedRange& at, uint32_t bytes, bool leave_tag) {
-  check_bounds(at, bytes);
+const unsigned char* read_shared(const SharedRange& range, uint32_t bytes, bool record) {
+  check_bounds(range, bytes);
   const uint64_t now = tag_of(*self);
-  for (int64_t i = at.offset; i < at.offset + bytes; ++i) {
+  for (int64_t i = range.offset; i < range.offset + bytes; ++i) {
     Tags& t = tags[i];
     if (t.write >> 32 < first_epoch)
-      fail("read of uninitialised shared memory at byte " + std::to_string(i - at.begin) + " of an array");
+      fail("read of uninitialised shared memory at byte " + std::to_string(i - range.begin) + " of an array");
     if (t.copying == first_epoch) fail("read of shared memory that a cp.async, not waited for yet, is filling");
-    if (!before_now(t.write)) race("this thread reads what was written by", t.write, i - at.begin);
-    if (leave_tag) t.read[before_now(t.read[0]) ? 0 : 1] = now;
+    if (!is_ordered(t.write)) race("this thread reads what was written by", t.write, i - range.begin);
+    if (record) t.read[is_ordered(t.read[0]) ? 0 : 1] = now;
   }
-  return memory + at.offset;
+  return memory + range.offset;
 }
 
-unsigned char* write_shared(const SharedRange& at, uint32_t bytes) {
-  check_bounds(at, bytes);
-  for (int64_t i = at.offset; i < at.offset + bytes; ++i) {
+unsigned char* write_shared(const SharedRange& range, uint32_t bytes) {
+  check_bounds(range, bytes);
+  for (int64_t i = range.offset; i < range.offset + bytes; ++i) {
     Tags& t = tags[i];
     if (t.copying == first_epoch) fail("write to shared memory that a cp.async, not waited for yet, is filling");
-    if (!before_now(t.write)) race("this thread overwrites what was written by", t.write, i - at.begin);
+    if (!is_ordered(t.write)) race("this thread overwrites what was written by", t.write, i - range.begin);
     for (uint64_t reader : t.read)
-      if (!before_now(reader)) race("this thread overwrites what was read by", reader, i - at.begin);
+      if (!is_ordered(reader)) race("this thread overwrites what was read by", reader, i - range.begin);
     t.write = tag_of(*self);
   }
-  return memory + at.offset;
+  return memory + range.offset;
 }
 
 void start_copy(const SharedRange& destination, const void* source) {
@@ -143,7 +139,7 @@ void start_copy(const SharedRange& destination, const void* source) {
 }
 
 void finish_copies(int groups_left) {
-  std::erase_if(self->copies, [&](const Copy& c) {
+  std::erase_if(self->copies, [&](const AsyncCopy& c) {
     if (c.group >= self->copy_groups - groups_left) return false;
     for (int i = 0; i < 16; ++i) tags[c.destination + i].copying = 0;
     unsigned char* to = write_shared(shared_at(c.destination), 16);
@@ -152,20 +148,20 @@ void finish_copies(int groups_left) {
   });
 }
 
-void start_multiplication(const Multiplication& m) {
-  Multiplications& mine = multiplications[self->number / 128];
-  mine.queue.emplace_back(m, mine.groups);
+void start_wgmma(const WgmmaProduct& m) {
+  WgmmaQueue& queue = wgmma_queues[self->number / 128];
+  queue.products.emplace_back(m, queue.groups);
 }
 
-void commit_multiplications() {
-  ++multiplications[self->number / 128].groups;
+void commit_wgmma() {
+  ++wgmma_queues[self->number / 128].groups;
 }
 
-void finish_multiplications(int groups_left) {
-  Multiplications& mine = multiplications[self->number / 128];
-  while (!mine.queue.empty() && mine.queue.front().second < mine.groups - groups_left) {
-    mine.queue.front().first.work(mine.queue.front().first);
-    mine.queue.pop_front();
+void finish_wgmma(int groups_left) {
+  WgmmaQueue& queue = wgmma_queues[self->number / 128];
+  while (!queue.products.empty() && queue.products.front().second < queue.groups - groups_left) {
+    queue.products.front().first.work(queue.products.front().first);
+    queue.products.pop_front();
   }
 }
 

@@ -10,8 +10,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from alexnet_cuda.training import Recipe, load_recipe
-from alexnet_cuda.training.recipe import read_yaml
+from alexnet_cuda.recipe import Recipe, load_recipe, read_yaml
 
 RESULTS = Path(__file__).resolve().parent
 README = RESULTS.parents[1] / "README.md"

@@ -20,11 +20,12 @@ from rich.progress import track
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from alexnet_cuda.data import load_images, write_text
+from alexnet_cuda.data import load_images
 from alexnet_cuda.data.module import Normalise
+from alexnet_cuda.files import write_text
+from alexnet_cuda.networks import build
+from alexnet_cuda.recipe import load_recipe
 from alexnet_cuda.reports import charts
-from alexnet_cuda.training import load_recipe
-from alexnet_cuda.training.classifier import build
 from alexnet_cuda.training.evaluation import device_name, versions
 
 HERE, EPOCHS, BATCH = Path(__file__).resolve().parent, 5, 64

@@ -1,0 +1,138 @@
+"""Runs a recipe from data to report: what `alexnet-cuda train` does, with what it prints."""
+
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Column, Table
+
+from ..data import ImageSet, load_images
+from ..errors import DataError, RecipeError
+from ..networks import build
+from ..recipe import FIXED, ON_REQUEST, Recipe, load_recipe, read_yaml, resume_rule
+from ..reports.report import write_report
+from ..training.callbacks import is_main_process
+from ..training.classifier import Diverged
+from ..training.run import finish, run_folder, train
+
+
+def run_recipe(
+    name: str | None,
+    config: Path | None,
+    values: Mapping[str, Any],
+    resume: Path | None,
+    overwrite: bool,
+    console: Console,
+    allow: bool = False,
+) -> int:
+    """Runs the recipe `name`, or continues the run folder or checkpoint `resume`.
+
+    Returns the exit code, 130 after Ctrl-C. Values of a resumed run change only as their resume rules permit; `allow`
+    permits those that change on request.
+    """
+    console = console if is_main_process() else Console(quiet=True)
+    started = time.monotonic()
+    checkpoint = None
+    if resume is not None:
+        recipe, folder, checkpoint = _resumed(name, config, values, resume, allow, console)
+    elif name is None:
+        raise RecipeError("expected a recipe; `alexnet-cuda recipes` lists them")
+    else:
+        recipe = load_recipe(name, config, values)
+        folder = run_folder(recipe)
+        if (folder / "config.yaml").exists() and is_main_process() and not overwrite:
+            raise RecipeError(f"{folder} already holds a run: --resume {folder} continues it, --overwrite replaces it")
+    images = load_images(recipe)
+    if overwrite and is_main_process():
+        for part in ("checkpoints", "tensorboard"):
+            shutil.rmtree(folder / part, ignore_errors=True)
+    _announce(recipe, images, folder, checkpoint, console)
+    try:
+        outcome = train(recipe, images, folder, console, checkpoint)
+    except Diverged as error:
+        last = folder / "checkpoints" / "last.ckpt"
+        good = f"the last good checkpoint is {last}" if last.exists() else "no checkpoint was written yet"
+        raise Diverged(f"training stopped: {error}; {good}; a lower --lr (now {recipe.lr:g}) may help") from error
+    if outcome.ended == "signal":
+        how = f"alexnet-cuda train --resume {folder}"
+        console.print(f"stopped after step {outcome.steps}; go on with: {how}", soft_wrap=True)
+        return 130
+    if not outcome.main:
+        return 0
+    metrics, predictions = finish(recipe, images, folder, outcome)
+    paths = write_report(folder, recipe, images, outcome.module.model, predictions.probabilities, metrics)
+    _report(metrics, folder, paths[0], time.monotonic() - started, console)
+    return 0
+
+
+def _resumed(
+    name: str | None, config: Path | None, values: Mapping[str, Any], resume: Path, allow: bool, console: Console
+) -> tuple[Recipe, Path, Path]:
+    checkpoint = resume / "checkpoints" / "last.ckpt" if resume.is_dir() else resume
+    if not checkpoint.exists():
+        raise DataError(f"{checkpoint} does not exist: nothing to resume")
+    folder = checkpoint.parent.parent
+    run = Recipe().replace(read_yaml(folder / "config.yaml"))
+    if name not in (None, run.name):
+        raise RecipeError(f"{folder} is a run of {run.name!r}, not of {name!r}")
+    asked = run.replace({**(read_yaml(config) if config else {}), **values})
+    if asked.output and Path(asked.output).resolve() == folder.resolve():
+        asked = asked.replace({"output": run.output})
+    changed = [key for key in run.changes(asked) if resume_rule(key) in (FIXED, ON_REQUEST) or key == "output"]
+    if not changed:
+        return asked, folder, checkpoint
+    table = Table("value", "run has", "asked", title=f"{escape(str(folder))}: changed values")
+    for key in changed:
+        table.add_row(key, *(escape(str(getattr(recipe, key))) for recipe in (run, asked)))
+    console.print(table)
+    plateau = "plateau" in (run.schedule, asked.schedule)  # its state in a checkpoint is another one
+    fixed = [key for key in changed if resume_rule(key) == FIXED or key == "output" or (key == "schedule" and plateau)]
+    if fixed:
+        raise RecipeError(f"{', '.join(fixed)} cannot change in a resumed run; a new run with --weights {folder} can")
+    if not allow:
+        raise RecipeError(f"{', '.join(changed)} would change in the resumed run: --allow-changes, if that is meant")
+    return asked, folder, checkpoint
+
+
+def _announce(recipe: Recipe, images: ImageSet, folder: Path, checkpoint: Path | None, console: Console) -> None:
+    for note in images.notes:
+        console.print(f"[yellow]{escape(note)}[/]", soft_wrap=True)
+    counts = images.counts()
+    columns = [Column(name, justify="right") for name in (*counts, "")]
+    table = Table("class", *columns, title=f"{recipe.data}: {len(images.classes)} classes")
+    rows = list(zip(images.classes, *counts.values(), strict=True))
+    largest = max(counts["train"])
+    shown = rows if len(rows) <= 20 else [*rows[:10], *rows[-10:]]
+    for row in shown:
+        table.add_row(escape(row[0]), *(f"{n:,}" for n in row[1:]), f"[blue]{'━' * round(20 * row[1] / largest):20}[/]")
+    if len(shown) < len(rows):
+        table.caption = f"the first and last ten of {len(rows)} classes"
+    table.add_section()
+    table.add_row("all", *(f"{sum(n):,}" for n in counts.values()), f"{largest / min(counts['train']):.3g} : 1")
+    console.print(table)
+    with torch.device("meta"):
+        model = build(recipe, len(images.classes))
+    parameters = sum(p.numel() for p in model.parameters())
+    begins = f"going on from {checkpoint}" if checkpoint else f"{recipe.epochs} epochs"
+    console.print(f"{recipe.variant}, {parameters:,} parameters, {begins}, run folder {folder}", soft_wrap=True)
+
+
+def _report(metrics: dict, folder: Path, page: Path, seconds: float, console: Console) -> None:
+    title = f"{metrics['recipe']}: {metrics['variant']} on {metrics['images']['test']:,} held-out images"
+    table = Table("figure", Column("value", justify="right"), title=title)
+    for key, value in metrics.items():
+        if key.startswith("test/"):
+            share = key in ("test/accuracy", "test/top5")
+            table.add_row(key, f"[bold]{value:.2%}[/]" if share else f"{value:.4f}")
+    table.add_section()
+    table.add_row("parameters", f"{metrics['parameters']:,}")
+    table.add_row("epochs, steps", f"{metrics['epochs']}, {metrics['steps']:,}")
+    table.add_row("seconds of training, in all", f"{metrics['seconds']:.1f}, {seconds:.1f}")
+    console.print(table)
+    console.print(f"Run folder: {folder}", soft_wrap=True)
+    console.print(f"Pictures, in one page: {page}", soft_wrap=True)

@@ -1,0 +1,1 @@
+"""A local web page: upload or draw a picture, see what a trained network predicts and where it looks."""

@@ -1,0 +1,197 @@
+"""Weights trained with Caffe (bvlc_alexnet, bvlc_reference_caffenet) for the variants `caffe` and `caffenet`.
+
+A .caffemodel is a NetParameter message of github.com/BVLC/caffe, src/caffe/proto/caffe.proto, in protobuf's wire format
+(protobuf.dev/programming-guides/encoding). The reader decodes the fields that hold weights; it needs no
+protobuf package.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..model import AlexNet
+from ..summary import layer_names
+
+# The input of Caffe's networks: BGR images, pixels 0..255 minus this mean.
+MEAN_BGR = (104.0, 117.0, 123.0)
+
+LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8")
+
+Blobs = Mapping[str, Sequence[Any]]
+
+
+def load_caffe(model: AlexNet, source: Blobs | str | PathLike[str]) -> AlexNet:
+    """Copies Caffe's weights into `model` and returns it.
+
+    The model takes RGB where Caffe's network takes BGR. The input that reproduces Caffe's scores: pixels 0..255 minus
+    `MEAN_BGR` reversed, for AlexNet(..., input="pixels"). With input="normalized", images normalised with ImageNet's
+    mean and standard deviation reach the first layer within 2 % of that scale.
+
+    Args:
+        model: a network of the variant "caffe" or "caffenet" (the shapes of "paper" are the same).
+        source: see `state_dict_from_caffe`.
+
+    Raises: what `state_dict_from_caffe` raises; ValueError if a shape differs from the model's.
+    """
+    modules = {layer: name for name, layer in layer_names(model).items()}
+    layers = [layer for layer in modules if layer.startswith(("conv", "fc"))]
+    if layers != list(LAYERS):
+        raise ValueError(f"load_caffe: expected five convolutions and three linear layers in the model, got {layers}")
+    state = state_dict_from_caffe(source, [modules[layer] for layer in LAYERS])
+    own = model.state_dict()
+    for name, tensor in state.items():
+        if own[name].shape != tensor.shape:
+            raise ValueError(
+                f"load_caffe: expected {name} to be {tuple(own[name].shape)} as in the model, got {tuple(tensor.shape)}"
+            )
+    model.load_state_dict(state)
+    return model
+
+
+def state_dict_from_caffe(
+    source: Blobs | str | PathLike[str],
+    names: Sequence[str] | None = None,
+) -> dict[str, Tensor]:
+    """Caffe's weights under the parameter names of the variants "caffe" and "caffenet".
+
+    The input channels of conv1 are reversed from BGR to RGB. Everything else is unchanged: the two groups are the same,
+    and the input of fc6 is (C, H, W) in the order of torch.flatten.
+
+    Args:
+        source: {layer name: [weight, bias]} with numpy arrays (or what numpy takes), or the path of a .caffemodel.
+        names: the modules for conv1..conv5, fc6, fc7 and fc8; None: those of the variant "caffe".
+
+    Returns: {name.weight: tensor, name.bias: tensor} in float32. For a model with another number of classes, remove the
+        last two entries and call `model.load_state_dict(state, strict=False)`.
+
+    Raises: OSError if the file cannot be read; ValueError, with the path, if it is incomplete or no Caffe model, or if
+        a layer is missing or has the wrong number of dimensions.
+    """
+    if names is None:
+        with torch.device("meta"):
+            names = [name for name, layer in layer_names(AlexNet("caffe")).items() if layer in LAYERS]
+    if isinstance(source, str | PathLike):
+        origin, blobs = fspath(source), cast(Blobs, read_caffemodel(source))
+    else:
+        origin, blobs = "the blobs", source
+    state = {}
+    for layer, name in zip(LAYERS, names):
+        if len(blobs.get(layer, ())) != 2:
+            found = ", ".join(layer for layer in blobs if len(blobs[layer])) or "none"
+            raise ValueError(f"state_dict_from_caffe: {origin}: no weight and bias for {layer}; layers found: {found}")
+        weight = _without_leading_ones(blobs[layer][0], 4 if layer.startswith("conv") else 2)
+        bias = _without_leading_ones(blobs[layer][1], 1)
+        if weight is None or bias is None or len(weight) != len(bias):
+            shapes = " and ".join(str(np.shape(blob)) for blob in blobs[layer])
+            raise ValueError(f"state_dict_from_caffe: {origin}: {layer} has blobs of shapes {shapes}")
+        state[f"{name}.weight"] = weight.flip(1) if layer == "conv1" else weight
+        state[f"{name}.bias"] = bias
+    return state
+
+
+def _without_leading_ones(blob: Any, dims: int) -> Tensor | None:
+    """The blob with `dims` dimensions: old files store 4-D ones, such as (1, 1, 4096, 9216) for a linear layer."""
+    array = np.array(blob, np.float32)
+    while array.ndim > dims and array.shape[0] == 1:
+        array = array[0]
+    return torch.from_numpy(array) if array.ndim == dims else None
+
+
+def read_caffemodel(path: str | PathLike[str]) -> dict[str, list[np.ndarray]]:
+    """{layer name: its blobs} of a binary .caffemodel, in the old format (field `layers`) or the new one (`layer`).
+
+    Raises: OSError if the file cannot be read; ValueError, with the path, if it is incomplete or no Caffe model.
+    """
+    content = memoryview(Path(path).read_bytes())
+    layers = {}
+    try:
+        for field, value in _fields(content):
+            if field in _LAYER_FIELDS:
+                name_field, blobs_field = _LAYER_FIELDS[field]
+                message = list(_fields(_message(value)))
+                name = b"".join(_message(v) for f, v in message if f == name_field).decode("utf-8", "replace")
+                layers[name] = [_blob(_message(v)) for f, v in message if f == blobs_field]
+    except ValueError as error:
+        raise ValueError(f"read_caffemodel: {fspath(path)} is incomplete or no Caffe model: {error}") from error
+    if not layers:
+        raise ValueError(f"read_caffemodel: {fspath(path)} is incomplete or no Caffe model: it has no layers")
+    return layers
+
+
+# Field number of a layer in NetParameter -> those of its name and blobs, in LayerParameter and in V1LayerParameter.
+_LAYER_FIELDS = {100: (1, 7), 2: (4, 6)}
+
+
+def _blob(message: memoryview) -> np.ndarray:
+    """BlobProto: data (5) or double_data (8), with the shape (7) or, in old files, num to width (1 to 4)."""
+    dims: list[int] | None = None
+    legacy = {1: 1, 2: 1, 3: 1, 4: 1}
+    data: dict[int, list[memoryview]] = {5: [], 8: []}
+    for field, value in _fields(message):
+        if field == 7:
+            dims = []
+            for _, dim in _fields(_message(value)):
+                dims += [dim] if isinstance(dim, int) else _varints(dim)
+        elif field in legacy and isinstance(value, int):
+            legacy[field] = value
+        elif field in data:  # all numbers if packed, as Caffe writes them; else one number
+            data[field].append(_message(value))
+    values = np.frombuffer(b"".join(data[8]), "<f8") if data[8] else np.frombuffer(b"".join(data[5]), "<f4")
+    return values.reshape(list(legacy.values()) if dims is None else dims)
+
+
+def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
+    """(field number, value) of each field of a message: an int for a varint, else the bytes."""
+    position = 0
+    while position < len(message):
+        key, position = _varint(message, position)
+        wire_type = key & 7
+        if wire_type == 0:
+            value, position = _varint(message, position)
+            yield key >> 3, value
+            continue
+        if wire_type == 2:
+            size, position = _varint(message, position)
+        elif wire_type in (1, 5):
+            size = 8 if wire_type == 1 else 4
+        else:
+            raise ValueError(f"wire type {wire_type} at byte {position}")
+        if position + size > len(message):
+            raise ValueError(f"{size:,} bytes announced where {len(message) - position:,} are left")
+        yield key >> 3, message[position : position + size]
+        position += size
+
+
+def _varint(message: memoryview, position: int) -> tuple[int, int]:
+    """The integer at `position`, seven bits per byte, the lowest first; and the position behind it."""
+    value = 0
+    for shift in range(0, 70, 7):
+        if position == len(message):
+            raise ValueError("it ends within a number")
+        byte = message[position]
+        position += 1
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value, position
+    raise ValueError("a number of more than ten bytes")
+
+
+def _varints(message: memoryview) -> list[int]:
+    values, position = [], 0
+    while position < len(message):
+        value, position = _varint(message, position)
+        values.append(value)
+    return values
+
+
+def _message(value: int | memoryview) -> memoryview:
+    if isinstance(value, int):
+        raise ValueError("a number where a message belongs")
+    return value

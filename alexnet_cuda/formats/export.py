@@ -1,0 +1,164 @@
+"""Networks as files for other programs: ONNX, safetensors, and torch.export programs of torch's own operators."""
+
+import contextlib
+import copy
+import io
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from .. import __version__, weights
+from .._library import KERNEL_DTYPES
+from ..data import source
+from ..errors import DataError
+from ..files import atomic_path
+from ..recipe import Recipe
+
+OPSET = 18
+INPUT, OUTPUT = "images", "scores"
+ONNX_MAX_BYTES = 2**31 - 2**20  # of weights: an ONNX file is one protobuf message, which holds at most 2 GiB
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+GREY = ("digits", "mnist", "fashion-mnist")
+
+
+def description(recipe: Recipe, classes: list[str]) -> dict[str, str]:
+    """The metadata of every exported file, as text.
+
+    `classes` (JSON list, in the order of the scores), `recipe` (YAML, without its folders), `variant`, and
+    `preprocessing` (JSON): `steps` describes in words how a picture becomes the input, the other keys are numbers.
+    """
+    size, photograph = recipe.input_size, source(recipe).SIZE is None
+    short_side = (recipe.short_side or size * 8 // 7) if photograph else None
+    if photograph:
+        steps = [f"resize the shorter side to {short_side}", f"crop the centre, {size}x{size}"]
+    else:
+        steps = ["a bright shape on black"] * (recipe.data in GREY) + [f"resize to {size}x{size}"]
+    colours = "grey" if recipe.channels == 1 or recipe.data in GREY else "RGB"
+    steps += ["divide by 255, subtract mean, divide by std", f"{colours}, {recipe.channels} channel(s)"]
+    numbers = dict(size=size, short_side=short_side, channels=recipe.channels, mean=recipe.mean, std=recipe.std)
+    return {
+        "format": "pt",
+        "variant": recipe.variant,
+        "classes": json.dumps(classes),
+        "recipe": recipe.replace({"data_path": None, "output": None}).to_yaml(),
+        "preprocessing": json.dumps({"steps": steps, **numbers}),
+        "writer": f"alexnet_cuda {__version__}",
+    }
+
+
+def save_onnx(path: Path, model: nn.Module, recipe: Recipe, classes: list[str]) -> None:
+    """Writes one ONNX file: opset 18, float32, weights inside, `description` as metadata_props.
+
+    Input `images` (N, C, H, W) for any N, output `scores` (N, classes), before softmax. Raises DataError for a network
+    of more than 2 GiB.
+    """
+    import onnx
+
+    from . import onnx_translations
+
+    size = sum(4 * tensor.numel() for tensor in model.state_dict().values())
+    if size > ONNX_MAX_BYTES:
+        raise DataError(
+            f"{path} would hold {size / 2**30:.1f} GiB, an ONNX file holds at most 2; other formats have no limit"
+        )
+    exported = torch.onnx.export(
+        _program(model, recipe),
+        dynamo=True,
+        verbose=False,
+        opset_version=OPSET,
+        input_names=[INPUT],
+        output_names=[OUTPUT],
+        custom_translation_table=onnx_translations.table(),
+    )
+    assert exported is not None
+    exported.model.metadata_props.update(description(recipe, classes))
+    for node in exported.model.graph:
+        node.metadata_props.clear()  # lines and paths of source code
+    with atomic_path(path) as temporary:
+        exported.save(temporary, external_data=False)
+        onnx.checker.check_model(temporary, full_check=True)
+
+
+def save_safetensors(path: Path, model: nn.Module, recipe: Recipe, classes: list[str], dtype: str = "float32") -> None:
+    """Writes the tensors, floating-point ones as `dtype`, with `description`; `weights.load_weights` reads the file."""
+    state = model.state_dict()
+    tensors = {name: t.to(DTYPES[dtype]) if t.is_floating_point() else t for name, t in state.items()}
+    weights.write_tensors(path, tensors, description(recipe, classes))
+
+
+def save_torch(path: Path, model: nn.Module, recipe: Recipe, classes: list[str]) -> None:
+    """Writes a torch.export program of torch's own operators: `torch.export.load(path).module()` needs torch alone.
+
+    `description` is its extra file metadata.json.
+    """
+    with _without_kernels():
+        program = _program(model, recipe).run_decompositions({})
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # lines and paths of source code
+    program.example_inputs = None
+    buffer = io.BytesIO()  # torch.export.save writes the name of a file into the file
+    torch.export.save(program, buffer, extra_files={"metadata.json": json.dumps(description(recipe, classes))})
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(buffer.getbuffer())
+
+
+def difference(path: Path, model: nn.Module, recipe: Recipe) -> tuple[float, float] | None:
+    """(largest absolute difference, largest absolute score) of file and network on 3 random images.
+
+    None for an ONNX file where onnxruntime is not installed.
+    """
+    model, x = _cpu_float32_eval(model), _random_images(recipe, 3)
+    with torch.no_grad():
+        expected = model(x)
+        if path.suffix == ".onnx":
+            try:
+                import onnxruntime
+            except ModuleNotFoundError:
+                return None
+            session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+            actual = torch.from_numpy(session.run([OUTPUT], {INPUT: x.numpy()})[0])
+        elif path.suffix == ".pt2":
+            actual = torch.export.load(path).module()(x)
+        else:
+            model.load_state_dict(weights.read_tensors(path))
+            actual = model(x)
+    return (actual - expected).abs().max().item(), expected.abs().max().item()
+
+
+def onnx_nodes(path: Path) -> Counter[str]:
+    """Number of nodes of each type in an ONNX file."""
+    import onnx
+
+    return Counter(node.op_type for node in onnx.load(path).graph.node)
+
+
+def _cpu_float32_eval(model: nn.Module) -> nn.Module:
+    model = copy.deepcopy(model).cpu().float().eval()
+    return model.to(memory_format=torch.contiguous_format)
+
+
+def _random_images(recipe: Recipe, count: int) -> Tensor:
+    shape = count, recipe.channels, recipe.input_size, recipe.input_size
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
+def _program(model: nn.Module, recipe: Recipe) -> torch.export.ExportedProgram:
+    """The network in evaluation mode, for any number of images."""
+    batch = ({0: torch.export.Dim("batch")},)
+    with torch.no_grad():
+        return torch.export.export(_cpu_float32_eval(model), (_random_images(recipe, 2),), dynamic_shapes=batch)
+
+
+@contextlib.contextmanager
+def _without_kernels() -> Iterator[None]:
+    """Inside, `ops` are composed of torch's operators."""
+    saved = dict(KERNEL_DTYPES)
+    KERNEL_DTYPES.clear()
+    try:
+        yield
+    finally:
+        KERNEL_DTYPES.update(saved)

@@ -1,0 +1,97 @@
+"""Linear layers in float32 on a CPU. torch runs them in MKL, which reads the weights of fully connected layers at half
+the speed of memory on some CPUs; here they run in the oneDNN that torch contains."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .._library import KERNEL_DTYPES, has_kernel
+from .._torch_private import has_onednn_linear, onednn_linear, transforms_active
+from ._registration import call, needs_grad, register
+
+_op = torch.ops.alexnet_cuda
+
+# oneDNN reorders its right operand into blocks first. For these numbers of images it is faster to exchange the operands
+# (measured: benchmarks/bench_ops.py), so that the images are reordered instead of the weights.
+_SWAPPED = range(8, 129)
+_SMALLEST = 2**20  # weights; smaller products are as fast in MKL
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
+    if not has_onednn_linear():
+        y = F.linear(x, weight, bias)
+        return y.relu_() if relu else y
+    if len(x) not in _SWAPPED:
+        return onednn_linear(x, weight, bias, relu)
+    y = x.new_empty(len(x), len(weight))
+    torch.add(onednn_linear(weight, x, None, False).t(), 0 if bias is None else bias, out=y)
+    return y.relu_() if relu else y
+
+
+def _linear_setup(ctx, inputs, output):
+    x, weight, _, ctx.relu = inputs
+    ctx.save_for_backward(x, weight, *([output] if ctx.relu else []))
+
+
+def _linear_backward(ctx, grad):
+    x, weight, *output = ctx.saved_tensors
+    if output:
+        grad = torch.ops.aten.threshold_backward(grad, output[0], 0)
+    grad = grad.contiguous()  # expanded, behind a sum
+    grad_x = grad_weight = None
+    if ctx.needs_input_grad[0]:
+        grad_x = _op.linear(grad, weight.t(), None, False) if len(grad) > 1 else grad @ weight
+    if ctx.needs_input_grad[1]:
+        grad_weight = _op._linear_weight_grad(grad, x)
+    return grad_x, grad_weight, grad.sum(0) if ctx.needs_input_grad[2] else None, None
+
+
+def _weight_grad_setup(ctx, inputs, output):
+    ctx.save_for_backward(*inputs)
+
+
+def _weight_grad_backward(ctx, grad_weight):
+    grad, x = ctx.saved_tensors
+    return x @ grad_weight.t(), grad @ grad_weight
+
+
+register(
+    "linear",
+    lambda x, weight, bias, relu: x.new_empty(x.shape[0], weight.shape[0]),
+    _linear_setup,
+    _linear_backward,
+    (0,),
+)
+register(
+    "_linear_weight_grad",
+    lambda grad, x: x.new_empty(grad.shape[1], x.shape[1]),
+    _weight_grad_setup,
+    _weight_grad_backward,
+    (),
+)
+if KERNEL_DTYPES:
+    torch.library.impl("alexnet_cuda::linear", "default", _linear)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, relu: bool = False) -> Tensor:
+    """Equivalent to `torch.nn.functional.linear(x, weight, bias)`, optionally followed by ReLU.
+
+    Args: x is (N, in_features), weight (out_features, in_features), bias (out_features,) or None.
+    """
+    if _is_served(x, weight, bias):
+        return call(_op.linear, needs_grad(x, weight, bias), x, weight, bias, relu)
+    y = F.linear(x, weight, bias)
+    return F.relu(y) if relu else y
+
+
+def _is_served(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Large products of float32 on a CPU. Exported programs keep torch's operator, which every runtime knows."""
+    if not x.is_cpu or x.dim() != 2 or weight.dim() != 2 or x.shape[1] != weight.shape[1]:
+        return False
+    if weight.numel() < _SMALLEST or any(t is not None and t.dtype != torch.float32 for t in (x, weight, bias)):
+        return False
+    if torch.compiler.is_exporting() or torch.jit.is_tracing() or torch.is_autocast_enabled("cpu"):
+        return False
+    return has_kernel(x) and has_onednn_linear() and not transforms_active()

@@ -1,0 +1,120 @@
+"""A learning rate for a recipe, from one sweep over rates."""
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import lightning
+import numpy as np
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.tuner import Tuner
+from rich.console import Console
+
+from ..data import load_images
+from ..data.module import ImageData
+from ..errors import RecipeError
+from ..files import write_csv
+from ..recipe import Recipe
+from .classifier import Classifier, Diverged
+from .run import _quiet, new_trainer
+
+SKIPPED = 10  # losses at the start of a sweep, where their running mean covers few batches
+
+
+@dataclass
+class Sweep:
+    """Learning rates (steps,), the smoothed loss at each (steps,), and the rate at which it falls fastest."""
+
+    rates: np.ndarray
+    losses: np.ndarray
+    suggestion: float
+
+
+def lr_find(
+    recipe: Recipe, folder: Path, console: Console, steps: int = 100, low: float = 1e-6, high: float = 1.0
+) -> Sweep:
+    """Trains `steps` batches with a rate that grows from `low` to `high`, until the loss is four times its minimum.
+
+    Writes lr_find.csv to `folder`. The sweep is Lightning's, after L. Smith, "Cyclical Learning Rates for Training
+    Neural Networks", WACV 2017, section 3.3. Raises RecipeError for limits that leave nothing to suggest.
+    """
+    if not 0 < low < high:
+        raise RecipeError(f"--min-lr must be positive and below --max-lr, got {low:g} and {high:g}")
+    if steps < 2 * SKIPPED:
+        raise RecipeError(f"--steps must be at least {2 * SKIPPED}, got {steps}")
+    images = load_images(recipe)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as scratch:  # Lightning keeps the initial weights there
+        trainer = trial_trainer(recipe, scratch, max_epochs=steps, check_val_every_n_epoch=steps + 1)
+        console.print(f"{recipe.name}: {steps} batches of {recipe.batch_size}, {low:g} to {high:g}")
+        module, data = SweepClassifier(recipe, len(images.classes)), ImageData(images, recipe)
+        found = Tuner(trainer).lr_find(
+            module, datamodule=data, min_lr=low, max_lr=high, num_training=steps, update_attr=False
+        )
+    assert found is not None
+    losses = np.array(module.losses)
+    rates = np.array(found.results["lr"][: len(losses)])
+    sweep = Sweep(rates, losses, suggest(rates, losses))
+    write_csv(folder / "lr_find.csv", [{"lr": lr, "loss": loss} for lr, loss in zip(rates.tolist(), losses.tolist())])
+    return sweep
+
+
+def suggest(rates: np.ndarray, losses: np.ndarray) -> float:
+    """The rate at which `losses` (steps,) fall fastest, before their minimum.
+
+    The slope is taken over the logarithm of the rate. Over the rate itself, as in Lightning's own suggestion, noise at
+    the low end would be divided by tiny differences.
+    """
+    end = int(np.argmin(losses)) + 1
+    if end - SKIPPED < 2:
+        raise RecipeError("the loss never fell: a lower --min-lr, or more --steps, may help")
+    slopes = np.gradient(losses[SKIPPED:end], np.log(rates[SKIPPED:end]))
+    return float(rates[SKIPPED + int(np.argmin(slopes))])
+
+
+class SweepClassifier(Classifier):
+    """A Classifier during the sweep: layers keep the ratios of their rates, and a loss that is NaN ends the sweep."""
+
+    MEMORY = 0.9  # of the running mean; Lightning's 0.98 lags behind by half a sweep, and starts at half the loss
+
+    def on_train_start(self) -> None:
+        self.mean, self.losses = 0.0, list[float]()
+
+    def on_train_batch_start(self, batch, batch_idx: int) -> None:
+        super().on_train_batch_start(batch, batch_idx)
+        for group, ratio in zip(cast(Any, self.optimizers()).param_groups, self.ratios, strict=True):
+            group["lr"] *= ratio  # the sweep sets all groups to the same rate after every batch
+
+    def configure_optimizers(self):
+        optimiser = super().configure_optimizers()["optimizer"]
+        rates = [group.get("initial_lr", group["lr"]) for group in optimiser.param_groups]
+        self.ratios = [rate / (max(rates) or 1.0) for rate in rates]
+        return optimiser
+
+    def training_step(self, batch, batch_idx: int):
+        try:
+            loss = super().training_step(batch, batch_idx)
+        except Diverged:
+            self.trainer.should_stop = True
+            return None
+        self.mean = self.MEMORY * self.mean + (1 - self.MEMORY) * loss.item()
+        self.losses.append(self.mean / (1 - self.MEMORY ** (len(self.losses) + 1)))
+        return loss
+
+
+def trial_trainer(recipe: Recipe, folder: str, callbacks: Sequence[Callback] = (), **options: Any) -> lightning.Trainer:
+    """A trainer as in a run, but on one device and without checkpoints and logs."""
+    _quiet()
+    lightning.seed_everything(recipe.seed, workers=True, verbose=False)
+    return new_trainer(
+        recipe,
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        default_root_dir=folder,
+        callbacks=list(callbacks),
+        **options,
+    )

@@ -1,0 +1,135 @@
+"""Reading and writing weights: run folders, safetensors, checkpoints, Caffe's files, torchvision's downloads.
+
+Nothing in a file is executed: torch.load always has weights_only=True.
+"""
+
+import json
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+import yaml
+from torch import Tensor, nn
+
+from .errors import DataError, RecipeError
+from .files import atomic_path
+from .networks import build
+from .recipe import Recipe
+
+
+def save_weights(path: Path, model: nn.Module, recipe: Recipe, classes: list[str]) -> None:
+    """Writes a safetensors file that `load_weights` reads: the tensors, and as metadata the recipe and class names."""
+    metadata = {"format": "pt", "classes": json.dumps(classes), "recipe": recipe.to_yaml()}
+    write_tensors(path, model.state_dict(), metadata)
+
+
+def load_weights(source: Path) -> tuple[nn.Module, Recipe, list[str]]:
+    """The network, recipe and class names of a run folder or a file of `save_weights`.
+
+    Raises DataError if the file is missing or was not written by `save_weights`.
+    """
+    path = _weights_file(source, "expected the folder of a finished run, or its weights.safetensors")
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+        recipe = Recipe().replace(yaml.safe_load(metadata["recipe"]))
+        classes = json.loads(metadata["classes"])
+        model = build(recipe, len(classes))
+        model.load_state_dict(safetensors.torch.load_file(path))
+    except Exception as error:  # safetensors, YAML, the recipe and torch raise different types
+        raise DataError(f"{path} is not a weights file of a run: {_first_line(error)}") from error
+    return model, recipe, classes
+
+
+def start_from(model: nn.Module, recipe: Recipe) -> None:
+    """Copies the tensors of `recipe.weights` into `model`, except into its last layer, which keeps its values.
+
+    `recipe.weights` is a run folder, a file (see `read_tensors`), or "torchvision": ImageNet weights for torchvision's
+    networks, downloaded once. Raises DataError if there is no such file or it holds no tensors, RecipeError if a tensor
+    is missing or has another shape.
+    """
+    tensors = (
+        _torchvision_tensors(recipe) if recipe.weights == "torchvision" else read_tensors(Path(str(recipe.weights)))
+    )
+    last_layer = f"{parameter_layers(model)[-1][0]}."
+    for name, own in model.state_dict().items():
+        if name.startswith(last_layer):
+            tensors.pop(name, None)
+        elif name not in tensors or tensors[name].shape != own.shape:
+            has = f"{tuple(tensors[name].shape)}" if name in tensors else "nothing"
+            raise RecipeError(
+                f"weights {recipe.weights} do not fit {recipe.variant}: for {name} {tuple(own.shape)} they have {has}"
+            )
+    model.load_state_dict(tensors, strict=False)
+
+
+def parameter_layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Names and modules with parameters of their own, in the order of definition; the last computes the scores."""
+    return [(name, module) for name, module in model.named_modules() if module._parameters]
+
+
+def read_tensors(source: Path) -> dict[str, Tensor]:
+    """The tensors of a run folder, a .safetensors, .caffemodel, or .pt, .pth or .ckpt file, by parameter name.
+
+    Raises DataError if there is no such file or it is not a file of tensors.
+    """
+    path = _weights_file(source, "weights must be a run folder, a file or torchvision")
+    try:
+        if path.suffix == ".caffemodel":
+            from .formats.caffe import state_dict_from_caffe
+
+            return state_dict_from_caffe(path)
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
+        if "state_dict" in tensors:  # a checkpoint of a run
+            tensors = {k.removeprefix("model."): v for k, v in tensors["state_dict"].items() if k.startswith("model.")}
+        return {str(name): tensor for name, tensor in tensors.items() if isinstance(tensor, Tensor)}
+    except Exception as error:  # torch.load raises a different type for each kind of damage
+        raise DataError(f"{path} is not a file of tensors: {_first_line(error)}") from error
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Writes a safetensors file, replacing `path` only when the file is complete."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(safetensors.torch.save(tensors, metadata))
+
+
+def read_checkpoint(path: Path) -> dict:
+    """The tensors and numbers of a training checkpoint. Raises DataError if the file is missing or no checkpoint."""
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint["state_dict"], checkpoint["global_step"]
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist") from None
+    except Exception as error:  # torch.load raises a different type for each kind of damage
+        raise DataError(f"{path} is not a checkpoint of a training run: {_first_line(error)}") from error
+    return checkpoint
+
+
+def _weights_file(source: Path, expected: str) -> Path:
+    path = source / "weights.safetensors" if source.is_dir() else source
+    if not path.exists():
+        raise DataError(f"{path} does not exist; {expected}")
+    return path
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def _torchvision_tensors(recipe: Recipe) -> dict[str, Tensor]:
+    from torchvision import models
+
+    if not recipe.variant.startswith("torchvision"):
+        raise RecipeError(
+            f"weights torchvision are for the variants torchvision and torchvision/NAME, got {recipe.variant}"
+        )
+    name = "alexnet" if recipe.variant == "torchvision" else recipe.variant.removeprefix("torchvision/")
+    url = models.get_model_weights(name).DEFAULT.url
+    try:
+        return torch.hub.load_state_dict_from_url(url, map_location="cpu", check_hash=True, weights_only=True)
+    except OSError as error:
+        raise DataError(f"{url} cannot be downloaded: {error}") from error

@@ -1,0 +1,113 @@
+// The CPU back end but for the convolutions (conv2d.cpp): tensors, and how the work is divided into tasks (kernels.h).
+#include "backend.h"
+
+#include <algorithm>
+
+#include "../host/register.h"
+#include "kernels.h"
+#include "memory.h"
+#include "tasks.h"
+
+namespace alexnet_cuda {
+namespace {
+
+std::vector<int64_t> dense_strides(const std::vector<int64_t>& size, MemoryFormat format) {
+  if (format == MemoryFormat::ChannelsLast) return {size[1] * size[2] * size[3], 1, size[3] * size[1], size[1]};
+  std::vector<int64_t> strides(size.size(), 1);
+  for (size_t d = size.size() - 1; d > 0; --d) strides[d - 1] = strides[d] * size[d];
+  return strides;
+}
+
+// Blocks of at most `planes` channels of an image (channels_last) or planes of the batch (contiguous).
+int64_t plane_blocks(const Images& images, int64_t planes) {
+  return images.channels_last ? images.count * ceil_div(images.channels, planes)
+                              : ceil_div(images.count * images.channels, planes);
+}
+
+using LrnKernel = void (*)(const LrnArguments&, int64_t, int64_t);
+
+void run_lrn(const LrnArguments& args, LrnKernel across_channels, LrnKernel spatial) {
+  const Images& images = args.images;
+  if (args.spatial) {
+    const int64_t work = images.pixels() * std::min(images.channels, kPlanes) * args.lrn.size;
+    run_tasks(spatial, args, plane_blocks(images, kPlanes), work);
+  } else {
+    const int64_t strips = images.channels_last ? ceil_div(images.count * images.pixels(), kStrip)
+                                                : images.count * ceil_div(images.pixels(), kStrip);
+    run_tasks(across_channels, args, strips, kStrip * images.channels);
+  }
+}
+
+}  // namespace
+
+DType Cpu::dtype_of(const char* op, const Tensor& x) {
+  switch (x.scalar_type()) {
+    case ScalarType::Float:
+      return DType::kFloat;
+    case ScalarType::Double:
+      return DType::kDouble;
+    case ScalarType::Half:
+      return DType::kHalf;
+    case ScalarType::BFloat16:
+      return DType::kBFloat16;
+    default:
+      STD_TORCH_CHECK(false, op, ": expected x to be float32, float64, float16 or bfloat16, got scalar type ",
+                      static_cast<int>(x.scalar_type()));
+  }
+}
+
+Tensor Cpu::allocate(const Tensor& like, const std::vector<int64_t>& size, MemoryFormat format,
+                     std::optional<ScalarType> dtype) {
+  const ScalarType type = dtype.value_or(like.scalar_type());
+  int64_t bytes = type == ScalarType::Byte ? 1 : like.element_size();
+  for (int64_t n : size) bytes *= n;
+  if (bytes < kMinCachedBytes || cache_limit() == 0) {
+    return empty(like, size, format, type);
+  }
+  return torch::stable::from_blob(allocate_memory(bytes), size, dense_strides(size, format), like.device(), type,
+                                  [bytes](void* data) { release_memory(data, bytes); });
+}
+
+// torch's `contiguous` is a call through its dispatcher, so only where it is needed.
+Tensor Cpu::dense(const Tensor& x, MemoryFormat format) {
+  const std::vector<int64_t> size = size_of(x), strides = dense_strides(size, format);
+  bool is_dense = true;
+  for (size_t d = 0; d < size.size(); ++d) is_dense &= size[d] == 1 || x.stride(d) == strides[d];
+  return is_dense ? x : torch::stable::contiguous(x, format);
+}
+
+void Cpu::local_response_norm(const char*, const LrnArguments& args, const Tensor&) {
+  run_lrn(args, lrn_forward_kernel(), spatial_lrn_forward_kernel());
+}
+
+void Cpu::local_response_norm_backward(const char*, const LrnArguments& args, const Tensor&) {
+  run_lrn(args, lrn_backward_kernel(), spatial_lrn_backward_kernel());
+}
+
+void Cpu::max_pool2d(const char*, const PoolArguments& args, const Tensor&) {
+  const int64_t channels = args.images.channels_last ? args.images.channels : kPlanes;
+  run_tasks(max_pool_forward_kernel(), args, plane_blocks(args.images, channels) * args.pool.out_height,
+            args.pool.stride * args.pool.width * channels);
+}
+
+void Cpu::max_pool2d_backward(const char*, const PoolArguments& args, const Tensor&) {
+  const Images& images = args.images;
+  const bool rows = images.channels_last;
+  run_tasks(max_pool_backward_kernel(), args, images.count * (rows ? images.height : images.channels),
+            images.width * (rows ? images.channels : images.height));
+}
+
+void Cpu::relu_lrn_max_pool2d(const char*, const TailArguments& args, const Tensor&) {
+  run_tasks(tail_forward_kernel(), args, args.images.count * args.pool.out_height,
+            args.pool.stride * args.pool.width * args.images.channels);
+}
+
+void Cpu::relu_lrn_max_pool2d_backward(const char*, const TailArguments& args, const Tensor&) {
+  run_tasks(tail_backward_kernel(), args, args.images.count * args.pool.height, args.pool.width * args.images.channels);
+}
+
+}  // namespace alexnet_cuda
+
+STABLE_TORCH_LIBRARY_IMPL(alexnet_cuda, CPU, m) {
+  alexnet_cuda::register_operators<alexnet_cuda::Cpu>(m);
+}

@@ -1,0 +1,77 @@
+// The register tile that every convolution kernel multiplies with: P rows (pixels, tiles or taps) x two vectors of
+// columns (filters or taps). Each step loads two vectors and broadcasts one number per row.
+#pragma once
+
+#include "rows.h"
+
+namespace alexnet_cuda::ALEXNET_CPU_LEVEL {
+
+// Columns of a tile; weights are packed in blocks of so many filters.
+template <class A>
+constexpr int64_t kFilterBlock = 2 * kLanes<A>;
+
+// Rows of the tallest tile that leaves registers for the operands. AlexNet's 55 output columns are 5 x 11.
+constexpr int kTileRows = kVectorBytes == 64 ? 11 : 5;
+
+template <class A, int P>
+struct Tile {
+  Vec<A> sum[P][2];
+};
+
+template <class A, int P>
+ALEXNET_INLINE void load_tile(Tile<A, P>& tile, const A* from, int64_t stride) {
+#pragma GCC unroll 16
+  for (int p = 0; p < P; ++p) {
+    tile.sum[p][0] = load<A>(from + p * stride);
+    tile.sum[p][1] = load<A>(from + p * stride + kLanes<A>);
+  }
+}
+
+template <class A, int P>
+ALEXNET_INLINE void add_tile(Tile<A, P>& tile, const A* from, int64_t stride) {
+#pragma GCC unroll 16
+  for (int p = 0; p < P; ++p) {
+    tile.sum[p][0] += load<A>(from + p * stride);
+    tile.sum[p][1] += load<A>(from + p * stride + kLanes<A>);
+  }
+}
+
+template <class A, int P>
+ALEXNET_INLINE void store_tile(const Tile<A, P>& tile, A* to, int64_t stride) {
+#pragma GCC unroll 16
+  for (int p = 0; p < P; ++p) {
+    store<A>(to + p * stride, tile.sum[p][0]);
+    store<A>(to + p * stride + kLanes<A>, tile.sum[p][1]);
+  }
+}
+
+// sum[p] += a[p * row_step + i * step] * w[i * w_step ...] over i < n.
+template <class A, int P>
+ALEXNET_INLINE void multiply(Tile<A, P>& tile, const A* a, int64_t row_step, int64_t step, const A* w, int64_t w_step,
+                             int64_t n) {
+  for (int64_t i = 0; i < n; ++i, a += step, w += w_step) {
+    const Vec<A> w0 = load<A>(w), w1 = load<A>(w + kLanes<A>);
+#pragma GCC unroll 16
+    for (int p = 0; p < P; ++p) {
+      const Vec<A> v = fill<A>(a[p * row_step]);
+      tile.sum[p][0] += v * w0;
+      tile.sum[p][1] += v * w1;
+    }
+  }
+}
+
+// The same sums, N products of each at a time, written to `out` or (`add`) added to what is there: shorter sums in
+// registers have smaller rounding errors.
+template <int P, int N>
+ALEXNET_INLINE void multiply_in_parts(const float* a, int64_t row_step, int64_t step, const float* w, int64_t n,
+                                      float* out, int64_t out_stride, bool add) {
+  for (int64_t i = 0; i < n; i += N, add = true) {
+    Tile<float, P> tile = {};
+    multiply<float, P>(tile, a + i * step, row_step, step, w + i * kFilterBlock<float>, kFilterBlock<float>,
+                       min64(N, n - i));
+    if (add) add_tile<float, P>(tile, out, out_stride);
+    store_tile<float, P>(tile, out, out_stride);
+  }
+}
+
+}  // namespace alexnet_cuda::ALEXNET_CPU_LEVEL

@@ -1,0 +1,182 @@
+// Space-to-depth (s2d) blocks in shared memory for the tensor core convolutions; k_schedule.h defines the terms.
+//
+// Layout: [channel group][s2d block][16 bytes], so a shift is an address offset and the rows that ldmatrix reads are
+// consecutive. Output columns are cut into strips of at most 64. The pixels of a strip are numbered along its rows of
+// s2d blocks, which are 2 longer than the rows of outputs: two results in each row are computed and not stored.
+#pragma once
+
+#include "k_schedule.h"
+
+namespace alexnet_cuda {
+
+// How an element T lies in memory for tensor cores (TF32 is stored as float), and how many make a channel group.
+template <class T>
+using Storage = std::conditional_t<sizeof(T) == 4, float, uint16_t>;
+template <class T>
+constexpr int kGroupSize = 16 / sizeof(T);
+template <class T, int kChannels>
+constexpr int kGroups = 16 * kChannels / kGroupSize<T>;
+
+constexpr int kWarpPixels = 32, kBlockPixels = kThreads / 32 * kWarpPixels;
+constexpr int kMaxStripWidth = 64;
+constexpr int kMinSharedMemory = 99 << 10;  // bytes that a thread block may have on every GPU from 8.0 on
+template <int kPixels>
+constexpr int kStagedBlocks = kPixels + 2 * (kMaxStripWidth + 2) + 2;  // two rows and two s2d blocks past the pixels
+template <int kPixels>
+constexpr int kGroupStrideFor = 8 * kStagedBlocks<kPixels>;  // 16-bit words from one channel group to the next
+constexpr int kGroupStride = kGroupStrideFor<kBlockPixels>;
+
+// One 32-bit operand word: two elements of 16 bits, or one rounded to TF32.
+GPU_DEVICE uint32_t operand_word(const uint16_t* v) {
+  return v[0] | uint32_t{v[1]} << 16;
+}
+GPU_DEVICE uint32_t operand_word(const float* v) {
+  return gpu::to_tf32(v[0]);
+}
+
+// The product of one k step.
+template <class T>
+GPU_DEVICE void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  if constexpr (sizeof(T) == 4)
+    gpu::mma_m16n8k8_tf32(d, a, b);
+  else
+    gpu::mma_m16n8k16<T>(d, a, b);
+}
+
+struct StripGeometry {
+  int height, width, filters, padding, out_height, out_width;
+  int strips, strip_width, blocks;  // thread blocks per strip
+  bool channels_last, vectors;      // vectors: runs of 8 filters of an output are aligned to 16 bytes
+
+  GPU_DEVICE int pitch() const { return strip_width + 2; }
+  // Index of a strip's pixel in the output image, or -1.
+  GPU_DEVICE int output_index(int strip, int pixel) const {
+    const int row = pixel / pitch(), column = pixel % pitch(), x = strip * strip_width + column;
+    return row < out_height && column < strip_width && x < out_width ? row * out_width + x : -1;
+  }
+};
+
+// Channel group kIndex of the s2d block whose upper left pixel is (y, x); 0 outside the image.
+template <int kChannels, bool kNhwc, int kIndex, class E>
+GPU_DEVICE void load_group(const E* image, int height, int width, int y, int x, E (&v)[16 / sizeof(E)]) {
+  // Which pixel and channel each element is, is known at compile time: one address, constant offsets.
+  constexpr int kSize = kGroupSize<E>;
+  const int corner = y * width + x;
+  unroll<kSize>([&](auto e) {
+    constexpr S2dChannel at = s2d_channel(kChannels, kSize * kIndex + decltype(e)::value, kSize);
+    const bool inside = static_cast<unsigned>(y + at.y) < static_cast<unsigned>(height) &&
+                        static_cast<unsigned>(x + at.x) < static_cast<unsigned>(width);
+    const int pixel = corner + at.y * width + at.x;
+    v[e] = inside ? image[kNhwc ? pixel * kChannels + at.c : at.c * height * width + pixel] : E{0};
+  });
+}
+template <class E>
+GPU_DEVICE void store_group(gpu::shared<uint32_t> to, const E (&v)[16 / sizeof(E)]) {
+  gpu::Vec4<uint32_t> words;
+#pragma unroll
+  for (int k = 0; k < 4; ++k) words.v[k] = operand_word(v + k * kGroupSize<E> / 4);
+  gpu::store4(to, words);
+}
+
+// Moves what kPixels pixels of a strip from `first` on need, from an image to shared memory: s2d blocks first ..
+// first + kPixels + 2 pitch + 1, one per thread at a time, group by group through registers; 0 outside the image.
+template <int kChannels, bool kNhwc, int kPixels = kBlockPixels, class E>
+GPU_DEVICE void stage_blocks(gpu::shared<uint32_t> to, const E* image, const StripGeometry& g, int strip, int first) {
+  const int pitch = g.pitch();
+  for (int i = threadIdx.x; i < kPixels + 2 * pitch + 2; i += kThreads) {
+    const int row = (first + i) / pitch, column = (first + i) % pitch + strip * g.strip_width;
+    unroll<kGroups<E, kChannels>>([&](auto p) {
+      E v[kGroupSize<E>];
+      load_group<kChannels, kNhwc, decltype(p)::value>(image, g.height, g.width, 4 * row - g.padding,
+                                                       4 * column - g.padding, v);
+      store_group(to + (p * (kGroupStrideFor<kPixels> / 2) + i * 4), v);
+    });
+  }
+}
+
+// Clears the channels of a fragment that meet no weight at this shift: their weights are 0, but 0 * NaN is NaN.
+template <class T>
+GPU_DEVICE void mask_fragment(int mask, uint32_t& first, uint32_t& second) {
+  // A lane holds, per register, 2 neighbouring channels of 16 bits or one of TF32 (fragment layout of mma).
+  const int lane_mask = mask >> threadIdx.x % 4 * (kGroupSize<T> / 4);
+  const uint32_t keep =
+      sizeof(T) == 4 ? (lane_mask & 1 ? ~0u : 0) : (lane_mask & 1 ? 0xffffu : 0) | (lane_mask & 2 ? 0xffff0000u : 0);
+  first &= keep;
+  second &= keep;
+}
+
+// 16 bytes of filters of the output's gradient from `filter` on, as operand words; 0 beyond the last filter, and for an
+// output of -1.
+template <class T>
+GPU_DEVICE gpu::Vec4<uint32_t> load_gradient(const Storage<T>* image, const StripGeometry& g, int output, int filter) {
+  constexpr int kSize = kGroupSize<T>;
+  // One load of 16 bytes where filters are contiguous and aligned, else element by element.
+  struct alignas(16) {
+    Storage<T> v[kSize];
+  } run = {};
+  if (g.vectors && g.channels_last) {
+    if (output >= 0 && filter < g.filters)
+      run = *reinterpret_cast<const decltype(run)*>(image + (output * g.filters + filter));
+  } else {
+    const int pixels = g.out_height * g.out_width;
+#pragma unroll
+    for (int k = 0; k < kSize; ++k)
+      if (output >= 0 && filter + k < g.filters)
+        run.v[k] = image[g.channels_last ? output * g.filters + filter + k : (filter + k) * pixels + output];
+  }
+  gpu::Vec4<uint32_t> words;
+#pragma unroll
+  for (int k = 0; k < 4; ++k) words.v[k] = operand_word(run.v + k * kSize / 4);
+  return words;
+}
+
+// Where a kernel finds each K slice, by value (constant bank): offset in 16-bit words of shared memory, and mask.
+struct SliceTable {
+  struct {
+    int offset, mask;
+  } slice[kMaxSlices];
+};
+
+// ---- host ----------------------------------------------------------------------------------------------------------
+
+template <int kChannels, int kSize = 8, int kPixels = kBlockPixels>
+SliceTable slice_table(int pitch) {
+  SliceTable table = {};
+  for (int i = 0; i < kMaxSlices; ++i) {
+    const KSlice& slice = kSchedule<kChannels, kSize>.slices[i];
+    table.slice[i] = {slice.group * kGroupStrideFor<kPixels> + (slice.by * pitch + slice.bx) * 8, slice.mask};
+  }
+  return table;
+}
+
+// `pixels`: of a strip, per thread block. `y`: the output or its gradient.
+inline StripGeometry strip_geometry(bool channels_last, const Conv& conv, const void* y, int pixels = kBlockPixels) {
+  const int strips = divide_up(conv.out_width, kMaxStripWidth), strip_width = divide_up(conv.out_width, strips);
+  return {static_cast<int>(conv.height),
+          static_cast<int>(conv.width),
+          static_cast<int>(conv.filters),
+          conv.padding,
+          static_cast<int>(conv.out_height),
+          static_cast<int>(conv.out_width),
+          strips,
+          strip_width,
+          divide_up(conv.out_height * (strip_width + 2), pixels),
+          channels_last,
+          conv.filters % 8 == 0 && is_aligned(y, 16)};
+}
+
+inline bool uses_tensor_cores(DType dtype) {
+  return dtype != DType::kFloat;
+}
+
+// 64 or 96 filters per thread block, whichever leaves less of the last tile empty.
+inline int filter_tile(const Conv& conv) {
+  return divide_up(conv.filters, 96) * 96 <= divide_up(conv.filters, 64) * 64 ? 96 : 64;
+}
+
+// Writes the weights, conv2d_workspace floats, in the order that conv2d_mma.cu documents. It runs at every call, a
+// kernel that moves 70 KB: writes through a parameter's .data, or in a captured graph, do not change its version
+// counter, so packed weights that were kept would sooner or later be stale.
+gpu::error_t pack_conv2d_weight(DType dtype, const void* weight, const Conv& conv, float* packed, gpu::stream_t stream);
+
+}  // namespace alexnet_cuda

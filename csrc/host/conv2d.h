@@ -1,0 +1,124 @@
+#pragma once
+
+#include <tuple>
+
+#include "images.h"
+#include "torch_conv2d.h"
+
+namespace alexnet_cuda {
+
+inline Tensor in_format(const Tensor& x, MemoryFormat format) {
+  return format_of(x) == format ? x : torch::stable::contiguous(x, format);
+}
+
+inline Conv checked_conv_forward(const char* op, const Tensor& x, const Tensor& weight,
+                                 const std::optional<Tensor>& bias, int64_t stride, int64_t padding, int64_t groups,
+                                 bool ceil_mode) {
+  check_4d(op, "x", x);
+  check_same(op, "weight", weight, x);
+  if (bias) {
+    check_same(op, "bias", *bias, x);
+    check_sizes(op, "bias", *bias, {weight.size(0)});
+  }
+  return checked_conv(op, x.size(1), x.size(2), x.size(3), size_of(weight), stride, padding, groups, ceil_mode);
+}
+
+template <class Backend>
+Tensor conv2d(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, int64_t stride, int64_t padding,
+              int64_t groups, bool ceil_mode, bool relu) {
+  const char* op = "conv2d";
+  ConvArguments args;
+  args.conv = checked_conv_forward(op, x, weight, bias, stride, padding, groups, ceil_mode);
+  args.relu = relu;
+  const MemoryFormat format = format_of(x);
+  args.images = images_of<Backend>(op, "x", x, format);
+  const std::vector<int64_t> size = {x.size(0), args.conv.filters, args.conv.out_height, args.conv.out_width};
+  Backend::check_size(op, "the output", size[1] * size[2] * size[3]);
+  const typename Backend::Guard guard(x);
+  if (x.size(0) * size[1] == 0) return Backend::allocate(x, size, format);
+  const std::optional<MemoryFormat> computed = Backend::conv2d_format(args.images, args.conv, format);
+  if (computed) {
+    const Tensor input = Backend::dense(x, *computed), filters = Backend::dense(weight, MemoryFormat::Contiguous);
+    const std::optional<Tensor> offsets =
+        bias ? std::optional(Backend::dense(*bias, MemoryFormat::Contiguous)) : std::nullopt;
+    Tensor y = Backend::allocate(x, size, *computed);
+    args.images.channels_last = *computed == MemoryFormat::ChannelsLast;
+    args.x = input.const_data_ptr();
+    args.weight = filters.const_data_ptr();
+    args.bias = offsets ? offsets->const_data_ptr() : nullptr;
+    args.out = y.mutable_data_ptr();
+    if (Backend::conv2d(op, args, x)) return in_format(y, format);
+  }
+  return in_format(torch_conv2d(x, weight, bias, args.conv, relu), format);
+}
+
+// The gradients of weight and bias; the latter has no elements unless with_bias.
+template <class Backend>
+std::tuple<Tensor, Tensor> conv2d_weight_grad(const Tensor& grad, const Tensor& x, int64_t kernel_size, int64_t stride,
+                                              int64_t padding, int64_t groups, bool with_bias) {
+  const char* op = "_conv2d_weight_grad";
+  check_4d(op, "grad", grad);
+  check_4d(op, "x", x);
+  check_same(op, "grad", grad, x);
+  check_range(op, "groups", groups, 1);
+  const std::vector<int64_t> weight_size = {grad.size(1), x.size(1) / groups, kernel_size, kernel_size};
+  ConvArguments args;
+  args.conv = checked_conv_backward(op, grad, x.size(1), x.size(2), x.size(3), weight_size, stride, padding, groups);
+  STD_TORCH_CHECK(grad.size(0) == x.size(0), op, ": grad has ", grad.size(0), " images, x has ", x.size(0));
+  Backend::check_size(op, "grad", grad.size(1) * grad.size(2) * grad.size(3));
+  const MemoryFormat format = format_of(x);
+  args.images = images_of<Backend>(op, "x", x, format);
+  const typename Backend::Guard guard(x);
+  Tensor dw = Backend::allocate(x, weight_size, MemoryFormat::Contiguous);
+  Tensor db =
+      with_bias ? Backend::allocate(x, {args.conv.filters}, MemoryFormat::Contiguous) : no_elements(x, x.scalar_type());
+  if (x.numel() == 0 || dw.numel() == 0) return {torch::stable::fill_(dw, 0.0), torch::stable::fill_(db, 0.0)};
+  const std::optional<MemoryFormat> computed = Backend::conv2d_format(args.images, args.conv, format);
+  if (computed) {
+    const Tensor input = Backend::dense(x, *computed), gradient = Backend::dense(grad, *computed);
+    args.images.channels_last = *computed == MemoryFormat::ChannelsLast;
+    args.x = input.const_data_ptr();
+    args.grad = gradient.const_data_ptr();
+    args.grad_weight = dw.mutable_data_ptr();
+    args.grad_bias = with_bias ? db.mutable_data_ptr() : nullptr;
+    if (Backend::conv2d_weight_grad(op, args, x)) return {dw, db};
+  }
+  return torch_conv2d_weight_grad(grad, x, dw, args.conv, with_bias);
+}
+
+template <class Backend>
+Tensor conv2d_input_grad(const Tensor& grad, const Tensor& weight, int64_t height, int64_t width, int64_t stride,
+                         int64_t padding, int64_t groups) {
+  const char* op = "_conv2d_input_grad";
+  check_4d(op, "weight", weight);
+  check_same(op, "weight", weight, grad);
+  check_range(op, "groups", groups, 1);
+  ConvArguments args;
+  args.conv =
+      checked_conv_backward(op, grad, weight.size(1) * groups, height, width, size_of(weight), stride, padding, groups);
+  Backend::check_size(op, "grad", grad.size(1) * grad.size(2) * grad.size(3));
+  const MemoryFormat format = format_of(grad);
+  const std::vector<int64_t> size = {grad.size(0), args.conv.channels, height, width};
+  Backend::check_size(op, "x", size[1] * size[2] * size[3]);
+  args.images = {.dtype = Backend::dtype_of(op, grad),
+                 .channels_last = format == MemoryFormat::ChannelsLast,
+                 .count = size[0],
+                 .channels = size[1],
+                 .height = height,
+                 .width = width};
+  const typename Backend::Guard guard(grad);
+  if (size[0] * size[1] * height * width == 0) return Backend::allocate(grad, size, format);
+  const std::optional<MemoryFormat> computed = Backend::conv2d_format(args.images, args.conv, format);
+  if (computed) {
+    const Tensor gradient = Backend::dense(grad, *computed), filters = Backend::dense(weight, MemoryFormat::Contiguous);
+    Tensor dx = Backend::allocate(grad, size, *computed);
+    args.images.channels_last = *computed == MemoryFormat::ChannelsLast;
+    args.grad = gradient.const_data_ptr();
+    args.weight = filters.const_data_ptr();
+    args.out = dx.mutable_data_ptr();
+    if (Backend::conv2d_input_grad(op, args, grad)) return in_format(dx, format);
+  }
+  return in_format(torch_conv2d_input_grad(grad, weight, args.conv), format);
+}
+
+}  // namespace alexnet_cuda

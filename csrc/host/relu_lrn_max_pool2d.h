@@ -1,0 +1,66 @@
+#pragma once
+
+#include <tuple>
+
+#include "images.h"
+
+namespace alexnet_cuda {
+
+template <class Backend>
+std::tuple<Tensor, Tensor> relu_lrn_max_pool2d(const Tensor& x, int64_t order, int64_t size, int64_t front,
+                                               double alpha, double beta, double k, int64_t groups, int64_t kernel_size,
+                                               int64_t stride, int64_t padding, bool ceil_mode, bool save_code) {
+  const char* op = "relu_lrn_max_pool2d";
+  check_4d(op, "x", x);
+  TailArguments args;
+  args.order = checked_order(op, order);
+  args.lrn = checked_lrn(op, x.size(1), size, front, alpha, beta, k, groups);
+  args.pool = checked_pool(op, x.size(2), x.size(3), kernel_size, stride, padding, ceil_mode);
+  const MemoryFormat format = format_of(x);
+  args.images = images_of<Backend>(op, "x", x, format);
+  const std::vector<int64_t> out_size = {x.size(0), x.size(1), args.pool.out_height, args.pool.out_width};
+  Backend::check_size(op, "the output", out_size[1] * out_size[2] * out_size[3]);
+  const typename Backend::Guard guard(x);
+  Tensor y = Backend::allocate(x, out_size, format);
+  Tensor code = save_code ? Backend::allocate(x, out_size, format, ScalarType::Byte) : no_elements(x, ScalarType::Byte);
+  if (y.numel() == 0) return {y, code};
+  const Tensor input = Backend::dense(x, format);
+  args.x = input.const_data_ptr();
+  args.code = code_data(code);
+  args.out = y.mutable_data_ptr();
+  Backend::relu_lrn_max_pool2d(op, args, x);
+  return {y, code};
+}
+
+template <class Backend>
+Tensor relu_lrn_max_pool2d_backward(const Tensor& grad, const Tensor& x, const Tensor& code, int64_t order,
+                                    int64_t size, int64_t front, double alpha, double beta, double k, int64_t groups,
+                                    int64_t kernel_size, int64_t stride, int64_t padding) {
+  const char* op = "_relu_lrn_max_pool2d_backward";
+  check_4d(op, "x", x);
+  TailArguments args;
+  args.order = checked_order(op, order);
+  args.lrn = checked_lrn(op, x.size(1), size, front, alpha, beta, k, groups);
+  args.pool = checked_pool_backward(op, code, x.size(2), x.size(3), kernel_size, stride, padding);
+  check_same(op, "grad", grad, x);
+  check_device(op, "code", code, x);
+  const std::vector<int64_t> out_size = {x.size(0), x.size(1), args.pool.out_height, args.pool.out_width};
+  check_sizes(op, "code", code, out_size);
+  check_sizes(op, "grad", grad, out_size);
+  Backend::check_size(op, "code", out_size[1] * out_size[2] * out_size[3]);
+  const MemoryFormat format = format_of(x);
+  args.images = images_of<Backend>(op, "x", x, format);
+  const typename Backend::Guard guard(x);
+  Tensor dx = Backend::allocate(x, size_of(x), format);
+  if (dx.numel() == 0) return dx;
+  const Tensor input = Backend::dense(x, format), gradient = Backend::dense(grad, format);
+  const Tensor codes = Backend::dense(code, format);
+  args.x = input.const_data_ptr();
+  args.grad = gradient.const_data_ptr();
+  args.code = code_data(codes);
+  args.out = dx.mutable_data_ptr();
+  Backend::relu_lrn_max_pool2d_backward(op, args, x);
+  return dx;
+}
+
+}  // namespace alexnet_cuda

@@ -1,0 +1,79 @@
+// torch's own convolution, for what no kernel of ours computes and for results that Winograd cannot represent.
+#pragma once
+
+#include <array>
+#include <tuple>
+
+#include "checks.h"
+
+namespace alexnet_cuda {
+
+using Pair = std::vector<int64_t>;
+
+inline Tensor torch_convolution(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
+                                const Conv& conv, int64_t padding, bool transposed, const Pair& output_padding) {
+  using torch::stable::detail::from;
+  std::array<StableIValue, 9> stack = {from(x),
+                                       from(weight),
+                                       from(bias),
+                                       from(Pair{conv.stride, conv.stride}),
+                                       from(Pair{padding, padding}),
+                                       from(Pair{1, 1}),
+                                       from(transposed),
+                                       from(output_padding),
+                                       from(int64_t{conv.groups})};
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::convolution", "", stack.data(), TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
+// Zeros below and to the right of x that ceil_mode's last windows read.
+inline Tensor padded_for_ceil_mode(const Tensor& x, const Conv& c) {
+  const int64_t rows = (c.out_height - 1) * c.stride + c.kernel_size - c.height - 2 * c.padding;
+  const int64_t columns = (c.out_width - 1) * c.stride + c.kernel_size - c.width - 2 * c.padding;
+  if (rows <= 0 && columns <= 0) return x;
+  return torch::stable::pad(x, {0, std::max<int64_t>(columns, 0), 0, std::max<int64_t>(rows, 0)});
+}
+
+inline Tensor torch_conv2d(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, const Conv& conv,
+                           bool relu) {
+  Tensor y = torch_convolution(padded_for_ceil_mode(x, conv), weight, bias, conv, conv.padding, false, {0, 0});
+  if (!relu) return y;
+  std::array<StableIValue, 1> stack = {torch::stable::detail::from(y)};
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::relu_", "", stack.data(), TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
+// The gradients of weight and bias.
+inline std::tuple<Tensor, Tensor> torch_conv2d_weight_grad(const Tensor& grad, const Tensor& x, const Tensor& weight,
+                                                           const Conv& conv, bool with_bias) {
+  using torch::stable::detail::from;
+  const bool mask[] = {false, true, with_bias};
+  std::array<StableIValue, 11> stack = {from(grad),
+                                        from(padded_for_ceil_mode(x, conv)),
+                                        from(weight),
+                                        from(std::optional(Pair{conv.filters})),
+                                        from(Pair{conv.stride, conv.stride}),
+                                        from(Pair{conv.padding, conv.padding}),
+                                        from(Pair{1, 1}),
+                                        from(false),
+                                        from(Pair{0, 0}),
+                                        from(int64_t{conv.groups}),
+                                        from(torch::headeronly::HeaderOnlyArrayRef<bool>(mask, 3))};
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::convolution_backward", "", stack.data(), TORCH_ABI_VERSION));
+  Tensor grad_weight = torch::stable::detail::to<Tensor>(stack[1]);
+  Tensor grad_bias = with_bias ? torch::stable::detail::to<Tensor>(stack[2]) : no_elements(grad, grad.scalar_type());
+  return {grad_weight, grad_bias};
+}
+
+// The transposed convolution. Its result is cut where ceil_mode let windows hang over the edge.
+inline Tensor torch_conv2d_input_grad(const Tensor& grad, const Tensor& weight, const Conv& c) {
+  const int64_t rows = c.height - ((c.out_height - 1) * c.stride - 2 * c.padding + c.kernel_size);
+  const int64_t columns = c.width - ((c.out_width - 1) * c.stride - 2 * c.padding + c.kernel_size);
+  Tensor dx = torch_convolution(grad, weight, std::nullopt, c, c.padding, true,
+                                {std::max<int64_t>(rows, 0), std::max<int64_t>(columns, 0)});
+  if (rows < 0) dx = torch::stable::narrow(dx, 2, 0, c.height);
+  if (columns < 0) dx = torch::stable::narrow(dx, 3, 0, c.width);
+  return dx;
+}
+
+}  // namespace alexnet_cuda

@@ -1,0 +1,33 @@
+"""What the tests of networks share."""
+
+from dataclasses import replace
+
+import torch
+
+from alexnet_cuda.variants import Linear, get_variant
+
+
+def narrow(name):
+    """The variant with hidden linear layers of 64 units, to be quick."""
+    variant = get_variant(name)
+    hidden = [isinstance(layer, Linear) and layer.units == 4096 for layer in variant.classifier]
+    layers = (replace(layer, units=64) if wide else layer for layer, wide in zip(variant.classifier, hidden))
+    return replace(variant, classifier=tuple(layers))
+
+
+def images(model, n=1):
+    shape = n, model.in_channels, *[model.variant.input_size] * 2
+    return torch.randn(shape, generator=torch.Generator().manual_seed(1))
+
+
+def assert_all_close(found, expected, rtol, atol):
+    """atol relative to the largest expected value of each tensor."""
+    for ours, exact in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, exact, rtol=rtol, atol=atol * exact.abs().max().item())
+
+
+def outputs_and_gradients(run, x, parameters):
+    """The output, and the gradients of the sum of its squares by x and the parameters."""
+    x = x.clone().requires_grad_()
+    y = run(x)
+    return [y, *torch.autograd.grad(y.square().sum(), [x, *parameters])]
