@@ -177,23 +177,6 @@ def forward_and_gradients(function, inputs, grad):
     return y, torch.autograd.grad(y, leaves, grad.to(y))
 
 
-def assert_deterministic(function, x):
-    """Output and gradient of x are the same bits three times."""
-
-    def run():
-        leaf = x.detach().requires_grad_()
-        y = function(leaf)
-        return y.detach(), *torch.autograd.grad(y.square().sum(), leaf)
-
-    torch.use_deterministic_algorithms(True)
-    try:
-        first, *others = [run() for _ in range(3)]
-    finally:
-        torch.use_deterministic_algorithms(False)
-    for other in others:
-        assert all(a.equal(b) for a, b in zip(first, other))
-
-
 def saved_bytes(function, *inputs):
     """Bytes that `function` saves for backward, each storage counted once."""
     storages = {}

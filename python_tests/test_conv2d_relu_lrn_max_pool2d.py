@@ -6,7 +6,6 @@ from alexnet_cuda import ops, reference
 from alexnet_cuda._library import has_kernel
 from alexnet_cuda.reference import ORDERS
 
-
 # (N, C, H, W), filters, options
 CASES = [
     ((2, 3, 47, 51), 96, dict(size=5, k=2.0)),
@@ -72,30 +71,6 @@ def test_opcheck(device, kernels):
         op = torch.ops.alexnet_cuda.conv2d_relu_lrn_max_pool2d.default
         torch.library.opcheck(op, (x, weight, bias, *constants, True))
         torch.library.opcheck(op, (x.detach(), weight.detach(), None, *constants, False))
-
-
-@pytest.mark.devices("cpu", "cuda")
-def test_compile(device):
-    x = torch.randn(2, 3, 47, 43, device=device)
-    weight = torch.randn(8, 3, 11, 11, device=device, requires_grad=True)
-    function = lambda x, weight: ops.conv2d_relu_lrn_max_pool2d(x, weight, None, 5, k=2.0).square().sum()
-    (got,) = torch.autograd.grad(torch.compile(function, fullgraph=True)(x, weight), weight)
-    (want,) = torch.autograd.grad(function(x, weight), weight)
-    torch.testing.assert_close(got, want)
-
-
-def test_unbatched_empty_and_autocast(device):
-    weight, bias = torch.randn(6, 3, 11, 11, device=device), torch.randn(6, device=device)
-    x = torch.randn(3, 35, 36, device=device)
-    torch.testing.assert_close(
-        ops.conv2d_relu_lrn_max_pool2d(x, weight, bias, 5),
-        reference.conv2d_relu_lrn_max_pool2d(x[None], weight, bias, 5)[0],
-        rtol=1e-4,
-        atol=1e-4,
-    )
-    assert ops.conv2d_relu_lrn_max_pool2d(x[None][:0], weight, bias, 5).shape == (0, 6, 3, 3)
-    with torch.autocast(x.device.type, torch.bfloat16):
-        assert ops.conv2d_relu_lrn_max_pool2d(x[None], weight, bias, 5).dtype == torch.bfloat16
 
 
 @pytest.mark.devices("cpu", "cuda")

@@ -38,13 +38,13 @@ def bits(t):
     return t.view(torch.int16) if t.element_size() == 2 else t
 
 
-def check(x, weight, bias, padding, ceil_mode, lrn=LRN, fused=True, **setting):
-    """That both kernels of the block give what the two kernels give, with and without what a backward needs; y."""
+def check(x, weight, bias, padding, ceil_mode, lrn=LRN, fused=True, saves=(True,), **setting):
+    """That both kernels of the block give what the two kernels give, with or without what a backward needs; y."""
     expected = two_kernels(x, weight, bias, padding, ceil_mode, lrn)
     inputs = 2 if bias is None else 3
     for capability in (8, 9):
         with emulator(compute_capability=capability, **setting):
-            for save in (True, False):
+            for save in saves:
                 arguments = (x, weight, bias, 4, padding, ceil_mode, 0, *lrn, *POOL, save)
                 copied, results = copies(op.conv2d_relu_lrn_max_pool2d, *arguments)
                 assert (copied == inputs) == fused  # a second kernel reads the convolution's output
@@ -64,7 +64,7 @@ def random(shape, filters, dtype, layout, scale=0.1):
 @pytest.mark.parametrize(("shape", "filters", "padding", "ceil_mode", "multiprocessors"), BLOCK)
 def test_block(shape, filters, padding, ceil_mode, multiprocessors, dtype, layout, **setting):
     x, weight, bias = random(shape, filters, dtype, layout)
-    y = check(x, weight, bias, padding, ceil_mode, multiprocessors=multiprocessors, **setting)
+    y = check(x, weight, bias, padding, ceil_mode, saves=(True, False), multiprocessors=multiprocessors, **setting)
     options = dict(padding=padding, ceil_mode=ceil_mode, order="relu-lrn-pool")
     assert_close(y, exact_block(x, weight, bias, 5, 0.3, k=2.0, **options))
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import assert_deterministic, assert_same_bits, forward_and_gradients, in_layout, memory_format, saved_bytes
+from helpers import assert_same_bits, forward_and_gradients, in_layout, memory_format, saved_bytes
 
 from alexnet_cuda import ops, reference
 from alexnet_cuda._library import has_kernel
@@ -75,15 +75,13 @@ def test_ties_and_special_values(dtype, device):
             torch.testing.assert_close(gx.cpu(), want_gx.to(dtype))
 
 
-def test_unbatched_and_empty(device):
-    x = torch.randn(3, 9, 9, device=device)
-    assert ops.max_pool2d(x).equal(F.max_pool2d(x, 3, 2))
-    assert ops.max_pool2d(x, return_indices=True)[1].equal(F.max_pool2d(x, 3, 2, return_indices=True)[1])
-    empty = torch.zeros(0, 3, 9, 9, device=device, requires_grad=True)
-    y = ops.max_pool2d(empty)
-    assert y.shape == (0, 3, 4, 4)
-    y.sum().backward()
-    assert empty.grad.shape == empty.shape
+@pytest.mark.devices("cpu", "cuda")
+def test_indices_of_one_image_and_in_vmap(device):
+    x = torch.randn(3, 2, 4, 9, 9, device=device)
+    function = lambda x: ops.max_pool2d(x, return_indices=True)[1]
+    assert function(x[0, 0]).equal(F.max_pool2d(x[0, 0], 3, 2, return_indices=True)[1])
+    assert torch.vmap(function)(x).equal(torch.stack([function(one) for one in x]))
+    assert torch.vmap(torch.vmap(function))(x).equal(torch.stack([function(one) for one in x]))
 
 
 def test_what_goes_to_torch(device):
@@ -117,34 +115,11 @@ def test_opcheck(device, kernels):
 
 
 @pytest.mark.devices("cpu", "cuda")
-def test_compile(device):
-    x = torch.randn(2, 6, 14, 15, device=device, requires_grad=True)
-    compiled = torch.compile(lambda x: ops.max_pool2d(x).square().sum(), fullgraph=True)
-    (got,) = torch.autograd.grad(compiled(x), x)
-    (want,) = torch.autograd.grad(F.max_pool2d(x, 3, 2).square().sum(), x)
-    torch.testing.assert_close(got, want)
-
-
-@pytest.mark.devices("cpu", "cuda")
-def test_vmap_and_func_grad(device):
-    x = torch.randn(3, 2, 4, 9, 9, device=device)
-    for function in (ops.max_pool2d, lambda x: ops.max_pool2d(x, return_indices=True)[1]):
-        assert torch.vmap(function)(x).equal(torch.stack([function(one) for one in x]))
-        assert torch.vmap(torch.vmap(function))(x).equal(torch.stack([function(one) for one in x]))
-    gradient = torch.func.grad(lambda x: ops.max_pool2d(x).square().sum())
-    torch.testing.assert_close(torch.vmap(gradient)(x), torch.stack([gradient(one) for one in x]))
-
-
-@pytest.mark.devices("cpu", "cuda")
 def test_saves_one_byte_per_output(device, kernels):
     x = torch.randn(2, 96, 55, 55, device=device, requires_grad=True)
     assert saved_bytes(ops.max_pool2d, x) == ops.max_pool2d(x).numel()
     with torch.no_grad():
         assert saved_bytes(ops.max_pool2d, x) == 0
-
-
-def test_deterministic(device):
-    assert_deterministic(ops.max_pool2d, torch.randn(4, 96, 13, 13, device=device))
 
 
 @pytest.mark.parametrize(
