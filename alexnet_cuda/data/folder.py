@@ -66,7 +66,7 @@ def load(recipe: Recipe) -> ImageSet:
     decode = functools.partial(read, recipe)
     parts = [tuple(zip(*tree)) or ((), ()) for tree in (train, val, test)]
     splits = [Split(Items(paths, decode), torch.tensor(labels, dtype=torch.int64)) for paths, labels in parts]
-    return ImageSet(classes, *splits, SIZE, notes)
+    return ImageSet(classes, splits[0], splits[1], splits[2], SIZE, notes)
 
 
 def read(recipe: Recipe, path: Path) -> Tensor:
