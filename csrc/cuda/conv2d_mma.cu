@@ -51,12 +51,11 @@ constexpr int kMmaMinBlocks = sizeof(T) == 4 && kTile == 96 ? 1 : 2;
 constexpr int kMmaMinBlocks = 2;
 #endif
 
-// `floor` is 0 for a ReLU after the convolution, else minus infinity (a branch would spill two registers on sm_120).
 template <class T, int kChannels, int kTile>
 __global__ void __launch_bounds__(kThreads, kMmaMinBlocks<T, kTile>)
     mma_kernel(const Storage<T>* __restrict__ x, const gpu::Vec4<uint32_t>* __restrict__ packed,
                const T* __restrict__ bias, T* __restrict__ y, int64_t first_image, StripGeometry g, SliceTable table,
-               float floor) {
+               bool relu) {
   constexpr int kSteps = kSchedule<kChannels, kGroupSize<T>>.steps, kPairs = kTile / 16;
   const gpu::shared<uint32_t> shared = gpu::dynamic_shared<uint32_t>();
   const int pitch = g.pitch(), warp = threadIdx.x / 32, lane = threadIdx.x % 32, quad_lane = lane % 4;
@@ -105,6 +104,7 @@ __global__ void __launch_bounds__(kThreads, kMmaMinBlocks<T, kTile>)
     }
   }
 
+  const float floor = relu ? 0.f : -INFINITY;  // a branch on `relu` would spill two registers on sm_120
   const int plane = g.out_height * g.out_width;
   T* out = y + image * g.filters * plane;
   // Bias and ReLU of the lane's filters among 32 j .. 32 j + 31, for its 4 pixels.
@@ -194,7 +194,7 @@ gpu::error_t launch_tile(const ConvArguments& args, gpu::stream_t stream) {
                        dim3(kThreads), kBytes, stream, static_cast<const Storage<T>*>(args.x),
                        reinterpret_cast<const gpu::Vec4<uint32_t>*>(args.workspace), static_cast<const T*>(args.bias),
                        static_cast<T*>(args.out), first, g, slice_table<kChannels, kGroupSize<T>>(g.strip_width + 2),
-                       args.relu ? 0.f : -INFINITY);
+                       args.relu);
   });
 }
 
