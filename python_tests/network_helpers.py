@@ -28,6 +28,9 @@ def assert_all_close(found, expected, rtol, atol):
 
 def outputs_and_gradients(run, x, parameters):
     """The output, and the gradients of the sum of its squares by x and the parameters."""
-    x = x.clone().requires_grad_()
-    y = run(x)
-    return [y, *torch.autograd.grad(y.square().sum(), [x, *parameters])]
+    leaves = [x.clone().requires_grad_(), *parameters]
+    for leaf in leaves:
+        leaf.grad = None
+    y = run(leaves[0])
+    y.square().sum().backward()
+    return [y, *(leaf.grad for leaf in leaves)]
