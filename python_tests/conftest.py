@@ -7,6 +7,7 @@ plain torch with itself.
 """
 
 import os
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -14,11 +15,12 @@ from helpers import HAS_GPU, _emulated, emulated_operators, emulator
 
 from alexnet_cuda import _library
 
-AVAILABLE = {
-    "cpu": True,  # plain torch serves where the library is missing
-    "emulated": _emulated is not None and "cpu" in _library.KERNEL_DTYPES,
-    "cuda": HAS_GPU,
+WITH_KERNELS = {
+    "cpu": "cpu" in _library.KERNEL_DTYPES,
+    "emulated": "cpu" in _library.KERNEL_DTYPES and _emulated is not None,
+    "cuda": "cuda" in _library.KERNEL_DTYPES and HAS_GPU,
 }
+AVAILABLE = WITH_KERNELS | {"cpu": True, "cuda": HAS_GPU}  # there, plain torch takes the place of a missing library
 collect_ignore_glob = [] if AVAILABLE["emulated"] else ["test_emulator*.py"]
 torch.backends.cudnn.allow_tf32 = False  # tolerances are those of the dtypes; TF32 has tests of its own
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -31,10 +33,8 @@ def pytest_report_header():
 
 
 def pytest_configure():
-    loaded = AVAILABLE | {name: available and name in _library.KERNEL_DTYPES for name, available in AVAILABLE.items()}
-    loaded["emulated"] = AVAILABLE["emulated"]
     for name in filter(None, os.environ.get("ALEXNET_CUDA_REQUIRE", "").split(",")):
-        if not loaded.get(name):
+        if not WITH_KERNELS.get(name):
             raise pytest.UsageError(f"ALEXNET_CUDA_REQUIRE: no {name} kernels on this machine")
 
 
@@ -45,17 +45,14 @@ def pytest_generate_tests(metafunc):
 
 
 def is_collected(item):
-    """Neither devices that this machine lacks nor, on the emulator, what says nothing about CUDA kernels: float64 has
-    none, and how a strided input is copied depends on its dtype no more than on the CPU."""
+    """Not on devices that this machine lacks. On the emulator, neither float64, for which CUDA has no kernels, nor
+    every dtype of a strided input: it is copied before a kernel reads it."""
     params = item.callspec.params if hasattr(item, "callspec") else {}
-    if params.get("device") != "emulated":
-        return AVAILABLE.get(params.get("device"), True)
-    strided = params.get("layout") in ("offset", "sliced", "permuted")
-    return (
-        AVAILABLE["emulated"]
-        and (params.get("dtype") in (None, torch.float16) or not strided)
-        and (params.get("dtype") != torch.float64)
-    )
+    device, dtype, layout = (params.get(name) for name in ("device", "dtype", "layout"))
+    if device != "emulated":
+        return AVAILABLE.get(device, True)
+    copied = layout in ("offset", "sliced", "permuted") and dtype not in (None, torch.float16)
+    return AVAILABLE["emulated"] and dtype != torch.float64 and not copied
 
 
 def pytest_collection_modifyitems(items):
@@ -93,8 +90,5 @@ def kernels():
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
-    if AVAILABLE["emulated"]:
-        with emulator():  # the order of its threads
-            yield
-    else:
+    with emulator() if AVAILABLE["emulated"] else nullcontext():
         yield

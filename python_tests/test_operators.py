@@ -9,10 +9,11 @@ from helpers import assert_same_bits
 from alexnet_cuda import ops
 from alexnet_cuda.reference import ORDERS
 
-IMAGE, PHOTO, WEIGHT = (96, 14, 15), (3, 47, 43), (64, 3, 11, 11)
+IMAGE, PHOTO, WEIGHT = (96, 14, 15), (3, 67, 63), (64, 3, 11, 11)
 OPERATORS = {  # function of (x, weights ...), shape of one image, shapes of the weights
     "lrn": (partial(ops.local_response_norm, size=5, alpha=0.1), IMAGE),
     "pool": (ops.max_pool2d, IMAGE),
+    "conv2d": (ops.conv2d, PHOTO, WEIGHT),
     **{o: (partial(ops.relu_lrn_max_pool2d, size=5, alpha=0.1, order=o), IMAGE) for o in ORDERS},
     **{
         f"block-{o}": (partial(ops.conv2d_relu_lrn_max_pool2d, bias=None, size=5, k=2.0, order=o), PHOTO, WEIGHT)
