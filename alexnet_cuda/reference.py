@@ -213,7 +213,7 @@ def conv2d(
         over = [-(size + 2 * padding - kernel) % stride for size, kernel in zip(x.shape[-2:], weight.shape[-2:])]
         x = F.pad(x, (0, over[1], 0, over[0]))
     y = F.conv2d(x, weight, bias, stride, padding, groups=groups)
-    return F.relu(y) if relu else y
+    return y.relu_() if relu else y
 
 
 def conv2d_relu_lrn_max_pool2d(

@@ -130,10 +130,10 @@ def _is_winograd_layer(weight_shape: Any, stride: int, padding: int, groups: int
 
 
 def is_supported(
-    kernel_size: tuple[int, int],
-    stride: tuple[int, int],
+    kernel_size: tuple[int, ...],
+    stride: tuple[int, ...],
     padding: Any,
-    dilation: tuple[int, int],
+    dilation: tuple[int, ...],
     groups: int,
     in_channels: int,
     out_channels: int,

@@ -83,7 +83,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, relu: bool 
     if _is_served(x, weight, bias):
         return call(_op.linear, needs_grad(x, weight, bias), x, weight, bias, relu)
     y = F.linear(x, weight, bias)
-    return F.relu(y) if relu else y
+    return y.relu_() if relu else y
 
 
 def _is_served(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
