@@ -20,6 +20,8 @@ from .variants import VARIANTS
 
 __all__ = ["FIELDS", "Recipe", "RecipeError", "list_recipes", "load_recipe", "read_yaml"]
 
+FOLDER = resources.files("alexnet_cuda") / "recipes"
+BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 # What a resumed run may do with a value.
 FIXED = "fixed"  # not change it: the checkpoint fits no other value, or only the start of a run reads it
 ON_REQUEST = "on request"  # change it with --allow-changes
@@ -27,11 +29,11 @@ FREE = "free"  # change it
 MACHINE = "machine"  # change it; results with other values still belong to the same comparison or search
 
 
-def value(default: Any, help: str, **rules: Any) -> Any:
+def value(default: Any, help: str, limits: tuple[float, float] | None = None, **rules: Any) -> Any:
     """A field of Recipe with its help and rules: `limits` (inclusive), `choices`, `resume` (ON_REQUEST if not given)
     and `section`, the heading in --help for this field and those below it.
     """
-    return dataclasses.field(default=default, metadata={"help": help, "resume": ON_REQUEST, **rules})
+    return dataclasses.field(default=default, metadata={"help": help, "limits": limits, "resume": ON_REQUEST, **rules})
 
 
 @dataclass(frozen=True)
@@ -44,100 +46,86 @@ class Recipe:
     # fmt: off
     name: str = value("custom", "Name of the recipe.", section="Network")
     variant: str = value("cifar", "Variant of AlexNet (see `alexnet-cuda summary`), or torchvision/NAME.", resume=FIXED)
-    size: int | None = value(None, "Edge of the input image of torchvision/NAME; none: 224.",
-        limits=(16, 4096), resume=FIXED)
-    weights: str | None = value(
-        None, "Trained weights to start from, with a new last layer: a run folder, a weights file, or torchvision.",
+    size: int | None = value(None, "Edge of the input image of torchvision/NAME; none: 224.", (16, 4096), resume=FIXED)
+    weights: str | None = value(None, resume=FIXED,
+        help="Trained weights to start from, with a new last layer: a run folder, a weights file, or torchvision.")
+    freeze: str = value("none", choices=("none", "features", "backbone"), resume=FIXED,
+        help="Layers that keep the weights of --weights: the features, or all but the last layer (backbone).")
+    layer_decay: float = value(1.0, "Learning rate of a layer as a fraction of the next layer's.", (0.01, 1),
         resume=FIXED)
-    freeze: str = value(
-        "none", "Layers that keep the weights of --weights: the features, or all but the last layer (backbone).",
-        choices=("none", "features", "backbone"), resume=FIXED)
-    layer_decay: float = value(1.0, "Learning rate of a layer as a fraction of the next layer's.",
-        limits=(0.01, 1), resume=FIXED)
 
-    data: str = value(
-        "folder", "Data set.", resume=FIXED, section="Data",
+    data: str = value("folder", "Data set.", resume=FIXED, section="Data",
         choices=("digits", "mnist", "fashion-mnist", "cifar10", "flowers17", "bike-ship", "imagenet", "folder"))
     data_path: str | None = value(None, "Folder of the data (for folder also a CSV file).", resume=MACHINE)
-    val_fraction: float = value(
-        0.1, "Fraction of the images for validation, if the data has no such split; 0: none, with --monitor none.",
-        limits=(0, 1), resume=FIXED)
-    test_fraction: float = value(0.2, "Fraction of the images for the test, if the data has no such split.",
-        limits=(0, 1), resume=FIXED)
-    split_seed: int = value(0, "Seed of these two splits, which --seed does not change.",
-        limits=(0, 2**31), resume=FIXED)
-    limit: int = value(0, "Largest number of images of each split; 0: all.", limits=(0, 1e12), resume=FIXED)
+    val_fraction: float = value(0.1, limits=(0, 1), resume=FIXED,
+        help="Fraction of the images for validation, if the data has no such split; 0: none, with --monitor none.")
+    test_fraction: float = value(0.2, "Fraction of the images for the test, if the data has no such split.", (0, 1),
+        resume=FIXED)
+    split_seed: int = value(0, "Seed of these two splits, which --seed does not change.", (0, 2**31), resume=FIXED)
+    limit: int = value(0, "Largest number of images of each split; 0: all.", (0, 1e12), resume=FIXED)
     verify: bool = value(True, "Decode every picture of a folder once before training, to find damaged ones.")
     skip_corrupt: bool = value(False, "Leave damaged pictures out and list them, instead of stopping.")
-    workers: int = value(-1, "Processes that load data; -1: chosen from the data and the CPU.",
-        limits=(-1, 1024), resume=MACHINE)
+    workers: int = value(-1, "Processes that load data; -1: chosen from the data and the CPU.", (-1, 1024),
+        resume=MACHINE)
 
     channels: int = value(3, "Channels of the network's input.", choices=(1, 3), resume=FIXED, section="Input")
     mean: tuple[float, ...] = value((0.5,), "Mean of the pixels in 0..1: one number, or one per channel.")
     std: tuple[float, ...] = value((0.5,), "Standard deviation of the pixels in 0..1: one number, or one per channel.")
 
-    rotate: float = value(0.0, "Rotate by up to this many degrees.", limits=(0, 180), section="Augmentation")
-    shift: float = value(0.0, "Shift by up to this fraction of the edge.", limits=(0, 1))
-    zoom: float = value(0.0, "Zoom in or out by up to this fraction.", limits=(0, 0.9))
-    crop: float = value(0.35, "Smallest area of a random crop, as a fraction of the photograph's.", limits=(0.01, 1))
-    short_side: int | None = value(
-        None, "Instead of --crop: resize a photograph's short side to this, then crop the input size anywhere.",
-        limits=(16, 4096))
+    rotate: float = value(0.0, "Rotate by up to this many degrees.", (0, 180), section="Augmentation")
+    shift: float = value(0.0, "Shift by up to this fraction of the edge.", (0, 1))
+    zoom: float = value(0.0, "Zoom in or out by up to this fraction.", (0, 0.9))
+    crop: float = value(0.35, "Smallest area of a random crop, as a fraction of the photograph's.", (0.01, 1))
+    short_side: int | None = value(None,
+        "Instead of --crop: resize a photograph's short side to this, then crop the input size anywhere.", (16, 4096))
     pad: int = value(0, "Extend an image of fixed size by this many reflected pixels, then crop its own size anywhere.",
-        limits=(0, 64))
+        (0, 64))
     flip: bool = value(False, "Mirror half of the images, left to right.")
-    auto_augment: str = value(
-        "none", "Augmentation policy of torchvision: TrivialAugmentWide or RandAugment.",
+    auto_augment: str = value("none", "Augmentation policy of torchvision: TrivialAugmentWide or RandAugment.",
         choices=("none", "trivial", "rand"))
-    jitter: float = value(0.0, "Change brightness, contrast and saturation by up to this fraction.", limits=(0, 1))
-    pca_noise: float = value(
-        0.0, "Standard deviation of the AlexNet paper's colour noise (section 4.1); 0.1 in the paper.", limits=(0, 10))
-    erase: float = value(0.0, "Probability that a random rectangle of an image is erased.", limits=(0, 1))
-    mixup: float = value(0.0, "Alpha of MixUp; 0: no MixUp.", limits=(0, 100))
+    jitter: float = value(0.0, "Change brightness, contrast and saturation by up to this fraction.", (0, 1))
+    pca_noise: float = value(0.0,
+        "Standard deviation of the AlexNet paper's colour noise (section 4.1); 0.1 in the paper.", (0, 10))
+    erase: float = value(0.0, "Probability that a random rectangle of an image is erased.", (0, 1))
+    mixup: float = value(0.0, "Alpha of MixUp; 0: no MixUp.", (0, 100))
     cutmix: float = value(0.0, "Alpha of CutMix; 0: no CutMix. With both, each batch gets one, drawn at random.",
-        limits=(0, 100))
-    views: int = value(
-        1, "Crops averaged in the test: 1: the centre; 2: and its mirror image; 10: and the corners, as in the paper.",
+        (0, 100))
+    views: int = value(1,
+        "Crops averaged in the test: 1: the centre; 2: and its mirror image; 10: and the corners, as in the paper.",
         choices=(1, 2, 10))
 
-    epochs: int = value(10, "Passes over the training images.", limits=(1, 1e6), resume=FREE, section="Optimisation")
+    epochs: int = value(10, "Passes over the training images.", (1, 1e6), resume=FREE, section="Optimisation")
     max_steps: int = value(0, "Stop after this many optimiser steps, so that --resume can continue; 0: no limit.",
-        limits=(0, 1e12), resume=FREE)
-    batch_size: int = value(64, "Images per step and process.", limits=(1, 1e6))
+        (0, 1e12), resume=FREE)
+    batch_size: int = value(64, "Images per step and process.", (1, 1e6))
     opt: str = value("adamw", "Optimiser.", choices=("sgd", "adam", "adamw"), resume=FIXED)
-    lr: float = value(1e-3, "Learning rate at its peak.", limits=(0, 1e3))
-    momentum: float = value(0.9, "Momentum of sgd.", limits=(0, 1))
+    lr: float = value(1e-3, "Learning rate at its peak.", (0, 1e3))
+    momentum: float = value(0.9, "Momentum of sgd.", (0, 1))
     nesterov: bool = value(False, "Nesterov's momentum with sgd.")
     weight_decay: float = value(0.0, "Weight decay of matrices and filters; biases and normalisation have none.",
-        limits=(0, 1e3))
-    schedule: str = value(
-        "cosine", "Learning rate after the warm-up; step: see --milestones, plateau: see --patience.",
+        (0, 1e3))
+    schedule: str = value("cosine", "Learning rate after the warm-up; step: see --milestones, plateau: see --patience.",
         choices=("cosine", "step", "plateau", "constant"))
     warmup: float = value(0.05, "Fraction of all steps in which the learning rate rises linearly; 0 with plateau.",
-        limits=(0, 1))
-    milestones: tuple[float, ...] = value(
-        (0.5, 0.75), "Fractions of all steps after which the schedule step divides the learning rate by 10.")
-    patience: int = value(
-        5, "Epochs without a lower val/loss after which the schedule plateau divides the learning rate by 10.",
-        limits=(1, 1e6))
-    ema: float = value(
-        0.0, "Decay of the exponential moving average of the weights, which is tested in their place; 0: none.",
-        limits=(0, 0.999999))
-    label_smoothing: float = value(0.0, "Label smoothing of the cross-entropy.", limits=(0, 1))
-    dropout: float | None = value(None, "Dropout probability; none: the variant's own.", limits=(0, 1))
-    clip: float = value(0.0, "Largest norm of the gradients; 0: no clipping.", limits=(0, 1e9))
-    monitor: str = value(
-        "val/loss", "Metric that selects the epoch to test; none: the last epoch.",
+        (0, 1))
+    milestones: tuple[float, ...] = value((0.5, 0.75),
+        "Fractions of all steps after which the schedule step divides the learning rate by 10.")
+    patience: int = value(5,
+        "Epochs without a lower val/loss after which the schedule plateau divides the learning rate by 10.", (1, 1e6))
+    ema: float = value(0.0, limits=(0, 0.999999),
+        help="Decay of the exponential moving average of the weights, which is tested in their place; 0: none.")
+    label_smoothing: float = value(0.0, "Label smoothing of the cross-entropy.", (0, 1))
+    dropout: float | None = value(None, "Dropout probability; none: the variant's own.", (0, 1))
+    clip: float = value(0.0, "Largest norm of the gradients; 0: no clipping.", (0, 1e9))
+    monitor: str = value("val/loss", "Metric that selects the epoch to test; none: the last epoch.",
         choices=("val/loss", "val/accuracy", "none"))
 
-    seed: int = value(0, "Seed of initial weights, order, augmentation and dropout.",
-        limits=(0, 2**31), section="Machine")
+    seed: int = value(0, "Seed of initial weights, order, augmentation and dropout.", (0, 2**31), section="Machine")
     accelerator: str = value("auto", "Device type.", choices=("auto", "cpu", "gpu", "cuda"), resume=MACHINE)
     devices: str = value("auto", "How many devices (2), or which (0,1); auto: all.", resume=MACHINE)
-    nodes: int = value(1, "Machines.", limits=(1, 1e6), resume=MACHINE)
-    precision: str = value(
-        "32-true", "Arithmetic of training; auto: bf16-mixed where the hardware multiplies bfloat16, else 32-true.",
-        choices=("auto", "32-true", "16-mixed", "bf16-mixed", "bf16-true", "64-true"))
+    nodes: int = value(1, "Machines.", (1, 1e6), resume=MACHINE)
+    precision: str = value("32-true", choices=("auto", "32-true", "16-mixed", "bf16-mixed", "bf16-true", "64-true"),
+        help="Arithmetic of training; auto: bf16-mixed where the hardware multiplies bfloat16, else 32-true.")
     output: str | None = value(None, "Run folder; none: runs/RECIPE-TIME.", resume=MACHINE)
     # fmt: on
 
@@ -175,13 +163,13 @@ class Recipe:
 
     def _check(self) -> None:
         for key, field in FIELDS.items():
-            own, choices, limits = getattr(self, key), field.metadata.get("choices"), field.metadata.get("limits")
+            own, choices, limits = getattr(self, key), field.metadata.get("choices"), field.metadata["limits"]
             if choices and own not in choices:
                 raise RecipeError(f"unknown {key} {own!r}; choose from {', '.join(map(str, choices))}")
             if limits and own is not None and not limits[0] <= own <= limits[1]:
                 raise RecipeError(f"{key} must be between {limits[0]:g} and {limits[1]:g}, got {own:g}")
-        from_torchvision = self.variant.startswith("torchvision/")
-        if from_torchvision:
+        peer = self.variant.startswith("torchvision/")
+        if peer:
             from torchvision import models
 
             if self.variant.removeprefix("torchvision/") not in (known := models.list_models(module=models)):
@@ -191,18 +179,18 @@ class Recipe:
         for key in ("mean", "std"):
             if len(getattr(self, key)) not in (1, self.channels):
                 raise RecipeError(f"{key} must have 1 or {self.channels} values, got {len(getattr(self, key))}")
-        if self.val_fraction + self.test_fraction >= 1:
-            raise RecipeError(f"val_fraction {self.val_fraction} and test_fraction {self.test_fraction} leave no image")
-        if min(self.std) <= 0:
-            raise RecipeError(f"std must be positive, got {min(self.std):g}")
-        if self.size is not None and not from_torchvision:
-            raise RecipeError(f"size {self.size} is for torchvision/NAME; {self.variant} has its own")
-        if self.val_fraction == 0 and self.monitor != "none":
-            raise RecipeError(f"val_fraction 0 needs monitor none, got {self.monitor}: the test split must not decide")
-        if self.schedule == "plateau" and self.warmup:
-            raise RecipeError(f"schedule plateau needs warmup 0, got {self.warmup:g}")
-        if self.freeze != "none" and self.weights is None:
-            raise RecipeError(f"freeze {self.freeze} needs weights")
+        val, test = self.val_fraction, self.test_fraction
+        for wrong, message in (
+            (val + test >= 1, f"val_fraction {val} and test_fraction {test} leave no image"),
+            (min(self.std) <= 0, f"std must be positive, got {min(self.std):g}"),
+            (self.size and not peer, f"size {self.size} is for torchvision/NAME; {self.variant} has its own"),
+            (val == 0 and self.monitor != "none",
+             f"val_fraction 0 needs monitor none, got {self.monitor}: the test split must not decide"),
+            (self.schedule == "plateau" and self.warmup, f"schedule plateau needs warmup 0, got {self.warmup:g}"),
+            (self.freeze != "none" and self.weights is None, f"freeze {self.freeze} needs weights"),
+        ):  # fmt: skip
+            if wrong:
+                raise RecipeError(message)
 
 
 FIELDS = {field.name: field for field in dataclasses.fields(Recipe)}
@@ -220,8 +208,7 @@ def resume_rule(key: str) -> str:
 
 def list_recipes() -> dict[str, str]:
     """The recipes of the package, with the first comment line of each file."""
-    folder = resources.files("alexnet_cuda") / "recipes"
-    files = sorted((f for f in folder.iterdir() if f.name.endswith(".yaml")), key=lambda f: f.name)
+    files = sorted((f for f in FOLDER.iterdir() if f.name.endswith(".yaml")), key=lambda f: f.name)
     return {f.name[:-5]: f.read_text("utf-8").splitlines()[0].lstrip("# ") for f in files}
 
 
@@ -232,10 +219,9 @@ def load_recipe(name: str, config: Path | str | None = None, overrides: Mapping[
     """
     if name not in (recipes := list_recipes()):
         raise RecipeError(f"unknown recipe {name!r}; choose from {', '.join(recipes)}")
-    values = read_yaml(resources.files("alexnet_cuda") / "recipes" / f"{name}.yaml")
-    return Recipe().replace(
-        {**values, "name": name, **(read_yaml(Path(config)) if config else {}), **(overrides or {})}
-    )
+    values = read_yaml(FOLDER / f"{name}.yaml")
+    own = read_yaml(Path(config)) if config else {}
+    return Recipe().replace({**values, "name": name, **own, **(overrides or {})})
 
 
 def read_yaml(path) -> dict[str, Any]:
@@ -272,6 +258,3 @@ def _convert(key: str, value: Any) -> Any:
     except (ValueError, KeyError, TypeError, OverflowError):
         name = "a list of numbers" if typing.get_origin(kind) is tuple else kind.__name__
         raise RecipeError(f"{key} must be {name}, got {value!r}") from None
-
-
-BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}

@@ -1,20 +1,24 @@
 """What the commands share: the app, its errors, the console and common arguments."""
 
 import errno
+from collections.abc import Iterable, Sequence
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
+from rich.table import Column, Table
 from typer.core import TyperGroup
 
 from ..errors import AlexNetError
 
 console = Console(highlight=False)
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+TRAIN = ("torchvision", "lightning", "matplotlib", "safetensors", "sklearn", "tensorboard", "torchmetrics")
 
 
 class Failure(AlexNetError):
@@ -41,6 +45,25 @@ app = typer.Typer(cls=Commands, no_args_is_help=True, add_completion=False, rich
 RUN = Annotated[Path | None, typer.Option(help="Run folder, or a weights.safetensors; none: the newest in runs/.")]
 DATA_PATH = Annotated[str | None, typer.Option(help="Folder of the data; none: the one it was trained on.")]
 JSON = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+NARROW: dict[str, Any] = {"box": SIMPLE_HEAD, "pad_edge": False, "padding": (0, 1, 0, 0)}  # for 80 columns
+
+
+def right(*names: str) -> list[Column]:
+    return [Column(name, justify="right") for name in names]
+
+
+def table(columns: Iterable[str | Column], rows: Iterable[Sequence[str]], **options: Any) -> Table:
+    made = Table(*columns, **options)
+    for row in rows:
+        made.add_row(*row)
+    return made
+
+
+def require_variant(name: str) -> None:
+    from ..variants import VARIANTS
+
+    if name not in VARIANTS:
+        raise typer.BadParameter(f"unknown variant {name!r}; choose from {', '.join(VARIANTS)}")
 
 
 def newest_run(run: Path | None) -> Path:
@@ -76,15 +99,7 @@ def require(module: str, extra: str) -> None:
 def require_train() -> None:
     """Fails with the command to run, if a library for training is missing or does not fit the installed torch."""
     try:
-        for module in (
-            "torchvision",
-            "lightning",
-            "matplotlib",
-            "safetensors",
-            "sklearn",
-            "tensorboard",
-            "torchmetrics",
-        ):
+        for module in TRAIN:
             require(module, "train")
     except (RuntimeError, ImportError, OSError) as error:
         import torch

@@ -65,7 +65,7 @@ def recipe_options(command: Callable) -> Callable:
 
 def _option(key: str, section: str) -> Any:
     rules, kinds = FIELDS[key].metadata, typing.get_args(TYPES[key])
-    choices, (low, high) = "|".join(map(str, rules.get("choices", ()))), rules.get("limits", (0, math.inf))
+    choices, (low, high) = "|".join(map(str, rules.get("choices", ()))), rules["limits"] or (0, math.inf)
     help = f"{rules['help']} ({low:g} to {high:g})" if high <= 4096 else rules["help"]
     metavar = choices or METAVARS.get(TYPES[key]) or METAVARS[kinds[0]] + ",..." * (kinds[-1] is ...)
     return typer.Option(f"--{key.replace('_', '-')}", help=help, metavar=metavar, rich_help_panel=section)

@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.box import SIMPLE_HEAD
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column
 
-from ._app import app, console, require_train
+from ._app import NARROW, app, console, require_train, right, table
 from ._recipe_options import CONFIG, RecipeCommand, recipe_options
 
 
@@ -34,7 +33,7 @@ def compare(
     from ..data import load_images
     from ..files import write_csv, write_text
     from ..reports.experiments import comparison_chart, save_chart
-    from ..training.comparison import comparison_recipes, comparison_rows, has_ended
+    from ..training.comparison import comparison_recipes, comparison_rows
     from ..training.evaluation import device_name
     from .run_recipe import run_recipe
 
@@ -44,15 +43,14 @@ def compare(
     errors: dict[str, str] = {}
     for i, (model, own) in enumerate(recipes.items()):
         run = Path(str(own.output))
-        if has_ended(run):
+        if (run / "metrics.json").exists() and (run / "weights.safetensors").exists():
             console.print(f"{model}: the run in {run} is taken over", soft_wrap=True)
             continue
         console.rule(f"{i + 1} of {len(recipes)}: {model}")
         try:
-            if (run / "checkpoints" / "last.ckpt").exists():
-                code = run_recipe(None, None, {}, run, False, console)
-            else:
-                code = run_recipe(recipe, None, vars(own), None, True, console)
+            begun = (run / "checkpoints" / "last.ckpt").exists()
+            code = run_recipe(None if begun else recipe, None, {} if begun else vars(own), run if begun else None,
+                              not begun, console)  # fmt: skip
         except Exception as error:  # of any kind: it concerns this model alone
             errors[model] = str(error).splitlines()[0] if str(error) else type(error).__name__
             _print_error(model, errors[model])
@@ -77,17 +75,13 @@ def _print(rows: list[dict[str, Any]], title: str) -> None:
     from ..reports.experiments import FIGURES
 
     keys = [key for key in FIGURES if any(row[key] is not None for row in rows)]
-    # narrow enough for 80 columns
-    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("model", overflow="fold")
-    for key in keys:
-        table.add_column(FIGURES[key][0], justify="right")
-    for row in rows:
-        if row["error"] is None:
-            table.add_row(row["model"], *(FIGURES[key][2](row[key]) for key in keys))
-        else:
-            table.add_row(row["model"], *(["[red]failed[/]"] if keys else []))
-    console.print(table)
+    failed = ["[red]failed[/]"] if keys else []
+    cells = [
+        (row["model"], *(failed if row["error"] is not None else (FIGURES[key][2](row[key]) for key in keys)))
+        for row in rows
+    ]
+    names = right(*(FIGURES[key][0] for key in keys))
+    console.print(table([Column("model", overflow="fold"), *names], cells, title=title, **NARROW))
     for row in rows:
         if row["error"] is not None:
             _print_error(row["model"], row["error"])

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from ._app import app, console, require
+from ._app import app, console, require, require_variant
 
 
 @app.command()
@@ -16,10 +16,7 @@ def draw(
     theme: Annotated[Literal["light", "dark"], typer.Option(help="Colours of background and text.")] = "light",
 ) -> None:
     """Draw a variant's architecture: volumes, layers, parameters and multiplications."""
-    from ..variants import VARIANTS
-
-    if variant not in VARIANTS:
-        raise typer.BadParameter(f"unknown variant {variant!r}; choose from {', '.join(VARIANTS)}")
+    require_variant(variant)
     output = output or Path(f"{variant}.svg")
     if output.suffix.lower() not in (".svg", ".png"):
         raise typer.BadParameter(f"--output must end in .svg or .png, got {output.name!r}")

@@ -40,6 +40,9 @@ def export(
         for module in ("onnx", "onnxscript"):
             require(module, "export")
     from ..formats import export as files
+    from ..networks import build
+    from ..recipe import Recipe
+    from ..variants import VARIANTS
     from ..weights import load_weights
 
     if variant is None:
@@ -50,14 +53,14 @@ def export(
         if output.exists() and output.samefile(folder / "weights.safetensors" if source.is_dir() else source):
             raise Failure(f"{output} holds the run's own weights; name another file with --output")
     else:
-        model, recipe, names = _untrained(variant, classes)
+        recipe = Recipe().replace({"name": "nothing", "variant": variant})
+        own = VARIANTS[variant].num_classes if variant in VARIANTS else 1000
+        names = [str(i) for i in range(classes or own)]
+        model = build(recipe, len(names))
         output = output or Path(f"{variant.replace('/', '-')}{SUFFIXES[format]}")
     with console.status(f"writing {output.name}"):
-        if format == "safetensors":
-            files.save_safetensors(output, model, recipe, names, dtype)
-        else:
-            save = files.save_onnx if format == "onnx" else files.save_torch
-            save(output, model, recipe, names)
+        save = {"onnx": files.save_onnx, "torch": files.save_torch, "safetensors": files.save_safetensors}[format]
+        save(output, model, recipe, names, **({"dtype": dtype} if format == "safetensors" else {}))
         found = files.difference(output, model, recipe)
     facts = {
         "file": str(output),
@@ -94,13 +97,3 @@ def _show(facts: dict) -> None:
         checked = f"at most {largest:.1e} from the network's own scores, which reach {facts['largest_score']:.2g}"
     table.add_row("check", checked)
     console.print(table)
-
-
-def _untrained(variant: str, classes: int | None):
-    from ..networks import build
-    from ..recipe import Recipe
-    from ..variants import VARIANTS
-
-    recipe = Recipe().replace({"name": "nothing", "variant": variant})
-    count = classes or (VARIANTS[variant].num_classes if variant in VARIANTS else 1000)
-    return build(recipe, count), recipe, [str(i) for i in range(count)]

@@ -4,11 +4,9 @@ import json
 from typing import Annotated
 
 import typer
-from rich.box import SIMPLE_HEAD
 from rich.markup import escape
-from rich.table import Column, Table
 
-from ._app import JSON, app, console
+from ._app import JSON, NARROW, app, console, require_variant, right, table
 
 
 @app.command()
@@ -21,14 +19,13 @@ def summary(
     from ..variants import VARIANTS
 
     if variant is None:
-        table = Table("variant", "input", Column("parameters", justify="right"), "what it is")
-        for name, v in VARIANTS.items():
-            size = f"{v.channels}x{v.input_size}x{v.input_size}"
-            table.add_row(name, size, f"{v.parameters:,}", escape(v.description))
-        console.print(table)
+        rows = [
+            (name, f"{v.channels}x{v.input_size}x{v.input_size}", f"{v.parameters:,}", escape(v.description))
+            for name, v in VARIANTS.items()
+        ]
+        console.print(table(["variant", "input", *right("parameters"), "what it is"], rows))
         return
-    if variant not in VARIANTS:
-        raise typer.BadParameter(f"unknown variant {variant!r}; choose from {', '.join(VARIANTS)}")
+    require_variant(variant)
     import torch
 
     from ..model import AlexNet
@@ -37,18 +34,16 @@ def summary(
     with torch.device("meta"):
         layers = model_summary(AlexNet(variant, classes, channels))
     parameters, macs = (sum(getattr(layer, key) for layer in layers) for key in ("parameters", "macs"))
-    # narrow enough for 80 columns
-    counts = [Column(name, justify="right") for name in ("parameters", "share", "MACs", "share")]
-    table = Table("layer", "type", "output", *counts, title=f"{variant}: {VARIANTS[variant].description}",
-                  box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))  # fmt: skip
+    columns = ["layer", "type", "output", *right("parameters", "share", "MACs", "share")]
+    shown = table(columns, [], title=f"{variant}: {VARIANTS[variant].description}", **NARROW)
     for layer in layers:
         size = "x".join(map(str, layer.output_size))
         shares = _share(layer.parameters, parameters), _share(layer.macs, macs)
         count = f"{layer.parameters:,}" if layer.parameters else ""
-        table.add_row(layer.name, layer.type, size, count, shares[0], _millions(layer.macs), shares[1])
-    table.add_section()
-    table.add_row("all", "", "", f"{parameters:,}", "", _millions(macs), "")
-    console.print(table)
+        shown.add_row(layer.name, layer.type, size, count, shares[0], _millions(layer.macs), shares[1])
+    shown.add_section()
+    shown.add_row("all", "", "", f"{parameters:,}", "", _millions(macs), "")
+    console.print(shown)
 
 
 @app.command()
@@ -59,11 +54,9 @@ def info(json_: JSON = False) -> None:
     facts = build_info() | describe_devices()
     if json_:
         print(json.dumps(facts, indent=2))
-        return
-    table = Table("what", "value", title="alexnet_cuda")
-    for key, value in facts.items():
-        table.add_row(key, escape(value))
-    console.print(table)
+    else:
+        rows = [(key, escape(value)) for key, value in facts.items()]
+        console.print(table(["what", "value"], rows, title="alexnet_cuda"))
 
 
 def _share(part: int, whole: int) -> str:

@@ -16,16 +16,10 @@ def report(run: RUN = None, data_path: DATA_PATH = None, json_: JSON = False) ->
     model, recipe, images = load_run(folder, data_path)
     folder = folder if folder.is_dir() else folder.parent
     predictions = evaluation.predict(model, images, recipe)
-    metrics = {
-        "recipe": recipe.name,
-        "variant": recipe.variant,
-        "parameters": sum(p.numel() for p in model.parameters()),
-        **(json.loads((folder / "metrics.json").read_text()) if (folder / "metrics.json").exists() else {}),
-        **evaluation.figures(predictions),
-        "images": {name: sum(counts) for name, counts in images.counts().items()},
-    }
+    of_training = json.loads((folder / "metrics.json").read_text()) if (folder / "metrics.json").exists() else {}
+    metrics = of_training | evaluation.run_facts(model, recipe, images, predictions)
     paths = write_report(folder, recipe, images, model, predictions.probabilities, metrics)
     if json_:
         print(json.dumps({"report": str(paths[0]), "files": [str(path) for path in paths[1:]]}, indent=2))
-        return
-    console.print(f"Report: {paths[0]}", soft_wrap=True)
+    else:
+        console.print(f"Report: {paths[0]}", soft_wrap=True)

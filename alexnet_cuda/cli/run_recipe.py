@@ -62,7 +62,7 @@ def run_recipe(
         how = f"alexnet-cuda train --resume {folder}"
         console.print(f"stopped after step {outcome.steps}; go on with: {how}", soft_wrap=True)
         return 130
-    if not outcome.main:
+    if not is_main_process():
         return 0
     metrics, predictions = finish(recipe, images, folder, outcome)
     paths = write_report(folder, recipe, images, outcome.module.model, predictions.probabilities, metrics)

@@ -6,9 +6,8 @@ from typing import Annotated
 
 import typer
 from rich.markup import escape
-from rich.table import Column, Table
 
-from ._app import DATA_PATH, JSON, RUN, app, console, load_run, newest_run, require_train
+from ._app import DATA_PATH, JSON, RUN, app, console, load_run, newest_run, require_train, right, table
 
 
 @app.command()
@@ -21,12 +20,10 @@ def evaluate(run: RUN = None, data_path: DATA_PATH = None, json_: JSON = False) 
     figures = evaluation.figures(evaluation.predict(model, images, recipe))
     if json_:
         print(json.dumps(figures, indent=2))
-        return
-    title = f"{recipe.variant} on {len(images.test.labels)} test images of {recipe.name}"
-    table = Table("figure", Column("value", justify="right"), title=title)
-    for name, value in figures.items():
-        table.add_row(name, f"{value:.4f}")
-    console.print(table)
+    else:
+        title = f"{recipe.variant} on {len(images.test.labels)} test images of {recipe.name}"
+        rows = [(name, f"{value:.4f}") for name, value in figures.items()]
+        console.print(table(["figure", *right("value")], rows, title=title))
 
 
 @app.command()
@@ -51,9 +48,9 @@ def predict(
         tops = [[{"class": name, "probability": round(share, 6)} for name, share in row] for row in rows]
         print(json.dumps([{"image": str(path), "top": top} for path, top in zip(images, tops, strict=True)], indent=2))
         return
-    ranks = [f"{i + 1}." for i in range(len(rows[0]))]
-    table = Table("image", *ranks, title=f"{recipe.variant} trained on {recipe.name}")
+    columns = ["image", *(f"{i + 1}." for i in range(len(rows[0])))]
+    shown = table(columns, [], title=f"{recipe.variant} trained on {recipe.name}")
     for path, row in zip(images, rows, strict=True):
         cells = [f"{escape(name)} [dim]{share:.1%}[/]" for name, share in row]
-        table.add_row(escape(path.name), f"[bold]{cells[0]}[/]", *cells[1:])
-    console.print(table)
+        shown.add_row(escape(path.name), f"[bold]{cells[0]}[/]", *cells[1:])
+    console.print(shown)

@@ -4,9 +4,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
-from ._app import app, console, require_train
+from ._app import app, console, require_train, table
 from ._recipe_options import CONFIG, RecipeCommand, recipe_options
 
 
@@ -40,8 +39,5 @@ def recipes(name: Annotated[str | None, typer.Argument(help="Recipe whose values
 
     if name is not None:
         console.print(load_recipe(name).to_yaml().strip())
-        return
-    table = Table("recipe", "what it is")
-    for recipe, line in list_recipes().items():
-        table.add_row(recipe, line)
-    console.print(table)
+    else:
+        console.print(table(["recipe", "what it is"], list_recipes().items()))

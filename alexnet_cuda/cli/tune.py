@@ -6,9 +6,9 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Column, Table
+from rich.table import Table
 
-from ._app import JSON, app, console, require, require_train
+from ._app import JSON, app, console, require, require_train, right, table
 from ._recipe_options import CONFIG, RECIPE, RecipeCommand, recipe_options
 
 
@@ -33,14 +33,14 @@ def lr_find(
 
     folder = output or Path("runs") / f"lr-find-{recipe}"
     loaded = load_recipe(recipe, config, values)
-    sweep = lr_find(loaded, folder, Console(quiet=json_, highlight=False), steps, min_lr, max_lr)
+    rates, losses, rate = lr_find(loaded, folder, Console(quiet=json_, highlight=False), steps, min_lr, max_lr)
     picture, title = folder / "lr_find.png", f"{recipe}, {loaded.variant}, batches of {loaded.batch_size}"
-    save_chart(picture, sweep_chart, sweep.rates, sweep.losses, sweep.suggestion, title)
+    save_chart(picture, sweep_chart, rates, losses, rate, title)
     if json_:
-        print(json.dumps({"lr": sweep.suggestion, "picture": str(picture)}))
-        return
-    console.print(f"suggestion: [bold]--lr {sweep.suggestion:.2g}[/] (the recipe has {loaded.lr:g})")
-    console.print(f"Picture: {picture}", soft_wrap=True)
+        print(json.dumps({"lr": rate, "picture": str(picture)}))
+    else:
+        console.print(f"suggestion: [bold]--lr {rate:.2g}[/] (the recipe has {loaded.lr:g})")
+        console.print(f"Picture: {picture}", soft_wrap=True)
 
 
 @app.command(cls=RecipeCommand)
@@ -81,13 +81,12 @@ def search(
 
 
 def _table(rows: list[dict[str, Any]], keys: list[str], title: str, shown: int = 15) -> Table:
-    names = ["trial", *keys, "epochs", "val/accuracy"]
-    table = Table(*[Column(name, justify="right") for name in names], title=title)
-    for i, row in enumerate(rows[:shown]):
+    cells = []
+    for row in rows[:shown]:
         ended = "" if row["state"] == "complete" else " [dim]ended early[/]"
         values = [f"{row[key]:.3g}" for key in keys]
-        table.add_row(f"{row['trial']}", *values, f"{row['epochs']}{ended}", f"{row['val/accuracy']:.2%}",
-                      style="bold" if i == 0 else None)  # fmt: skip
-    if len(rows) > shown:
-        table.caption = f"the best {shown} of {len(rows)}; search.csv has all"
-    return table
+        cells.append([f"{row['trial']}", *values, f"{row['epochs']}{ended}", f"{row['val/accuracy']:.2%}"])
+    caption = f"the best {shown} of {len(rows)}; search.csv has all" if len(rows) > shown else None
+    made = table(right("trial", *keys, "epochs", "val/accuracy"), cells, title=title, caption=caption)
+    made.rows[0].style = "bold"
+    return made

@@ -1,6 +1,8 @@
 """CIFAR-10 from any of its layouts: the published binary or Python batches, or lossless WebP sheets."""
 
+import itertools
 import pickle
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +11,12 @@ from torch import Tensor
 
 from ..errors import DataError
 from ..recipe import Recipe
-from .imageset import ImageSet, Split, open_image, resize, split_images
+from .imageset import ImageSet, Split, data_folder, open_image, resize, split_images
 
 SIZE = 32
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 TRAIN, TEST = [f"data_batch_{i}" for i in range(1, 6)], ["test_batch"]
+Batches = Iterator[tuple[np.ndarray, np.ndarray]]  # images (N, 3072) and labels (N,)
 
 
 def load(recipe: Recipe) -> ImageSet:
@@ -24,19 +27,14 @@ def load(recipe: Recipe) -> ImageSet:
     test.webp (100 rows of 100 images) with train_labels.npy and test_labels.npy. Raises DataError naming the file that
     is missing or damaged. Source: A. Krizhevsky, "Learning multiple layers of features from tiny images", 2009.
     """
-    if recipe.data_path is None:
-        raise DataError("cifar10 needs --data-path DIR, where DIR/cifar-10-batches-bin (or -py, or cifar10) lies")
-    root = Path(recipe.data_path)
+    root = data_folder(recipe, " DIR, where DIR/cifar-10-batches-bin (or -py, or cifar10) lies")
     folders = [root / name for name in ("cifar10", "cifar-10-batches-bin", "cifar-10-batches-py", ".")]
-    for folder, (marker, read_batches) in ((f, layout) for f in folders for layout in LAYOUTS.items()):
+    for folder, (marker, read_batches) in itertools.product(folders, LAYOUTS.items()):
         if (folder / marker).exists():
-            x, labels = read_batches(folder, TRAIN)
-            x_test, labels_test = read_batches(folder, TEST)
-            break
-    else:
-        raise DataError(f"{root} holds no {', no '.join(LAYOUTS)}, and neither do the usual folders of CIFAR-10 in it")
-    val, train = split_images(x, labels, (recipe.val_fraction,), recipe.split_seed)
-    return ImageSet(CLASSES, train, val, Split(x_test, labels_test), SIZE)
+            train, test = (_joined(read_batches(folder, names)) for names in (TRAIN, TEST))
+            val, train = split_images(*train, (recipe.val_fraction,), recipe.split_seed)
+            return ImageSet(CLASSES, train, val, test, SIZE)
+    raise DataError(f"{root} holds no {', no '.join(LAYOUTS)}, and neither do the usual folders of CIFAR-10 in it")
 
 
 def read(recipe: Recipe, path: Path) -> Tensor:
@@ -48,9 +46,8 @@ def read(recipe: Recipe, path: Path) -> Tensor:
     return resize(x[None, :, top : top + edge, left : left + edge], SIZE)[0]
 
 
-def _binary(folder: Path, names: list[str]) -> tuple[Tensor, Tensor]:
+def _binary(folder: Path, names: list[str]) -> Batches:
     """Records of 3,073 bytes: the label, then the red, green and blue planes."""
-    batches = []
     for path in (folder / f"{name}.bin" for name in names):
         try:
             data = path.read_bytes()
@@ -59,12 +56,10 @@ def _binary(folder: Path, names: list[str]) -> tuple[Tensor, Tensor]:
         if not data or len(data) % 3073:
             raise DataError(f"{path} holds {len(data)} bytes, expected a multiple of 3,073")
         rows = np.frombuffer(data, np.uint8).reshape(-1, 3073)
-        batches.append(_checked(rows[:, 1:], rows[:, 0], path))
-    return _joined(batches)
+        yield _checked(rows[:, 1:], rows[:, 0], path)
 
 
-def _python(folder: Path, names: list[str]) -> tuple[Tensor, Tensor]:
-    batches = []
+def _python(folder: Path, names: list[str]) -> Batches:
     for path in (folder / name for name in names):
         try:
             with path.open("rb") as file:
@@ -74,8 +69,7 @@ def _python(folder: Path, names: list[str]) -> tuple[Tensor, Tensor]:
             raise DataError(f"{path} does not exist") from None
         except Exception as error:  # a damaged pickle raises almost anything
             raise DataError(f"{path} is not a batch of CIFAR-10: {error}") from error
-        batches.append(_checked(data, labels, path))
-    return _joined(batches)
+        yield _checked(data, labels, path)
 
 
 class _ArraysOnly(pickle.Unpickler):
@@ -89,11 +83,9 @@ class _ArraysOnly(pickle.Unpickler):
         raise pickle.UnpicklingError(f"it asks for {module}.{name}")
 
 
-def _sheets(folder: Path, names: list[str]) -> tuple[Tensor, Tensor]:
-    part = "test" if names == TEST else "train"
-    files = [folder / ("test.webp" if part == "test" else f"train_{i}.webp") for i in range(1, len(names) + 1)]
-    images = []
-    for path in files:
+def _sheets(folder: Path, names: list[str]) -> Batches:
+    part, images = "test" if names == TEST else "train", []
+    for path in (folder / f"{name.replace('_batch', '').replace('data', 'train')}.webp" for name in names):
         sheet = open_image(path, "RGB").numpy()
         if sheet.shape[1] % 32 or sheet.shape[2] % 32:
             raise DataError(f"{path} is {sheet.shape[2]}x{sheet.shape[1]}, expected rows and columns of 32x32 images")
@@ -104,7 +96,7 @@ def _sheets(folder: Path, names: list[str]) -> tuple[Tensor, Tensor]:
         labels = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise DataError(f"{path} cannot be read as an array: {error}") from error
-    return _joined([_checked(np.concatenate(images), labels, path)])
+    yield _checked(np.concatenate(images), labels, path)
 
 
 LAYOUTS = {"data_batch_1.bin": _binary, "data_batch_1": _python, "train_1.webp": _sheets}
@@ -118,6 +110,6 @@ def _checked(images: np.ndarray, labels: np.ndarray, path: Path) -> tuple[np.nda
     return images, labels
 
 
-def _joined(batches: list[tuple[np.ndarray, np.ndarray]]) -> tuple[Tensor, Tensor]:
+def _joined(batches: Batches) -> Split:
     images, labels = (np.concatenate(parts) for parts in zip(*batches, strict=True))
-    return torch.from_numpy(images.reshape(-1, 3, 32, 32)), torch.from_numpy(labels.astype(np.int64))
+    return Split(torch.from_numpy(images.reshape(-1, 3, 32, 32)), torch.from_numpy(labels.astype(np.int64)))

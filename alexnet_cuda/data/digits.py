@@ -20,8 +20,8 @@ def load(recipe: Recipe) -> ImageSet:
     bunch = load_digits()
     images = torch.from_numpy(bunch.images / 16 * 255).round().to(torch.uint8)[:, None]
     labels = torch.from_numpy(bunch.target).long()
-    fractions = recipe.test_fraction, recipe.val_fraction
-    test, val, train = split_images(resize(images, SIZE), labels, fractions, recipe.split_seed)
+    images, fractions = resize(images, SIZE), (recipe.test_fraction, recipe.val_fraction)
+    test, val, train = split_images(images, labels, fractions, recipe.split_seed)
     return ImageSet([str(name) for name in bunch.target_names], train, val, test, SIZE)
 
 

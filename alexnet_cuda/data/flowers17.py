@@ -8,7 +8,7 @@ from torchvision.transforms import v2
 
 from ..errors import DataError
 from ..recipe import Recipe
-from .imageset import ImageSet, Items, for_each_file, open_image, split_images
+from .imageset import ImageSet, Items, data_folder, for_each_file, open_image, split_images
 
 SIZE = None
 CLASSES = [
@@ -25,20 +25,14 @@ def load(recipe: Recipe) -> ImageSet:
     class (i - 1) // 80. Raises DataError naming the files that are missing or damaged. Source: M.-E. Nilsback and A.
     Zisserman, "A visual vocabulary for flower classification", CVPR 2006.
     """
-    if recipe.data_path is None:
-        raise DataError("flowers17 needs --data-path DIR, where DIR/flowers17/jpg or DIR/jpg holds image_0001.jpg ...")
-    root = Path(recipe.data_path)
-    folders = [root / "flowers17" / "jpg", root / "jpg", root]
-    folder = next((f for f in folders if (f / "image_0001.jpg").exists()), None)
-    if folder is None:
-        raise DataError(f"{folders[0]} holds no image_0001.jpg; --data-path was {root}")
+    first, where = "image_0001.jpg", " DIR, where DIR/flowers17/jpg or DIR/jpg holds image_0001.jpg ..."
+    folder = data_folder(recipe, where, ("flowers17/jpg", "jpg", ""), first, first)
     paths = [folder / f"image_{i:04d}.jpg" for i in range(1, PER_CLASS * len(CLASSES) + 1)]
     if missing := [path.name for path in paths if not path.exists()]:
         raise DataError(f"{folder} lacks {len(missing)} of {len(paths)} images, among them {missing[0]}")
     labels = torch.arange(len(paths)) // PER_CLASS
     images = Items(for_each_file(lambda path: read(recipe, path), paths, "reading images"))
-    fractions = recipe.test_fraction, recipe.val_fraction
-    test, val, train = split_images(images, labels, fractions, recipe.split_seed)
+    test, val, train = split_images(images, labels, (recipe.test_fraction, recipe.val_fraction), recipe.split_seed)
     return ImageSet(CLASSES, train, val, test, SIZE)
 
 

@@ -10,10 +10,9 @@ from torch import Tensor
 
 from ..errors import DataError
 from ..recipe import Recipe
-from .imageset import ImageSet, Items, Split, for_each_file, open_image, stratified_split
+from .imageset import ImageSet, Items, Split, data_folder, for_each_file, open_image, stratified_split
 
 SIZE = None
-FOLDERS = {"bike-ship": "bike_ship"}  # where --data-path may name the folder above
 Tree = list[tuple[Path, int]]  # image files and their labels
 
 
@@ -26,13 +25,9 @@ def load(recipe: Recipe) -> ImageSet:
     With `recipe.verify` every picture is decoded once before training: damaged ones are an error that lists them, or
     left out and listed with `recipe.skip_corrupt`.
     """
-    if recipe.data_path is None:
-        raise DataError(
-            f"{recipe.data} needs --data-path: a folder of class folders (or of train, val, test), or a CSV"
-        )
-    root = Path(recipe.data_path)
-    if recipe.data in FOLDERS and (root / FOLDERS[recipe.data]).is_dir():
-        root = root / FOLDERS[recipe.data]
+    root = data_folder(recipe, ": a folder of class folders (or of train, val, test), or a CSV")
+    if recipe.data == "bike-ship" and (root / "bike_ship").is_dir():  # --data-path names the folder above
+        root = root / "bike_ship"
     if root.is_dir():
         classes = _classes(root / "train" if (root / "train").is_dir() else root)
         trees = {name: _tree(root / name, classes) for name in ("train", "val", "test") if (root / name).is_dir()}
@@ -49,12 +44,9 @@ def load(recipe: Recipe) -> ImageSet:
         listing = "\n  ".join(damaged.values())
         raise DataError(f"{len(damaged)} damaged image(s); --skip-corrupt leaves them out:\n  {listing}")
     trees = {name: [item for item in tree if item[0] not in damaged] for name, tree in trees.items()}
-    labels = {label for _, label in trees["train" if "train" in trees else "all"]}
-    for label, name in enumerate(classes):
-        if label not in labels:
-            raise DataError(f"class {name!r} of {root} has no training image that can be read")
-
     train, val, test = trees.get("train"), trees.get("val"), trees.get("test")
+    if lacking := set(range(len(classes))) - {label for _, label in (trees["all"] if train is None else train)}:
+        raise DataError(f"class {classes[min(lacking)]!r} of {root} has no training image that can be read")
     if train is None:
         test, val, train = _cut(trees["all"], (recipe.test_fraction, recipe.val_fraction), recipe.split_seed)
     if test is None:

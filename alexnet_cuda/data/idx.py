@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import DataError
 from ..recipe import Recipe
-from .imageset import ImageSet, Split, read_glyph, split_images
+from .imageset import ImageSet, Split, data_folder, read_glyph, split_images
 
 SIZE = 32
 FOLDERS = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST"}
@@ -31,11 +31,12 @@ def load(recipe: Recipe) -> ImageSet:
     DataError naming the file that is missing, cut short, or not IDX. Format: Y. LeCun, C. Cortes, C. J. C. Burges, "The
     MNIST database of handwritten digits".
     """
-    folder = _folder(recipe)
-    x, labels = _pair(folder, "train")
-    x_test, labels_test = _pair(folder, "t10k")
-    val, train = split_images(x, labels, (recipe.val_fraction,), recipe.split_seed)
-    return ImageSet(CLASSES[recipe.data], train, val, Split(x_test, labels_test), SIZE)
+    name = FOLDERS[recipe.data]
+    where, missing = f" DIR, where DIR/{name}/raw holds the IDX files", "train-images-idx3-ubyte(.gz)"
+    folder = data_folder(recipe, where, (f"{name}/raw", "raw", ""), "train-images*idx3-ubyte*", missing)
+    train, test = _split(folder, "train"), _split(folder, "t10k")
+    val, train = split_images(*train, (recipe.val_fraction,), recipe.split_seed)
+    return ImageSet(CLASSES[recipe.data], train, val, test, SIZE)
 
 
 def read(recipe: Recipe, path: Path) -> Tensor:
@@ -43,19 +44,7 @@ def read(recipe: Recipe, path: Path) -> Tensor:
     return F.pad(read_glyph(path, 28), (2, 2, 2, 2))
 
 
-def _folder(recipe: Recipe) -> Path:
-    name = FOLDERS[recipe.data]
-    if recipe.data_path is None:
-        raise DataError(f"{recipe.data} needs --data-path DIR, where DIR/{name}/raw holds the IDX files")
-    root = Path(recipe.data_path)
-    candidates = [root / name / "raw", root / "raw", root]
-    found = [c for c in candidates if any(c.glob("train-images*idx3-ubyte*"))]
-    if not found:
-        raise DataError(f"{candidates[0]} holds no train-images-idx3-ubyte(.gz); --data-path was {root}")
-    return found[0]
-
-
-def _pair(folder: Path, part: str) -> tuple[Tensor, Tensor]:
+def _split(folder: Path, part: str) -> Split:
     images_path, labels_path = _find(folder, f"{part}-images-idx3-ubyte"), _find(folder, f"{part}-labels-idx1-ubyte")
     images, labels = read_idx(images_path), read_idx(labels_path)
     if images.shape[1:] != (28, 28):
@@ -64,7 +53,7 @@ def _pair(folder: Path, part: str) -> tuple[Tensor, Tensor]:
         raise DataError(f"{labels_path} holds {labels.shape} labels for {len(images)} images")
     if len(labels) == 0 or labels.max() > 9:
         raise DataError(f"{labels_path} holds no label, or one above 9")
-    return F.pad(torch.from_numpy(images)[:, None], (2, 2, 2, 2)), torch.from_numpy(labels).long()
+    return Split(F.pad(torch.from_numpy(images)[:, None], (2, 2, 2, 2)), torch.from_numpy(labels).long())
 
 
 def _find(folder: Path, name: str) -> Path:

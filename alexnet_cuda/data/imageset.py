@@ -9,9 +9,11 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import DataError
+from ..recipe import Recipe
 
 T = TypeVar("T")
 
@@ -67,6 +69,20 @@ class ImageSet:
         return replace(self, train=few(self.train), val=few(self.val), test=few(self.test))
 
 
+def data_folder(recipe: Recipe, what: str, inside: Sequence[str] = ("",), pattern: str = "", missing: str = "") -> Path:
+    """The first folder `inside` recipe.data_path that has a file of the name `pattern`.
+
+    Raises DataError, with `what` or `missing`, where no data_path is given or none of the folders has such a file.
+    """
+    if recipe.data_path is None:
+        raise DataError(f"{recipe.data} needs --data-path{what}")
+    root = Path(recipe.data_path)
+    for folder in (root / name for name in inside):
+        if not pattern or any(folder.glob(pattern)):
+            return folder
+    raise DataError(f"{root / inside[0]} holds no {missing}; --data-path was {root}")
+
+
 def stratified_split(labels: Tensor, fractions: Sequence[float], seed: int) -> list[Tensor]:
     """Indices of the parts that `fractions` ask for, then of the rest, with every class in proportion in each.
 
@@ -78,9 +94,7 @@ def stratified_split(labels: Tensor, fractions: Sequence[float], seed: int) -> l
         of_class = (labels == label).nonzero().flatten()
         of_class = of_class[torch.randperm(len(of_class), generator=generator)]
         spare = len(of_class) - len(fractions)
-        sizes = [
-            min(max(round(f * len(of_class)), 1 if spare > 0 else 0), max(spare, 0)) if f else 0 for f in fractions
-        ]
+        sizes = [min(max(round(f * len(of_class)), int(spare > 0)), max(spare, 0)) if f else 0 for f in fractions]
         for part, chunk in zip(parts, of_class.split([*sizes, len(of_class) - sum(sizes)]), strict=True):
             part.append(chunk)
     return [torch.cat(part).sort().values for part in parts]
@@ -126,8 +140,6 @@ def read_glyph(path: Path, native: int) -> Tensor:
 
     A picture with a bright border is taken for dark ink on paper and inverted; one that is not square is padded.
     """
-    import torch.nn.functional as F
-
     x = open_image(path, "L")
     border = torch.cat([x[:, 0].flatten(), x[:, -1].flatten(), x[:, :, 0].flatten(), x[:, :, -1].flatten()])
     if border.median() > 127:
@@ -140,7 +152,5 @@ def read_glyph(path: Path, native: int) -> Tensor:
 
 def resize(x: Tensor, size: int) -> Tensor:
     """Resizes uint8 images (N, C, H, W) to (N, C, size, size): bilinear, antialiased where it shrinks."""
-    import torch.nn.functional as F
-
     y = F.interpolate(x.float(), (size, size), mode="bilinear", antialias=x.shape[-1] > size)
     return y.round().clamp(0, 255).to(torch.uint8)

@@ -60,23 +60,23 @@ class EpochSampler(Sampler):
 class ResumableLoader(DataLoader):
     """A DataLoader over an EpochSampler that continues after the last batch it gave, in the same epoch."""
 
-    def __init__(self, dataset: SplitDataset, batch_size: int, sampler: EpochSampler, **options):
-        super().__init__(dataset, batch_size, sampler=sampler, **options)
-        self.order, self.size, self.given = sampler, batch_size, 0
+    sampler: EpochSampler
+    batch_size: int
+    given = 0
 
     def __iter__(self) -> Iterator:  # type: ignore[override]
-        self.given = self.order.start // self.size
+        self.given = self.sampler.start // self.batch_size
         for batch in super().__iter__():
             self.given += 1
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        return {"epoch": self.order.epoch, "batches": self.given}
+        return {"epoch": self.sampler.epoch, "batches": self.given}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        epoch, batches = state["epoch"], state["batches"]
-        epoch, batches = (epoch + 1, 0) if batches >= len(self) else (epoch, batches)
-        self.order.epoch, self.order.start = epoch, batches * self.size
+        ended = state["batches"] >= len(self)
+        self.sampler.epoch = state["epoch"] + ended
+        self.sampler.start = 0 if ended else state["batches"] * self.batch_size
 
 
 class Normalise:
@@ -117,15 +117,14 @@ class ImageData(lightning.LightningDataModule):
     def _loader(self, split: Split, transform: v2.Transform, shuffle: bool = False) -> ResumableLoader:
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         sampler = EpochSampler(len(split.labels), shuffle, self.recipe.seed, rank, world)
-        batch = max(1, min(self.recipe.batch_size, len(sampler)))
-        workers = self.recipe.workers
+        batch, workers = max(1, min(self.recipe.batch_size, len(sampler))), self.recipe.workers
         if workers < 0:
             decoding = self.images.size is None or torch.cuda.is_available()
             workers = min(8, len(os.sched_getaffinity(0))) if decoding else 0
         return ResumableLoader(
             SplitDataset(split, transform),
             batch,
-            sampler,
+            sampler=sampler,
             drop_last=shuffle,
             num_workers=workers,
             persistent_workers=workers > 0,

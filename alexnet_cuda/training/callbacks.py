@@ -49,11 +49,9 @@ class ModelCheckpoint(callbacks.ModelCheckpoint):
         def here(path: str) -> str:
             return str(Path(str(self.dirpath)) / Path(path).name) if path else path
 
-        state = {**state_dict, "dirpath": self.dirpath}
-        for key in ("best_model_path", "kth_best_model_path", "last_model_path"):
-            state[key] = here(state_dict[key])
-        state["best_k_models"] = {here(path): score for path, score in state_dict["best_k_models"].items()}
-        super().load_state_dict(state)
+        paths = {key: here(state_dict[key]) for key in ("best_model_path", "kth_best_model_path", "last_model_path")}
+        best = {here(path): score for path, score in state_dict["best_k_models"].items()}
+        super().load_state_dict({**state_dict, **paths, "dirpath": self.dirpath, "best_k_models": best})
 
 
 class StopAndCheckpoint(Callback):
@@ -135,9 +133,8 @@ class PlainProgress(Callback):
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         if time.monotonic() - self.printed > 10:
-            self._print(
-                trainer, f"batch {batch_idx + 1}/{trainer.num_training_batches}  loss {outputs['loss'].item():.4f}"
-            )
+            done = f"batch {batch_idx + 1}/{trainer.num_training_batches}"
+            self._print(trainer, f"{done}  loss {outputs['loss'].item():.4f}")
 
     def on_train_epoch_end(self, trainer, pl_module) -> None:
         figures = {key: value.item() for key, value in trainer.callback_metrics.items() if not key.startswith("lr")}
@@ -154,8 +151,7 @@ def is_main_process() -> bool:
 
 def csv_logger(folder: Path, steps: int) -> CSVLogger:
     """A logger to `folder`/metrics.csv that keeps the first `steps` steps of a run that is being resumed."""
-    path = folder / "metrics.csv"
-    rows = []
+    path, rows = folder / "metrics.csv", []
     if path.exists():
         with path.open(newline="") as file:
             rows = [row for row in csv.DictReader(file) if int(row["step"]) < steps]

@@ -89,9 +89,7 @@ class Classifier(lightning.LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         x, labels = batch
         self.seen += len(labels)
-        target = labels
-        if self.mix:
-            x, target = self.mix(x, labels)
+        x, target = self.mix(x, labels) if self.mix else (x, labels)
         logits = self(x)
         loss = F.cross_entropy(logits, target, label_smoothing=self.recipe.label_smoothing)
         if not torch.isfinite(loss):
@@ -130,11 +128,11 @@ class Classifier(lightning.LightningModule):
         if r.schedule == "plateau":
             for group in optimiser.param_groups:
                 group["initial_lr"] = group["lr"]  # as the other schedules do
-            plateau = ReduceLROnPlateau(optimiser, patience=r.patience)
-            return {"optimizer": optimiser, "lr_scheduler": {"scheduler": plateau, "monitor": "val/loss", "name": "lr"}}
-        total = len(self.trainer.datamodule.train_dataloader()) * self.trainer.max_epochs
-        schedule = LambdaLR(optimiser, lambda step: rate(r, step, total))
-        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "lr"}}
+            schedule = {"scheduler": ReduceLROnPlateau(optimiser, patience=r.patience), "monitor": "val/loss"}
+        else:
+            total = len(self.trainer.datamodule.train_dataloader()) * self.trainer.max_epochs
+            schedule = {"scheduler": LambdaLR(optimiser, lambda step: rate(r, step, total)), "interval": "step"}
+        return {"optimizer": optimiser, "lr_scheduler": {**schedule, "name": "lr"}}
 
 
 def _metrics(part: str, classes: int) -> torchmetrics.MetricCollection:

@@ -48,32 +48,21 @@ def comparison_recipes(
     return recipes
 
 
-def has_ended(run: Path) -> bool:
-    return (run / "metrics.json").exists() and (run / "weights.safetensors").exists()
-
-
 def comparison_rows(recipes: Mapping[str, Recipe], images: ImageSet, errors: Mapping[str, str]) -> list[dict[str, Any]]:
     """A row with COLUMNS for every model, the most accurate first; without figures where `errors` has a reason."""
-    rows = [_row(model, recipe, images, errors.get(model)) for model, recipe in recipes.items()]
+    rows = []
+    for model, recipe in recipes.items():
+        row = dict.fromkeys(COLUMNS) | {"model": model, "error": errors.get(model), "run": recipe.output}
+        if model not in errors:
+            run = Path(str(recipe.output))
+            metrics = json.loads((run / "metrics.json").read_text())
+            network, _, classes = load_weights(run)
+            row |= {key: metrics[key] for key in ("parameters", "seconds")}
+            row |= {"accuracy": metrics["test/accuracy"], "top5": metrics.get("test/top5")}
+            row["macs"] = macs(recipe, len(classes))
+            row["images_per_second"] = round(images_per_second(network, recipe, images), 1)
+        rows.append(row)
     return sorted(rows, key=lambda row: -(row["accuracy"] or 0))
-
-
-def _row(model: str, recipe: Recipe, images: ImageSet, error: str | None) -> dict[str, Any]:
-    row: dict[str, Any] = dict.fromkeys(COLUMNS)
-    row |= {"model": model, "error": error, "run": recipe.output}
-    if error is None:
-        run = Path(str(recipe.output))
-        metrics = json.loads((run / "metrics.json").read_text())
-        network, _, classes = load_weights(run)
-        row |= {
-            "accuracy": metrics["test/accuracy"],
-            "top5": metrics.get("test/top5"),
-            "parameters": metrics["parameters"],
-            "macs": macs(recipe, len(classes)),
-            "seconds": metrics["seconds"],
-            "images_per_second": round(images_per_second(network, recipe, images), 1),
-        }
-    return row
 
 
 def macs(recipe: Recipe, classes: int) -> int:

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -81,6 +82,17 @@ def figures(predictions: Predictions) -> dict[str, float]:
     return {f"test/{name}": round(value.item(), 6) for name, value in values.items()}
 
 
+def run_facts(model: torch.nn.Module, recipe: Recipe, images: ImageSet, predictions: Predictions) -> dict[str, Any]:
+    """What metrics.json says of a trained network: its recipe and size, its `figures`, and the size of each split."""
+    return {
+        "recipe": recipe.name,
+        "variant": recipe.variant,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        **figures(predictions),
+        "images": {name: sum(counts) for name, counts in images.counts().items()},
+    }
+
+
 def device_name() -> str:
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
@@ -88,9 +100,5 @@ def device_name() -> str:
 
 
 def versions() -> dict[str, str]:
-    others = ("torch", "torchvision", "lightning", "torchmetrics")
-    return {
-        "alexnet_cuda": __version__,
-        "python": platform.python_version(),
-        **{name: version(name) for name in others},
-    }
+    others = {name: version(name) for name in ("torch", "torchvision", "lightning", "torchmetrics")}
+    return {"alexnet_cuda": __version__, "python": platform.python_version(), **others}

@@ -2,7 +2,6 @@
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,26 +17,18 @@ from ..errors import RecipeError
 from ..files import write_csv
 from ..recipe import Recipe
 from .classifier import Classifier, Diverged
-from .run import _quiet, new_trainer
+from .run import new_trainer
 
 SKIPPED = 10  # losses at the start of a sweep, where their running mean covers few batches
 
 
-@dataclass
-class Sweep:
-    """Learning rates (steps,), the smoothed loss at each (steps,), and the rate at which it falls fastest."""
-
-    rates: np.ndarray
-    losses: np.ndarray
-    suggestion: float
-
-
 def lr_find(
     recipe: Recipe, folder: Path, console: Console, steps: int = 100, low: float = 1e-6, high: float = 1.0
-) -> Sweep:
+) -> tuple[np.ndarray, np.ndarray, float]:
     """Trains `steps` batches with a rate that grows from `low` to `high`, until the loss is four times its minimum.
 
-    Writes lr_find.csv to `folder`. The sweep is Lightning's, after L. Smith, "Cyclical Learning Rates for Training
+    Returns the rates (steps,), the smoothed loss at each (steps,), and the rate at which it falls fastest; writes
+    lr_find.csv to `folder`. The sweep is Lightning's, after L. Smith, "Cyclical Learning Rates for Training
     Neural Networks", WACV 2017, section 3.3. Raises RecipeError for limits that leave nothing to suggest.
     """
     if not 0 < low < high:
@@ -50,15 +41,13 @@ def lr_find(
         trainer = trial_trainer(recipe, scratch, max_epochs=steps, check_val_every_n_epoch=steps + 1)
         console.print(f"{recipe.name}: {steps} batches of {recipe.batch_size}, {low:g} to {high:g}")
         module, data = SweepClassifier(recipe, len(images.classes)), ImageData(images, recipe)
-        found = Tuner(trainer).lr_find(
-            module, datamodule=data, min_lr=low, max_lr=high, num_training=steps, update_attr=False
-        )
+        limits = {"min_lr": low, "max_lr": high, "num_training": steps}
+        found = Tuner(trainer).lr_find(module, datamodule=data, update_attr=False, **limits)
     assert found is not None
     losses = np.array(module.losses)
     rates = np.array(found.results["lr"][: len(losses)])
-    sweep = Sweep(rates, losses, suggest(rates, losses))
     write_csv(folder / "lr_find.csv", [{"lr": lr, "loss": loss} for lr, loss in zip(rates.tolist(), losses.tolist())])
-    return sweep
+    return rates, losses, suggest(rates, losses)
 
 
 def suggest(rates: np.ndarray, losses: np.ndarray) -> float:
@@ -106,15 +95,5 @@ class SweepClassifier(Classifier):
 
 def trial_trainer(recipe: Recipe, folder: str, callbacks: Sequence[Callback] = (), **options: Any) -> lightning.Trainer:
     """A trainer as in a run, but on one device and without checkpoints and logs."""
-    _quiet()
-    lightning.seed_everything(recipe.seed, workers=True, verbose=False)
-    return new_trainer(
-        recipe,
-        devices=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        default_root_dir=folder,
-        callbacks=list(callbacks),
-        **options,
-    )
+    off = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    return new_trainer(recipe, devices=1, default_root_dir=folder, callbacks=list(callbacks), **off, **options)

@@ -1,5 +1,6 @@
 """One training run from recipe to run folder."""
 
+import functools
 import json
 import logging
 import os
@@ -22,18 +23,9 @@ from ..errors import RecipeError
 from ..files import write_text
 from ..recipe import Recipe
 from ..weights import read_checkpoint, save_weights
-from .callbacks import (
-    AtomicCheckpointIO,
-    ModelCheckpoint,
-    PlainProgress,
-    ProgressBar,
-    StopAndCheckpoint,
-    Stopped,
-    csv_logger,
-    is_main_process,
-)
+from . import callbacks
 from .classifier import Classifier
-from .evaluation import Predictions, device_name, figures, predict, versions
+from .evaluation import Predictions, device_name, predict, run_facts, versions
 
 
 def run_folder(recipe: Recipe) -> Path:
@@ -48,14 +40,13 @@ def run_folder(recipe: Recipe) -> Path:
 
 @dataclass
 class Outcome:
-    """The end of a training: ended is "finished", "max_steps" or "signal"; main is True in the process that reports."""
+    """The end of a training: ended is "finished", "max_steps" or "signal"."""
 
     ended: str
     module: Classifier
     epochs: int
     steps: int
     seconds: float
-    main: bool
 
 
 def train(recipe: Recipe, images: ImageSet, folder: Path, console: Console, resume: Path | None = None) -> Outcome:
@@ -64,24 +55,18 @@ def train(recipe: Recipe, images: ImageSet, folder: Path, console: Console, resu
     Writes config.yaml, metrics.csv, tensorboard/, checkpoints/last.ckpt and checkpoints/best.ckpt to `folder`. Raises
     Diverged if the loss is not finite, and OSError if the disk is full; earlier checkpoints stay intact.
     """
-    _quiet()
-    main = is_main_process()
     checkpoints = folder / "checkpoints"
     checkpoints.mkdir(parents=True, exist_ok=True)
-    if main:
+    if callbacks.is_main_process():
         write_text(folder / "config.yaml", recipe.to_yaml())
         for part in checkpoints.glob(".*.ckpt"):  # incomplete files of a process that was killed
             part.unlink()
-    lightning.seed_everything(recipe.seed, workers=True, verbose=False)
-    module = Classifier(recipe, len(images.classes))
-    data = ImageData(images, recipe)
     steps = read_checkpoint(resume)["global_step"] if resume else 0
-    stop = StopAndCheckpoint(checkpoints / "last.ckpt", recipe.max_steps)
-    kept = [ModelCheckpoint(checkpoints, "last", enable_version_counter=False)]
-    if recipe.monitor != "none":
-        mode = "min" if recipe.monitor == "val/loss" else "max"
-        kept.insert(0, ModelCheckpoint(checkpoints, "best", recipe.monitor, mode=mode, enable_version_counter=False))
-    bar = ProgressBar(leave=True) if console.is_terminal else PlainProgress(console)
+    stop = callbacks.StopAndCheckpoint(checkpoints / "last.ckpt", recipe.max_steps)
+    keep = functools.partial(callbacks.ModelCheckpoint, checkpoints, enable_version_counter=False)
+    mode = "min" if recipe.monitor == "val/loss" else "max"
+    best = [keep("best", monitor=recipe.monitor, mode=mode)] if recipe.monitor != "none" else []
+    bar = callbacks.ProgressBar(leave=True) if console.is_terminal else callbacks.PlainProgress(console)
     try:
         trainer = new_trainer(
             recipe,
@@ -91,26 +76,29 @@ def train(recipe: Recipe, images: ImageSet, folder: Path, console: Console, resu
             sync_batchnorm=torch.cuda.is_available(),
             log_every_n_steps=max(1, min(10, len(images.train.labels) // recipe.batch_size // 10)),
             enable_progress_bar=console.is_terminal,
-            logger=[csv_logger(folder, steps), TensorBoardLogger(folder, "tensorboard", "")],
-            plugins=[AtomicCheckpointIO()],
+            logger=[callbacks.csv_logger(folder, steps), TensorBoardLogger(folder, "tensorboard", "")],
+            plugins=[callbacks.AtomicCheckpointIO()],
             # Averaging comes before the callbacks that write checkpoints.
-            callbacks=[*averaging(recipe), stop, bar, LearningRateMonitor("step"), *kept],
+            callbacks=[*averaging(recipe), stop, bar, LearningRateMonitor("step"), *best, keep("last")],
         )
     except (MisconfigurationException, ValueError, TypeError) as error:
         raise RecipeError(f"no trainer for these devices: {error}") from error
-    ended = "finished"
+    module, ended = Classifier(recipe, len(images.classes)), "finished"
     try:
-        trainer.fit(module, data, ckpt_path=resume, weights_only=True)
-    except Stopped as stopped:
+        trainer.fit(module, ImageData(images, recipe), ckpt_path=resume, weights_only=True)
+    except callbacks.Stopped as stopped:
         ended = stopped.reason
     epochs, steps = trainer.fit_loop.epoch_progress.current.completed, trainer.global_step
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
-    return Outcome(ended, module, epochs, steps, stop.seconds, main)
+    return Outcome(ended, module, epochs, steps, stop.seconds)
 
 
 def new_trainer(recipe: Recipe, **options: Any) -> lightning.Trainer:
-    """A Trainer with the settings that all trainings share."""
+    """A Trainer with the settings that all trainings share; the network is made after it, with the recipe's seed."""
+    for name in ("lightning.pytorch", "lightning.fabric"):  # its advice is for developers
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"lightning\..*")
     trainer = lightning.Trainer(
         accelerator=recipe.accelerator,
         precision=cast(Any, precision(recipe)),
@@ -123,6 +111,7 @@ def new_trainer(recipe: Recipe, **options: Any) -> lightning.Trainer:
     )
     # Deterministic mode fills uninitialised memory; no operator here reads memory before it is written.
     setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010
+    lightning.seed_everything(recipe.seed, workers=True, verbose=False)
     return trainer
 
 
@@ -141,16 +130,11 @@ def finish(recipe: Recipe, images: ImageSet, folder: Path, outcome: Outcome) -> 
     model = outcome.module.model.float()
     save_weights(folder / "weights.safetensors", model, recipe, images.classes)
     predictions = predict(model, images, recipe)
-    metrics = {
-        "recipe": recipe.name,
-        "variant": recipe.variant,
-        "parameters": sum(p.numel() for p in model.parameters()),
-        **figures(predictions),
+    metrics = run_facts(model, recipe, images, predictions) | {
         "weights": "best epoch by " + recipe.monitor if best.exists() else "last step",
         "epochs": outcome.epochs,
         "steps": outcome.steps,
         "seconds": round(outcome.seconds, 2),
-        "images": {name: sum(counts) for name, counts in images.counts().items()},
         "precision": precision(recipe),
         "seed": recipe.seed,
         "device": device_name(),
@@ -182,10 +166,3 @@ def _devices(recipe: Recipe) -> str | int | list[int]:
     if on_cpu and isinstance(devices, int) and devices > (os.cpu_count() or 1):
         raise RecipeError(f"devices must be at most the number of CPU cores here, {os.cpu_count()}, got {devices}")
     return devices
-
-
-def _quiet() -> None:
-    """Lightning's advice to developers is of no use to those who run a finished program."""
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module=r"lightning\..*")

@@ -13,7 +13,7 @@ import yaml
 from lightning.pytorch.callbacks import Callback
 from optuna.trial import FrozenTrial, Trial, TrialState
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 
 from ..data import ImageSet, load_images
 from ..data.module import ImageData
@@ -23,6 +23,8 @@ from ..recipe import MACHINE, Recipe, load_recipe, resume_rule
 from .classifier import Classifier, Diverged
 from .lr_find import trial_trainer
 from .run import averaging
+
+ENDS = {TrialState.PRUNED: ", ended early", TrialState.FAIL: ", failed"}
 
 
 @dataclass
@@ -66,26 +68,32 @@ def search(
     folder.mkdir(parents=True, exist_ok=True)
     study = _study(recipe, space, folder)
     done = len(_rows(study))
-    missing = trials - done
+    missing, complete = max(0, trials - done), True
     if done:
         console.print(f"{done} trials of {folder} are taken over", soft_wrap=True)
-    columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
-    complete = True
-    with Progress(*columns, console=console, transient=True) as bar:
+    with Progress(console=console, transient=True) as bar:
         task = bar.add_task("trials", total=max(1, missing) * recipe.epochs)
 
         def objective(trial: Trial) -> float:
-            chosen = {key: _draw(trial, key, limits) for key, limits in space.items()}
+            chosen: dict[str, float] = {}
+            for key, limits in space.items():
+                if key == "batch_size":
+                    chosen[key] = trial.suggest_categorical(key, limits)
+                else:
+                    chosen[key] = trial.suggest_float(key, limits[0], limits[2], log=key != "label_smoothing")
             position = len(_rows(study)) - done
             watch = TrialCallback(trial, lambda epochs: bar.update(task, completed=position * recipe.epochs + epochs))
             _fit(recipe.replace(chosen), images, watch)
             return watch.best
 
         def report(study: optuna.Study, trial: FrozenTrial) -> None:
-            bar.console.print(f"trial {trial.number + 1}: {_line(trial)}", soft_wrap=True)
+            accuracy = f"val/accuracy {_score(trial):.2%} in {len(trial.intermediate_values)} epochs"
+            chosen = "  ".join(f"{key} {value:.3g}" for key, value in trial.params.items())
+            line = f"trial {trial.number + 1}: {accuracy}{ENDS.get(trial.state, '')}  {chosen}"
+            bar.console.print(line, soft_wrap=True)
 
         try:
-            study.optimize(objective, max(0, missing), catch=(torch.OutOfMemoryError,), callbacks=[report])
+            study.optimize(objective, missing, catch=(torch.OutOfMemoryError,), callbacks=[report])
         except KeyboardInterrupt:
             complete = False
     found = Search(_rows(study), list(space), complete)
@@ -136,12 +144,6 @@ def _space(recipe: Recipe) -> dict[str, list]:
     }
 
 
-def _draw(trial: Trial, key: str, limits: list) -> float | int:
-    if key == "batch_size":
-        return trial.suggest_categorical(key, limits)
-    return trial.suggest_float(key, limits[0], limits[2], log=key != "label_smoothing")
-
-
 def _study(recipe: Recipe, space: dict[str, list], folder: Path) -> optuna.Study:
     """The search that `folder` holds, or a new one whose first trial is the recipe itself."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -184,10 +186,3 @@ def _rows(study: optuna.Study) -> list[dict[str, Any]]:
          "state": t.state.name.lower()}
         for t in trials
     ]  # fmt: skip
-
-
-def _line(trial: FrozenTrial) -> str:
-    ends = {TrialState.COMPLETE: "", TrialState.PRUNED: ", ended early", TrialState.FAIL: ", failed"}
-    values = "  ".join(f"{key} {value:.3g}" for key, value in trial.params.items())
-    epochs = len(trial.intermediate_values)
-    return f"val/accuracy {_score(trial):.2%} in {epochs} epochs{ends.get(trial.state, '')}  {values}"

@@ -31,13 +31,12 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict]:
             if not p.requires_grad:
                 continue
             matrix, key = p.dim() > 1, stage if recipe.layer_decay < 1 else depth
-            if (key, matrix) not in groups:
-                kind = "weights" if matrix else "biases"
-                groups[key, matrix] = {
-                    "params": [],
-                    "name": f"{name}.{kind}" if recipe.layer_decay < 1 else kind,
-                    "weight_decay": recipe.weight_decay if matrix else 0.0,
-                    "lr": recipe.lr * recipe.layer_decay ** (depth - key),
-                }
-            groups[key, matrix]["params"].append(p)
+            kind = "weights" if matrix else "biases"
+            new = {
+                "params": [],
+                "name": f"{name}.{kind}" if recipe.layer_decay < 1 else kind,
+                "weight_decay": recipe.weight_decay if matrix else 0.0,
+                "lr": recipe.lr * recipe.layer_decay ** (depth - key),
+            }
+            groups.setdefault((key, matrix), new)["params"].append(p)
     return [groups[key] for key in sorted(groups, key=lambda key: (not key[1], -key[0]))]
