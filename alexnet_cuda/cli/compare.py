@@ -32,7 +32,7 @@ def compare(
     require_train()
     from ..data import load_images
     from ..files import write_csv, write_text
-    from ..reports.experiments import comparison_chart, save_chart
+    from ..reports.experiments import FIGURES, comparison_chart, save_chart
     from ..training.comparison import comparison_recipes, comparison_rows
     from ..training.evaluation import device_name
     from .run_recipe import run_recipe
@@ -49,8 +49,7 @@ def compare(
         console.rule(f"{i + 1} of {len(recipes)}: {model}")
         try:
             begun = (run / "checkpoints" / "last.ckpt").exists()
-            code = run_recipe(None if begun else recipe, None, {} if begun else vars(own), run if begun else None,
-                              not begun, console)  # fmt: skip
+            code = run_recipe(None, None, {}, run, False) if begun else run_recipe(recipe, None, vars(own), None, True)
         except Exception as error:  # of any kind: it concerns this model alone
             errors[model] = str(error).splitlines()[0] if str(error) else type(error).__name__
             _print_error(model, errors[model])
@@ -66,25 +65,18 @@ def compare(
     write_text(folder / "compare.json", json.dumps(facts, indent=2) + "\n")
     title = f"{recipe}: {len(rows)} networks, equal settings, {device_name()}"
     save_chart(folder / "compare.png", comparison_chart, rows, title)
-    _print(rows, f"{recipe}: {len(rows)} networks on {len(images.test.labels):,} held-out images")
+    keys = [key for key in FIGURES if any(row[key] is not None for row in rows)]
+    shown = table([Column("model", overflow="fold"), *right(*(FIGURES[key][0] for key in keys))], [], **NARROW)
+    shown.title = f"{recipe}: {len(rows)} networks on {len(images.test.labels):,} held-out images"
+    for row in rows:
+        failed = row["model"] in errors
+        cells = ["[red]failed[/]"][: len(keys)] if failed else [FIGURES[key][2](row[key]) for key in keys]
+        shown.add_row(row["model"], *cells)
+    console.print(shown)
+    for model in (row["model"] for row in rows if row["model"] in errors):
+        _print_error(model, errors[model])
     console.print(f"Comparison: {folder / 'compare.png'}, compare.csv, compare.json", soft_wrap=True)
     raise typer.Exit(1 if errors else 0)
-
-
-def _print(rows: list[dict[str, Any]], title: str) -> None:
-    from ..reports.experiments import FIGURES
-
-    keys = [key for key in FIGURES if any(row[key] is not None for row in rows)]
-    failed = ["[red]failed[/]"] if keys else []
-    cells = [
-        (row["model"], *(failed if row["error"] is not None else (FIGURES[key][2](row[key]) for key in keys)))
-        for row in rows
-    ]
-    names = right(*(FIGURES[key][0] for key in keys))
-    console.print(table([Column("model", overflow="fold"), *names], cells, title=title, **NARROW))
-    for row in rows:
-        if row["error"] is not None:
-            _print_error(row["model"], row["error"])
 
 
 def _print_error(model: str, error: str) -> None:

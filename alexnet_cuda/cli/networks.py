@@ -1,12 +1,13 @@
-"""`summary` and `info`: the networks, and what runs them."""
+"""`summary`, `info` and `draw`: the networks, and what runs them."""
 
 import json
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Literal
 
 import typer
 from rich.markup import escape
 
-from ._app import JSON, NARROW, app, console, require_variant, right, table
+from ._app import JSON, NARROW, app, console, require, require_variant, right, table
 
 
 @app.command()
@@ -57,6 +58,25 @@ def info(json_: JSON = False) -> None:
     else:
         rows = [(key, escape(value)) for key, value in facts.items()]
         console.print(table(["what", "value"], rows, title="alexnet_cuda"))
+
+
+@app.command()
+def draw(
+    variant: Annotated[str, typer.Argument(help="Variant of AlexNet; `alexnet-cuda summary` lists them.")],
+    output: Annotated[Path | None, typer.Option(metavar="FILE", help="An .svg or .png; none: VARIANT.svg.")] = None,
+    classes: Annotated[int | None, typer.Option(min=1, help="Classes; none: the variant's own.")] = None,
+    theme: Annotated[Literal["light", "dark"], typer.Option(help="Colours of background and text.")] = "light",
+) -> None:
+    """Draw a variant's architecture: volumes, layers, parameters and multiplications."""
+    require_variant(variant)
+    output = output or Path(f"{variant}.svg")
+    if output.suffix.lower() not in (".svg", ".png"):
+        raise typer.BadParameter(f"--output must end in .svg or .png, got {output.name!r}")
+    require("matplotlib", "train")
+    from ..reports.drawing import draw as write
+
+    write(variant, output, classes, theme)
+    console.print(f"Drawing: {output}", soft_wrap=True)
 
 
 def _share(part: int, whole: int) -> str:

@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.markup import escape
-from rich.table import Column, Table
 
 from ..data import ImageSet, load_images
 from ..errors import DataError, RecipeError
@@ -19,6 +17,7 @@ from ..reports.report import write_report
 from ..training.callbacks import is_main_process
 from ..training.classifier import Diverged
 from ..training.run import finish, run_folder, train
+from ._app import console, right, table
 
 
 def run_recipe(
@@ -27,7 +26,6 @@ def run_recipe(
     values: Mapping[str, Any],
     resume: Path | None,
     overwrite: bool,
-    console: Console,
     allow: bool = False,
 ) -> int:
     """Runs the recipe `name`, or continues the run folder or checkpoint `resume`.
@@ -35,11 +33,10 @@ def run_recipe(
     Returns the exit code, 130 after Ctrl-C. Values of a resumed run change only as their resume rules permit; `allow`
     permits those that change on request.
     """
-    console = console if is_main_process() else Console(quiet=True)
-    started = time.monotonic()
-    checkpoint = None
+    console.quiet = not is_main_process()
+    started, checkpoint = time.monotonic(), None
     if resume is not None:
-        recipe, folder, checkpoint = _resumed(name, config, values, resume, allow, console)
+        recipe, folder, checkpoint = _resumed(name, config, values, resume, allow)
     elif name is None:
         raise RecipeError("expected a recipe; `alexnet-cuda recipes` lists them")
     else:
@@ -51,7 +48,11 @@ def run_recipe(
     if overwrite and is_main_process():
         for part in ("checkpoints", "tensorboard"):
             shutil.rmtree(folder / part, ignore_errors=True)
-    _announce(recipe, images, folder, checkpoint, console)
+    _announce(recipe, images)
+    with torch.device("meta"):
+        parameters = sum(p.numel() for p in build(recipe, len(images.classes)).parameters())
+    begins = f"going on from {checkpoint}" if checkpoint else f"{recipe.epochs} epochs"
+    console.print(f"{recipe.variant}, {parameters:,} parameters, {begins}, run folder {folder}", soft_wrap=True)
     try:
         outcome = train(recipe, images, folder, console, checkpoint)
     except Diverged as error:
@@ -66,12 +67,14 @@ def run_recipe(
         return 0
     metrics, predictions = finish(recipe, images, folder, outcome)
     paths = write_report(folder, recipe, images, outcome.module.model, predictions.probabilities, metrics)
-    _report(metrics, folder, paths[0], time.monotonic() - started, console)
+    _report(metrics, time.monotonic() - started)
+    console.print(f"Run folder: {folder}", soft_wrap=True)
+    console.print(f"Pictures, in one page: {paths[0]}", soft_wrap=True)
     return 0
 
 
 def _resumed(
-    name: str | None, config: Path | None, values: Mapping[str, Any], resume: Path, allow: bool, console: Console
+    name: str | None, config: Path | None, values: Mapping[str, Any], resume: Path, allow: bool
 ) -> tuple[Recipe, Path, Path]:
     checkpoint = resume / "checkpoints" / "last.ckpt" if resume.is_dir() else resume
     if not checkpoint.exists():
@@ -86,10 +89,8 @@ def _resumed(
     changed = [key for key in run.changes(asked) if resume_rule(key) in (FIXED, ON_REQUEST) or key == "output"]
     if not changed:
         return asked, folder, checkpoint
-    table = Table("value", "run has", "asked", title=f"{escape(str(folder))}: changed values")
-    for key in changed:
-        table.add_row(key, *(escape(str(getattr(recipe, key))) for recipe in (run, asked)))
-    console.print(table)
+    rows = [[key, *(escape(str(getattr(recipe, key))) for recipe in (run, asked))] for key in changed]
+    console.print(table(["value", "run has", "asked"], rows, title=f"{escape(str(folder))}: changed values"))
     plateau = "plateau" in (run.schedule, asked.schedule)  # its state in a checkpoint is another one
     fixed = [key for key in changed if resume_rule(key) == FIXED or key == "output" or (key == "schedule" and plateau)]
     if fixed:
@@ -99,40 +100,31 @@ def _resumed(
     return asked, folder, checkpoint
 
 
-def _announce(recipe: Recipe, images: ImageSet, folder: Path, checkpoint: Path | None, console: Console) -> None:
+def _announce(recipe: Recipe, images: ImageSet) -> None:
     for note in images.notes:
         console.print(f"[yellow]{escape(note)}[/]", soft_wrap=True)
     counts = images.counts()
-    columns = [Column(name, justify="right") for name in (*counts, "")]
-    table = Table("class", *columns, title=f"{recipe.data}: {len(images.classes)} classes")
+    made = table(["class", *right(*counts, "")], [], title=f"{recipe.data}: {len(images.classes)} classes")
     rows = list(zip(images.classes, *counts.values(), strict=True))
     largest = max(counts["train"])
     shown = rows if len(rows) <= 20 else [*rows[:10], *rows[-10:]]
     for row in shown:
-        table.add_row(escape(row[0]), *(f"{n:,}" for n in row[1:]), f"[blue]{'━' * round(20 * row[1] / largest):20}[/]")
+        made.add_row(escape(row[0]), *(f"{n:,}" for n in row[1:]), f"[blue]{'━' * round(20 * row[1] / largest):20}[/]")
     if len(shown) < len(rows):
-        table.caption = f"the first and last ten of {len(rows)} classes"
-    table.add_section()
-    table.add_row("all", *(f"{sum(n):,}" for n in counts.values()), f"{largest / min(counts['train']):.3g} : 1")
-    console.print(table)
-    with torch.device("meta"):
-        model = build(recipe, len(images.classes))
-    parameters = sum(p.numel() for p in model.parameters())
-    begins = f"going on from {checkpoint}" if checkpoint else f"{recipe.epochs} epochs"
-    console.print(f"{recipe.variant}, {parameters:,} parameters, {begins}, run folder {folder}", soft_wrap=True)
+        made.caption = f"the first and last ten of {len(rows)} classes"
+    made.add_section()
+    made.add_row("all", *(f"{sum(n):,}" for n in counts.values()), f"{largest / min(counts['train']):.3g} : 1")
+    console.print(made)
 
 
-def _report(metrics: dict, folder: Path, page: Path, seconds: float, console: Console) -> None:
+def _report(metrics: dict, seconds: float) -> None:
+    shares = ("test/accuracy", "test/top5")
+    figures = {key: value for key, value in metrics.items() if key.startswith("test/")}
+    rows = [(key, f"[bold]{value:.2%}[/]" if key in shares else f"{value:.4f}") for key, value in figures.items()]
     title = f"{metrics['recipe']}: {metrics['variant']} on {metrics['images']['test']:,} held-out images"
-    table = Table("figure", Column("value", justify="right"), title=title)
-    for key, value in metrics.items():
-        if key.startswith("test/"):
-            share = key in ("test/accuracy", "test/top5")
-            table.add_row(key, f"[bold]{value:.2%}[/]" if share else f"{value:.4f}")
-    table.add_section()
-    table.add_row("parameters", f"{metrics['parameters']:,}")
-    table.add_row("epochs, steps", f"{metrics['epochs']}, {metrics['steps']:,}")
-    table.add_row("seconds of training, in all", f"{metrics['seconds']:.1f}, {seconds:.1f}")
-    console.print(table)
-    console.print(f"Run folder: {folder}", soft_wrap=True)
-    console.print(f"Pictures, in one page: {page}", soft_wrap=True)
+    made = table(["figure", *right("value")], rows, title=title)
+    made.add_section()
+    made.add_row("parameters", f"{metrics['parameters']:,}")
+    made.add_row("epochs, steps", f"{metrics['epochs']}, {metrics['steps']:,}")
+    made.add_row("seconds of training, in all", f"{metrics['seconds']:.1f}, {seconds:.1f}")
+    console.print(made)

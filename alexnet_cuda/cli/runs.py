@@ -1,4 +1,4 @@
-"""`evaluate` and `predict`: a finished run on the test split, and on other pictures."""
+"""`evaluate`, `predict` and `report`: a finished run on the test split, and on other pictures."""
 
 import json
 from pathlib import Path
@@ -54,3 +54,23 @@ def predict(
         cells = [f"{escape(name)} [dim]{share:.1%}[/]" for name, share in row]
         shown.add_row(escape(path.name), f"[bold]{cells[0]}[/]", *cells[1:])
     console.print(shown)
+
+
+@app.command()
+def report(run: RUN = None, data_path: DATA_PATH = None, json_: JSON = False) -> None:
+    """Draw a run's pictures and report.html again, from its weights and the test split."""
+    require_train()
+    from ..reports.report import write_report
+    from ..training import evaluation
+
+    folder = newest_run(run)
+    model, recipe, images = load_run(folder, data_path)
+    folder = folder if folder.is_dir() else folder.parent
+    predictions = evaluation.predict(model, images, recipe)
+    of_training = json.loads((folder / "metrics.json").read_text()) if (folder / "metrics.json").exists() else {}
+    metrics = of_training | evaluation.run_facts(model, recipe, images, predictions)
+    paths = write_report(folder, recipe, images, model, predictions.probabilities, metrics)
+    if json_:
+        print(json.dumps({"report": str(paths[0]), "files": [str(path) for path in paths[1:]]}, indent=2))
+    else:
+        console.print(f"Report: {paths[0]}", soft_wrap=True)

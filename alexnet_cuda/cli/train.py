@@ -29,7 +29,7 @@ def train(
     require_train()
     from .run_recipe import run_recipe
 
-    raise typer.Exit(run_recipe(recipe, config, values, resume, overwrite, console, allow_changes))
+    raise typer.Exit(run_recipe(recipe, config, values, resume, overwrite, allow_changes))
 
 
 @app.command()

@@ -1,7 +1,7 @@
 """What every data set consists of and uses: classes, three splits, reading and resizing of pictures."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,6 +10,9 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image, ImageOps
+from rich.console import Console
+from rich.progress import track
 from torch import Tensor
 
 from ..errors import DataError
@@ -110,8 +113,6 @@ def open_image(path: Path, mode: str) -> Tensor:
 
     Raises DataError, naming the file, where it is missing, a folder, or not a whole image.
     """
-    from PIL import Image, ImageOps
-
     if path.is_dir():
         raise DataError(f"{path} is a folder, expected an image file")
     if not path.exists():
@@ -127,12 +128,12 @@ def open_image(path: Path, mode: str) -> Tensor:
 
 def for_each_file(function: Callable[[Path], T], paths: Sequence[Path], what: str) -> list[T]:
     """`function` of every path, on several threads, with a progress bar where there are many."""
-    from rich.console import Console
-    from rich.progress import track
-
-    short = len(paths) < 500 or not Console().is_terminal
     with ThreadPoolExecutor(min(16, 2 * (os.cpu_count() or 1))) as pool:
-        return list(track(pool.map(function, paths), what, len(paths), transient=True, disable=short))
+        return list(progress(pool.map(function, paths), what, len(paths), len(paths) >= 500))
+
+
+def progress(items: Iterable[T], what: str, count: int, shown: bool) -> Iterable[T]:
+    return track(items, what, count, transient=True, disable=not (shown and Console().is_terminal))
 
 
 def read_glyph(path: Path, native: int) -> Tensor:

@@ -21,18 +21,13 @@ from ..files import atomic_path
 
 
 class Stopped(Exception):
-    """Raised to end training early; `last.ckpt` holds the state after the last finished step."""
-
-    def __init__(self, reason: str):
-        super().__init__(reason)
-        self.reason = reason
+    """Raised to end training early, with the reason; `last.ckpt` holds the state after the last finished step."""
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes checkpoints that replace the earlier file only once they are complete and on the disk."""
 
     def save_checkpoint(self, checkpoint, path, storage_options=None) -> None:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
         with atomic_path(path) as temporary:
@@ -60,15 +55,13 @@ class StopAndCheckpoint(Callback):
     Also counts the seconds of training, summed over resumed runs.
     """
 
+    state_key = "Stop"  # as in the checkpoints of earlier versions
+
     def __init__(self, path: Path, max_steps: int):
         self.path, self.max_steps = path, max_steps
         self.signal: int | None = None
         self.seconds, self.began = 0.0, time.monotonic()
         self.handlers: dict[int, Any] = {}
-
-    @property
-    def state_key(self) -> str:
-        return "Stop"  # as in the checkpoints of earlier versions
 
     def state_dict(self) -> dict[str, float]:
         return {"seconds": self.seconds + time.monotonic() - self.began}

@@ -1,7 +1,6 @@
 """Predictions of a trained network, and the metrics computed from them."""
 
 import platform
-from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -10,12 +9,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 import torchmetrics.functional.classification as tm
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
 from .. import __version__
 from ..data import ImageSet, source
+from ..data.imageset import progress
 from ..data.module import ImageData, Normalise, eval_transform
 from ..recipe import Recipe
 
@@ -42,9 +40,9 @@ def predict(model: torch.nn.Module, images: ImageSet, recipe: Recipe) -> Predict
     data = ImageData(images, recipe)
     loader, device = data.test_dataloader(), best_device()
     model.to(device).eval()
-    batches = _progress(loader, "testing", len(images.test.labels) > 1000)
+    batches = progress(loader, "testing", len(loader), len(images.test.labels) > 1000)
     parts = [(_scores(model, data.normalise, x.to(device)), labels) for x, labels in batches]
-    return Predictions(torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts]))
+    return Predictions(*(torch.cat(tensors) for tensors in zip(*parts)))
 
 
 @torch.inference_mode()
@@ -53,7 +51,7 @@ def predict_files(model: torch.nn.Module, recipe: Recipe, paths: list[Path]) -> 
     images, device = source(recipe), best_device()
     normalise, transform = Normalise(recipe), eval_transform(recipe, images.SIZE)
     model.to(device).eval()
-    pictures = _progress(paths, "reading", len(paths) > 100)
+    pictures = progress(paths, "reading", len(paths), len(paths) > 100)
     rows = [model(normalise(transform(images.read(recipe, path))[None].to(device))).float().cpu() for path in pictures]
     return torch.cat(rows).softmax(1)
 
@@ -63,10 +61,6 @@ def _scores(model: torch.nn.Module, normalise: Normalise, x: Tensor) -> Tensor:
     mean probability."""
     scores = model(normalise(x.reshape(-1, *x.shape[-3:]))).float().cpu()
     return scores if x.dim() == 4 else scores.reshape(*x.shape[:2], -1).softmax(-1).mean(1).clamp(min=1e-38).log()
-
-
-def _progress(items: Iterable, what: str, long: bool) -> Iterable:
-    return track(items, what, transient=True, disable=not (long and Console().is_terminal))
 
 
 def figures(predictions: Predictions) -> dict[str, float]:

@@ -87,7 +87,7 @@ def train(recipe: Recipe, images: ImageSet, folder: Path, console: Console, resu
     try:
         trainer.fit(module, ImageData(images, recipe), ckpt_path=resume, weights_only=True)
     except callbacks.Stopped as stopped:
-        ended = stopped.reason
+        ended = str(stopped)
     epochs, steps = trainer.fit_loop.epoch_progress.current.completed, trainer.global_step
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
