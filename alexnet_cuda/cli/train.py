@@ -1,12 +1,15 @@
-"""`train` and `recipes`."""
+"""`train`, `recipes`, `lr-find` and `search`: training on a recipe, and values for it."""
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
+from rich.table import Table
 
-from ._app import app, console, require_train, table
-from ._recipe_options import CONFIG, RecipeCommand, recipe_options
+from ._app import JSON, app, console, require, require_train, right, table
+from ._recipe_options import CONFIG, RECIPE, RecipeCommand, recipe_options
 
 
 @app.command(cls=RecipeCommand)
@@ -41,3 +44,83 @@ def recipes(name: Annotated[str | None, typer.Argument(help="Recipe whose values
         console.print(load_recipe(name).to_yaml().strip())
     else:
         console.print(table(["recipe", "what it is"], list_recipes().items()))
+
+
+@app.command(cls=RecipeCommand)
+@recipe_options
+def lr_find(
+    recipe: RECIPE,
+    output: Annotated[Path | None, typer.Option(help="Folder of the picture; none: runs/lr-find-RECIPE.")] = None,
+    steps: Annotated[int, typer.Option(help="Batches to train.")] = 100,
+    min_lr: Annotated[float, typer.Option(help="Learning rate of the first batch.")] = 1e-6,
+    max_lr: Annotated[float, typer.Option(help="Learning rate of the last batch.")] = 1.0,
+    config: CONFIG = None,
+    json_: JSON = False,
+    *,
+    values: dict[str, Any],
+) -> None:
+    """Suggest a learning rate: the loss over one sweep of rates, as a picture."""
+    require_train()
+    from ..recipe import load_recipe
+    from ..reports.experiments import save_chart, sweep_chart
+    from ..training.lr_find import lr_find
+
+    folder = output or Path("runs") / f"lr-find-{recipe}"
+    loaded = load_recipe(recipe, config, values)
+    rates, losses, rate = lr_find(loaded, folder, Console(quiet=json_, highlight=False), steps, min_lr, max_lr)
+    picture, title = folder / "lr_find.png", f"{recipe}, {loaded.variant}, batches of {loaded.batch_size}"
+    save_chart(picture, sweep_chart, rates, losses, rate, title)
+    if json_:
+        print(json.dumps({"lr": rate, "picture": str(picture)}))
+    else:
+        console.print(f"suggestion: [bold]--lr {rate:.2g}[/] (the recipe has {loaded.lr:g})")
+        console.print(f"Picture: {picture}", soft_wrap=True)
+
+
+@app.command(cls=RecipeCommand)
+@recipe_options
+def search(
+    recipe: RECIPE,
+    trials: Annotated[int, typer.Option(min=1, help="Trainings, with those that --output holds already.")] = 20,
+    output: Annotated[Path | None, typer.Option(help="Folder of the search; none: runs/search-RECIPE.")] = None,
+    config: CONFIG = None,
+    json_: JSON = False,
+    *,
+    values: dict[str, Any],
+) -> None:
+    """Search lr, weight_decay, label_smoothing and batch_size by validation accuracy.
+
+    Of these four, those that are given are not searched. The same command continues where it was interrupted.
+    best.yaml is for `train RECIPE --config`.
+    """
+    require_train()
+    require("optuna", "train")
+    from ..reports.experiments import save_chart, search_chart
+    from ..training.search import search
+
+    folder = output or Path("runs") / f"search-{recipe}"
+    found = search(recipe, config, values, folder, trials, Console(quiet=json_, highlight=False))
+    title = f"{recipe}: {len(found.rows)} trials"
+    save_chart(folder / "search.png", search_chart, found.rows, found.keys, title)
+    best = folder / "best.yaml"
+    if json_:
+        print(json.dumps({"best": found.best, "trials": len(found.rows), "config": str(best)}))
+    else:
+        console.print(_table(found.rows, found.keys, title))
+        console.print(f"Best values: {best}, for: alexnet-cuda train {recipe} --config {best}", soft_wrap=True)
+        console.print(f"Picture: {folder / 'search.png'}", soft_wrap=True)
+    if not found.complete:
+        console.print("stopped; the same command goes on")
+        raise typer.Exit(130)
+
+
+def _table(rows: list[dict[str, Any]], keys: list[str], title: str, shown: int = 15) -> Table:
+    cells = []
+    for row in rows[:shown]:
+        ended = "" if row["state"] == "complete" else " [dim]ended early[/]"
+        values = [f"{row[key]:.3g}" for key in keys]
+        cells.append([f"{row['trial']}", *values, f"{row['epochs']}{ended}", f"{row['val/accuracy']:.2%}"])
+    caption = f"the best {shown} of {len(rows)}; search.csv has all" if len(rows) > shown else None
+    made = table(right("trial", *keys, "epochs", "val/accuracy"), cells, title=title, caption=caption)
+    made.rows[0].style = "bold"
+    return made
