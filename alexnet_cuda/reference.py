@@ -62,17 +62,9 @@ def window_sums(x: Tensor, dim: int, size: int, front: int) -> Tensor:
 
 
 def local_response_norm(
-    x: Tensor,
-    size: int,
-    alpha: float = 1e-4,
-    beta: float = 0.75,
-    k: float = 1.0,
-    *,
-    groups: int = 1,
-    divide_alpha: bool = True,
-    window: str = "torch",
-    across: str = "channels",
-) -> Tensor:
+    x: Tensor, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0, *,
+    groups: int = 1, divide_alpha: bool = True, window: str = "torch", across: str = "channels",
+) -> Tensor:  # fmt: skip
     """`ops.local_response_norm` in plain torch."""
     check_floating("local_response_norm", x)
     front, scale = lrn_constants("local_response_norm", x.shape, size, alpha, groups, divide_alpha, window, across)
@@ -114,13 +106,9 @@ def pool_constants(
 
 
 def max_pool2d(
-    x: Tensor,
-    kernel_size: Size = 3,
-    stride: Size | None = 2,
-    padding: Size = 0,
-    ceil_mode: bool = False,
+    x: Tensor, kernel_size: Size = 3, stride: Size | None = 2, padding: Size = 0, ceil_mode: bool = False,
     return_indices: bool = False,
-) -> Any:
+) -> Any:  # fmt: skip
     """`ops.max_pool2d` in plain torch."""
     kernel, step, pad = pool_constants("max_pool2d", x.shape, kernel_size, stride, padding)
     pool: Any = F.max_pool2d
@@ -128,22 +116,10 @@ def max_pool2d(
 
 
 def relu_lrn_max_pool2d(
-    x: Tensor,
-    size: int,
-    alpha: float = 1e-4,
-    beta: float = 0.75,
-    k: float = 1.0,
-    *,
-    order: str = "relu-lrn-pool",
-    groups: int = 1,
-    divide_alpha: bool = True,
-    window: str = "torch",
-    across: str = "channels",
-    kernel_size: Size = 3,
-    stride: Size | None = 2,
-    padding: Size = 0,
-    ceil_mode: bool = False,
-) -> Tensor:
+    x: Tensor, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0, *, order: str = "relu-lrn-pool",
+    groups: int = 1, divide_alpha: bool = True, window: str = "torch", across: str = "channels",
+    kernel_size: Size = 3, stride: Size | None = 2, padding: Size = 0, ceil_mode: bool = False,
+) -> Tensor:  # fmt: skip
     """`ops.relu_lrn_max_pool2d` in plain torch: in half precision the steps between are kept in float32."""
     op = "relu_lrn_max_pool2d"
     check_floating(op, x)
@@ -197,16 +173,9 @@ def check_conv2d(
 
 
 def conv2d(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: int = 4,
-    padding: int = 0,
-    ceil_mode: bool = False,
-    *,
-    groups: int = 1,
-    relu: bool = False,
-) -> Tensor:
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: int = 4, padding: int = 0, ceil_mode: bool = False,
+    *, groups: int = 1, relu: bool = False,
+) -> Tensor:  # fmt: skip
     """`ops.conv2d` in plain torch."""
     check_conv2d("conv2d", x, weight, bias, stride, padding, groups)
     if ceil_mode:  # zeros that let the last window hang over the right and bottom edge
@@ -217,41 +186,14 @@ def conv2d(
 
 
 def conv2d_relu_lrn_max_pool2d(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    size: int,
-    alpha: float = 1e-4,
-    beta: float = 0.75,
-    k: float = 1.0,
-    *,
-    stride: int = 4,
-    padding: int = 0,
-    ceil_mode: bool = False,
-    order: str = "relu-lrn-pool",
-    groups: int = 1,
-    divide_alpha: bool = True,
-    window: str = "torch",
-    across: str = "channels",
-    pool_kernel_size: Size = 3,
-    pool_stride: Size | None = 2,
-    pool_padding: Size = 0,
-    pool_ceil_mode: bool = False,
-) -> Tensor:
+    x: Tensor, weight: Tensor, bias: Tensor | None, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0,
+    *, stride: int = 4, padding: int = 0, ceil_mode: bool = False, order: str = "relu-lrn-pool",
+    groups: int = 1, divide_alpha: bool = True, window: str = "torch", across: str = "channels",
+    pool_kernel_size: Size = 3, pool_stride: Size | None = 2, pool_padding: Size = 0, pool_ceil_mode: bool = False,
+) -> Tensor:  # fmt: skip
     """`ops.conv2d_relu_lrn_max_pool2d` in plain torch."""
+    y = conv2d(x, weight, bias, stride, padding, ceil_mode)
     return relu_lrn_max_pool2d(
-        conv2d(x, weight, bias, stride, padding, ceil_mode),
-        size,
-        alpha,
-        beta,
-        k,
-        order=order,
-        groups=groups,
-        divide_alpha=divide_alpha,
-        window=window,
-        across=across,
-        kernel_size=pool_kernel_size,
-        stride=pool_stride,
-        padding=pool_padding,
-        ceil_mode=pool_ceil_mode,
-    )
+        y, size, alpha, beta, k, order=order, groups=groups, divide_alpha=divide_alpha, window=window, across=across,
+        kernel_size=pool_kernel_size, stride=pool_stride, padding=pool_padding, ceil_mode=pool_ceil_mode,
+    )  # fmt: skip

@@ -79,6 +79,28 @@ def register(name: str, fake: Callable, setup: Callable, backward: Callable, bat
 _functions: dict[Callable, type[torch.autograd.Function]] = {}
 
 
+def save_first(count: int) -> Callable:
+    """The setup of an operator that saves its first `count` arguments for backward."""
+
+    def setup(ctx: Any, inputs: tuple, output: Any) -> None:
+        ctx.save_for_backward(*inputs[:count])
+        ctx.args = inputs[count:]
+
+    return setup
+
+
+def save_for_relu(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    """The setup of a layer (x, weight, bias, ..., relu), whose ReLU needs its output in backward."""
+    x, weight, _, *ctx.args, relu = inputs
+    ctx.save_for_backward(x, weight, *([output] if relu else []))
+
+
+def before_relu(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradient before the ReLU, if there is one, with x and weight, in the backward of such a layer."""
+    x, weight, *output = ctx.saved_tensors
+    return torch.ops.aten.threshold_backward(grad, output[0], 0) if output else grad, x, weight
+
+
 def second_order(function: Callable[[Tensor], Tensor], grad: Tensor, x: Tensor, grad_grad: Tensor) -> tuple:
     """Gradients with respect to (grad, x) of the backward of `function`, composed of torch's own operators."""
 
