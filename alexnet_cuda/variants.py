@@ -301,28 +301,20 @@ _CIFAR = Variant(
     input_size=32,
 )
 
-VARIANTS: dict[str, Variant] = {
-    variant.name: variant
-    for variant in (
-        _grouped(
-            "paper",
-            "the 2012 paper's text: two columns, conv-ReLU-LRN-pool, k 2, alpha not divided",
-            LRN(k=2.0, divide_alpha=False),
-            biases=1.0,
-            hidden=0.01,
-        ),
-        _ORIGINAL_2012,
-        _grouped("caffe", "Caffe's bvlc_alexnet: the paper's order, k 1, alpha divided", LRN(), 0.1, 0.005),
-        _grouped("caffenet", "Caffe's bvlc_reference_caffenet: pooling before LRN", LRN(), 1.0, 0.005, pool_first=True),
-        _UNGROUPED,
-        _OWT,
-        _TORCHVISION,
-        _TF_SLIM,
-        _KERAS_MNIST,
-        _FLOWERS_BN,
-        _CIFAR,
-    )
-}
+_PAPER = _grouped(
+    "paper",
+    "the 2012 paper's text: two columns, conv-ReLU-LRN-pool, k 2, alpha not divided",
+    LRN(k=2.0, divide_alpha=False), biases=1.0, hidden=0.01,
+)  # fmt: skip
+_CAFFE = _grouped("caffe", "Caffe's bvlc_alexnet: the paper's order, k 1, alpha divided", LRN(), 0.1, 0.005)
+_CAFFENET = _grouped(
+    "caffenet", "Caffe's bvlc_reference_caffenet: pooling before LRN", LRN(), 1.0, 0.005, pool_first=True
+)
+_ALL = (
+    *(_PAPER, _ORIGINAL_2012, _CAFFE, _CAFFENET, _UNGROUPED, _OWT),
+    *(_TORCHVISION, _TF_SLIM, _KERAS_MNIST, _FLOWERS_BN, _CIFAR),
+)
+VARIANTS: dict[str, Variant] = {variant.name: variant for variant in _ALL}
 
 
 def list_variants() -> dict[str, str]:

@@ -6,7 +6,7 @@ A column of the figure is a `Stage`. The axes are in points, and `Box` places a 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -105,10 +105,8 @@ def _step(spec: Layer | None, row: LayerSummary) -> tuple[str, str]:
             return "LRN", f"LRN {_product(size, size)} in plane"
         case variants.Dropout(p):
             return "dropout", f"dropout {p:g}"
-        case variants.BatchNorm():
-            return "BatchNorm", "BatchNorm"
-        case variants.ReLU():
-            return "ReLU", "ReLU"
+        case variants.BatchNorm() | variants.ReLU():
+            return (type(spec).__name__,) * 2
         case _:
             return "average pooling", f"average to {_product(*row.output_size[1:])}"
 
@@ -217,8 +215,8 @@ def _volumes(axes: Axes, columns: list[Stage], middle: float, split: bool, look:
             axes.text(box.x + (box.w + box.dx) / 2, y, size, size=9, color=look["ink"], ha="center", va=align)
         before = boxes
     if split:
-        for name, centre in (("first column", middle + BAND / 4), ("second column", middle - BAND / 4)):
-            axes.text(MARGIN, centre, name, size=9, color=look["faint"], va="center")
+        for name, side in (("first column", 1), ("second column", -1)):
+            axes.text(MARGIN, middle + side * BAND / 4, name, size=9, color=look["faint"], va="center")
         edges = (LEFT + COLUMN, LEFT + COLUMN * (len(columns) - 1))
         axes.plot(edges, (middle, middle), color=look["rule"], linewidth=1, linestyle=(0, (4, 4)), zorder=0)
 
@@ -239,7 +237,7 @@ def _connect(axes: Axes, source: Box, target: Box, stage: Stage, before: Stage, 
 
 
 def _draw_box(axes: Axes, box: Box, colour: str, look: dict[str, str]) -> None:
-    x, y, w, h, dx, dy = box.x, box.y, box.w, box.h, box.dx, box.dy
+    x, y, w, h, dx, dy = astuple(box)
     faces = {
         0.30: [(x, y + h), (x + w, y + h), (x + w + dx, y + h + dy), (x + dx, y + h + dy)],
         0.15: [box.side(0, 0), box.side(1, 0), box.side(1, 1), box.side(0, 1)],
@@ -255,11 +253,9 @@ def _marks(axes: Axes, columns: list[Stage], top: float, look: dict[str, str]) -
     for x, stage in _columns(columns):
         for i, (kind, label) in enumerate(stage.then):
             y = top - CHIP * (i + 1) + 2
-            tint = _mix(COLOURS[kind], look["paper"], 0.72)
-            round_ = "round,pad=0,rounding_size=4"
-            chip = FancyBboxPatch((x - COLUMN / 2 + 6, y), COLUMN - 12, CHIP - 4, boxstyle=round_, facecolor=tint,
-                                  edgecolor=COLOURS[kind], linewidth=0.8)  # fmt: skip
-            axes.add_patch(chip)
+            style = dict(facecolor=_mix(COLOURS[kind], look["paper"], 0.72), edgecolor=COLOURS[kind], linewidth=0.8)
+            corner, size = (x - COLUMN / 2 + 6, y), (COLUMN - 12, CHIP - 4)
+            axes.add_patch(FancyBboxPatch(corner, *size, boxstyle="round,pad=0,rounding_size=4", **style))
             axes.text(x, y + (CHIP - 4) / 2 - 0.5, label, size=8, color=look["ink"], ha="center", va="center")
 
 
@@ -283,16 +279,15 @@ def _table(axes: Axes, columns: list[Stage], rows: list[str], top: float, split:
     for key, label in (("parameters", "parameters"), ("macs", "multiply-\naccumulates")):
         y -= BARS + ROW
         axes.text(MARGIN, y, label, size=9, color=look["faint"], linespacing=1.1)
-        largest = max(getattr(stage, key) for stage in columns)
-        total = sum(getattr(stage, key) for stage in columns)
-        for x, stage in _columns(columns):
-            if not (count := getattr(stage, key)):
+        counts = [getattr(stage, key) for stage in columns]
+        for (x, stage), count in zip(_columns(columns), counts):
+            if not count:
                 continue
-            bar = (BARS - 8) * count / largest
-            axes.add_patch(Rectangle((x - 20, y + 12), 40, max(bar, 0.6), facecolor=COLOURS[stage.kind], linewidth=0))
+            bar = max((BARS - 8) * count / max(counts), 0.6)
+            axes.add_patch(Rectangle((x - 20, y + 12), 40, bar, facecolor=COLOURS[stage.kind], linewidth=0))
             text = f"{count:,}" if key == "parameters" else _millions(count)
             axes.text(x, y, text, size=9, color=look["ink"], ha="center", gid=f"{stage.name} {key}")
-            axes.text(x + 23, y + 13, _percent(count / total), size=7, color=look["faint"])
+            axes.text(x + 23, y + 13, _percent(count / sum(counts)), size=7, color=look["faint"])
 
 
 def _legend(axes: Axes, columns: list[Stage], look: dict[str, str]) -> None:
