@@ -98,10 +98,8 @@ def pool_constants(
         if 2 * pad > kernel:
             raise ValueError(f"{op}: expected padding to be at most half of kernel_size {kernel_size}, got {padding}")
         if shape[d - 2] + 2 * pad < kernel:
-            raise ValueError(
-                f"{op}: expected x to be at least as large as kernel_size {kernel_size} after padding {padding}, "
-                f"got {shape[-2]}x{shape[-1]}"
-            )
+            window = f"kernel_size {kernel_size} after padding {padding}"
+            raise ValueError(f"{op}: expected x to be at least as large as {window}, got {shape[-2]}x{shape[-1]}")
     return pairs
 
 
@@ -150,15 +148,12 @@ def check_conv2d(
         raise ValueError(f"{op}: expected groups to divide the {channels} channels of x, got {groups!r}")
     if weight.dim() != 4 or weight.shape[1] != channels // groups or weight.shape[0] % groups:
         filters = "filters" if groups == 1 else f"a multiple of {groups} filters"
-        raise ValueError(
-            f"{op}: expected weight to be ({filters}, {channels // groups}, height, width), "
-            f"got shape {tuple(weight.shape)}"
-        )
+        expected = f"({filters}, {channels // groups}, height, width)"
+        raise ValueError(f"{op}: expected weight to be {expected}, got shape {tuple(weight.shape)}")
     for name, other in (("weight", weight), ("bias", bias)):
         if other is not None and (other.dtype != x.dtype or other.device != x.device):
-            raise ValueError(
-                f"{op}: expected {name} to be {x.dtype} on {x.device} as x is, got {other.dtype} on {other.device}"
-            )
+            expected = f"{x.dtype} on {x.device} as x is"
+            raise ValueError(f"{op}: expected {name} to be {expected}, got {other.dtype} on {other.device}")
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"{op}: expected bias to have shape ({weight.shape[0]},), got {tuple(bias.shape)}")
     if not isinstance(stride, int) or stride < 1:
@@ -166,10 +161,8 @@ def check_conv2d(
     if not isinstance(padding, int) or padding < 0:
         raise ValueError(f"{op}: expected padding to be a non-negative integer, got {padding!r}")
     if any(x.shape[d] + 2 * padding < weight.shape[d] for d in (-2, -1)):
-        raise ValueError(
-            f"{op}: expected x to be at least as large as the {weight.shape[-2]}x{weight.shape[-1]} weight after "
-            f"padding {padding}, got {x.shape[-2]}x{x.shape[-1]}"
-        )
+        window = f"the {weight.shape[-2]}x{weight.shape[-1]} weight after padding {padding}"
+        raise ValueError(f"{op}: expected x to be at least as large as {window}, got {x.shape[-2]}x{x.shape[-1]}")
 
 
 def conv2d(

@@ -172,10 +172,8 @@ _ORIGINAL_2012 = Variant(
         *(Conv(256, 3, 1, 1, groups=2, init=_normal(0.03, 1)), MaxPool(), ReLU()),
     ),
     classifier=_head(_normal(0.01, 1), _normal(0.01, 0)),
-    parameters=60_965_224,
-    input_size=224,
-    pixels=True,
-)
+    parameters=60_965_224, input_size=224, pixels=True,
+)  # fmt: skip
 
 _OWT = Variant(
     "owt",
@@ -188,10 +186,8 @@ _OWT = Variant(
         *(Conv(256, 3, 1, 1, init=_normal(0.03, 1)), MaxPool(), ReLU()),
     ),
     classifier=_head(_normal(0.01, 1), _normal(0.01, -7)),
-    parameters=61_100_840,
-    input_size=224,
-    pixels=True,
-)
+    parameters=61_100_840, input_size=224, pixels=True,
+)  # fmt: skip
 
 _TORCHVISION = Variant(
     "torchvision",
@@ -204,10 +200,8 @@ _TORCHVISION = Variant(
         *(Conv(256, 3, 1, 1), ReLU(), MaxPool()),
     ),
     classifier=(Dropout(), Linear(4096), ReLU(), Dropout(), Linear(4096), ReLU(), Linear()),
-    parameters=61_100_840,
-    input_size=224,
-    average_pool=6,
-)
+    parameters=61_100_840, input_size=224, average_pool=6,
+)  # fmt: skip
 
 _SLIM_CONV = Init("xavier_uniform", bias=0.1)
 _TF_SLIM = Variant(
@@ -221,9 +215,8 @@ _TF_SLIM = Variant(
         *(Conv(256, 3, 1, 1, init=_SLIM_CONV), ReLU(), MaxPool()),
     ),
     classifier=_head(Init("truncated_normal", 0.005, 0.1), Init("truncated_normal", 0.005)),
-    parameters=50_303_912,
-    input_size=224,
-)
+    parameters=50_303_912, input_size=224,
+)  # fmt: skip
 
 _GLOROT = Init("xavier_uniform")  # the default of Keras
 _UNGROUPED_LRN = LRN(k=2.0, divide_alpha=False)
@@ -254,10 +247,8 @@ _KERAS_MNIST = Variant(
         *(Conv(256, 3, 4, 1, init=_GLOROT), ReLU()),
     ),
     classifier=_head(_GLOROT, _GLOROT),
-    parameters=21_622_154,
-    num_classes=10,
-    input_size=224,
-)
+    parameters=21_622_154, num_classes=10, input_size=224,
+)  # fmt: skip
 
 _KERAS_NORM = BatchNorm(eps=1e-3, momentum=0.01)  # Keras writes this momentum as .99
 _FLOWERS_BN = Variant(
@@ -275,11 +266,8 @@ _FLOWERS_BN = Variant(
         *(Linear(4096, _GLOROT), ReLU(), Dropout(0.4), _KERAS_NORM),
         Linear(None, _GLOROT),
     ),
-    parameters=24_815_697,
-    running_statistics=19_136,
-    num_classes=17,
-    input_size=224,
-)
+    parameters=24_815_697, running_statistics=19_136, num_classes=17, input_size=224,
+)  # fmt: skip
 
 # 32x32 images; docs/variants.md has the reasons. Convolutions followed by BatchNorm need no bias.
 _HE = Init("kaiming_normal")
@@ -295,11 +283,8 @@ _CIFAR = Variant(
         *(Conv(128, 3, 1, 1, bias=False, init=_HE), BatchNorm(), ReLU(), MaxPool(ceil_mode=True)),
     ),
     classifier=(Linear(256, _HE), ReLU(), Dropout(0.3), Linear(None, _HE)),
-    parameters=1_124_026,
-    running_statistics=1_184,
-    num_classes=10,
-    input_size=32,
-)
+    parameters=1_124_026, running_statistics=1_184, num_classes=10, input_size=32,
+)  # fmt: skip
 
 _PAPER = _grouped(
     "paper",
