@@ -145,11 +145,9 @@ class AlexNet(nn.Module):
             return
         feature_size = self.variant.feature_size(height, width)
         if 0 in feature_size or (self.variant.average_pool is None and feature_size != self.feature_size):
-            raise ValueError(
-                f"AlexNet: variant {self.variant.name!r} is made for {size}x{size} images, got {height}x{width}, of "
-                f"which {feature_size[0]}x{feature_size[1]} would remain where the classifier takes "
-                f"{self.feature_size[0]}x{self.feature_size[1]}"
-            )
+            made = f"variant {self.variant.name!r} is made for {size}x{size} images, got {height}x{width}"
+            remain, takes = ("x".join(map(str, sides)) for sides in (feature_size, self.feature_size))
+            raise ValueError(f"AlexNet: {made}, of which {remain} would remain where the classifier takes {takes}")
 
     def extra_repr(self) -> str:
         return f"variant={self.variant.name!r}, input_scale={self.input_scale:g}"

@@ -1,12 +1,11 @@
 """Networks as files for other programs: ONNX, safetensors, and torch.export programs of torch's own operators."""
 
-import contextlib
 import copy
 import io
 import json
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -89,7 +88,7 @@ def save_torch(path: Path, model: nn.Module, recipe: Recipe, classes: list[str])
 
     `description` is its extra file metadata.json.
     """
-    with _without_kernels():
+    with patch.dict(KERNEL_DTYPES, clear=True):  # `ops` are composed of torch's operators
         program = _program(model, recipe).run_decompositions({})
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # lines and paths of source code
@@ -142,14 +141,3 @@ def _program(model: nn.Module, recipe: Recipe) -> torch.export.ExportedProgram:
     """The network for any number of images."""
     model, images = _network_and_images(model, recipe, 2)
     return torch.export.export(model, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},))
-
-
-@contextlib.contextmanager
-def _without_kernels() -> Iterator[None]:
-    """Inside, `ops` are composed of torch's operators."""
-    saved = dict(KERNEL_DTYPES)
-    KERNEL_DTYPES.clear()
-    try:
-        yield
-    finally:
-        KERNEL_DTYPES.update(saved)

@@ -75,8 +75,7 @@ def conv2d_relu_lrn_max_pool2d(
     front, scale = reference.lrn_constants(op, shape, size, alpha, groups, divide_alpha, window, across)
     if across == "spatial" or not pool_has_kernel(x, *pairs):
         return relu_lrn_max_pool2d(conv2d(x, weight, bias, stride, padding, ceil_mode), size, alpha, beta, k, **tail)
+    conv, pool = (x, weight, bias, stride, padding, ceil_mode), (*(pair[0] for pair in pairs), pool_ceil_mode)
     constants = (ORDERS.index(order), size, front, scale, beta, k, groups)
-    pool = (*(pair[0] for pair in pairs), pool_ceil_mode)
     save = needs_grad(x, weight, bias)
-    args = (x, weight, bias, stride, padding, ceil_mode, *constants, *pool, save)
-    return call(_op.conv2d_relu_lrn_max_pool2d, save, *args)[0]
+    return call(_op.conv2d_relu_lrn_max_pool2d, save, *conv, *constants, *pool, save)[0]

@@ -145,7 +145,14 @@ def architecture(model: AlexNet, theme: str = "light") -> Figure:
     axes.set(xlim=(0, width), ylim=(0, height))
     axes.set_axis_off()
 
-    _title(axes, model, columns, height, look)
+    parameters, macs = (sum(getattr(stage, key) for stage in columns) for key in ("parameters", "macs"))
+    classes = f"{model.num_classes:,} class{'es' if model.num_classes > 1 else ''}"
+    totals = f"{_product(*columns[0].size)} image to {classes}, {parameters:,} parameters"
+    totals += f", {_millions(macs)} multiply-accumulates"
+    axes.text(MARGIN, height - 38, variant.name, size=22, weight="bold", color=look["ink"], gid="name")
+    axes.text(MARGIN, height - 59, variant.description, size=12, color=look["ink"], gid="description")
+    axes.text(MARGIN, height - 78, totals, size=11, color=look["faint"], gid="totals")
+
     middle = height - 92 - BAND / 2
     _volumes(axes, columns, middle, split, look)
     _marks(axes, columns, middle - BAND / 2 - 6, look)
@@ -172,19 +179,6 @@ def draw(variant: str, path: Path, num_classes: int | None = None, theme: str = 
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": variant}), atomic_path(path) as temporary:
         date: dict[str, Any] = {"Date": None} if kind == ".svg" else {}
         architecture(model, theme).savefig(temporary, format=kind[1:], dpi=160, metadata={**title, **date})
-
-
-def _title(axes: Axes, model: AlexNet, columns: list[Stage], height: float, look: dict[str, str]) -> None:
-    variant = model.variant
-    parameters, macs = (sum(getattr(stage, key) for stage in columns) for key in ("parameters", "macs"))
-    classes = f"{model.num_classes:,} class{'es' if model.num_classes > 1 else ''}"
-    totals = (
-        f"{_product(*columns[0].size)} image to {classes}, {parameters:,} parameters, "
-        f"{_millions(macs)} multiply-accumulates"
-    )
-    axes.text(MARGIN, height - 38, variant.name, size=22, weight="bold", color=look["ink"], gid="name")
-    axes.text(MARGIN, height - 59, variant.description, size=12, color=look["ink"], gid="description")
-    axes.text(MARGIN, height - 78, totals, size=11, color=look["faint"], gid="totals")
 
 
 def _volumes(axes: Axes, columns: list[Stage], middle: float, split: bool, look: dict[str, str]) -> None:
@@ -294,9 +288,9 @@ def _legend(axes: Axes, columns: list[Stage], look: dict[str, str]) -> None:
     window = Line2D([], [], marker="s", linestyle="", markersize=7, markerfacecolor=look["paper"],
                     markeredgecolor=look["ink"], label="window of the next layer")  # fmt: skip
     kinds = dict.fromkeys(stage.kind for stage in columns)
-    handles: list = [Patch(color=COLOURS[kind], label=kind) for kind in kinds]
+    handles = [*(Patch(color=COLOURS[kind], label=kind) for kind in kinds), window]
     axes.legend(
-        handles=[*handles, window], ncols=len(kinds) + 1, loc="lower left", bbox_to_anchor=(MARGIN, 17),
+        handles=handles, ncols=len(handles), loc="lower left", bbox_to_anchor=(MARGIN, 17),
         bbox_transform=axes.transData, frameon=False, fontsize=9, labelcolor=look["ink"], handlelength=1,
         handleheight=1, columnspacing=1.8, borderpad=0, borderaxespad=0,
     )  # fmt: skip
@@ -312,8 +306,7 @@ def _columns(columns: list[Stage]) -> Iterator[tuple[float, Stage]]:
 
 
 def _mix(colour: str, other: str, share: float) -> str:
-    r, g, b = (a + (b - a) * share for a, b in zip(to_rgb(colour), to_rgb(other)))
-    return to_hex((r, g, b))
+    return to_hex([a + (b - a) * share for a, b in zip(to_rgb(colour), to_rgb(other))])
 
 
 def _product(*sizes: int) -> str:
