@@ -116,18 +116,15 @@ class Row:
     dtype: str
     cases: int = 0
     kernels: int = 0  # cases that ran on this package's kernels alone
-    output_error: float = 0.0
-    output_allowed: float = math.nan
-    gradient_error: float = 0.0
-    gradient_allowed: float = math.nan
+    output: tuple[float, float] = (0.0, math.nan)  # the error, and what is allowed
+    gradients: tuple[float, float] = (0.0, math.nan)
     wrong: list[str] = field(default_factory=list)
 
     def update(self, what: str, error: float, allowed: float) -> bool:
         """Keeps the error that is the largest share of what is allowed; False if it is too large."""
-        before, limit = getattr(self, f"{what}_error"), getattr(self, f"{what}_allowed")
+        before, limit = getattr(self, what)
         if math.isnan(limit) or not error / allowed < before / limit:
-            setattr(self, f"{what}_error", error)
-            setattr(self, f"{what}_allowed", allowed)
+            setattr(self, what, (error, allowed))
         return error <= allowed
 
 
@@ -176,7 +173,7 @@ def _check_case(row: Row, case: Case, profiled: bool) -> None:
             names |= {event.name for event in profile.events()} if profiled else set()
             good = [row.update("output", *_largest_error(t, exact, row.dtype)) for t in (inference, y)]
             for t, e in zip(gradients, exact_gradients):
-                good.append(row.update("gradient", *_gradient_error(t, e, row.dtype, case, exact.numel())))
+                good.append(row.update("gradients", *_gradient_error(t, e, row.dtype, case, exact.numel())))
             problem = "" if all(good) else "too far from float64"
         except Exception as error:  # whatever an operator raises is its result here
             problem = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"

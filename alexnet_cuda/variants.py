@@ -128,10 +128,6 @@ def _feature_size(layers: tuple[Layer, ...], size: int) -> int:
     return size
 
 
-def _normal(std: float, bias: float) -> Init:
-    return Init("normal", std, bias)
-
-
 def _head(hidden: Init, last: Init, p: float = 0.5) -> tuple[Layer, ...]:
     """Two hidden layers of 4096 units, each with dropout behind its ReLU, and the classes."""
     block = (Linear(4096, hidden), ReLU(), Dropout(p))
@@ -141,7 +137,7 @@ def _head(hidden: Init, last: Init, p: float = 0.5) -> tuple[Layer, ...]:
 def _grouped(name: str, description: str, lrn: LRN, biases: float, hidden: float, pool_first: bool = False) -> Variant:
     """The two-column net on 227x227: paper and Caffe differ in LRN, its place, start biases and hidden std."""
     tail = (ReLU(), MaxPool(), lrn) if pool_first else (ReLU(), lrn, MaxPool())
-    zero, shifted = _normal(0.01, 0.0), _normal(0.01, biases)
+    zero, shifted = Init("normal", 0.01, 0.0), Init("normal", 0.01, biases)
     return Variant(
         name,
         description,
@@ -152,7 +148,7 @@ def _grouped(name: str, description: str, lrn: LRN, biases: float, hidden: float
             *(Conv(384, 3, 1, 1, groups=2, init=shifted), ReLU()),
             *(Conv(256, 3, 1, 1, groups=2, init=shifted), ReLU(), MaxPool()),
         ),
-        classifier=_head(_normal(hidden, biases), zero),
+        classifier=_head(Init("normal", hidden, biases), zero),
         parameters=60_965_224,
         pixels=True,
     )
@@ -164,14 +160,14 @@ _ORIGINAL_2012 = Variant(
     "original2012",
     "net #145 of the released 2012 code: 224 by ceil, LRN per column and before the first ReLU, a second same-map LRN",
     features=(
-        *(Conv(96, 11, 4, ceil_mode=True, init=_normal(0.01, 0)), _COLUMN_LRN, MaxPool(), ReLU()),
-        *(Conv(256, 5, 1, 2, groups=2, init=_normal(0.01, 1)), ReLU(), _COLUMN_LRN),
+        *(Conv(96, 11, 4, ceil_mode=True, init=Init("normal", 0.01, 0)), _COLUMN_LRN, MaxPool(), ReLU()),
+        *(Conv(256, 5, 1, 2, groups=2, init=Init("normal", 0.01, 1)), ReLU(), _COLUMN_LRN),
         *(LRN(alpha=1e-3, across="spatial"), MaxPool()),
-        *(Conv(384, 3, 1, 1, init=_normal(0.03, 0)), ReLU()),
-        *(Conv(384, 3, 1, 1, groups=2, init=_normal(0.03, 1)), ReLU()),
-        *(Conv(256, 3, 1, 1, groups=2, init=_normal(0.03, 1)), MaxPool(), ReLU()),
+        *(Conv(384, 3, 1, 1, init=Init("normal", 0.03, 0)), ReLU()),
+        *(Conv(384, 3, 1, 1, groups=2, init=Init("normal", 0.03, 1)), ReLU()),
+        *(Conv(256, 3, 1, 1, groups=2, init=Init("normal", 0.03, 1)), MaxPool(), ReLU()),
     ),
-    classifier=_head(_normal(0.01, 1), _normal(0.01, 0)),
+    classifier=_head(Init("normal", 0.01, 1), Init("normal", 0.01, 0)),
     parameters=60_965_224, input_size=224, pixels=True,
 )  # fmt: skip
 
@@ -179,13 +175,13 @@ _OWT = Variant(
     "owt",
     '"One weird trick" (2014), the 1-GPU net of cuda-convnet2, with its LRN: 64 filters first, no groups',
     features=(
-        *(Conv(64, 11, 4, ceil_mode=True, init=_normal(0.01, 0)), LRN(k=2.0), MaxPool(), ReLU()),
-        *(Conv(192, 5, 1, 2, init=_normal(0.01, 1)), ReLU(), LRN(k=2.0), MaxPool()),
-        *(Conv(384, 3, 1, 1, init=_normal(0.03, 0)), ReLU()),
-        *(Conv(256, 3, 1, 1, init=_normal(0.03, 1)), ReLU()),
-        *(Conv(256, 3, 1, 1, init=_normal(0.03, 1)), MaxPool(), ReLU()),
+        *(Conv(64, 11, 4, ceil_mode=True, init=Init("normal", 0.01, 0)), LRN(k=2.0), MaxPool(), ReLU()),
+        *(Conv(192, 5, 1, 2, init=Init("normal", 0.01, 1)), ReLU(), LRN(k=2.0), MaxPool()),
+        *(Conv(384, 3, 1, 1, init=Init("normal", 0.03, 0)), ReLU()),
+        *(Conv(256, 3, 1, 1, init=Init("normal", 0.03, 1)), ReLU()),
+        *(Conv(256, 3, 1, 1, init=Init("normal", 0.03, 1)), MaxPool(), ReLU()),
     ),
-    classifier=_head(_normal(0.01, 1), _normal(0.01, -7)),
+    classifier=_head(Init("normal", 0.01, 1), Init("normal", 0.01, -7)),
     parameters=61_100_840, input_size=224, pixels=True,
 )  # fmt: skip
 

@@ -30,6 +30,10 @@ def empty(like: Tensor, shape: Any, dtype: torch.dtype | None = None) -> Tensor:
     return torch.empty(shape, dtype=dtype or like.dtype, device=like.device, memory_format=memory_format(like))
 
 
+def gradient_fake(grad: Tensor, x: Tensor, *args: Any) -> Tensor:
+    return empty(x, x.shape)
+
+
 def output_size(size: int, kernel_size: int, stride: int, padding: int, ceil_mode: bool, pool: bool) -> int:
     out = (size + 2 * padding - kernel_size + (stride - 1 if ceil_mode else 0)) // stride + 1
     return out - 1 if pool and ceil_mode and (out - 1) * stride >= size + padding else out

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import reference
 from .._library import has_kernel
-from ._registration import call, empty, needs_grad, register, save_first, second_order
+from ._registration import call, empty, gradient_fake, needs_grad, register, save_first, second_order
 
 _op = torch.ops.alexnet_cuda
 
@@ -32,12 +32,8 @@ def _lrn_backward_backward(ctx, grad_grad):
     return (*gradients, *[None] * len(ctx.args))
 
 
-def _backward_fake(grad, x, *args):
-    return empty(x, x.shape)
-
-
 register("local_response_norm", lambda x, *args: empty(x, x.shape), save_first(1), _lrn_backward, (0,))
-register("_local_response_norm_backward", _backward_fake, save_first(2), _lrn_backward_backward, (0, 1))
+register("_local_response_norm_backward", gradient_fake, save_first(2), _lrn_backward_backward, (0, 1))
 
 
 def local_response_norm(

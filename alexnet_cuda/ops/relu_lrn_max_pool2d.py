@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .. import reference
 from ..reference import ORDERS, Size
-from ._registration import call, empty, needs_grad, output_size, register, second_order
+from ._registration import call, gradient_fake, needs_grad, output_size, register, second_order
 from .max_pool2d import max_pool2d_fake, pool_has_kernel
 
 _op = torch.ops.alexnet_cuda
@@ -46,12 +46,8 @@ def _tail_backward_backward(ctx, grad_grad):
     return (grad, x, *[None] * 11)
 
 
-def _backward_fake(grad, x, *args):
-    return empty(x, x.shape)
-
-
 register("relu_lrn_max_pool2d", lambda x, *args: max_pool2d_fake(x, *args[-5:]), _tail_setup, _tail_backward, (0,))
-register("_relu_lrn_max_pool2d_backward", _backward_fake, _tail_backward_setup, _tail_backward_backward, (0, 1, 2))
+register("_relu_lrn_max_pool2d_backward", gradient_fake, _tail_backward_setup, _tail_backward_backward, (0, 1, 2))
 
 
 def relu_lrn_max_pool2d(
