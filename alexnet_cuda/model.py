@@ -80,11 +80,43 @@ class AlexNet(nn.Module):
 
         side = self.variant.average_pool
         self.feature_size = (side,) * 2 if side else self.variant.feature_size(*(self.variant.input_size,) * 2)
-        self.features, channels = _modules(self.variant, "features", in_channels, self.num_classes, dropout)
+        self.features, channels = self._build("features", in_channels, dropout)
         self.avgpool = nn.AdaptiveAvgPool2d(side) if side else nn.Identity()
         units = channels * self.feature_size[0] * self.feature_size[1]
-        self.classifier, _ = _modules(self.variant, "classifier", units, self.num_classes, dropout)
+        self.classifier, _ = self._build("classifier", units, dropout)
         self.reset_parameters()
+
+    def _build(self, place: str, channels: int, dropout: float | None) -> tuple[nn.Sequential, int]:
+        """The modules of `variant.features` or `variant.classifier`, and the channels or units they end with."""
+        modules: list[nn.Module] = []
+        for layer in getattr(self.variant, place):
+            if not isinstance(layer, PLACES[place]):
+                where = "among its features" if place == "features" else "in its classifier"
+                raise ValueError(f"AlexNet: variant {self.variant.name!r} has {layer} {where}")
+            match layer:
+                case variants.Conv(filters, kernel_size, stride, padding, groups, ceil_mode, bias):
+                    if isinstance(padding, tuple):
+                        modules.append(nn.ZeroPad2d(padding))
+                        padding = 0
+                    geometry = kernel_size, stride, padding
+                    conv = layers.Conv2d(channels, filters, *geometry, groups=groups, bias=bias, ceil_mode=ceil_mode)
+                    modules.append(conv)
+                    channels = filters
+                case variants.Linear(units):
+                    modules.append(nn.Linear(channels, units or self.num_classes))
+                    channels = units or self.num_classes
+                case variants.LRN():
+                    modules.append(layers.LocalResponseNorm(**dataclasses.asdict(layer)))
+                case variants.MaxPool(kernel_size, stride, ceil_mode):
+                    modules.append(layers.MaxPool2d(kernel_size, stride, ceil_mode=ceil_mode))
+                case variants.BatchNorm(eps, momentum):
+                    norm = nn.BatchNorm2d if place == "features" else nn.BatchNorm1d
+                    modules.append(norm(channels, eps, momentum))
+                case variants.Dropout(p):
+                    modules.append(nn.Dropout(p if dropout is None else dropout))
+                case variants.ReLU():
+                    modules.append(nn.ReLU())
+        return nn.Sequential(*modules), channels
 
     @property
     def in_channels(self) -> int:
@@ -151,41 +183,6 @@ class AlexNet(nn.Module):
 
     def extra_repr(self) -> str:
         return f"variant={self.variant.name!r}, input_scale={self.input_scale:g}"
-
-
-def _modules(
-    variant: Variant, place: str, channels: int, num_classes: int, dropout: float | None
-) -> tuple[nn.Sequential, int]:
-    """The modules of `variant.features` or `variant.classifier`, and the channels or units they end with."""
-    modules: list[nn.Module] = []
-    for layer in getattr(variant, place):
-        if not isinstance(layer, PLACES[place]):
-            where = "among its features" if place == "features" else "in its classifier"
-            raise ValueError(f"AlexNet: variant {variant.name!r} has {layer} {where}")
-        match layer:
-            case variants.Conv(filters, kernel_size, stride, padding, groups, ceil_mode, bias):
-                if isinstance(padding, tuple):
-                    modules.append(nn.ZeroPad2d(padding))
-                    padding = 0
-                geometry = kernel_size, stride, padding
-                conv = layers.Conv2d(channels, filters, *geometry, groups=groups, bias=bias, ceil_mode=ceil_mode)
-                modules.append(conv)
-                channels = filters
-            case variants.Linear(units):
-                modules.append(nn.Linear(channels, units or num_classes))
-                channels = units or num_classes
-            case variants.LRN():
-                modules.append(layers.LocalResponseNorm(**dataclasses.asdict(layer)))
-            case variants.MaxPool(kernel_size, stride, ceil_mode):
-                modules.append(layers.MaxPool2d(kernel_size, stride, ceil_mode=ceil_mode))
-            case variants.BatchNorm(eps, momentum):
-                norm = nn.BatchNorm2d if place == "features" else nn.BatchNorm1d
-                modules.append(norm(channels, eps, momentum))
-            case variants.Dropout(p):
-                modules.append(nn.Dropout(p if dropout is None else dropout))
-            case variants.ReLU():
-                modules.append(nn.ReLU())
-    return nn.Sequential(*modules), channels
 
 
 def _initialise(module: nn.Conv2d | nn.Linear, init: variants.Init) -> None:
