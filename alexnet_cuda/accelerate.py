@@ -39,11 +39,6 @@ def accelerate(module: Module, inplace: bool = False) -> Module:
             child.__class__ = nn.LocalResponseNorm
         elif type(child) is torch.nn.MaxPool2d and child.dilation in (1, (1, 1)):
             child.__class__ = nn.MaxPool2d
-        elif type(child) is torch.nn.Conv2d and _is_supported(child):
+        elif type(child) is torch.nn.Conv2d and is_supported(child):
             child.__class__ = nn.Conv2d
     return module
-
-
-def _is_supported(conv: torch.nn.Conv2d) -> bool:
-    geometry = conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups
-    return is_supported(*geometry, conv.in_channels, conv.out_channels, conv.padding_mode)

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -16,7 +17,6 @@ from torch import Tensor
 from . import ops, reference
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
-FORMATS = (torch.contiguous_format, torch.channels_last)
 # Allowed relative error: a few roundings of the result's dtype. TF32 has the mantissa of float16.
 TOLERANCE = {"float32": 2e-5, "float16": 2e-3, "bfloat16": 1.6e-2, "float64": 1e-10, "tf32": 2e-3}
 # Share of the outputs for which rounding may choose another maximum of a window, or another sign, than float64 does.
@@ -116,18 +116,15 @@ class Row:
     dtype: str
     cases: int = 0
     kernels: int = 0  # cases that ran on this package's kernels alone
-    output_error: float = 0.0
-    output_allowed: float = math.nan
-    gradient_error: float = 0.0
-    gradient_allowed: float = math.nan
+    output: tuple[float, float] = (0.0, math.nan)  # the error, and what is allowed
+    gradients: tuple[float, float] = (0.0, math.nan)
     wrong: list[str] = field(default_factory=list)
 
     def update(self, what: str, error: float, allowed: float) -> bool:
         """Keeps the error that is the largest share of what is allowed; False if it is too large."""
-        before, limit = getattr(self, f"{what}_error"), getattr(self, f"{what}_allowed")
+        before, limit = getattr(self, what)
         if math.isnan(limit) or not error / allowed < before / limit:
-            setattr(self, f"{what}_error", error)
-            setattr(self, f"{what}_allowed", allowed)
+            setattr(self, what, (error, allowed))
         return error <= allowed
 
 
@@ -159,7 +156,8 @@ def _check_case(row: Row, case: Case, profiled: bool) -> None:
     grad = torch.randn(exact.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
     exact_gradients = torch.autograd.grad(exact, wide, grad.double())
     names: set[str] = set()
-    for memory_format in FORMATS:
+    profiler: Any = partial(torch.profiler.profile, activities=[torch.profiler.ProfilerActivity.CPU])
+    for memory_format in (torch.contiguous_format, torch.channels_last):
         moved = [t.detach().to(row.device) for t in (x.contiguous(memory_format=memory_format), *weights)]
         leaves = [t.requires_grad_() for t in moved]
         try:
@@ -169,15 +167,13 @@ def _check_case(row: Row, case: Case, profiled: bool) -> None:
                 if inference.shape != exact.shape or inference.dtype != dtype:
                     got = f"{tuple(inference.shape)} of {inference.dtype}"
                     raise ValueError(f"expected a result of shape {tuple(exact.shape)} of {dtype}, got {got}")
-                with _profiler(profiled) as profile:
+                with profiler() if profiled else nullcontext() as profile:
                     y = case.call(*leaves)
                     gradients = torch.autograd.grad(y, leaves, grad.to(row.device))
             names |= {event.name for event in profile.events()} if profiled else set()
             good = [row.update("output", *_largest_error(t, exact, row.dtype)) for t in (inference, y)]
-            good += [
-                row.update("gradient", *_gradient_error(t, e, row.dtype, case, exact.numel()))
-                for t, e in zip(gradients, exact_gradients)
-            ]
+            for t, e in zip(gradients, exact_gradients):
+                good.append(row.update("gradients", *_gradient_error(t, e, row.dtype, case, exact.numel())))
             problem = "" if all(good) else "too far from float64"
         except Exception as error:  # whatever an operator raises is its result here
             problem = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
@@ -207,10 +203,6 @@ def _gradient_error(actual: Tensor, exact: Tensor, dtype: str, case: Case, outpu
 
 def _finite(error: Tensor) -> float:
     return error.item() if error.isfinite() else math.inf
-
-
-def _profiler(profiled: bool) -> Any:
-    return torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) if profiled else nullcontext()
 
 
 @contextmanager

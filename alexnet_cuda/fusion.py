@@ -11,7 +11,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from . import ops
-from .nn import Conv2d, LocalResponseNorm, MaxPool2d, geometry, has_uniform_geometry
+from .nn import Conv2d, LocalResponseNorm, MaxPool2d, geometry
+from .ops.conv2d import has_uniform_geometry
 from .ops.linear import linear
 
 # Orders of ReLU, LRN and max pooling, and the name that `ops.relu_lrn_max_pool2d` has for them. ReLU and max pooling

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 from torch import Tensor, nn
 
@@ -13,6 +15,11 @@ from .variants import Variant, get_variant
 # Pixels 0..255 minus their mean are this many times as large as images normalised with ImageNet's mean and standard
 # deviation (0.229, 0.224, 0.225 of the range 0..1).
 PIXELS_PER_UNIT = 255 * 0.226
+# The kinds of layers that each part of a variant may have.
+PLACES = {
+    "features": (variants.Conv, variants.LRN, variants.ReLU, variants.MaxPool, variants.BatchNorm),
+    "classifier": (variants.Linear, variants.ReLU, variants.BatchNorm, variants.Dropout),
+}
 
 
 class AlexNet(nn.Module):
@@ -73,11 +80,43 @@ class AlexNet(nn.Module):
 
         side = self.variant.average_pool
         self.feature_size = (side,) * 2 if side else self.variant.feature_size(*(self.variant.input_size,) * 2)
-        self.features, channels = _features(self.variant, in_channels)
+        self.features, channels = self._build("features", in_channels, dropout)
         self.avgpool = nn.AdaptiveAvgPool2d(side) if side else nn.Identity()
         units = channels * self.feature_size[0] * self.feature_size[1]
-        self.classifier = _classifier(self.variant, units, self.num_classes, dropout)
+        self.classifier, _ = self._build("classifier", units, dropout)
         self.reset_parameters()
+
+    def _build(self, place: str, channels: int, dropout: float | None) -> tuple[nn.Sequential, int]:
+        """The modules of `variant.features` or `variant.classifier`, and the channels or units they end with."""
+        modules: list[nn.Module] = []
+        for layer in getattr(self.variant, place):
+            if not isinstance(layer, PLACES[place]):
+                where = "among its features" if place == "features" else "in its classifier"
+                raise ValueError(f"AlexNet: variant {self.variant.name!r} has {layer} {where}")
+            match layer:
+                case variants.Conv(filters, kernel_size, stride, padding, groups, ceil_mode, bias):
+                    if isinstance(padding, tuple):
+                        modules.append(nn.ZeroPad2d(padding))
+                        padding = 0
+                    geometry = kernel_size, stride, padding
+                    conv = layers.Conv2d(channels, filters, *geometry, groups=groups, bias=bias, ceil_mode=ceil_mode)
+                    modules.append(conv)
+                    channels = filters
+                case variants.Linear(units):
+                    modules.append(nn.Linear(channels, units or self.num_classes))
+                    channels = units or self.num_classes
+                case variants.LRN():
+                    modules.append(layers.LocalResponseNorm(**dataclasses.asdict(layer)))
+                case variants.MaxPool(kernel_size, stride, ceil_mode):
+                    modules.append(layers.MaxPool2d(kernel_size, stride, ceil_mode=ceil_mode))
+                case variants.BatchNorm(eps, momentum):
+                    norm = nn.BatchNorm2d if place == "features" else nn.BatchNorm1d
+                    modules.append(norm(channels, eps, momentum))
+                case variants.Dropout(p):
+                    modules.append(nn.Dropout(p if dropout is None else dropout))
+                case variants.ReLU():
+                    modules.append(nn.ReLU())
+        return nn.Sequential(*modules), channels
 
     @property
     def in_channels(self) -> int:
@@ -138,67 +177,17 @@ class AlexNet(nn.Module):
             return
         feature_size = self.variant.feature_size(height, width)
         if 0 in feature_size or (self.variant.average_pool is None and feature_size != self.feature_size):
-            raise ValueError(
-                f"AlexNet: variant {self.variant.name!r} is made for {size}x{size} images, got {height}x{width}, of "
-                f"which {feature_size[0]}x{feature_size[1]} would remain where the classifier takes "
-                f"{self.feature_size[0]}x{self.feature_size[1]}"
-            )
+            made = f"variant {self.variant.name!r} is made for {size}x{size} images, got {height}x{width}"
+            remain, takes = ("x".join(map(str, sides)) for sides in (feature_size, self.feature_size))
+            raise ValueError(f"AlexNet: {made}, of which {remain} would remain where the classifier takes {takes}")
 
     def extra_repr(self) -> str:
         return f"variant={self.variant.name!r}, input_scale={self.input_scale:g}"
 
 
-def _features(variant: Variant, channels: int) -> tuple[nn.Sequential, int]:
-    """The modules of `variant.features`, and the channels they end with."""
-    modules: list[nn.Module] = []
-    for layer in variant.features:
-        match layer:
-            case variants.Conv(filters, kernel_size, stride, padding, groups, ceil_mode, bias):
-                if isinstance(padding, tuple):
-                    modules.append(nn.ZeroPad2d(padding))
-                    padding = 0
-                geometry = kernel_size, stride, padding
-                conv = layers.Conv2d(channels, filters, *geometry, groups=groups, bias=bias, ceil_mode=ceil_mode)
-                modules.append(conv)
-                channels = filters
-            case variants.LRN(size, alpha, beta, k, groups, divide_alpha, across):
-                lrn = layers.LocalResponseNorm(
-                    size, alpha, beta, k, groups=groups, divide_alpha=divide_alpha, across=across
-                )
-                modules.append(lrn)
-            case variants.MaxPool(kernel_size, stride, ceil_mode):
-                modules.append(layers.MaxPool2d(kernel_size, stride, ceil_mode=ceil_mode))
-            case variants.BatchNorm(eps, momentum):
-                modules.append(nn.BatchNorm2d(channels, eps, momentum))
-            case variants.ReLU():
-                modules.append(nn.ReLU())
-            case _:
-                raise ValueError(f"AlexNet: variant {variant.name!r} has {layer} among its features")
-    return nn.Sequential(*modules), channels
-
-
-def _classifier(variant: Variant, units: int, num_classes: int, dropout: float | None) -> nn.Sequential:
-    modules: list[nn.Module] = []
-    for layer in variant.classifier:
-        match layer:
-            case variants.Linear(out):
-                modules.append(nn.Linear(units, out or num_classes))
-                units = out or num_classes
-            case variants.Dropout(p):
-                modules.append(nn.Dropout(p if dropout is None else dropout))
-            case variants.BatchNorm(eps, momentum):
-                modules.append(nn.BatchNorm1d(units, eps, momentum))
-            case variants.ReLU():
-                modules.append(nn.ReLU())
-            case _:
-                raise ValueError(f"AlexNet: variant {variant.name!r} has {layer} in its classifier")
-    return nn.Sequential(*modules)
-
-
 def _initialise(module: nn.Conv2d | nn.Linear, init: variants.Init) -> None:
     if init.weight == "torch":
-        module.reset_parameters()
-        return
+        return module.reset_parameters()
     if init.weight == "normal":
         nn.init.normal_(module.weight, std=init.std)
     elif init.weight == "truncated_normal":

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .ops.conv2d import conv2d
+from .ops.conv2d import conv2d, has_uniform_geometry
 from .ops.local_response_norm import local_response_norm
 from .ops.max_pool2d import max_pool2d
 from .ops.relu_lrn_max_pool2d import relu_lrn_max_pool2d
@@ -16,12 +16,6 @@ from .reference import Size
 # torch.fx records calls of these as nodes of its graph instead of tracing into them.
 for _name in ("conv2d", "local_response_norm", "max_pool2d", "relu_lrn_max_pool2d"):
     torch.fx.wrap(_name)
-
-
-def has_uniform_geometry(conv: torch.nn.Conv2d) -> bool:
-    """Whether `ops.conv2d` takes such a convolution: one stride, one padding with zeros, no dilation."""
-    simple = conv.dilation == (1, 1) and conv.padding_mode == "zeros" and isinstance(conv.padding, tuple)
-    return simple and conv.stride[0] == conv.stride[1] and conv.padding[0] == conv.padding[1]
 
 
 def geometry(conv: torch.nn.Conv2d) -> dict[str, Any]:
@@ -65,22 +59,11 @@ class LocalResponseNorm(torch.nn.LocalResponseNorm):
     across = "channels"
 
     def __init__(
-        self,
-        size: int,
-        alpha: float = 1e-4,
-        beta: float = 0.75,
-        k: float = 1.0,
-        *,
-        groups: int = 1,
-        divide_alpha: bool = True,
-        window: str = "torch",
-        across: str = "channels",
-    ) -> None:
+        self, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0, *,
+        groups: int = 1, divide_alpha: bool = True, window: str = "torch", across: str = "channels",
+    ) -> None:  # fmt: skip
         super().__init__(size, alpha, beta, k)
-        self.groups = groups
-        self.divide_alpha = divide_alpha
-        self.window = window
-        self.across = across
+        self.groups, self.divide_alpha, self.window, self.across = groups, divide_alpha, window, across
 
     @classmethod
     def from_tensorflow(
@@ -91,22 +74,16 @@ class LocalResponseNorm(torch.nn.LocalResponseNorm):
 
     @classmethod
     def from_caffe(
-        cls,
-        local_size: int = 5,
-        alpha: float = 1.0,
-        beta: float = 0.75,
-        norm_region: str = "ACROSS_CHANNELS",
+        cls, local_size: int = 5, alpha: float = 1.0, beta: float = 0.75, norm_region: str = "ACROSS_CHANNELS",
         k: float = 1.0,
-    ) -> LocalResponseNorm:
+    ) -> LocalResponseNorm:  # fmt: skip
         """Caffe's LRNParameter (fields in its order, with its defaults); local_size is odd."""
         if local_size % 2 == 0:
             raise ValueError(f"LocalResponseNorm.from_caffe: expected local_size to be odd, got {local_size}")
         regions = {"ACROSS_CHANNELS": "channels", "WITHIN_CHANNEL": "spatial"}
         if norm_region not in regions:
-            raise ValueError(
-                f"LocalResponseNorm.from_caffe: expected norm_region to be one of {', '.join(regions)}, "
-                f"got {norm_region!r}"
-            )
+            expected = f"expected norm_region to be one of {', '.join(regions)}"
+            raise ValueError(f"LocalResponseNorm.from_caffe: {expected}, got {norm_region!r}")
         return cls(local_size, alpha, beta, k, across=regions[norm_region])
 
     @classmethod
@@ -144,22 +121,10 @@ class ReLULRNMaxPool2d(torch.nn.Module):
     explains the arguments."""
 
     def __init__(
-        self,
-        size: int,
-        alpha: float = 1e-4,
-        beta: float = 0.75,
-        k: float = 1.0,
-        *,
-        order: str = "relu-lrn-pool",
-        groups: int = 1,
-        divide_alpha: bool = True,
-        window: str = "torch",
-        across: str = "channels",
-        kernel_size: Size = 3,
-        stride: Size | None = 2,
-        padding: Size = 0,
-        ceil_mode: bool = False,
-    ) -> None:
+        self, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0, *, order: str = "relu-lrn-pool",
+        groups: int = 1, divide_alpha: bool = True, window: str = "torch", across: str = "channels",
+        kernel_size: Size = 3, stride: Size | None = 2, padding: Size = 0, ceil_mode: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.size, self.alpha, self.beta, self.k = size, alpha, beta, k
         self.arguments: dict[str, Any] = dict(

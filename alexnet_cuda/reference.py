@@ -62,17 +62,9 @@ def window_sums(x: Tensor, dim: int, size: int, front: int) -> Tensor:
 
 
 def local_response_norm(
-    x: Tensor,
-    size: int,
-    alpha: float = 1e-4,
-    beta: float = 0.75,
-    k: float = 1.0,
-    *,
-    groups: int = 1,
-    divide_alpha: bool = True,
-    window: str = "torch",
-    across: str = "channels",
-) -> Tensor:
+    x: Tensor, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0, *,
+    groups: int = 1, divide_alpha: bool = True, window: str = "torch", across: str = "channels",
+) -> Tensor:  # fmt: skip
     """`ops.local_response_norm` in plain torch."""
     check_floating("local_response_norm", x)
     front, scale = lrn_constants("local_response_norm", x.shape, size, alpha, groups, divide_alpha, window, across)
@@ -106,21 +98,15 @@ def pool_constants(
         if 2 * pad > kernel:
             raise ValueError(f"{op}: expected padding to be at most half of kernel_size {kernel_size}, got {padding}")
         if shape[d - 2] + 2 * pad < kernel:
-            raise ValueError(
-                f"{op}: expected x to be at least as large as kernel_size {kernel_size} after padding {padding}, "
-                f"got {shape[-2]}x{shape[-1]}"
-            )
+            window = f"kernel_size {kernel_size} after padding {padding}"
+            raise ValueError(f"{op}: expected x to be at least as large as {window}, got {shape[-2]}x{shape[-1]}")
     return pairs
 
 
 def max_pool2d(
-    x: Tensor,
-    kernel_size: Size = 3,
-    stride: Size | None = 2,
-    padding: Size = 0,
-    ceil_mode: bool = False,
+    x: Tensor, kernel_size: Size = 3, stride: Size | None = 2, padding: Size = 0, ceil_mode: bool = False,
     return_indices: bool = False,
-) -> Any:
+) -> Any:  # fmt: skip
     """`ops.max_pool2d` in plain torch."""
     kernel, step, pad = pool_constants("max_pool2d", x.shape, kernel_size, stride, padding)
     pool: Any = F.max_pool2d
@@ -128,22 +114,10 @@ def max_pool2d(
 
 
 def relu_lrn_max_pool2d(
-    x: Tensor,
-    size: int,
-    alpha: float = 1e-4,
-    beta: float = 0.75,
-    k: float = 1.0,
-    *,
-    order: str = "relu-lrn-pool",
-    groups: int = 1,
-    divide_alpha: bool = True,
-    window: str = "torch",
-    across: str = "channels",
-    kernel_size: Size = 3,
-    stride: Size | None = 2,
-    padding: Size = 0,
-    ceil_mode: bool = False,
-) -> Tensor:
+    x: Tensor, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0, *, order: str = "relu-lrn-pool",
+    groups: int = 1, divide_alpha: bool = True, window: str = "torch", across: str = "channels",
+    kernel_size: Size = 3, stride: Size | None = 2, padding: Size = 0, ceil_mode: bool = False,
+) -> Tensor:  # fmt: skip
     """`ops.relu_lrn_max_pool2d` in plain torch: in half precision the steps between are kept in float32."""
     op = "relu_lrn_max_pool2d"
     check_floating(op, x)
@@ -174,15 +148,12 @@ def check_conv2d(
         raise ValueError(f"{op}: expected groups to divide the {channels} channels of x, got {groups!r}")
     if weight.dim() != 4 or weight.shape[1] != channels // groups or weight.shape[0] % groups:
         filters = "filters" if groups == 1 else f"a multiple of {groups} filters"
-        raise ValueError(
-            f"{op}: expected weight to be ({filters}, {channels // groups}, height, width), "
-            f"got shape {tuple(weight.shape)}"
-        )
+        expected = f"({filters}, {channels // groups}, height, width)"
+        raise ValueError(f"{op}: expected weight to be {expected}, got shape {tuple(weight.shape)}")
     for name, other in (("weight", weight), ("bias", bias)):
         if other is not None and (other.dtype != x.dtype or other.device != x.device):
-            raise ValueError(
-                f"{op}: expected {name} to be {x.dtype} on {x.device} as x is, got {other.dtype} on {other.device}"
-            )
+            expected = f"{x.dtype} on {x.device} as x is"
+            raise ValueError(f"{op}: expected {name} to be {expected}, got {other.dtype} on {other.device}")
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"{op}: expected bias to have shape ({weight.shape[0]},), got {tuple(bias.shape)}")
     if not isinstance(stride, int) or stride < 1:
@@ -190,23 +161,14 @@ def check_conv2d(
     if not isinstance(padding, int) or padding < 0:
         raise ValueError(f"{op}: expected padding to be a non-negative integer, got {padding!r}")
     if any(x.shape[d] + 2 * padding < weight.shape[d] for d in (-2, -1)):
-        raise ValueError(
-            f"{op}: expected x to be at least as large as the {weight.shape[-2]}x{weight.shape[-1]} weight after "
-            f"padding {padding}, got {x.shape[-2]}x{x.shape[-1]}"
-        )
+        window = f"the {weight.shape[-2]}x{weight.shape[-1]} weight after padding {padding}"
+        raise ValueError(f"{op}: expected x to be at least as large as {window}, got {x.shape[-2]}x{x.shape[-1]}")
 
 
 def conv2d(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: int = 4,
-    padding: int = 0,
-    ceil_mode: bool = False,
-    *,
-    groups: int = 1,
-    relu: bool = False,
-) -> Tensor:
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: int = 4, padding: int = 0, ceil_mode: bool = False,
+    *, groups: int = 1, relu: bool = False,
+) -> Tensor:  # fmt: skip
     """`ops.conv2d` in plain torch."""
     check_conv2d("conv2d", x, weight, bias, stride, padding, groups)
     if ceil_mode:  # zeros that let the last window hang over the right and bottom edge
@@ -217,41 +179,14 @@ def conv2d(
 
 
 def conv2d_relu_lrn_max_pool2d(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    size: int,
-    alpha: float = 1e-4,
-    beta: float = 0.75,
-    k: float = 1.0,
-    *,
-    stride: int = 4,
-    padding: int = 0,
-    ceil_mode: bool = False,
-    order: str = "relu-lrn-pool",
-    groups: int = 1,
-    divide_alpha: bool = True,
-    window: str = "torch",
-    across: str = "channels",
-    pool_kernel_size: Size = 3,
-    pool_stride: Size | None = 2,
-    pool_padding: Size = 0,
-    pool_ceil_mode: bool = False,
-) -> Tensor:
+    x: Tensor, weight: Tensor, bias: Tensor | None, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0,
+    *, stride: int = 4, padding: int = 0, ceil_mode: bool = False, order: str = "relu-lrn-pool",
+    groups: int = 1, divide_alpha: bool = True, window: str = "torch", across: str = "channels",
+    pool_kernel_size: Size = 3, pool_stride: Size | None = 2, pool_padding: Size = 0, pool_ceil_mode: bool = False,
+) -> Tensor:  # fmt: skip
     """`ops.conv2d_relu_lrn_max_pool2d` in plain torch."""
+    y = conv2d(x, weight, bias, stride, padding, ceil_mode)
     return relu_lrn_max_pool2d(
-        conv2d(x, weight, bias, stride, padding, ceil_mode),
-        size,
-        alpha,
-        beta,
-        k,
-        order=order,
-        groups=groups,
-        divide_alpha=divide_alpha,
-        window=window,
-        across=across,
-        kernel_size=pool_kernel_size,
-        stride=pool_stride,
-        padding=pool_padding,
-        ceil_mode=pool_ceil_mode,
-    )
+        y, size, alpha, beta, k, order=order, groups=groups, divide_alpha=divide_alpha, window=window, across=across,
+        kernel_size=pool_kernel_size, stride=pool_stride, padding=pool_padding, ceil_mode=pool_ceil_mode,
+    )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -10,17 +11,10 @@ from torch import Tensor, nn
 from .model import AlexNet
 
 KINDS = {
-    nn.Conv2d: "conv",
-    nn.Linear: "fc",
-    nn.ReLU: "relu",
-    nn.LocalResponseNorm: "norm",
-    nn.MaxPool2d: "pool",
-    nn.AdaptiveAvgPool2d: "avgpool",
-    nn.BatchNorm1d: "bn",
-    nn.BatchNorm2d: "bn",
-    nn.Dropout: "drop",
+    nn.Conv2d: "conv", nn.Linear: "fc", nn.ReLU: "relu", nn.LocalResponseNorm: "norm", nn.MaxPool2d: "pool",
+    nn.AdaptiveAvgPool2d: "avgpool", nn.BatchNorm1d: "bn", nn.BatchNorm2d: "bn", nn.Dropout: "drop",
     nn.ZeroPad2d: "pad",
-}
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -46,7 +40,7 @@ def model_summary(model: AlexNet | str) -> list[LayerSummary]:
         twin = AlexNet(model.variant, model.num_classes, model.in_channels)
     rows: list[LayerSummary] = []
 
-    def note(name: str, module: nn.Module, output: Tensor) -> None:
+    def note(name: str, module: nn.Module, _: object, output: Tensor) -> None:
         parameters = sum(p.numel() for p in module.parameters())
         weight = module.weight.numel() if isinstance(module, nn.Conv2d | nn.Linear) else 0
         size = tuple(output.shape[1:])
@@ -54,7 +48,7 @@ def model_summary(model: AlexNet | str) -> list[LayerSummary]:
         rows.append(LayerSummary(name, type(module).__name__, size, parameters, weight * positions))
 
     for name, module in _leaves(twin):
-        module.register_forward_hook(lambda module, _, output, name=name: note(name, module, output))
+        module.register_forward_hook(partial(note, name))
     side = model.variant.input_size
     twin.eval()(torch.empty(1, model.in_channels, side, side, device="meta"))
     return rows

@@ -128,10 +128,6 @@ def _feature_size(layers: tuple[Layer, ...], size: int) -> int:
     return size
 
 
-def _normal(std: float, bias: float) -> Init:
-    return Init("normal", std, bias)
-
-
 def _head(hidden: Init, last: Init, p: float = 0.5) -> tuple[Layer, ...]:
     """Two hidden layers of 4096 units, each with dropout behind its ReLU, and the classes."""
     block = (Linear(4096, hidden), ReLU(), Dropout(p))
@@ -141,7 +137,7 @@ def _head(hidden: Init, last: Init, p: float = 0.5) -> tuple[Layer, ...]:
 def _grouped(name: str, description: str, lrn: LRN, biases: float, hidden: float, pool_first: bool = False) -> Variant:
     """The two-column net on 227x227: paper and Caffe differ in LRN, its place, start biases and hidden std."""
     tail = (ReLU(), MaxPool(), lrn) if pool_first else (ReLU(), lrn, MaxPool())
-    zero, shifted = _normal(0.01, 0.0), _normal(0.01, biases)
+    zero, shifted = Init("normal", 0.01, 0.0), Init("normal", 0.01, biases)
     return Variant(
         name,
         description,
@@ -152,7 +148,7 @@ def _grouped(name: str, description: str, lrn: LRN, biases: float, hidden: float
             *(Conv(384, 3, 1, 1, groups=2, init=shifted), ReLU()),
             *(Conv(256, 3, 1, 1, groups=2, init=shifted), ReLU(), MaxPool()),
         ),
-        classifier=_head(_normal(hidden, biases), zero),
+        classifier=_head(Init("normal", hidden, biases), zero),
         parameters=60_965_224,
         pixels=True,
     )
@@ -164,34 +160,30 @@ _ORIGINAL_2012 = Variant(
     "original2012",
     "net #145 of the released 2012 code: 224 by ceil, LRN per column and before the first ReLU, a second same-map LRN",
     features=(
-        *(Conv(96, 11, 4, ceil_mode=True, init=_normal(0.01, 0)), _COLUMN_LRN, MaxPool(), ReLU()),
-        *(Conv(256, 5, 1, 2, groups=2, init=_normal(0.01, 1)), ReLU(), _COLUMN_LRN),
+        *(Conv(96, 11, 4, ceil_mode=True, init=Init("normal", 0.01, 0)), _COLUMN_LRN, MaxPool(), ReLU()),
+        *(Conv(256, 5, 1, 2, groups=2, init=Init("normal", 0.01, 1)), ReLU(), _COLUMN_LRN),
         *(LRN(alpha=1e-3, across="spatial"), MaxPool()),
-        *(Conv(384, 3, 1, 1, init=_normal(0.03, 0)), ReLU()),
-        *(Conv(384, 3, 1, 1, groups=2, init=_normal(0.03, 1)), ReLU()),
-        *(Conv(256, 3, 1, 1, groups=2, init=_normal(0.03, 1)), MaxPool(), ReLU()),
+        *(Conv(384, 3, 1, 1, init=Init("normal", 0.03, 0)), ReLU()),
+        *(Conv(384, 3, 1, 1, groups=2, init=Init("normal", 0.03, 1)), ReLU()),
+        *(Conv(256, 3, 1, 1, groups=2, init=Init("normal", 0.03, 1)), MaxPool(), ReLU()),
     ),
-    classifier=_head(_normal(0.01, 1), _normal(0.01, 0)),
-    parameters=60_965_224,
-    input_size=224,
-    pixels=True,
-)
+    classifier=_head(Init("normal", 0.01, 1), Init("normal", 0.01, 0)),
+    parameters=60_965_224, input_size=224, pixels=True,
+)  # fmt: skip
 
 _OWT = Variant(
     "owt",
     '"One weird trick" (2014), the 1-GPU net of cuda-convnet2, with its LRN: 64 filters first, no groups',
     features=(
-        *(Conv(64, 11, 4, ceil_mode=True, init=_normal(0.01, 0)), LRN(k=2.0), MaxPool(), ReLU()),
-        *(Conv(192, 5, 1, 2, init=_normal(0.01, 1)), ReLU(), LRN(k=2.0), MaxPool()),
-        *(Conv(384, 3, 1, 1, init=_normal(0.03, 0)), ReLU()),
-        *(Conv(256, 3, 1, 1, init=_normal(0.03, 1)), ReLU()),
-        *(Conv(256, 3, 1, 1, init=_normal(0.03, 1)), MaxPool(), ReLU()),
+        *(Conv(64, 11, 4, ceil_mode=True, init=Init("normal", 0.01, 0)), LRN(k=2.0), MaxPool(), ReLU()),
+        *(Conv(192, 5, 1, 2, init=Init("normal", 0.01, 1)), ReLU(), LRN(k=2.0), MaxPool()),
+        *(Conv(384, 3, 1, 1, init=Init("normal", 0.03, 0)), ReLU()),
+        *(Conv(256, 3, 1, 1, init=Init("normal", 0.03, 1)), ReLU()),
+        *(Conv(256, 3, 1, 1, init=Init("normal", 0.03, 1)), MaxPool(), ReLU()),
     ),
-    classifier=_head(_normal(0.01, 1), _normal(0.01, -7)),
-    parameters=61_100_840,
-    input_size=224,
-    pixels=True,
-)
+    classifier=_head(Init("normal", 0.01, 1), Init("normal", 0.01, -7)),
+    parameters=61_100_840, input_size=224, pixels=True,
+)  # fmt: skip
 
 _TORCHVISION = Variant(
     "torchvision",
@@ -204,10 +196,8 @@ _TORCHVISION = Variant(
         *(Conv(256, 3, 1, 1), ReLU(), MaxPool()),
     ),
     classifier=(Dropout(), Linear(4096), ReLU(), Dropout(), Linear(4096), ReLU(), Linear()),
-    parameters=61_100_840,
-    input_size=224,
-    average_pool=6,
-)
+    parameters=61_100_840, input_size=224, average_pool=6,
+)  # fmt: skip
 
 _SLIM_CONV = Init("xavier_uniform", bias=0.1)
 _TF_SLIM = Variant(
@@ -221,9 +211,8 @@ _TF_SLIM = Variant(
         *(Conv(256, 3, 1, 1, init=_SLIM_CONV), ReLU(), MaxPool()),
     ),
     classifier=_head(Init("truncated_normal", 0.005, 0.1), Init("truncated_normal", 0.005)),
-    parameters=50_303_912,
-    input_size=224,
-)
+    parameters=50_303_912, input_size=224,
+)  # fmt: skip
 
 _GLOROT = Init("xavier_uniform")  # the default of Keras
 _UNGROUPED_LRN = LRN(k=2.0, divide_alpha=False)
@@ -254,10 +243,8 @@ _KERAS_MNIST = Variant(
         *(Conv(256, 3, 4, 1, init=_GLOROT), ReLU()),
     ),
     classifier=_head(_GLOROT, _GLOROT),
-    parameters=21_622_154,
-    num_classes=10,
-    input_size=224,
-)
+    parameters=21_622_154, num_classes=10, input_size=224,
+)  # fmt: skip
 
 _KERAS_NORM = BatchNorm(eps=1e-3, momentum=0.01)  # Keras writes this momentum as .99
 _FLOWERS_BN = Variant(
@@ -275,11 +262,8 @@ _FLOWERS_BN = Variant(
         *(Linear(4096, _GLOROT), ReLU(), Dropout(0.4), _KERAS_NORM),
         Linear(None, _GLOROT),
     ),
-    parameters=24_815_697,
-    running_statistics=19_136,
-    num_classes=17,
-    input_size=224,
-)
+    parameters=24_815_697, running_statistics=19_136, num_classes=17, input_size=224,
+)  # fmt: skip
 
 # 32x32 images; docs/variants.md has the reasons. Convolutions followed by BatchNorm need no bias.
 _HE = Init("kaiming_normal")
@@ -295,34 +279,23 @@ _CIFAR = Variant(
         *(Conv(128, 3, 1, 1, bias=False, init=_HE), BatchNorm(), ReLU(), MaxPool(ceil_mode=True)),
     ),
     classifier=(Linear(256, _HE), ReLU(), Dropout(0.3), Linear(None, _HE)),
-    parameters=1_124_026,
-    running_statistics=1_184,
-    num_classes=10,
-    input_size=32,
-)
+    parameters=1_124_026, running_statistics=1_184, num_classes=10, input_size=32,
+)  # fmt: skip
 
-VARIANTS: dict[str, Variant] = {
-    variant.name: variant
-    for variant in (
-        _grouped(
-            "paper",
-            "the 2012 paper's text: two columns, conv-ReLU-LRN-pool, k 2, alpha not divided",
-            LRN(k=2.0, divide_alpha=False),
-            biases=1.0,
-            hidden=0.01,
-        ),
-        _ORIGINAL_2012,
-        _grouped("caffe", "Caffe's bvlc_alexnet: the paper's order, k 1, alpha divided", LRN(), 0.1, 0.005),
-        _grouped("caffenet", "Caffe's bvlc_reference_caffenet: pooling before LRN", LRN(), 1.0, 0.005, pool_first=True),
-        _UNGROUPED,
-        _OWT,
-        _TORCHVISION,
-        _TF_SLIM,
-        _KERAS_MNIST,
-        _FLOWERS_BN,
-        _CIFAR,
-    )
-}
+_PAPER = _grouped(
+    "paper",
+    "the 2012 paper's text: two columns, conv-ReLU-LRN-pool, k 2, alpha not divided",
+    LRN(k=2.0, divide_alpha=False), biases=1.0, hidden=0.01,
+)  # fmt: skip
+_CAFFE = _grouped("caffe", "Caffe's bvlc_alexnet: the paper's order, k 1, alpha divided", LRN(), 0.1, 0.005)
+_CAFFENET = _grouped(
+    "caffenet", "Caffe's bvlc_reference_caffenet: pooling before LRN", LRN(), 1.0, 0.005, pool_first=True
+)
+_ALL = (
+    *(_PAPER, _ORIGINAL_2012, _CAFFE, _CAFFENET, _UNGROUPED, _OWT),
+    *(_TORCHVISION, _TF_SLIM, _KERAS_MNIST, _FLOWERS_BN, _CIFAR),
+)
+VARIANTS: dict[str, Variant] = {variant.name: variant for variant in _ALL}
 
 
 def list_variants() -> dict[str, str]:

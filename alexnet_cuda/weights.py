@@ -49,18 +49,16 @@ def start_from(model: nn.Module, recipe: Recipe) -> None:
     networks, downloaded once. Raises DataError if there is no such file or it holds no tensors, RecipeError if a tensor
     is missing or has another shape.
     """
-    tensors = (
-        _torchvision_tensors(recipe) if recipe.weights == "torchvision" else read_tensors(Path(str(recipe.weights)))
-    )
+    source = recipe.weights
+    tensors = _torchvision_tensors(recipe) if source == "torchvision" else read_tensors(Path(str(source)))
     last_layer = f"{parameter_layers(model)[-1][0]}."
     for name, own in model.state_dict().items():
         if name.startswith(last_layer):
             tensors.pop(name, None)
         elif name not in tensors or tensors[name].shape != own.shape:
-            has = f"{tuple(tensors[name].shape)}" if name in tensors else "nothing"
-            raise RecipeError(
-                f"weights {recipe.weights} do not fit {recipe.variant}: for {name} {tuple(own.shape)} they have {has}"
-            )
+            has = tuple(tensors[name].shape) if name in tensors else "nothing"
+            unfit = f"weights {source} do not fit {recipe.variant}"
+            raise RecipeError(f"{unfit}: for {name} {tuple(own.shape)} they have {has}")
     model.load_state_dict(tensors, strict=False)
 
 
@@ -124,9 +122,8 @@ def _torchvision_tensors(recipe: Recipe) -> dict[str, Tensor]:
     from torchvision import models
 
     if not recipe.variant.startswith("torchvision"):
-        raise RecipeError(
-            f"weights torchvision are for the variants torchvision and torchvision/NAME, got {recipe.variant}"
-        )
+        expected = "weights torchvision are for the variants torchvision and torchvision/NAME"
+        raise RecipeError(f"{expected}, got {recipe.variant}")
     name = "alexnet" if recipe.variant == "torchvision" else recipe.variant.removeprefix("torchvision/")
     url = models.get_model_weights(name).DEFAULT.url
     try:

@@ -39,8 +39,7 @@ def check(
         with console.status("") as status:
             for row in rows(name, small=small):
                 status.update(f"{name}: {row.op}, {row.dtype}")
-                errors = (f"{row.output_error:.0e}/{row.output_allowed:.0e}",
-                          f"{row.gradient_error:.0e}/{row.gradient_allowed:.0e}")  # fmt: skip
+                errors = [f"{error:.0e}/{allowed:.0e}" for error, allowed in (row.output, row.gradients)]
                 served = "-" if small else f"{row.kernels} of {row.cases}"
                 table.add_row(row.op, row.dtype, *errors, served, "[red]wrong[/]" if row.wrong else "[green]ok[/]")
                 cases += row.cases

@@ -94,7 +94,8 @@ def predict(network: Network, path: Path) -> Answer:
         heat = maps.grad_cam(network.model, x, labels[:1])[0].cpu()
         order, _ = maps.strongest_filters(network.model, x)
         tiles = cards.filters(network.model, grey=pixels.shape[0] == 1)
-    large = _enlarged(pixels)
+    factor = max(1, EDGE // max(pixels.shape[1:]))
+    large = F.interpolate(pixels[None].float(), scale_factor=factor, mode="nearest")[0].to(torch.uint8)
     top = {network.classes[k]: share for k, share in zip(labels.tolist(), shares.tolist())}
     strip = _strip([tiles[k].pixels for k in order[0].tolist()])
     return Answer(top, cards.to_image(large), cards.to_image(cards.overlay(large, heat)), strip)
@@ -145,11 +146,6 @@ def _check_size(path: Path) -> None:
         raise DataError(f"{path.name} is not an image") from error
     if width * height > MAX_PIXELS:
         raise DataError(f"{path.name} has {width}x{height} pixels; the limit is {MAX_PIXELS / 1e6:.0f} million")
-
-
-def _enlarged(pixels: Tensor) -> Tensor:
-    factor = max(1, EDGE // max(pixels.shape[1:]))
-    return F.interpolate(pixels[None].float(), scale_factor=factor, mode="nearest")[0].to(torch.uint8)
 
 
 def _strip(tiles: list[Tensor], edge: int = 80, gap: int = 8) -> Image.Image:

@@ -48,17 +48,13 @@ def load_caffe(model: AlexNet, source: Blobs | str | PathLike[str]) -> AlexNet:
     own = model.state_dict()
     for name, tensor in state.items():
         if own[name].shape != tensor.shape:
-            raise ValueError(
-                f"load_caffe: expected {name} to be {tuple(own[name].shape)} as in the model, got {tuple(tensor.shape)}"
-            )
+            expected = f"expected {name} to be {tuple(own[name].shape)} as in the model"
+            raise ValueError(f"load_caffe: {expected}, got {tuple(tensor.shape)}")
     model.load_state_dict(state)
     return model
 
 
-def state_dict_from_caffe(
-    source: Blobs | str | PathLike[str],
-    names: Sequence[str] | None = None,
-) -> dict[str, Tensor]:
+def state_dict_from_caffe(source: Blobs | str | PathLike[str], names: Sequence[str] | None = None) -> dict[str, Tensor]:
     """Caffe's weights under the parameter names of the variants "caffe" and "caffenet".
 
     The input channels of conv1 are reversed from BGR to RGB. Everything else is unchanged: the two groups are the same,
@@ -132,7 +128,7 @@ _LAYER_FIELDS = {100: (1, 7), 2: (4, 6)}
 def _blob(message: memoryview) -> np.ndarray:
     """BlobProto: data (5) or double_data (8), with the shape (7) or, in old files, num to width (1 to 4)."""
     dims: list[int] | None = None
-    legacy = {1: 1, 2: 1, 3: 1, 4: 1}
+    legacy = dict.fromkeys((1, 2, 3, 4), 1)
     data: dict[int, list[memoryview]] = {5: [], 8: []}
     for field, value in _fields(message):
         if field == 7:
@@ -153,20 +149,19 @@ def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
     while position < len(message):
         key, position = _varint(message, position)
         wire_type = key & 7
-        if wire_type == 0:
-            value, position = _varint(message, position)
-            yield key >> 3, value
-            continue
-        if wire_type == 2:
-            size, position = _varint(message, position)
-        elif wire_type in (1, 5):
-            size = 8 if wire_type == 1 else 4
-        else:
+        if wire_type not in (0, 1, 2, 5):
             raise ValueError(f"wire type {wire_type} at byte {position}")
-        if position + size > len(message):
-            raise ValueError(f"{size:,} bytes announced where {len(message) - position:,} are left")
-        yield key >> 3, message[position : position + size]
-        position += size
+        if wire_type in (0, 2):  # the value itself, or the number of bytes that follow
+            number, position = _varint(message, position)
+        else:
+            number = 8 if wire_type == 1 else 4
+        if wire_type == 0:
+            yield key >> 3, number
+            continue
+        if position + number > len(message):
+            raise ValueError(f"{number:,} bytes announced where {len(message) - position:,} are left")
+        yield key >> 3, message[position : position + number]
+        position += number
 
 
 def _varint(message: memoryview, position: int) -> tuple[int, int]:

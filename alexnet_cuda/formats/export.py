@@ -1,12 +1,11 @@
 """Networks as files for other programs: ONNX, safetensors, and torch.export programs of torch's own operators."""
 
-import contextlib
 import copy
 import io
 import json
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -62,18 +61,12 @@ def save_onnx(path: Path, model: nn.Module, recipe: Recipe, classes: list[str]) 
 
     size = sum(4 * tensor.numel() for tensor in model.state_dict().values())
     if size > ONNX_MAX_BYTES:
-        raise DataError(
-            f"{path} would hold {size / 2**30:.1f} GiB, an ONNX file holds at most 2; other formats have no limit"
-        )
+        limit = "an ONNX file holds at most 2; other formats have no limit"
+        raise DataError(f"{path} would hold {size / 2**30:.1f} GiB, {limit}")
     exported = torch.onnx.export(
-        _program(model, recipe),
-        dynamo=True,
-        verbose=False,
-        opset_version=OPSET,
-        input_names=[INPUT],
-        output_names=[OUTPUT],
-        custom_translation_table=onnx_translations.table(),
-    )
+        _program(model, recipe), dynamo=True, verbose=False, opset_version=OPSET,
+        input_names=[INPUT], output_names=[OUTPUT], custom_translation_table=onnx_translations.table(),
+    )  # fmt: skip
     assert exported is not None
     exported.model.metadata_props.update(description(recipe, classes))
     for node in exported.model.graph:
@@ -95,7 +88,7 @@ def save_torch(path: Path, model: nn.Module, recipe: Recipe, classes: list[str])
 
     `description` is its extra file metadata.json.
     """
-    with _without_kernels():
+    with patch.dict(KERNEL_DTYPES, clear=True):  # `ops` are composed of torch's operators
         program = _program(model, recipe).run_decompositions({})
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # lines and paths of source code
@@ -111,7 +104,7 @@ def difference(path: Path, model: nn.Module, recipe: Recipe) -> tuple[float, flo
 
     None for an ONNX file where onnxruntime is not installed.
     """
-    model, x = _cpu_float32_eval(model), _random_images(recipe, 3)
+    model, x = _network_and_images(model, recipe, 3)
     with torch.no_grad():
         expected = model(x)
         if path.suffix == ".onnx":
@@ -136,29 +129,15 @@ def onnx_nodes(path: Path) -> Counter[str]:
     return Counter(node.op_type for node in onnx.load(path).graph.node)
 
 
-def _cpu_float32_eval(model: nn.Module) -> nn.Module:
-    model = copy.deepcopy(model).cpu().float().eval()
-    return model.to(memory_format=torch.contiguous_format)
-
-
-def _random_images(recipe: Recipe, count: int) -> Tensor:
+def _network_and_images(model: nn.Module, recipe: Recipe, count: int) -> tuple[nn.Module, Tensor]:
+    """A contiguous copy of the network on the CPU in float32, in evaluation mode, and random images."""
+    model = copy.deepcopy(model).cpu().float().eval().to(memory_format=torch.contiguous_format)
     shape = count, recipe.channels, recipe.input_size, recipe.input_size
-    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    return model, torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
 
+@torch.no_grad()
 def _program(model: nn.Module, recipe: Recipe) -> torch.export.ExportedProgram:
-    """The network in evaluation mode, for any number of images."""
-    batch = ({0: torch.export.Dim("batch")},)
-    with torch.no_grad():
-        return torch.export.export(_cpu_float32_eval(model), (_random_images(recipe, 2),), dynamic_shapes=batch)
-
-
-@contextlib.contextmanager
-def _without_kernels() -> Iterator[None]:
-    """Inside, `ops` are composed of torch's operators."""
-    saved = dict(KERNEL_DTYPES)
-    KERNEL_DTYPES.clear()
-    try:
-        yield
-    finally:
-        KERNEL_DTYPES.update(saved)
+    """The network for any number of images."""
+    model, images = _network_and_images(model, recipe, 2)
+    return torch.export.export(model, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},))

@@ -22,15 +22,8 @@ def table() -> dict[Any, Callable]:
     """The translation of each operator; empty without the compiled library, which defines the operators."""
     if not KERNEL_DTYPES:
         return {}
-    op = torch.ops.alexnet_cuda
-    return {
-        op.conv2d.default: conv2d,
-        op.linear.default: linear,
-        op.local_response_norm.default: local_response_norm,
-        op.max_pool2d.default: max_pool2d,
-        op.relu_lrn_max_pool2d.default: relu_lrn_max_pool2d,
-        op.conv2d_relu_lrn_max_pool2d.default: conv2d_relu_lrn_max_pool2d,
-    }
+    translations = conv2d, linear, local_response_norm, max_pool2d, relu_lrn_max_pool2d, conv2d_relu_lrn_max_pool2d
+    return {getattr(torch.ops.alexnet_cuda, function.__name__).default: function for function in translations}
 
 
 def conv2d(x, weight, bias, stride: int, padding: int, groups: int, ceil_mode: bool, relu: bool):

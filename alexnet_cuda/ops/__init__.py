@@ -10,10 +10,4 @@ from .local_response_norm import local_response_norm
 from .max_pool2d import max_pool2d
 from .relu_lrn_max_pool2d import relu_lrn_max_pool2d
 
-__all__ = [
-    "conv2d",
-    "conv2d_relu_lrn_max_pool2d",
-    "local_response_norm",
-    "max_pool2d",
-    "relu_lrn_max_pool2d",
-]
+__all__ = ["conv2d", "conv2d_relu_lrn_max_pool2d", "local_response_norm", "max_pool2d", "relu_lrn_max_pool2d"]

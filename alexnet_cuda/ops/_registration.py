@@ -30,6 +30,10 @@ def empty(like: Tensor, shape: Any, dtype: torch.dtype | None = None) -> Tensor:
     return torch.empty(shape, dtype=dtype or like.dtype, device=like.device, memory_format=memory_format(like))
 
 
+def gradient_fake(grad: Tensor, x: Tensor, *args: Any) -> Tensor:
+    return empty(x, x.shape)
+
+
 def output_size(size: int, kernel_size: int, stride: int, padding: int, ceil_mode: bool, pool: bool) -> int:
     out = (size + 2 * padding - kernel_size + (stride - 1 if ceil_mode else 0)) // stride + 1
     return out - 1 if pool and ceil_mode and (out - 1) * stride >= size + padding else out
@@ -77,6 +81,28 @@ def register(name: str, fake: Callable, setup: Callable, backward: Callable, bat
 
 
 _functions: dict[Callable, type[torch.autograd.Function]] = {}
+
+
+def save_first(count: int) -> Callable:
+    """The setup of an operator that saves its first `count` arguments for backward."""
+
+    def setup(ctx: Any, inputs: tuple, output: Any) -> None:
+        ctx.save_for_backward(*inputs[:count])
+        ctx.args = inputs[count:]
+
+    return setup
+
+
+def save_for_relu(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    """The setup of a layer (x, weight, bias, ..., relu), whose ReLU needs its output in backward."""
+    x, weight, _, *ctx.args, relu = inputs
+    ctx.save_for_backward(x, weight, *([output] if relu else []))
+
+
+def before_relu(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradient before the ReLU, if there is one, with x and weight, in the backward of such a layer."""
+    x, weight, *output = ctx.saved_tensors
+    return torch.ops.aten.threshold_backward(grad, output[0], 0) if output else grad, x, weight
 
 
 def second_order(function: Callable[[Tensor], Tensor], grad: Tensor, x: Tensor, grad_grad: Tensor) -> tuple:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import reference
 from .._library import KERNEL_DTYPES, has_kernel
-from ._registration import call, empty, needs_grad, output_size, register
+from ._registration import before_relu, call, empty, needs_grad, output_size, register, save_first, save_for_relu
 
 _op = torch.ops.alexnet_cuda
 
@@ -19,39 +19,27 @@ def conv2d_fake(x, weight, bias, stride, padding, groups, ceil_mode, relu):
     return empty(x, (x.shape[0], weight.shape[0], height, width))
 
 
-def _conv2d_setup(ctx, inputs, output):
-    x, weight, _, ctx.stride, ctx.padding, ctx.groups, _, ctx.relu = inputs
-    ctx.save_for_backward(x, weight, *([output] if ctx.relu else []))
-
-
-def conv2d_gradients(
-    needs: tuple[bool, ...], grad: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int, groups: int
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """The gradients of x, weight and bias, as far as they are needed."""
+def conv2d_gradients(needs: tuple[bool, ...], grad: Tensor, x: Tensor, weight: Tensor, *geometry: int) -> tuple:
+    """The gradients of x, weight and bias, as far as they are needed; geometry: stride, padding, groups."""
     grad_x = grad_weight = grad_bias = None
     if needs[0]:
-        grad_x = _op._conv2d_input_grad(grad, weight, x.shape[2], x.shape[3], stride, padding, groups)
+        grad_x = _op._conv2d_input_grad(grad, weight, *x.shape[2:], *geometry)
     if needs[1]:
-        sizes = weight.shape[2], stride, padding, groups
-        grad_weight, grad_bias = _op._conv2d_weight_grad(grad, x, *sizes, needs[2])
+        grad_weight, grad_bias = _op._conv2d_weight_grad(grad, x, weight.shape[2], *geometry, needs[2])
     elif needs[2]:
         grad_bias = grad.sum((0, 2, 3))
     return grad_x, grad_weight, grad_bias if needs[2] else None
 
 
 def _conv2d_backward(ctx, grad):
-    x, weight, *output = ctx.saved_tensors
-    if output:
-        grad = torch.ops.aten.threshold_backward(grad, output[0], 0)
-    gradients = conv2d_gradients(ctx.needs_input_grad, grad, x, weight, ctx.stride, ctx.padding, ctx.groups)
+    stride, padding, groups, _ = ctx.args
+    gradients = conv2d_gradients(ctx.needs_input_grad, *before_relu(ctx, grad), stride, padding, groups)
     return (*gradients, *[None] * 5)
 
 
-def _conv2d_of_size(
-    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int, groups: int
-) -> Tensor:
+def _conv2d_of_size(grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, *geometry: int) -> Tensor:
     """The convolution whose output has grad's size, be it rounded down or up."""
-    y = _op.conv2d(x, weight, bias, stride, padding, groups, True, False)
+    y = _op.conv2d(x, weight, bias, *geometry, True, False)
     return y[:, :, : grad.shape[2], : grad.shape[3]]
 
 
@@ -60,43 +48,27 @@ def _weight_grad_fake(grad, x, kernel_size, stride, padding, groups, with_bias):
     return weight, x.new_empty(grad.shape[1] if with_bias else 0)
 
 
-def _weight_grad_setup(ctx, inputs, output):
-    grad, x, _, ctx.stride, ctx.padding, ctx.groups, ctx.with_bias = inputs
-    ctx.save_for_backward(grad, x)
-
-
 def _weight_grad_backward(ctx, grad_weight, grad_bias):
     grad, x = ctx.saved_tensors
-    sizes = ctx.stride, ctx.padding, ctx.groups
-    return (
-        _conv2d_of_size(grad, x, grad_weight, grad_bias if ctx.with_bias else None, *sizes),
-        _op._conv2d_input_grad(grad, grad_weight, x.shape[2], x.shape[3], *sizes),
-        *[None] * 5,
-    )
+    _, *geometry, with_bias = ctx.args
+    grad_grad = _conv2d_of_size(grad, x, grad_weight, grad_bias if with_bias else None, *geometry)
+    return grad_grad, _op._conv2d_input_grad(grad, grad_weight, *x.shape[2:], *geometry), *[None] * 5
 
 
 def _input_grad_fake(grad, weight, height, width, stride, padding, groups):
     return empty(grad, (grad.shape[0], weight.shape[1] * groups, height, width))
 
 
-def _input_grad_setup(ctx, inputs, output):
-    grad, weight, _, _, ctx.stride, ctx.padding, ctx.groups = inputs
-    ctx.save_for_backward(grad, weight)
-
-
 def _input_grad_backward(ctx, grad_x):
     grad, weight = ctx.saved_tensors
-    sizes = ctx.stride, ctx.padding, ctx.groups
-    return (
-        _conv2d_of_size(grad, grad_x, weight, None, *sizes),
-        _op._conv2d_weight_grad(grad, grad_x, weight.shape[2], *sizes, False)[0],
-        *[None] * 5,
-    )
+    _, _, *geometry = ctx.args
+    grad_weight, _ = _op._conv2d_weight_grad(grad, grad_x, weight.shape[2], *geometry, False)
+    return _conv2d_of_size(grad, grad_x, weight, None, *geometry), grad_weight, *[None] * 5
 
 
-register("conv2d", conv2d_fake, _conv2d_setup, _conv2d_backward, (0,))
-register("_conv2d_weight_grad", _weight_grad_fake, _weight_grad_setup, _weight_grad_backward, ())
-register("_conv2d_input_grad", _input_grad_fake, _input_grad_setup, _input_grad_backward, (0,))
+register("conv2d", conv2d_fake, save_for_relu, _conv2d_backward, (0,))
+register("_conv2d_weight_grad", _weight_grad_fake, save_first(2), _weight_grad_backward, ())
+register("_conv2d_input_grad", _input_grad_fake, save_first(2), _input_grad_backward, (0,))
 
 
 def _allows_tf32() -> bool:
@@ -129,22 +101,18 @@ def _is_winograd_layer(weight_shape: Any, stride: int, padding: int, groups: int
     return height == width and height in (3, 5) and stride == 1 and 0 <= padding < height and whole
 
 
-def is_supported(
-    kernel_size: tuple[int, ...],
-    stride: tuple[int, ...],
-    padding: Any,
-    dilation: tuple[int, ...],
-    groups: int,
-    in_channels: int,
-    out_channels: int,
-    padding_mode: str,
-) -> bool:
-    """Whether a kernel computes such a convolution, given as torch.nn.Conv2d's attributes, on some device."""
-    uniform = stride[0] == stride[1] and isinstance(padding, tuple) and padding[0] == padding[1]
-    if not uniform or dilation != (1, 1) or padding_mode != "zeros":
+def has_uniform_geometry(conv: torch.nn.Conv2d) -> bool:
+    """Whether `conv2d` takes such a convolution: one stride, one padding with zeros, no dilation."""
+    simple = conv.dilation == (1, 1) and conv.padding_mode == "zeros" and isinstance(conv.padding, tuple)
+    return simple and conv.stride[0] == conv.stride[1] and conv.padding[0] == conv.padding[1]
+
+
+def is_supported(conv: torch.nn.Conv2d) -> bool:
+    """Whether a kernel computes such a convolution on some device."""
+    if not has_uniform_geometry(conv):
         return False
-    shape = out_channels, in_channels // groups, *kernel_size
-    return is_first_layer(shape, stride[0], groups) or _is_winograd_layer(shape, stride[0], padding[0], groups)
+    args = conv.weight.shape, conv.stride[0], int(conv.padding[0]), conv.groups
+    return is_first_layer(conv.weight.shape, conv.stride[0], conv.groups) or _is_winograd_layer(*args)
 
 
 def _is_served(x: Tensor, weight: Tensor, stride: int, padding: int, groups: int) -> bool:
@@ -157,16 +125,9 @@ def _is_served(x: Tensor, weight: Tensor, stride: int, padding: int, groups: int
 
 
 def conv2d(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: int = 4,
-    padding: int = 0,
-    ceil_mode: bool = False,
-    *,
-    groups: int = 1,
-    relu: bool = False,
-) -> Tensor:
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: int = 4, padding: int = 0, ceil_mode: bool = False,
+    *, groups: int = 1, relu: bool = False,
+) -> Tensor:  # fmt: skip
     """2-D convolution, optionally followed by ReLU.
 
     Equivalent to `torch.nn.functional.conv2d(x, weight, bias, stride, padding, groups=groups)`. Kernels of ours compute

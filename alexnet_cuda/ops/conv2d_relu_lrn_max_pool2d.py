@@ -46,27 +46,11 @@ register("conv2d_relu_lrn_max_pool2d", _block_fake, _block_setup, _block_backwar
 
 
 def conv2d_relu_lrn_max_pool2d(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    size: int,
-    alpha: float = 1e-4,
-    beta: float = 0.75,
-    k: float = 1.0,
-    *,
-    stride: int = 4,
-    padding: int = 0,
-    ceil_mode: bool = False,
-    order: str = "relu-lrn-pool",
-    groups: int = 1,
-    divide_alpha: bool = True,
-    window: str = "torch",
-    across: str = "channels",
-    pool_kernel_size: Size = 3,
-    pool_stride: Size | None = 2,
-    pool_padding: Size = 0,
-    pool_ceil_mode: bool = False,
-) -> Tensor:
+    x: Tensor, weight: Tensor, bias: Tensor | None, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0,
+    *, stride: int = 4, padding: int = 0, ceil_mode: bool = False, order: str = "relu-lrn-pool",
+    groups: int = 1, divide_alpha: bool = True, window: str = "torch", across: str = "channels",
+    pool_kernel_size: Size = 3, pool_stride: Size | None = 2, pool_padding: Size = 0, pool_ceil_mode: bool = False,
+) -> Tensor:  # fmt: skip
     """AlexNet's whole first block: 11x11 stride-4 convolution, ReLU, local response normalisation, max pooling.
 
     Equivalent to `relu_lrn_max_pool2d(conv2d(x, weight, bias, stride, padding, ceil_mode), size, alpha, beta, k, ...)`;
@@ -91,8 +75,7 @@ def conv2d_relu_lrn_max_pool2d(
     front, scale = reference.lrn_constants(op, shape, size, alpha, groups, divide_alpha, window, across)
     if across == "spatial" or not pool_has_kernel(x, *pairs):
         return relu_lrn_max_pool2d(conv2d(x, weight, bias, stride, padding, ceil_mode), size, alpha, beta, k, **tail)
+    conv, pool = (x, weight, bias, stride, padding, ceil_mode), (*(pair[0] for pair in pairs), pool_ceil_mode)
     constants = (ORDERS.index(order), size, front, scale, beta, k, groups)
-    pool = (*(pair[0] for pair in pairs), pool_ceil_mode)
     save = needs_grad(x, weight, bias)
-    args = (x, weight, bias, stride, padding, ceil_mode, *constants, *pool, save)
-    return call(_op.conv2d_relu_lrn_max_pool2d, save, *args)[0]
+    return call(_op.conv2d_relu_lrn_max_pool2d, save, *conv, *constants, *pool, save)[0]

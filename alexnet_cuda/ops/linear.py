@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .._library import KERNEL_DTYPES, has_kernel
 from .._torch_private import has_onednn_linear, onednn_linear, transforms_active
-from ._registration import call, needs_grad, register
+from ._registration import before_relu, call, needs_grad, register, save_first, save_for_relu
 
 _op = torch.ops.alexnet_cuda
 
@@ -30,15 +30,8 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tenso
     return y.relu_() if relu else y
 
 
-def _linear_setup(ctx, inputs, output):
-    x, weight, _, ctx.relu = inputs
-    ctx.save_for_backward(x, weight, *([output] if ctx.relu else []))
-
-
 def _linear_backward(ctx, grad):
-    x, weight, *output = ctx.saved_tensors
-    if output:
-        grad = torch.ops.aten.threshold_backward(grad, output[0], 0)
+    grad, x, weight = before_relu(ctx, grad)
     grad = grad.contiguous()  # expanded, behind a sum
     grad_x = grad_weight = None
     if ctx.needs_input_grad[0]:
@@ -48,29 +41,21 @@ def _linear_backward(ctx, grad):
     return grad_x, grad_weight, grad.sum(0) if ctx.needs_input_grad[2] else None, None
 
 
-def _weight_grad_setup(ctx, inputs, output):
-    ctx.save_for_backward(*inputs)
-
-
 def _weight_grad_backward(ctx, grad_weight):
     grad, x = ctx.saved_tensors
     return x @ grad_weight.t(), grad @ grad_weight
 
 
-register(
-    "linear",
-    lambda x, weight, bias, relu: x.new_empty(x.shape[0], weight.shape[0]),
-    _linear_setup,
-    _linear_backward,
-    (0,),
-)
-register(
-    "_linear_weight_grad",
-    lambda grad, x: x.new_empty(grad.shape[1], x.shape[1]),
-    _weight_grad_setup,
-    _weight_grad_backward,
-    (),
-)
+def _linear_fake(x, weight, bias, relu):
+    return x.new_empty(x.shape[0], weight.shape[0])
+
+
+def _weight_grad_fake(grad, x):
+    return x.new_empty(grad.shape[1], x.shape[1])
+
+
+register("linear", _linear_fake, save_for_relu, _linear_backward, (0,))
+register("_linear_weight_grad", _weight_grad_fake, save_first(2), _weight_grad_backward, ())
 if KERNEL_DTYPES:
     torch.library.impl("alexnet_cuda::linear", "default", _linear)
 

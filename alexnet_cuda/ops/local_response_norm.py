@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import reference
 from .._library import has_kernel
-from ._registration import call, empty, needs_grad, register, second_order
+from ._registration import call, empty, gradient_fake, needs_grad, register, save_first, second_order
 
 _op = torch.ops.alexnet_cuda
 
@@ -21,20 +21,10 @@ def _lrn_plain(x, size, front, alpha, beta, k, groups, spatial):
     )
 
 
-def _lrn_setup(ctx, inputs, output):
-    x, *ctx.args = inputs
-    ctx.save_for_backward(x)
-
-
 def _lrn_backward(ctx, grad):
     (x,) = ctx.saved_tensors
     gradient = call(_op._local_response_norm_backward, needs_grad(grad, x), grad, x, *ctx.args)
     return (gradient, *[None] * len(ctx.args))
-
-
-def _lrn_backward_setup(ctx, inputs, output):
-    grad, x, *ctx.args = inputs
-    ctx.save_for_backward(grad, x)
 
 
 def _lrn_backward_backward(ctx, grad_grad):
@@ -42,28 +32,14 @@ def _lrn_backward_backward(ctx, grad_grad):
     return (*gradients, *[None] * len(ctx.args))
 
 
-register("local_response_norm", lambda x, *args: empty(x, x.shape), _lrn_setup, _lrn_backward, (0,))
-register(
-    "_local_response_norm_backward",
-    lambda grad, x, *args: empty(x, x.shape),
-    _lrn_backward_setup,
-    _lrn_backward_backward,
-    (0, 1),
-)
+register("local_response_norm", lambda x, *args: empty(x, x.shape), save_first(1), _lrn_backward, (0,))
+register("_local_response_norm_backward", gradient_fake, save_first(2), _lrn_backward_backward, (0, 1))
 
 
 def local_response_norm(
-    x: Tensor,
-    size: int,
-    alpha: float = 1e-4,
-    beta: float = 0.75,
-    k: float = 1.0,
-    *,
-    groups: int = 1,
-    divide_alpha: bool = True,
-    window: str = "torch",
-    across: str = "channels",
-) -> Tensor:
+    x: Tensor, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0, *,
+    groups: int = 1, divide_alpha: bool = True, window: str = "torch", across: str = "channels",
+) -> Tensor:  # fmt: skip
     """Local response normalisation: y_c = x_c / (k + A * sum of x_j^2 over the window of c)^beta.
 
     Equivalent to `torch.nn.functional.local_response_norm(x, size, alpha, beta, k)`, but the squares are summed in

@@ -40,6 +40,10 @@ def _indices(code: Tensor, width: int, kernel_size: int, stride: int, padding: i
     return (rows + code // kernel_size) * width + columns + code % kernel_size
 
 
+def _backward_fake(grad, code, height, width, *args):
+    return empty(code, (*code.shape[:2], height, width), grad.dtype)
+
+
 def _max_pool2d_backward_setup(ctx, inputs, output):
     _, code, _, *ctx.args = inputs
     ctx.save_for_backward(code)
@@ -52,13 +56,7 @@ def _max_pool2d_backward_backward(ctx, grad_grad):
 
 
 register("max_pool2d", max_pool2d_fake, _max_pool2d_setup, _max_pool2d_backward, (0,))
-register(
-    "_max_pool2d_backward",
-    lambda grad, code, height, width, *args: empty(code, (*code.shape[:2], height, width), grad.dtype),
-    _max_pool2d_backward_setup,
-    _max_pool2d_backward_backward,
-    (0, 1),
-)
+register("_max_pool2d_backward", _backward_fake, _max_pool2d_backward_setup, _max_pool2d_backward_backward, (0, 1))
 
 
 def pool_has_kernel(x: Tensor, kernel: tuple, stride: tuple, padding: tuple) -> bool:
@@ -66,13 +64,9 @@ def pool_has_kernel(x: Tensor, kernel: tuple, stride: tuple, padding: tuple) -> 
 
 
 def max_pool2d(
-    x: Tensor,
-    kernel_size: Size = 3,
-    stride: Size | None = 2,
-    padding: Size = 0,
-    ceil_mode: bool = False,
+    x: Tensor, kernel_size: Size = 3, stride: Size | None = 2, padding: Size = 0, ceil_mode: bool = False,
     return_indices: bool = False,
-) -> Any:
+) -> Any:  # fmt: skip
     """Max pooling, by default AlexNet's overlapping one.
 
     Equivalent to `torch.nn.functional.max_pool2d(x, kernel_size, stride, padding, 1, ceil_mode, return_indices)`,

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .. import reference
 from ..reference import ORDERS, Size
-from ._registration import call, empty, needs_grad, output_size, register, second_order
+from ._registration import call, gradient_fake, needs_grad, output_size, register, second_order
 from .max_pool2d import max_pool2d_fake, pool_has_kernel
 
 _op = torch.ops.alexnet_cuda
@@ -35,9 +35,8 @@ def _tail_backward(ctx, grad, _):
 def _tail_backward_setup(ctx, inputs, output):
     grad, x, code, *ctx.args = inputs
     *_, kernel_size, stride, padding = ctx.args
-    ctx.ceil_mode = code.shape[2:] != torch.Size(
-        output_size(s, kernel_size, stride, padding, False, True) for s in x.shape[2:]
-    )
+    floor = (output_size(s, kernel_size, stride, padding, False, True) for s in x.shape[2:])
+    ctx.ceil_mode = code.shape[2:] != torch.Size(floor)
     ctx.save_for_backward(grad, x)
 
 
@@ -47,39 +46,15 @@ def _tail_backward_backward(ctx, grad_grad):
     return (grad, x, *[None] * 11)
 
 
-register(
-    "relu_lrn_max_pool2d",
-    lambda x, *args: max_pool2d_fake(x, *args[-5:]),
-    _tail_setup,
-    _tail_backward,
-    (0,),
-)
-register(
-    "_relu_lrn_max_pool2d_backward",
-    lambda grad, x, *args: empty(x, x.shape),
-    _tail_backward_setup,
-    _tail_backward_backward,
-    (0, 1, 2),
-)
+register("relu_lrn_max_pool2d", lambda x, *args: max_pool2d_fake(x, *args[-5:]), _tail_setup, _tail_backward, (0,))
+register("_relu_lrn_max_pool2d_backward", gradient_fake, _tail_backward_setup, _tail_backward_backward, (0, 1, 2))
 
 
 def relu_lrn_max_pool2d(
-    x: Tensor,
-    size: int,
-    alpha: float = 1e-4,
-    beta: float = 0.75,
-    k: float = 1.0,
-    *,
-    order: str = "relu-lrn-pool",
-    groups: int = 1,
-    divide_alpha: bool = True,
-    window: str = "torch",
-    across: str = "channels",
-    kernel_size: Size = 3,
-    stride: Size | None = 2,
-    padding: Size = 0,
-    ceil_mode: bool = False,
-) -> Tensor:
+    x: Tensor, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0, *, order: str = "relu-lrn-pool",
+    groups: int = 1, divide_alpha: bool = True, window: str = "torch", across: str = "channels",
+    kernel_size: Size = 3, stride: Size | None = 2, padding: Size = 0, ceil_mode: bool = False,
+) -> Tensor:  # fmt: skip
     """What follows AlexNet's first two convolutions, in one pass: ReLU, local response normalisation, max pooling.
 
     Equivalent to `max_pool2d(local_response_norm(relu(x), ...), ...)` for order "relu-lrn-pool" (the paper, Caffe's

@@ -3,6 +3,7 @@
 import functools
 import io
 from base64 import b64encode
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -51,14 +52,12 @@ class TestImages:
     __test__ = False  # no class of tests
 
     def __init__(self, images: ImageSet, recipe: Recipe):
-        self.images, self.transform = images.test.images, eval_transform(recipe, images.size)
+        transform = eval_transform(recipe, images.size)
+        self.pixels = functools.cache(lambda index: transform(images.test.images[index]))
         self.normalise = Normalise(recipe)
-        self.pixels: dict[int, Tensor] = {}
 
     def __getitem__(self, index: int) -> Tensor:
-        if index not in self.pixels:
-            self.pixels[index] = self.transform(self.images[index])
-        return self.pixels[index]
+        return self.pixels(index)
 
     def batch(self, indices: Sequence[int], model: nn.Module) -> Tensor:
         """Normalised images (N, C, H, W), on the device and in the dtype of the network."""
@@ -200,11 +199,11 @@ def short(name: str, limit: int = 13) -> str:
 
 def _turns(indices: Tensor, labels: Tensor) -> list[int]:
     """The indices reordered: the first of every class, then the second of every class, and so on."""
-    queues: dict[int, list[int]] = {}
-    for index in indices.tolist():
-        queues.setdefault(int(labels[index]), []).append(index)
-    turns = sorted((turn, label, index) for label, queue in queues.items() for turn, index in enumerate(queue))
-    return [index for _, _, index in turns]
+    seen, turns = Counter[int](), []
+    for index, label in zip(indices.tolist(), labels[indices].tolist()):
+        turns.append((seen[label], label, index))
+        seen[label] += 1
+    return [index for _, _, index in sorted(turns)]
 
 
 def _shape(x: Tensor) -> str:

@@ -46,13 +46,12 @@ def curves(rows: list[dict[str, str]], title: str) -> Figure:
     """Loss and accuracy by epoch, learning rate by step."""
     figure = blank(11, 3.6)
     axes = figure.subplots(1, 3)
-    for axis, name in zip(axes, ("loss", "accuracy"), strict=False):
-        for part, colour, marker in (("train", BLUE, "o"), ("val", ORANGE, "s")):
-            label = {"train": "training", "val": "validation"}[part]
+    for axis, name, unit in zip(axes, ("loss", "accuracy"), ("cross-entropy", "accuracy"), strict=False):
+        for part, label, colour, marker in (("train", "training", BLUE, "o"), ("val", "validation", ORANGE, "s")):
             if points := _points(rows, f"{part}/{name}"):
                 size = 4 if len(points) <= 40 else 0
                 axis.plot(*zip(*points, strict=True), color=colour, marker=marker, markersize=size, label=label)
-        axis.set(title=name.capitalize(), ylabel={"loss": "cross-entropy", "accuracy": "accuracy"}[name])
+        axis.set(title=name.capitalize(), ylabel=unit)
         _epochs(axis)
         if axis.has_data():
             axis.legend()

@@ -6,7 +6,7 @@ A column of the figure is a `Stage`. The axes are in points, and `Box` places a 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -105,10 +105,8 @@ def _step(spec: Layer | None, row: LayerSummary) -> tuple[str, str]:
             return "LRN", f"LRN {_product(size, size)} in plane"
         case variants.Dropout(p):
             return "dropout", f"dropout {p:g}"
-        case variants.BatchNorm():
-            return "BatchNorm", "BatchNorm"
-        case variants.ReLU():
-            return "ReLU", "ReLU"
+        case variants.BatchNorm() | variants.ReLU():
+            return (type(spec).__name__,) * 2
         case _:
             return "average pooling", f"average to {_product(*row.output_size[1:])}"
 
@@ -147,7 +145,14 @@ def architecture(model: AlexNet, theme: str = "light") -> Figure:
     axes.set(xlim=(0, width), ylim=(0, height))
     axes.set_axis_off()
 
-    _title(axes, model, columns, height, look)
+    parameters, macs = (sum(getattr(stage, key) for stage in columns) for key in ("parameters", "macs"))
+    classes = f"{model.num_classes:,} class{'es' if model.num_classes > 1 else ''}"
+    totals = f"{_product(*columns[0].size)} image to {classes}, {parameters:,} parameters"
+    totals += f", {_millions(macs)} multiply-accumulates"
+    axes.text(MARGIN, height - 38, variant.name, size=22, weight="bold", color=look["ink"], gid="name")
+    axes.text(MARGIN, height - 59, variant.description, size=12, color=look["ink"], gid="description")
+    axes.text(MARGIN, height - 78, totals, size=11, color=look["faint"], gid="totals")
+
     middle = height - 92 - BAND / 2
     _volumes(axes, columns, middle, split, look)
     _marks(axes, columns, middle - BAND / 2 - 6, look)
@@ -174,19 +179,6 @@ def draw(variant: str, path: Path, num_classes: int | None = None, theme: str = 
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": variant}), atomic_path(path) as temporary:
         date: dict[str, Any] = {"Date": None} if kind == ".svg" else {}
         architecture(model, theme).savefig(temporary, format=kind[1:], dpi=160, metadata={**title, **date})
-
-
-def _title(axes: Axes, model: AlexNet, columns: list[Stage], height: float, look: dict[str, str]) -> None:
-    variant = model.variant
-    parameters, macs = (sum(getattr(stage, key) for stage in columns) for key in ("parameters", "macs"))
-    classes = f"{model.num_classes:,} class{'es' if model.num_classes > 1 else ''}"
-    totals = (
-        f"{_product(*columns[0].size)} image to {classes}, {parameters:,} parameters, "
-        f"{_millions(macs)} multiply-accumulates"
-    )
-    axes.text(MARGIN, height - 38, variant.name, size=22, weight="bold", color=look["ink"], gid="name")
-    axes.text(MARGIN, height - 59, variant.description, size=12, color=look["ink"], gid="description")
-    axes.text(MARGIN, height - 78, totals, size=11, color=look["faint"], gid="totals")
 
 
 def _volumes(axes: Axes, columns: list[Stage], middle: float, split: bool, look: dict[str, str]) -> None:
@@ -217,8 +209,8 @@ def _volumes(axes: Axes, columns: list[Stage], middle: float, split: bool, look:
             axes.text(box.x + (box.w + box.dx) / 2, y, size, size=9, color=look["ink"], ha="center", va=align)
         before = boxes
     if split:
-        for name, centre in (("first column", middle + BAND / 4), ("second column", middle - BAND / 4)):
-            axes.text(MARGIN, centre, name, size=9, color=look["faint"], va="center")
+        for name, side in (("first column", 1), ("second column", -1)):
+            axes.text(MARGIN, middle + side * BAND / 4, name, size=9, color=look["faint"], va="center")
         edges = (LEFT + COLUMN, LEFT + COLUMN * (len(columns) - 1))
         axes.plot(edges, (middle, middle), color=look["rule"], linewidth=1, linestyle=(0, (4, 4)), zorder=0)
 
@@ -239,7 +231,7 @@ def _connect(axes: Axes, source: Box, target: Box, stage: Stage, before: Stage, 
 
 
 def _draw_box(axes: Axes, box: Box, colour: str, look: dict[str, str]) -> None:
-    x, y, w, h, dx, dy = box.x, box.y, box.w, box.h, box.dx, box.dy
+    x, y, w, h, dx, dy = astuple(box)
     faces = {
         0.30: [(x, y + h), (x + w, y + h), (x + w + dx, y + h + dy), (x + dx, y + h + dy)],
         0.15: [box.side(0, 0), box.side(1, 0), box.side(1, 1), box.side(0, 1)],
@@ -255,11 +247,9 @@ def _marks(axes: Axes, columns: list[Stage], top: float, look: dict[str, str]) -
     for x, stage in _columns(columns):
         for i, (kind, label) in enumerate(stage.then):
             y = top - CHIP * (i + 1) + 2
-            tint = _mix(COLOURS[kind], look["paper"], 0.72)
-            round_ = "round,pad=0,rounding_size=4"
-            chip = FancyBboxPatch((x - COLUMN / 2 + 6, y), COLUMN - 12, CHIP - 4, boxstyle=round_, facecolor=tint,
-                                  edgecolor=COLOURS[kind], linewidth=0.8)  # fmt: skip
-            axes.add_patch(chip)
+            style = dict(facecolor=_mix(COLOURS[kind], look["paper"], 0.72), edgecolor=COLOURS[kind], linewidth=0.8)
+            corner, size = (x - COLUMN / 2 + 6, y), (COLUMN - 12, CHIP - 4)
+            axes.add_patch(FancyBboxPatch(corner, *size, boxstyle="round,pad=0,rounding_size=4", **style))
             axes.text(x, y + (CHIP - 4) / 2 - 0.5, label, size=8, color=look["ink"], ha="center", va="center")
 
 
@@ -283,25 +273,24 @@ def _table(axes: Axes, columns: list[Stage], rows: list[str], top: float, split:
     for key, label in (("parameters", "parameters"), ("macs", "multiply-\naccumulates")):
         y -= BARS + ROW
         axes.text(MARGIN, y, label, size=9, color=look["faint"], linespacing=1.1)
-        largest = max(getattr(stage, key) for stage in columns)
-        total = sum(getattr(stage, key) for stage in columns)
-        for x, stage in _columns(columns):
-            if not (count := getattr(stage, key)):
+        counts = [getattr(stage, key) for stage in columns]
+        for (x, stage), count in zip(_columns(columns), counts):
+            if not count:
                 continue
-            bar = (BARS - 8) * count / largest
-            axes.add_patch(Rectangle((x - 20, y + 12), 40, max(bar, 0.6), facecolor=COLOURS[stage.kind], linewidth=0))
+            bar = max((BARS - 8) * count / max(counts), 0.6)
+            axes.add_patch(Rectangle((x - 20, y + 12), 40, bar, facecolor=COLOURS[stage.kind], linewidth=0))
             text = f"{count:,}" if key == "parameters" else _millions(count)
             axes.text(x, y, text, size=9, color=look["ink"], ha="center", gid=f"{stage.name} {key}")
-            axes.text(x + 23, y + 13, _percent(count / total), size=7, color=look["faint"])
+            axes.text(x + 23, y + 13, _percent(count / sum(counts)), size=7, color=look["faint"])
 
 
 def _legend(axes: Axes, columns: list[Stage], look: dict[str, str]) -> None:
     window = Line2D([], [], marker="s", linestyle="", markersize=7, markerfacecolor=look["paper"],
                     markeredgecolor=look["ink"], label="window of the next layer")  # fmt: skip
     kinds = dict.fromkeys(stage.kind for stage in columns)
-    handles: list = [Patch(color=COLOURS[kind], label=kind) for kind in kinds]
+    handles = [*(Patch(color=COLOURS[kind], label=kind) for kind in kinds), window]
     axes.legend(
-        handles=[*handles, window], ncols=len(kinds) + 1, loc="lower left", bbox_to_anchor=(MARGIN, 17),
+        handles=handles, ncols=len(handles), loc="lower left", bbox_to_anchor=(MARGIN, 17),
         bbox_transform=axes.transData, frameon=False, fontsize=9, labelcolor=look["ink"], handlelength=1,
         handleheight=1, columnspacing=1.8, borderpad=0, borderaxespad=0,
     )  # fmt: skip
@@ -317,8 +306,7 @@ def _columns(columns: list[Stage]) -> Iterator[tuple[float, Stage]]:
 
 
 def _mix(colour: str, other: str, share: float) -> str:
-    r, g, b = (a + (b - a) * share for a, b in zip(to_rgb(colour), to_rgb(other)))
-    return to_hex((r, g, b))
+    return to_hex([a + (b - a) * share for a, b in zip(to_rgb(colour), to_rgb(other))])
 
 
 def _product(*sizes: int) -> str:

@@ -1,7 +1,8 @@
 """What a network computes for an image: class activation maps, the outputs of its layers, its strongest filters."""
 
 import copy
-from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -34,11 +35,8 @@ def grad_cam(model: nn.Module, x: Tensor, classes: Tensor) -> Tensor:
     with torch.inference_mode(False), torch.enable_grad():
         if any(p.is_inference() for p in model.parameters()):
             model = copy.deepcopy(model)
-        handle = list(convolutions(model).values())[-1].register_forward_hook(cut)
-        try:
+        with list(convolutions(model).values())[-1].register_forward_hook(cut):
             scores = model(x.clone())  # clones, because x and classes may be inference tensors
-        finally:
-            handle.remove()
         chosen = scores.gather(1, classes.to(scores.device).clone()[:, None])
         (derivatives,) = torch.autograd.grad(chosen.sum(), leaves[-1])
     a = leaves[-1].detach().float()
@@ -83,19 +81,14 @@ def _outputs(model: nn.Module, x: Tensor, named: dict[str, nn.Module]) -> dict[s
     """The 4-D outputs of modules for x. The hooks keep AlexNet from fusing these modules."""
     outputs: dict[str, Tensor] = {}
 
-    def keep(name: str) -> Callable:
-        def hook(_: nn.Module, __: object, output: Tensor) -> None:
-            if output.dim() == 4:
-                outputs[name] = output.detach().float().cpu().clone()
+    def keep(name: str, _: nn.Module, __: object, output: Tensor) -> None:
+        if output.dim() == 4:
+            outputs[name] = output.detach().float().cpu().clone()
 
-        return hook
-
-    handles = [module.register_forward_hook(keep(name)) for name, module in named.items()]
-    try:
+    with ExitStack() as hooks:
+        for name, module in named.items():
+            hooks.enter_context(module.register_forward_hook(partial(keep, name)))
         model(x)
-    finally:
-        for handle in handles:
-            handle.remove()
     return outputs
 
 

@@ -25,14 +25,12 @@ def html(
     parts: other variables of the template: charts (results of `svg` by name), cards, the most frequent mistakes.
     """
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("alexnet_cuda.reports", ""),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+        loader=jinja2.PackageLoader("alexnet_cuda.reports", ""), autoescape=True, undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
     environment.filters.update(percent=percent, number=number)
     counts, defaults = images.counts(), Recipe()
+    values = [(field.name, getattr(recipe, field.name)) for field in dataclasses.fields(recipe)]
     return environment.get_template("report.html.jinja").render(
         parts,
         recipe=recipe,
@@ -45,10 +43,7 @@ def html(
         counts=list(zip(images.classes, *counts.values(), strict=True)),
         weakest=sorted((row for row in per_class if math.isfinite(row["f1"])), key=lambda row: row["f1"])[:10],
         totals=[sum(values) for values in counts.values()],
-        values=[
-            (f.name, str(getattr(recipe, f.name)), getattr(recipe, f.name) != getattr(defaults, f.name))
-            for f in dataclasses.fields(recipe)
-        ],
+        values=[(name, str(v), v != getattr(defaults, name)) for name, v in values],
     )
 
 
@@ -59,9 +54,8 @@ def key_figures(m: dict) -> list[tuple[str, str, str]]:
     rows = []
     if math.isfinite(share):
         low, high = binomtest(round(share * n), n).proportion_ci(method="wilson")
-        rows.append(
-            ("test accuracy", percent(share), f"of {n:,} images; 95% interval {100 * low:.1f} to {percent(high, 1)}")
-        )
+        interval = f"95% interval {100 * low:.1f} to {percent(high, 1)}"
+        rows.append(("test accuracy", percent(share), f"of {n:,} images; {interval}"))
     for key, name, form, note in (
         ("test/top5", "top-5 accuracy", percent, "true class among the five most probable"),
         ("test/loss", "loss", number, "cross-entropy on the test images"),
@@ -80,9 +74,8 @@ def svg(figure: Figure) -> Markup:
     title = figure.get_suptitle()
     figure.suptitle("")
     buffer = io.StringIO()
-    figure.savefig(
-        buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Type": None, "Format": None}
-    )
+    metadata = dict.fromkeys(("Date", "Creator", "Type", "Format"))
+    figure.savefig(buffer, format="svg", transparent=True, metadata=metadata)
     figure.suptitle(title)
     text = buffer.getvalue()
     return Markup(text[text.index("<svg") :].replace(INK, "currentColor"))

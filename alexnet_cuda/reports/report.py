@@ -1,5 +1,6 @@
 """The report of a finished run: pictures, the table of classes and report.html."""
 
+import math
 import warnings
 from pathlib import Path
 from typing import Any
@@ -48,19 +49,18 @@ def _write(folder: Path, recipe: Recipe, images: ImageSet, model: nn.Module, p: 
         responses=cards.responses(model, looked_at[:4], seen, filters),
         maps=cards.maps(model, one, seen),
     )
-    error = metrics.get("test/calibration_error", float("nan"))
     drawn = {
         "curves": charts.curves(history, title),
         "throughput": charts.throughput(history, title),
         "confusion_matrix": charts.confusion_matrix(counts, classes, title),
-        "calibration": charts.calibration(p, labels, error, title),
+        "calibration": charts.calibration(p, labels, metrics.get("test/calibration_error", math.nan), title),
     }
     pictures = {name: figure for name, figure in drawn.items() if figure is not None}
     for name in drawn.keys() - pictures:
         (folder / f"{name}.png").unlink(missing_ok=True)  # of an earlier report
     drawings = {name: page.svg(figure) for name, figure in pictures.items()}
-    confused = tables.confused_pairs(counts, classes)
-    html = page.html(recipe, images, metrics, history, rows, charts=drawings, confused=confused, **shown)
+    shown |= dict(charts=drawings, confused=tables.confused_pairs(counts, classes))
+    html = page.html(recipe, images, metrics, history, rows, **shown)
     mistakes = f"the {len(wrong)} worst mistakes, then" if wrong else "no mistake;"
     confident = f"{title}: {mistakes} the most confident right predictions"
     largest = f"{title}: the channels with the largest outputs of each layer"

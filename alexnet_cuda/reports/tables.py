@@ -33,9 +33,7 @@ def to_csv(rows: list[dict]) -> str:
     writer = csv.DictWriter(file, rows[0], lineterminator="\n")
     writer.writeheader()
     for row in rows:
-        writer.writerow(
-            {k: ("" if math.isnan(v) else round(v, 6)) if isinstance(v, float) else v for k, v in row.items()}
-        )
+        writer.writerow({k: "" if v != v else round(v, 6) if isinstance(v, float) else v for k, v in row.items()})
     return file.getvalue()
 
 
