@@ -1,9 +1,6 @@
 """What happens to an image between the disk and the network, in training and in the test."""
 
 import pytest
-
-pytest.importorskip("lightning")
-
 import torch
 from torchvision.transforms import v2
 

@@ -6,9 +6,6 @@ import signal
 import time
 
 import pytest
-
-pytest.importorskip("lightning")
-
 import torch
 import yaml
 from matplotlib.text import Text
@@ -112,31 +109,6 @@ def test_ctrl_c_ends_a_comparison_that_the_same_command_goes_on_with(tmp_path, m
     output = cli("cifar", PEER, *SMALL, "--batch-size", 20, "--size", 32, "--output", tmp_path)
     assert "going on from" in output
     assert json.loads((tmp_path / "cifar" / "metrics.json").read_text())["steps"] == 2
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["cifar", "resnet18", "--recipe", "digits"], "unknown variant 'resnet18'; choose from paper,"),
-        (["cifar", "torchvision/vgg99", "--recipe", "digits"], "unknown variant 'torchvision/vgg99'; torchvision has"),
-        (["cifar", "--recipe", "digit"], "unknown recipe 'digit'; choose from"),
-        (["cifar", "--recipe", "digits", "--momentun", "1"], "unknown key 'momentun'"),
-        (["cifar", "--recipe", "digits", "--variant", "paper"], "name the models instead"),
-        (["cifar", "--recipe", "digits", "--devices", "2"], "a comparison runs on 1 device, got devices 2"),
-        (["cifar", "--recipe", "digits", "--size", "64"], "size 64 is for torchvision/NAME"),
-        (["cifar"], "Missing option '--recipe'"),
-        (["--recipe", "digits"], "Missing argument 'MODEL...'"),
-    ],
-)
-def test_what_cannot_be_is_one_sentence_before_anything_is_trained(arguments, message, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert message in cli(*arguments, code=2)
-    assert not list(tmp_path.iterdir())
-
-
-def test_data_that_is_missing_is_no_failure_of_a_model(tmp_path):
-    assert "mnist needs --data-path" in cli("cifar", "--recipe", "mnist", "--output", tmp_path / "x", code=1)
-    assert not (tmp_path / "x").exists()
 
 
 def test_models_and_values_may_stand_in_any_order(tmp_path, monkeypatch):

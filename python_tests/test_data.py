@@ -5,13 +5,9 @@ import struct
 
 import numpy as np
 import pytest
-
-pytest.importorskip("lightning")
-
 import torch
 from PIL import Image
 from sklearn.datasets import load_digits
-from training_helpers import one_thread  # noqa: F401
 
 from alexnet_cuda.data import MODULES, load_images, source
 from alexnet_cuda.data.imageset import read_glyph, stratified_split

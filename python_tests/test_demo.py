@@ -15,18 +15,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-pytest.importorskip("torchvision")
-pytest.importorskip("lightning")
-pytest.importorskip("sklearn")
-pytest.importorskip("gradio")
-
 import torch
 import torch.nn.functional as F
 from browser import chromium
 from PIL import Image, ImageDraw
 from sklearn.datasets import load_digits
-from training_helpers import cli, one_thread  # noqa: F401
+from training_helpers import cli
 
 import alexnet_cuda.demo
 from alexnet_cuda.data import load_images

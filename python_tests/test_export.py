@@ -9,18 +9,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-pytest.importorskip("onnx")
-pytest.importorskip("onnxruntime")
-pytest.importorskip("onnxscript")
-pytest.importorskip("torchvision")
-pytest.importorskip("lightning")
-
 import onnx
 import onnxruntime
 import safetensors.torch
 from helpers import assert_close
 from narrow import narrow
-from training_helpers import one_thread  # noqa: F401
 
 import alexnet_cuda
 from alexnet_cuda import ops

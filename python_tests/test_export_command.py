@@ -9,16 +9,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-pytest.importorskip("onnx")
-pytest.importorskip("onnxruntime")
-pytest.importorskip("onnxscript")
-pytest.importorskip("torchvision")
-pytest.importorskip("lightning")
-
 import onnx
 import onnxruntime
 import safetensors.torch
-from training_helpers import cli, one_thread  # noqa: F401
+from training_helpers import cli
 
 import alexnet_cuda
 from alexnet_cuda import weights
@@ -119,25 +113,6 @@ def test_a_file_that_differs_is_an_error(run, tmp_path, monkeypatch):
     monkeypatch.setattr(export, "difference", lambda *arguments: (0.5, 2.0))
     output = tmp_path / "model.safetensors"
     assert "differ by 0.5" in cli("export", "--run", run, "--format", "safetensors", "--output", output, code=1)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "code", "message"),
-    [
-        (["--variant", "vgg"], 2, "unknown variant 'vgg'"),
-        (["--variant", "cifar", "--run", "absent"], 2, "either --run or --variant"),
-        (["--run", "absent", "--classes", "3"], 2, "--classes 3 needs --variant"),
-        (["--run", "absent"], 1, "absent does not exist"),
-        ([], 1, "no finished run in runs/"),
-        (["--variant", "cifar", "--output", "net.pb"], 2, "--output must end in .onnx"),
-        (["--variant", "cifar", "--dtype", "float16"], 2, "--dtype float16 needs --format safetensors"),
-        (["--variant", "cifar", "--output", "absent/net.onnx"], 1, "No such file or directory"),
-    ],
-)
-def test_wrong_arguments_are_one_sentence(arguments, code, message, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert message in " ".join(cli("export", *arguments, code=code).replace("│", " ").split())
-    assert not list(tmp_path.iterdir())
 
 
 def test_a_missing_library_names_the_extra(run, monkeypatch):

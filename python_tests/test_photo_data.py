@@ -4,9 +4,6 @@ import pickle
 
 import numpy as np
 import pytest
-
-pytest.importorskip("lightning")
-
 import torch
 from PIL import Image
 

@@ -7,15 +7,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-
-pytest.importorskip("torchvision")
-pytest.importorskip("lightning")
-pytest.importorskip("sklearn")
-pytest.importorskip("jinja2")
-
 from browser import chromium
 from PIL import Image
-from training_helpers import cli, one_thread  # noqa: F401
+from training_helpers import cli
 
 PICTURES = {"calibration", "best_worst", "confusion_matrix", "curves", "feature_maps", "filters", "grad_cam"}
 PICTURES |= {"predictions", "throughput"}

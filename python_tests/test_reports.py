@@ -6,18 +6,11 @@ import math
 import re
 
 import pytest
-
-pytest.importorskip("torchvision")
-pytest.importorskip("lightning")
-pytest.importorskip("sklearn")
-pytest.importorskip("jinja2")
-
 import sklearn.metrics
 import torch
 import torchmetrics.functional.classification as tm
 from narrow import narrow
 from torch import nn
-from training_helpers import one_thread  # noqa: F401
 
 from alexnet_cuda import AlexNet
 from alexnet_cuda.data import ImageSet, Split

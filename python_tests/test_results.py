@@ -5,10 +5,6 @@ import json
 from pathlib import Path
 
 import pytest
-
-pytest.importorskip("torchvision")
-pytest.importorskip("lightning")
-
 from alexnet_cuda import AlexNet
 from alexnet_cuda.recipe import Recipe, load_recipe, read_yaml
 

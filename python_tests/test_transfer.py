@@ -1,9 +1,6 @@
 """Training that starts from trained weights: what is taken over, what stays fixed, what is refused."""
 
 import pytest
-
-pytest.importorskip("lightning")
-
 import safetensors.torch
 import torch
 from training_helpers import checkpoint, cli, no_report  # noqa: F401

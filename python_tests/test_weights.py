@@ -9,9 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 
-pytest.importorskip("torchvision")
-pytest.importorskip("lightning")
-
 from training_helpers import cli
 
 import alexnet_cuda
