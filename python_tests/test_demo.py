@@ -41,13 +41,15 @@ def runs(tmp_path_factory):
     save_weights(folder / "photos" / "weights.safetensors", build(recipe, 2), recipe, ["duck", "swan"])
     os.utime(folder / "photos" / "weights.safetensors", (0, 0))
     recipe = load_recipe("digits")
-    images, model, normalise = load_images(recipe).train, build(recipe, 10), Normalise(recipe)
-    optimiser = torch.optim.AdamW(model.parameters(), 3e-3)
-    torch.manual_seed(0)
-    for batch in [batch for _ in range(3) for batch in torch.randperm(len(images.labels)).split(32)]:
-        optimiser.zero_grad()
-        F.cross_entropy(model(normalise(images.images[batch])), images.labels[batch]).backward()
-        optimiser.step()
+    images, model, normalise = load_images(recipe).train, build(recipe, 10).eval(), Normalise(recipe)
+    with torch.no_grad():  # random features and, by least squares with a penalty, the last layer
+        x = torch.cat([model.classifier[:-1](model.features(normalise(batch)).flatten(1))
+                       for batch in images.images.split(100)])  # fmt: skip
+        x = torch.cat([x, torch.ones(len(x), 1)], 1).double()
+        penalty = 1e-3 * x.square().sum(0).mean() * torch.eye(x.shape[1])
+        solution = torch.linalg.solve(x.T @ x + penalty, 5 * x.T @ F.one_hot(images.labels).double())
+        model.classifier[-1].weight.copy_(solution[:-1].T)
+        model.classifier[-1].bias.copy_(solution[-1])
     (folder / "digits").mkdir()
     save_weights(folder / "digits" / "weights.safetensors", model, recipe, [str(n) for n in range(10)])
     (folder / "digits" / "metrics.json").write_text('{"test/accuracy": 0.976}')
