@@ -1,11 +1,17 @@
-// What an operator's kernels are told, on every back end: plain structs without torch or CUDA headers, filled by host/.
+// Arguments of the operators' kernels on every back end: structs without torch or CUDA headers, filled by host/.
 #pragma once
 
 #include <cstdint>
 
 namespace alexnet_cuda {
 
-enum class DType { kFloat, kDouble, kHalf, kBFloat16, kTF32 };  // kTF32: float in memory, products may be rounded to TF32
+enum class DType {
+  kFloat,
+  kDouble,
+  kHalf,
+  kBFloat16,
+  kTF32
+};  // kTF32: float in memory, products may be rounded to TF32
 
 // A dense batch in memory, NCHW or, with channels_last, NHWC.
 struct Images {
@@ -86,7 +92,7 @@ struct ConvArguments {
   void* grad_weight = nullptr;
   void* grad_bias = nullptr;
   Conv conv;
-  bool relu = false;           // forward only: max(0, result)
+  bool relu = false;           // forward only, not in BlockArguments: max(0, result)
   float* workspace = nullptr;  // CUDA
 };
 

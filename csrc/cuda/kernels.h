@@ -16,7 +16,8 @@ gpu::error_t launch_max_pool2d_backward(const PoolArguments& args, gpu::stream_t
 gpu::error_t launch_relu_lrn_max_pool2d(const TailArguments& args, gpu::stream_t stream);
 gpu::error_t launch_relu_lrn_max_pool2d_backward(const TailArguments& args, gpu::stream_t stream);
 
-// The geometry that the convolution kernels are made for: AlexNet's first layer, without groups and without ReLU.
+// The geometry that the convolution kernels are made for: AlexNet's first layer, without groups. The forward applies
+// ReLU if ConvArguments::relu.
 inline bool is_conv11x11s4(const Conv& conv) {
   return conv.kernel_size == 11 && conv.stride == 4 && conv.groups == 1 &&
          (conv.channels == 1 || conv.channels == 3 || conv.channels == 4);
@@ -28,7 +29,8 @@ constexpr int64_t kMostFilters = 65535 * 32;
 // Each launcher needs a workspace of as many floats as the function beside it says.
 gpu::error_t launch_conv2d(const ConvArguments& args, gpu::stream_t stream);
 int64_t conv2d_workspace(DType dtype, const Conv& conv);
-gpu::error_t launch_conv2d_weight_grad(const ConvArguments& args, gpu::stream_t stream);  // always writes grad_bias, too
+gpu::error_t launch_conv2d_weight_grad(const ConvArguments& args,
+                                       gpu::stream_t stream);  // always writes grad_bias, too
 int64_t conv2d_weight_grad_workspace(DType dtype, int64_t images, const Conv& conv);
 gpu::error_t launch_conv2d_input_grad(const ConvArguments& args, gpu::stream_t stream);
 int64_t conv2d_input_grad_workspace(DType dtype, const Conv& conv);

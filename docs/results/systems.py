@@ -1,6 +1,6 @@
-"""Writes the table of README's section "Systems" from docs/results/*/metrics.json and config.yaml.
+"""Writes the tables of runs in README and docs/results/README.md from docs/results/*/metrics.json and config.yaml.
 
---check only compares: exit code 1 if README says something else than the results.
+--check only compares: exit code 1 if one of them says something else than the results.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from pathlib import Path
 from alexnet_cuda.recipe import Recipe, load_recipe, read_yaml
 
 RESULTS = Path(__file__).resolve().parent
-README = RESULTS.parents[1] / "README.md"
+README, COMMANDS = RESULTS.parents[1] / "README.md", RESULTS / "README.md"
 BEGIN, END = "<!-- systems: from docs/results by docs/results/systems.py -->\n", "<!-- /systems -->"
-HERE = {"data_path", "output", "workers", "devices", "accelerator"}  # of a machine, not of a result
+MACHINE = {"data_path", "output", "workers", "devices", "accelerator"}  # of a machine, not of a result
 
 
 def command(config: Recipe) -> str:
@@ -23,40 +23,48 @@ def command(config: Recipe) -> str:
     recipe = asdict(load_recipe(config.name))
     words = ["alexnet-cuda train", config.name, *(["--data-path DIR"] if config.data != "digits" else [])]
     for key, value in asdict(config).items():
-        if key not in HERE and value != recipe[key]:
+        if key not in MACHINE and value != recipe[key]:
             text = ",".join(map(str, value)) if isinstance(value, tuple) else value
             words.append(f"--{key.replace('_', '-')} {text}")
     return " ".join(words)
 
 
-def row(folder: Path) -> str:
+def row(folder: Path) -> dict[str, str]:
     metrics = json.loads((folder / "metrics.json").read_text("utf-8"))
     minutes = metrics["seconds"] / 60
-    cells = (
-        f"[{folder.name}](docs/results/{folder.name})",
-        f"`{metrics['variant']}`",
-        f"{metrics['parameters']:,}",
-        f"{metrics['images']['test']:,}",
-        f"**{metrics['test/accuracy']:.2%}**",
-        f"{minutes:.0f} min" if minutes >= 2 else f"{metrics['seconds']:.0f} s",
-        f"`{command(Recipe().replace(read_yaml(folder / 'config.yaml')))}`",
-    )
-    return f"| {' | '.join(cells)} |"
+    return {
+        "run": f"[{folder.name}](docs/results/{folder.name})",
+        "network": f"`{metrics['variant']}`",
+        "parameters": f"{metrics['parameters']:,}",
+        "test images": f"{metrics['images']['test']:,}",
+        "accuracy": f"**{metrics['test/accuracy']:.2%}**",
+        "training": f"{minutes:.0f} min" if minutes >= 2 else f"{metrics['seconds']:.0f} s",
+        "command": f"`{command(Recipe().replace(read_yaml(folder / 'config.yaml')))}`",
+    }
 
 
-def table() -> str:
-    header = ("run", "network", "parameters", "test images", "accuracy", "training", "command")
+def table(file: Path) -> str:
+    """With everything but the command in README, with the command alone beside it."""
     rows = [row(path.parent) for path in sorted(RESULTS.glob("*/metrics.json"))]
-    return "\n".join([f"| {' | '.join(header)} |", "|---|---|---:|---:|---:|---:|---|", *rows]) + "\n"
+    names = [name for name in rows[0] if (name != "command") == (file == README) or name == "run"]
+    lines = [
+        names,
+        ["---:" if name in ("parameters", "test images", "accuracy", "training") else "---" for name in names],
+    ]
+    lines += [[cells[name] for name in names] for cells in rows]
+    text = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return text if file == README else text.replace("(docs/results/", "(")
 
 
 def main(arguments: list[str]) -> int:
-    text = README.read_text("utf-8")
-    written = text[: text.index(BEGIN) + len(BEGIN)] + table() + text[text.index(END) :]
-    if "--check" in arguments:
-        return int(written != text)
-    README.write_text(written, "utf-8")
-    return 0
+    changed = 0
+    for file in (README, COMMANDS):
+        text = file.read_text("utf-8")
+        written = text[: text.index(BEGIN) + len(BEGIN)] + table(file) + text[text.index(END) :]
+        changed |= written != text
+        if "--check" not in arguments:
+            file.write_text(written, "utf-8")
+    return int(changed and "--check" in arguments)
 
 
 if __name__ == "__main__":
