@@ -1,7 +1,6 @@
 """The parts of a report: maps against hand-computed ones, tables against scikit-learn, any number of classes."""
 
 import copy
-import csv
 import math
 import re
 
@@ -11,6 +10,7 @@ import torch
 import torchmetrics.functional.classification as tm
 from narrow import narrow
 from torch import nn
+from training_helpers import read_csv
 
 from alexnet_cuda import AlexNet
 from alexnet_cuda.data import ImageSet, Split
@@ -130,8 +130,7 @@ def test_the_figures_of_every_class_are_those_of_scikit_learn(guesses, tmp_path)
         five = [int(n in p[i].topk(5).indices) for i in (labels == n).nonzero().flatten()]
         assert row["top5"] == pytest.approx(sum(five) / len(five) if five else math.nan, nan_ok=True)
     (tmp_path / "per_class.csv").write_text(tables.to_csv(rows))
-    with (tmp_path / "per_class.csv").open(newline="") as file:
-        read = list(csv.DictReader(file))
+    read = read_csv(tmp_path / "per_class.csv")
     assert [r["class"] for r in read] == names
     assert read[6]["precision"] == ""
     assert read[7]["recall"] == read[7]["top5"] == ""

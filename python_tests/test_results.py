@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from alexnet_cuda import AlexNet
 from alexnet_cuda.recipe import Recipe, load_recipe, read_yaml
 

@@ -1,6 +1,5 @@
 """Runs interrupted anywhere, moved, and resumed with other values: the same weights, or a clear sentence."""
 
-import csv
 import errno
 import json
 import math
@@ -12,7 +11,7 @@ import signal
 import pytest
 import torch
 from helpers import assert_same_bits
-from training_helpers import checkpoint, cli, light_network, no_report, run_python  # noqa: F401
+from training_helpers import checkpoint, cli, light_network, no_report, read_csv, run_python  # noqa: F401
 
 from alexnet_cuda.training import classifier
 from alexnet_cuda.training.callbacks import AtomicCheckpointIO
@@ -66,6 +65,7 @@ STATEFUL = [*SMALL, "--ema", "0.9", "--mixup", "0.2", "--cutmix", "1", "--schedu
 STATEFUL += ["--warmup", "0", "--patience", "1", "--lr", "0.3", "--epochs", "4"]
 LATER = ("second epoch", "validation", "writing best.ckpt", "writing last.ckpt")
 
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, no_report):  # noqa: F811
     """A run of SMALL that nothing interrupted; tests must not write to it."""
@@ -84,8 +84,8 @@ def assert_same_end(folder, whole):
     ends = []
     for f in (folder, whole):
         last, test_loss = checkpoint(f), json.loads((f / "metrics.json").read_text())["test/loss"]
-        with (f / "metrics.csv").open(newline="") as file:
-            losses = [(int(row["step"]), float(row["val/loss"])) for row in csv.DictReader(file) if row["val/loss"]]
+        rows = read_csv(f / "metrics.csv")
+        losses = [(int(row["step"]), float(row["val/loss"])) for row in rows if row["val/loss"]]
         ends.append([last["global_step"], last["state_dict"], last["optimizer_states"][0]["state"], test_loss, losses])
     assert_same_bits(*ends)
 
@@ -191,9 +191,6 @@ def test_two_processes_train_as_one_with_twice_the_batch(tmp_path, monkeypatch):
             torch.testing.assert_close(two["state_dict"][name], weight, rtol=1e-4, atol=1e-5)
 
 
-
-
-
 def test_a_checkpoint_that_is_none_is_named(whole, tmp_path):
     assert "last.ckpt does not exist" in cli("train", "--resume", tmp_path, code=1)
     (tmp_path / "checkpoints").mkdir()
@@ -289,8 +286,7 @@ def test_values_that_were_meant_to_change_count_and_are_written_down(copy):
     groups = checkpoint(copy)["optimizer_states"][0]["param_groups"]
     assert [group["weight_decay"] for group in groups] == [0.5, 0.0]
     assert [group["initial_lr"] for group in groups] == [0.004, 0.004]
-    with (copy / "metrics.csv").open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if int(row["step"]) >= 15]
+    rows = [row for row in read_csv(copy / "metrics.csv") if int(row["step"]) >= 15]
     key = next(key for key in rows[0] if key.startswith("lr") and not key.endswith(("momentum", "decay")))
     rates = [float(row[key]) for row in rows if row[key]]
     # Of 20 steps, 5 are left of a cosine that has 19 after the warm-up's one.

@@ -1,17 +1,17 @@
 """lr-find and search: what they suggest, leave behind and refuse."""
 
-import csv
 import json
 import sqlite3
+from pathlib import Path
 
 import numpy as np
-import pytest
 import optuna
+import pytest
 import yaml
 from PIL import Image
-from training_helpers import cli, light_network
+from training_helpers import cli, light_network, read_csv
 
-from alexnet_cuda.recipe import RecipeError, load_recipe
+from alexnet_cuda.recipe import load_recipe
 from alexnet_cuda.training import lr_find, search
 from alexnet_cuda.training.classifier import Classifier
 
@@ -33,10 +33,10 @@ def test_a_sweep_suggests_a_rate_at_which_the_loss_falls_and_leaves_a_picture_an
         "runs/lr-find-digits/lr_find.csv",
         "runs/lr-find-digits/lr_find.png",
     ]
-    with open("runs/lr-find-digits/lr_find.csv", newline="") as file:
-        rates, losses = zip(*((float(row["lr"]), float(row["loss"])) for row in csv.DictReader(file)), strict=True)
+    rows = read_csv(Path("runs/lr-find-digits/lr_find.csv"))
+    rates, losses = ([float(row[key]) for row in rows] for key in ("lr", "loss"))
     assert rates[0] == pytest.approx(1e-6)
-    assert list(rates) == sorted(rates)
+    assert rates == sorted(rates)
     assert 1.5 < losses[0] < 4  # of ten classes: log 10 and no less
     assert rates[int(np.argmin(losses))] > rate
     with Image.open("runs/lr-find-digits/lr_find.png") as picture:
@@ -78,8 +78,7 @@ def test_a_search_improves_on_the_recipe_resumes_and_its_best_values_train(tmp_p
     with sqlite3.connect(folder / "search.db") as database:
         assert database.execute("select count(*) from trials").fetchone() == (2,)
     assert "2 trials" in cli(*arguments, "--trials", 5)
-    with (folder / "search.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_csv(folder / "search.csv")
     assert sorted(int(row["trial"]) for row in rows) == [1, 2, 3, 4, 5]
     assert len({row["lr"] for row in rows}) == 5  # none drawn twice
     first = next(row for row in rows if row["trial"] == "1")
@@ -109,8 +108,8 @@ def test_a_trial_worse_than_the_others_is_ended_early_and_one_that_diverges_ends
     monkeypatch.setattr(search, "_fit", score)
     output = cli("search", *SMALL, "--epochs", 4, "--trials", 8, "--output", tmp_path, "--json")
     assert json.loads(output)["trials"] == 8
-    with (tmp_path / "search.csv").open(newline="") as file:
-        ends = {int(row["trial"]): (row["state"], int(row["epochs"])) for row in csv.DictReader(file)}
+    rows = read_csv(tmp_path / "search.csv")
+    ends = {int(row["trial"]): (row["state"], int(row["epochs"])) for row in rows}
     assert ends[6] == ("complete", 4)
     assert ends[7] == ("pruned", 2)
     assert ends[8] == ("pruned", 0)

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from training_helpers import cli
 
 import alexnet_cuda

@@ -1,5 +1,6 @@
 """What the tests of data, training and the command line share. A file that imports an autouse fixture uses it."""
 
+import csv
 import os
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.text import Text
 from typer.testing import CliRunner
 
 from alexnet_cuda.cli import app
@@ -45,3 +47,20 @@ def light_network(recipe, classes):
 
 def checkpoint(folder, name="last"):
     return torch.load(folder / "checkpoints" / f"{name}.ckpt", weights_only=True)
+
+
+def read_csv(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def legible_texts(figure):
+    """The texts of a figure, of which no two overlap and all lie on the paper."""
+    figure.draw_without_rendering()
+    texts = [text for text in figure.findobj(Text) if text.get_text() and text.get_visible()]
+    boxes = [(text.get_text(), text.get_window_extent()) for text in texts]
+    for i, (text, box) in enumerate(boxes):
+        assert min(box.x0, box.y0, figure.bbox.width - box.x1, figure.bbox.height - box.y1) >= 0, text
+        for other, second in boxes[i + 1 :]:
+            assert not box.overlaps(second), f"{text!r} and {other!r}"
+    return texts
