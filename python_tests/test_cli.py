@@ -175,9 +175,17 @@ def test_what_cannot_be_is_one_sentence_and_leaves_nothing(command, code, messag
     assert not list(tmp_path.iterdir())
 
 
-def test_missing_libraries_name_the_extra(monkeypatch):
-    monkeypatch.setitem(sys.modules, "lightning", None)
-    assert "pip install 'alexnet_cuda[train]'" in cli("train", "digits", code=1)
+@pytest.mark.parametrize(
+    ("library", "command", "extra"),
+    [
+        ("lightning", "train digits", "train"),
+        ("onnxscript", "export --variant cifar", "export"),
+        ("gradio", "demo --run .", "demo"),
+    ],
+)
+def test_a_missing_library_names_the_extra(library, command, extra, monkeypatch):
+    monkeypatch.setitem(sys.modules, library, None)
+    assert f"pip install 'alexnet_cuda[{extra}]'" in cli(*command.split(), code=1)
 
 
 def test_a_torchvision_of_another_torch_names_the_pair(monkeypatch):

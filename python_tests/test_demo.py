@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from base64 import b64encode
 from pathlib import Path
 
@@ -22,7 +21,6 @@ from PIL import Image, ImageDraw
 from sklearn.datasets import load_digits
 from training_helpers import cli
 
-import alexnet_cuda.demo
 from alexnet_cuda.data import load_images
 from alexnet_cuda.data.module import Normalise
 from alexnet_cuda.demo import network, page
@@ -155,13 +153,6 @@ def test_errors_of_the_command_are_sentences(runs, tmp_path):
     assert "does not exist" in cli("demo", "--run", tmp_path / "absent", "--port", 0, code=1)
 
 
-def test_without_gradio_the_extra_is_named(runs, monkeypatch):
-    monkeypatch.setitem(sys.modules, "gradio", None)
-    monkeypatch.delitem(sys.modules, "alexnet_cuda.demo.page")
-    monkeypatch.delattr(alexnet_cuda.demo, "page")
-    assert "pip install 'alexnet_cuda[demo]'" in cli("demo", "--run", runs / "digits", code=1)
-
-
 @pytest.fixture(scope="module")
 def server(runs, tmp_path_factory):
     """(address, process, its folder for temporary files) of `alexnet-cuda demo` beside runs/."""
@@ -186,15 +177,10 @@ def browser(server):
 
 
 def wait_for(condition, what):
-    end = time.monotonic() + 30
-    while time.monotonic() < end:
-        try:
-            if value := condition():
-                return value
-        except Exception as error:  # the page changes while it is read
-            what = f"{what} ({type(error).__name__})"[:200]
-        time.sleep(0.1)
-    raise AssertionError(f"no {what} within 30 s")
+    from selenium.webdriver.support.wait import WebDriverWait
+
+    wait = WebDriverWait(None, 30, 0.1, [Exception])  # the page changes while it is read
+    return wait.until(lambda _: condition(), f"no {what} within 30 s")
 
 
 def find(browser, selector):
@@ -285,10 +271,8 @@ def test_nothing_leaves_this_machine(browser, server):
 
 def test_the_page_answers_on_localhost_only(server):
     port = int(server[0].rstrip("/").rsplit(":", 1)[1])
-    lines = [
-        line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]
-    ]
-    listening = [line[1] for line in lines if line[3] == "0A" and int(line[1].rsplit(":", 1)[1], 16) == port]
+    rows = (Path("/proc/net/tcp").read_text() + Path("/proc/net/tcp6").read_text()).splitlines()
+    listening = [row.split()[1] for row in rows if f":{port:04X} " in row and row.split()[3] == "0A"]
     assert listening == [f"0100007F:{port:04X}"]
 
 

@@ -15,7 +15,7 @@ import safetensors.torch
 import torch
 import torch.nn.functional as F
 from helpers import assert_close
-from narrow import narrow
+from network_helpers import narrow_network
 from training_helpers import cli, light_network
 
 import alexnet_cuda
@@ -134,7 +134,7 @@ def test_blocks_in_every_order(kernels, memory_format, tmp_path):
 # batch normalisation, and the factor of the input.
 @pytest.mark.parametrize("name", ["original2012", "caffenet", "torchvision", "keras_mnist", "flowers_bn"])
 def test_variants_in_onnx_runtime(name, tmp_path):
-    model, recipe = narrow(name, 7), Recipe().replace({"variant": name})
+    model, recipe = narrow_network(name, 7), Recipe().replace({"variant": name})
     path = tmp_path / "model.onnx"
     export.save_onnx(path, model, recipe, list("abcdefg"))
     x = torch.randn(2, 3, recipe.input_size, recipe.input_size)
@@ -151,7 +151,7 @@ def test_variants_in_onnx_runtime(name, tmp_path):
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_operator_of_every_variant_has_a_translation(name):
-    program = export._program(narrow(name, 3), Recipe().replace({"variant": name}))
+    program = export._program(narrow_network(name, 3), Recipe().replace({"variant": name}))
     ours = {node.target for node in program.graph.nodes if "alexnet_cuda" in str(node.target)}
     assert ours <= onnx_translations.table().keys()
     assert ours or name in ("torchvision", "tf_slim") or UNAVAILABLE_REASON["cpu"]
@@ -159,7 +159,7 @@ def test_every_operator_of_every_variant_has_a_translation(name):
 
 @pytest.mark.parametrize("name", ["cifar", "original2012"])
 def test_a_torch_program_needs_torch_alone(name, tmp_path):
-    model, recipe, path = narrow(name, 3), Recipe().replace({"variant": name}), tmp_path / "model.pt2"
+    model, recipe, path = narrow_network(name, 3), Recipe().replace({"variant": name}), tmp_path / "model.pt2"
     export.save_torch(path, model, recipe, ["a", "b", "c"])
     x = torch.randn(3, 3, recipe.input_size, recipe.input_size)
     with torch.no_grad():
@@ -285,11 +285,6 @@ def test_a_file_that_differs_is_an_error(run, tmp_path, monkeypatch):
     monkeypatch.setattr(export, "difference", lambda *arguments: (0.5, 2.0))
     output = tmp_path / "model.safetensors"
     assert "differ by 0.5" in cli("export", "--run", run, "--format", "safetensors", "--output", output, code=1)
-
-
-def test_a_missing_library_names_the_extra(run, monkeypatch):
-    monkeypatch.setitem(sys.modules, "onnxscript", None)
-    assert "pip install 'alexnet_cuda[export]'" in cli("export", "--run", run, code=1)
 
 
 def test_a_variant_is_named_by_its_file(tmp_path, monkeypatch):
