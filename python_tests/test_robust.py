@@ -18,47 +18,39 @@ from alexnet_cuda.training.callbacks import AtomicCheckpointIO
 
 # 5 batches an epoch; dropout and augmentation stay on.
 SMALL = ["digits", "--limit", "80", "--batch-size", "16", "--epochs", "3", "--accelerator", "cpu"]
-# Runs the rest of its arguments once for each NAME=FOLDER, in a child of its own (the imports are made only once),
-# which kills itself there; prints how each child ended. An epoch has 5 batches.
+# Runs a command once for each point, in a child of its own (the imports are made only once), which kills itself there;
+# prints how each child ended. Arguments: the folder of the runs, the command.
 KILLED = """
 import os, signal, sys
-from alexnet_cuda import files
+from itertools import count
 from alexnet_cuda.cli import main
 from alexnet_cuda.training.classifier import Classifier
 import alexnet_cuda.cli.run_recipe
 
-def kill():
-    os.kill(os.getpid(), signal.SIGKILL)
+def at_step(step):
+    return lambda self, *_: self.global_step == step
 
-def at_step(self, batch, index, step=Classifier.training_step):
-    return kill() if self.global_step == at else step(self, batch, index)
+def at_second(name):
+    written = count(1)
+    return lambda source, target: str(target).endswith(name) and next(written) == 2
 
-def in_validation(self, batch, index, step=Classifier.validation_step):
-    return kill() if self.global_step == 10 else step(self, batch, index)
-
-def at_second(name, replace=os.replace):
-    written = []
-    def replace_or_die(source, target):
-        written.extend([target] * str(target).endswith(name))
-        return kill() if len(written) == 2 else replace(source, target)
-    return replace_or_die
-
-count = sys.argv.index("--")
-points, arguments = sys.argv[1:count], sys.argv[count + 1:]
-for point in points:
-    name, folder = point.split("=")
+points = {
+    "first epoch": (Classifier, "training_step", at_step(3)),
+    "second epoch": (Classifier, "training_step", at_step(7)),
+    "validation": (Classifier, "validation_step", at_step(10)),
+    "writing best.ckpt": (os, "replace", at_second("best.ckpt")),
+    "writing last.ckpt": (os, "replace", at_second("last.ckpt")),
+}
+folder, *command = sys.argv[1:]
+for point, (owner, name, here) in points.items():
     child = os.fork()
     if child == 0:
-        at = {"first epoch": 3, "second epoch": 7}.get(name)
-        if at:
-            Classifier.training_step = at_step
-        elif name == "validation":
-            Classifier.validation_step = in_validation
-        else:
-            files.os.replace = at_second(name.removeprefix("writing "))
-        sys.argv = ["alexnet-cuda", *arguments, "--output", folder]
+        def killed(*arguments, original=getattr(owner, name)):
+            return os.kill(os.getpid(), signal.SIGKILL) if here(*arguments) else original(*arguments)
+        setattr(owner, name, killed)
+        sys.argv = ["alexnet-cuda", *command, "--output", f"{folder}/{point}"]
         main()
-    print(name, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+    print(point, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 # Has state of its own: a moving average, mixed batches, and a rate that falls when the loss no longer does.
 STATEFUL = [*SMALL, "--ema", "0.9", "--mixup", "0.2", "--cutmix", "1", "--schedule", "plateau"]
@@ -203,8 +195,7 @@ def test_a_checkpoint_that_is_none_is_named(whole, tmp_path):
 def killed(tmp_path_factory):
     """Runs killed at each point, by its name."""
     folder = tmp_path_factory.mktemp("killed")
-    points = [f"{name}={folder / name}" for name in ("first epoch", *LATER)]
-    result = run_python("-c", KILLED, *points, "--", "train", *SMALL, timeout=300)
+    result = run_python("-c", KILLED, folder, "train", *SMALL, timeout=300)
     ends = [line.rsplit(" ", 1) for line in result.stdout.splitlines() if line.endswith(f" {-signal.SIGKILL}")]
     assert [name for name, _ in ends] == ["first epoch", *LATER], result.stdout + result.stderr
     return folder
