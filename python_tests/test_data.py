@@ -15,7 +15,6 @@ from alexnet_cuda.data import MODULES, load_images, source
 from alexnet_cuda.data.imageset import read_glyph, stratified_split
 from alexnet_cuda.data.module import ColourNoise, EpochSampler, ImageData, ShiftedCrop, augment, eval_transform, views
 from alexnet_cuda.errors import DataError
-from alexnet_cuda.files import atomic_path
 from alexnet_cuda.recipe import FIELDS, Recipe
 from alexnet_cuda.training.evaluation import _scores
 
@@ -198,25 +197,6 @@ def test_a_loader_goes_on_where_it_stopped_with_the_same_augmentation(workers):
     assert_same_bits(list(resumed), whole[5:])
     resumed.sampler.set_epoch(3)
     assert len(list(resumed)) == len(whole)
-
-
-def test_a_failed_write_leaves_the_earlier_file(tmp_path):
-    path = tmp_path / "file.txt"
-    path.write_text("earlier")
-
-    def fail():
-        with atomic_path(path) as temporary:
-            temporary.write_text("part of the")
-            raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        fail()
-    assert path.read_text() == "earlier"
-    assert list(tmp_path.iterdir()) == [path]
-    with atomic_path(path) as temporary:
-        temporary.write_text("later")
-    assert path.read_text() == "later"
-    assert list(tmp_path.iterdir()) == [path]
 
 
 def photo(height=300, width=400):

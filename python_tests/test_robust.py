@@ -13,8 +13,8 @@ import torch
 from helpers import assert_same_bits
 from training_helpers import checkpoint, cli, light_network, no_report, read_csv, run_python  # noqa: F401
 
-from alexnet_cuda.training import classifier
 from alexnet_cuda.training.callbacks import AtomicCheckpointIO
+from alexnet_cuda.training.classifier import Classifier
 
 # 5 batches an epoch; dropout and augmentation stay on.
 SMALL = ["digits", "--limit", "80", "--batch-size", "16", "--epochs", "3", "--accelerator", "cpu"]
@@ -97,7 +97,7 @@ def test_a_run_stopped_by_max_steps_resumes_to_the_same_weights(whole, tmp_path,
 
 
 def test_ctrl_c_saves_says_how_to_resume_and_loses_nothing(whole, tmp_path, monkeypatch):
-    folder, train_step = tmp_path / "run", classifier.Classifier.training_step
+    folder, train_step = tmp_path / "run", Classifier.training_step
 
     def interrupted(self, batch, index):
         if self.global_step == 8:
@@ -105,12 +105,12 @@ def test_ctrl_c_saves_says_how_to_resume_and_loses_nothing(whole, tmp_path, monk
         return train_step(self, batch, index)
 
     handler = signal.getsignal(signal.SIGINT)
-    monkeypatch.setattr(classifier.Classifier, "training_step", interrupted)
+    monkeypatch.setattr(Classifier, "training_step", interrupted)
     output = cli("train", *SMALL, "--output", folder, code=130)
     assert f"alexnet-cuda train --resume {folder}" in output
     assert checkpoint(folder)["global_step"] == 9
     assert signal.getsignal(signal.SIGINT) is handler
-    monkeypatch.setattr(classifier.Classifier, "training_step", train_step)
+    monkeypatch.setattr(Classifier, "training_step", train_step)
     cli("train", "digits", "--resume", folder / "checkpoints" / "last.ckpt")
     assert_same_end(folder, whole)
 
@@ -145,12 +145,12 @@ def test_a_full_disk_at_the_end_leaves_no_half_file(tmp_path, monkeypatch):
 
 
 def test_a_loss_that_is_no_number_ends_the_run_and_names_the_step(tmp_path, monkeypatch):
-    train_step, folder = classifier.Classifier.training_step, tmp_path / "run"
+    train_step, folder = Classifier.training_step, tmp_path / "run"
 
     def infinite(self, batch, index):
         return train_step(self, (batch[0] * float("nan") if self.global_step == 7 else batch[0], batch[1]), index)
 
-    monkeypatch.setattr(classifier.Classifier, "training_step", infinite)
+    monkeypatch.setattr(Classifier, "training_step", infinite)
     output = cli("train", *SMALL, "--output", folder, code=1)
     assert "the loss is nan at step 7 (epoch 2, batch 3)" in output
     assert f"the last good checkpoint is {folder}/checkpoints/last.ckpt" in output
@@ -170,11 +170,12 @@ main()
 def test_two_processes_train_as_one_with_twice_the_batch(tmp_path, monkeypatch):
     values = ["train", "digits", "--opt", "sgd", "--lr", "1e-2", "--accelerator", "cpu", "--max-steps", "4"]
     values += ["--limit", "40", "--rotate", "0", "--shift", "0", "--zoom", "0"]
-    (tmp_path / "light.py").write_text(LIGHT)
-    command = [tmp_path / "light.py", *values, "--devices", "2", "--batch-size", "4", "--output", tmp_path / "two"]
-    result = run_python(*command, timeout=200)
+    script = tmp_path / "light.py"
+    script.write_text(LIGHT)
+    two_processes = ["--devices", "2", "--batch-size", "4", "--output", tmp_path / "two"]
+    result = run_python(script, *values, *two_processes, timeout=200)
     assert result.returncode == 0, result.stdout + result.stderr
-    monkeypatch.setattr(classifier, "build", light_network)
+    monkeypatch.setattr("alexnet_cuda.training.classifier.build", light_network)
     cli(*values, "--batch-size", 8, "--output", tmp_path / "one")
     one, two = checkpoint(tmp_path / "one"), checkpoint(tmp_path / "two")
     assert one["global_step"] == two["global_step"] == 4

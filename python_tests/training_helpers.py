@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from matplotlib.text import Text
 from typer.testing import CliRunner
 
 from alexnet_cuda.cli import app
@@ -56,6 +55,8 @@ def read_csv(path):
 
 def legible_texts(figure):
     """The texts of a figure, of which no two overlap and all lie on the paper."""
+    from matplotlib.text import Text
+
     figure.draw_without_rendering()
     texts = [text for text in figure.findobj(Text) if text.get_text() and text.get_visible()]
     boxes = [(text.get_text(), text.get_window_extent()) for text in texts]
