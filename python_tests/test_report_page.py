@@ -85,8 +85,7 @@ def opened(browser, run):
         browser.get((run / "report.html").as_uri() + anchor)
         return browser
 
-    yield open_page
-    browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
+    return open_page
 
 
 SHOWN = "return [...document.querySelectorAll('section')].filter(s => s.offsetParent).map(s => s.id)"
