@@ -61,7 +61,7 @@ def legible_texts(figure):
     texts = [text for text in figure.findobj(Text) if text.get_text() and text.get_visible()]
     boxes = [(text.get_text(), text.get_window_extent()) for text in texts]
     for i, (text, box) in enumerate(boxes):
-        assert min(box.x0, box.y0, figure.bbox.width - box.x1, figure.bbox.height - box.y1) >= 0, text
+        assert min(box.x0, box.y0, figure.bbox.width - box.x1, figure.bbox.height - box.y1) > 0, text
         for other, second in boxes[i + 1 :]:
             assert not box.overlaps(second), f"{text!r} and {other!r}"
     return texts
