@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import torch
 
-from alexnet_cuda.variants import Linear, get_variant
+from alexnet_cuda import AlexNet
+from alexnet_cuda.variants import Conv, Linear, get_variant
 
 
 def narrow(name):
@@ -13,6 +14,26 @@ def narrow(name):
     hidden = [isinstance(layer, Linear) and layer.units == 4096 for layer in variant.classifier]
     layers = (replace(layer, units=64) if wide else layer for layer, wide in zip(variant.classifier, hidden))
     return replace(variant, classifier=tuple(layers))
+
+
+def narrow_network(name, classes, **options):
+    """The variant with a quarter of the filters and few units, random weights and statistics as after training."""
+
+    def layer(spec):
+        if isinstance(spec, Conv):
+            return replace(spec, filters=spec.filters // 4)
+        return replace(spec, units=spec.units and 64) if isinstance(spec, Linear) else spec
+
+    variant = get_variant(name)
+    parts = {key: tuple(map(layer, getattr(variant, key))) for key in ("features", "classifier")}
+    model = AlexNet(replace(variant, **parts), classes, **options).eval()
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, torch.nn.BatchNorm1d | torch.nn.BatchNorm2d):
+                module.running_mean.normal_(0, 0.1)
+                module.running_var.uniform_(0.5, 2)
+                module.bias.normal_(0, 0.1)
+    return model
 
 
 def images(model, n=1):

@@ -3,7 +3,7 @@
 import gc
 import importlib.util
 import json
-from itertools import count
+from itertools import count, product
 from types import SimpleNamespace
 
 import bench_model
@@ -29,10 +29,9 @@ def results(folder, median=2.0, complete=True, kind="ops"):
     """A run of one case with one record of ours and one of eager."""
     machine = {"device": "toy", "kind": "cpu", "threads": 1, "cpu_kernels": "none", "torch": "2", "commit": "0",
                "date": "2012-12-03"}  # fmt: skip
-    file = common.Results(folder / f"{kind}.json", kind, machine, {"copy": 1e9, "gemm": {"float32": 1e12}})
-    with file:
-        file.add({**CASE, "form": "ours", "layout": "contiguous", "median_ms": median, "copy_share": 0.5,
-                  "saved_bytes": 2**20})  # fmt: skip
+    measured = {"median_ms": median, "copy_share": 0.5, "saved_bytes": 2**20}
+    with common.Results(folder / f"{kind}.json", kind, machine, {"copy": 1e9, "gemm": {"float32": 1e12}}) as file:
+        file.add({**CASE, "form": "ours", "layout": "contiguous", **measured})
         file.add({**CASE, "form": "eager", "layout": "channels_last", "median_ms": 5000.0})
         file.add({**CASE, "form": "eager", "layout": "contiguous", "error": "no"})
         if not complete:
@@ -66,9 +65,9 @@ def test_roofline(tmp_path):
     machine = {"device": "toy", "kind": "cuda"}
     case = {"case": "relu_lrn_max_pool2d", "shape": [96, 55, 55], "pass": "training", "flops": 0, "bytes": 10**9}
     records = [
-        {**case, "dtype": dtype, "batch": batch, "form": form, "layout": "contiguous", "median_ms": ms}
-        for batch in (1, 256) for dtype in ("float32", "tf32") for form, ms in (("ours", 1), ("eager", 9))
-    ]  # fmt: skip
+        {**case, "dtype": dtype, "batch": batch, "form": form, "layout": "contiguous", "median_ms": len(form)}
+        for batch, dtype, form in product((1, 256), ("float32", "tf32"), ("ours", "eager"))
+    ]
     ceilings = {"copy": 4e12, "gemm": {"float32": 5e13, "tf32": 4e14}}
     result = {"kind": "ops", "machine": machine, "ceilings": ceilings, "records": records}
     assert [(r["batch"], r["dtype"]) for r, _, _ in tables.points(result)] == [(256, "float32"), (256, "tf32")]
@@ -100,10 +99,10 @@ def test_least_work():
     assert bench_ops.least_work("local_response_norm", shape, 4, True) == (5 * x, 0)
     assert bench_ops.least_work("max_pool2d", shape, 4, True) == (2 * x + 2 * y + y // 2, 0)
     assert bench_ops.least_work("relu_lrn_max_pool2d", shape, 4, True) == (3 * x + 2 * y + y // 2, 0)
-    image, weight, flops = 2 * 3 * 227**2 * 4, 96 * 363 * 4, 2 * 2 * 96 * 3025 * 363
-    assert bench_ops.least_work("conv2d", (2, 3, 227, 227), 4, False) == (image + weight + x, flops)
-    assert bench_ops.least_work("conv2d", (2, 3, 227, 227), 4, True) == (2 * (image + weight + x), 2 * flops)
-    block = bench_ops.least_work("conv2d_relu_lrn_max_pool2d", (2, 3, 227, 227), 4, True)
+    image, weight, flops, shape = 2 * 3 * 227**2 * 4, 96 * 363 * 4, 2 * 2 * 96 * 3025 * 363, (2, 3, 227, 227)
+    assert bench_ops.least_work("conv2d", shape, 4, False) == (image + weight + x, flops)
+    assert bench_ops.least_work("conv2d", shape, 4, True) == (2 * (image + weight + x), 2 * flops)
+    block = bench_ops.least_work("conv2d_relu_lrn_max_pool2d", shape, 4, True)
     assert block == (2 * (image + weight + x + y) + y // 2, 2 * flops)
 
 
@@ -176,12 +175,12 @@ def test_networks_of_others():
     assert bench_model.flops(AlexNet("paper"), (3, 227, 227), True) == 3 * 1448813632 - 2 * 96 * 363 * 55**2
 
 
-SMALL = ["--device", "cpu", "--batch", "1", "--layouts", "contiguous", "--passes", "inference", "--budget", "0.05",
-         "--repeats", "3"]  # fmt: skip
-OPS, MODEL = (bench_ops, ["--ops", "max_pool2d", "conv2d"]), (bench_model, ["--variants", "cifar"])
+SMALL = ["--device", "cpu", "--batch", "1", "--layouts", "contiguous", "--passes", "inference", "--repeats", "3"]
+SMALL += ["--budget", "0.05"]
+COMMANDS = [(bench_ops, ["--ops", "max_pool2d", "conv2d"]), (bench_model, ["--variants", "cifar"])]
 
 
-@pytest.mark.parametrize(("script", "flags"), [OPS, MODEL], ids=["ops", "model"])
+@pytest.mark.parametrize(("script", "flags"), COMMANDS, ids=["ops", "model"])
 @pytest.mark.parametrize("lacking", ["ours", "eager", "time"])
 def test_exit_code_says_whether_ours_was_measured(script, flags, lacking, tmp_path, monkeypatch):
     def fail(*args, **kwargs):
@@ -207,7 +206,6 @@ def test_exit_code_says_whether_ours_was_measured(script, flags, lacking, tmp_pa
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
 def test_runtimes(runtime):
-    pytest.importorskip("onnx")
     pytest.importorskip(runtime)
     net = nn.Sequential(nn.Conv2d(3, 8, 11, 4), nn.ReLU(), nn.LocalResponseNorm(5, 0.1, 0.75, 2.0), nn.MaxPool2d(3, 2),
                         nn.Flatten(), nn.Dropout(), nn.Linear(8 * 3 * 3, 4)).eval()  # fmt: skip
@@ -247,8 +245,7 @@ def test_a_dead_device_ends_the_benchmark(monkeypatch):
 def test_ranges_are_no_kernels():
     cuda, cpu = torch.autograd.DeviceType.CUDA, torch.autograd.DeviceType.CPU
     kinds = [(cuda, False), (cuda, True), (cpu, False), (cuda, False)]
-    events = [SimpleNamespace(device_type=device, is_user_annotation=range) for device, range in kinds]
-    assert timing.device_events(events) == 2
+    assert timing.device_events([SimpleNamespace(device_type=d, is_user_annotation=r) for d, r in kinds]) == 2
 
 
 def test_memory():

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from narrow import narrow
+from helpers import assert_same_bits
+from network_helpers import narrow_network
 from torch import nn
 
 from alexnet_cuda import caffe
@@ -56,7 +57,7 @@ SMALL = {"a": [np.arange(24.0).reshape(4, 1, 2, 3), np.arange(4.0)], "fc": [np.a
 def weights():
     """Random weights {layer: [weight, bias]} of a narrow network."""
     rng, blobs = np.random.default_rng(0), {}
-    modules = [m for m in narrow("caffe", CLASSES).modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    modules = [m for m in narrow_network("caffe", CLASSES).modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     for name, module in zip(LAYERS, modules, strict=True):
         scale = np.float32((2 / module.weight[0].numel()) ** 0.5)
         shape = tuple(module.weight.shape)
@@ -89,24 +90,22 @@ def test_network_on_rgb_equals_caffe_on_bgr(variant, weights):
     mean = torch.tensor(MEAN_BGR)[:, None, None]
     expected = caffe_net(weights, pixels - mean, pool_first=variant == "caffenet")
 
-    model = load_caffe(narrow(variant, CLASSES, input="pixels"), weights)
+    model = load_caffe(narrow_network(variant, CLASSES, input="pixels"), weights)
     rgb = pixels.flip(1) - mean.flip(0)
     torch.testing.assert_close(model(rgb), expected, rtol=1e-3, atol=1e-3 * expected.abs().max().item())
 
-    model.input_scale = narrow(variant, CLASSES).input_scale
+    model.input_scale = narrow_network(variant, CLASSES).input_scale
     imagenet = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])[..., None, None]
     normalised = model((pixels.flip(1) / 255 - imagenet[0]) / imagenet[1])
     assert (normalised - expected).std() < 0.05 * expected.std()
 
 
-@pytest.mark.parametrize("v1", [False, True])
-def test_a_whole_file(v1, weights, tmp_path):
+def test_a_whole_file(weights, tmp_path):
     path = tmp_path / "net.caffemodel"
-    path.write_bytes(caffemodel(weights, v1))
+    path.write_bytes(caffemodel(weights, v1=True))
     state = state_dict_from_caffe(path)
     expected = state_dict_from_caffe(weights)
-    assert list(state) == list(expected)
-    assert all(torch.equal(state[name], expected[name]) for name in state)
+    assert_same_bits(state, expected)
     assert torch.equal(state["features.0.weight"].flip(1), torch.from_numpy(weights["conv1"][0]))
 
 
@@ -143,7 +142,7 @@ def test_a_damaged_file_is_a_sentence_with_its_path(tmp_path):
 def test_wrong_shapes_are_sentences(weights):
     assert caffe.load_caffe is load_caffe
     with pytest.raises(ValueError, match=r"classifier.6.weight to be \(3, 64\) as in the model, got \(10, 64\)"):
-        load_caffe(narrow("caffe", 3), weights)
+        load_caffe(narrow_network("caffe", 3), weights)
     with pytest.raises(ValueError, match=r"conv2 has blobs of shapes \(3,\) and \(3,\)"):
         state_dict_from_caffe({**weights, "conv2": [np.ones(3), np.ones(3)]})
     with pytest.raises(ValueError, match="five convolutions"):

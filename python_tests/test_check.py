@@ -4,15 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from typer.testing import CliRunner
+from training_helpers import cli
 
-import alexnet_cuda.cli.check  # noqa: F401 - registers the command
-from alexnet_cuda import check, cli, ops, reference
+from alexnet_cuda import check, ops, reference
 from alexnet_cuda._library import KERNEL_DTYPES
-
-
-def run(*arguments):
-    return CliRunner().invoke(cli.app, ["check", *arguments], env={"COLUMNS": "120"}, catch_exceptions=False)
 
 
 @pytest.fixture
@@ -23,11 +18,10 @@ def few(monkeypatch):
 
 
 def test_every_operator_passes():
-    result = run("--device", "cpu", "--small")
-    assert result.exit_code == 0, result.output
-    assert all(f"{name} " in result.output for name in ops.__all__)
-    assert all(dtype in result.output for dtype in ("float32", "float16", "bfloat16", "float64"))
-    assert "all correct" in result.output
+    output = cli("check", "--device", "cpu", "--small")
+    assert all(f"{name} " in output for name in ops.__all__)
+    assert all(dtype in output for dtype in ("float32", "float16", "bfloat16", "float64"))
+    assert "all correct" in output
 
 
 def test_alexnets_layers_run_on_the_kernels(monkeypatch):
@@ -57,15 +51,14 @@ def test_finds_a_wrong_operator(few, wrong, monkeypatch):
         return y * (1 - 0.05 * spoiled * last_column).to(y)
 
     monkeypatch.setattr(ops, "max_pool2d", broken)
-    result = run("--device", "cpu", "--small")
-    assert result.exit_code == 1
+    output = cli("check", "--device", "cpu", "--small", code=1)
     reason = {
         "error": "RuntimeError: no kernel image",
         "shape": "ValueError: expected a result of shape (2, 5, 6, 4) of torch.float16, got (2, 5, 6, 3)",
     }.get(wrong, "too far from float64")
-    assert f"max_pool2d of 2x5x12x9, ceil_mode=True, float16, channels_last on cpu: {reason}" in result.output
-    assert "relu_lrn_max_pool2d of" not in result.output
-    assert "16 wrong" in result.output
+    assert f"max_pool2d of 2x5x12x9, ceil_mode=True, float16, channels_last on cpu: {reason}" in output
+    assert "relu_lrn_max_pool2d of" not in output
+    assert "16 wrong" in output
 
 
 def test_a_fused_gradient_may_differ_at_few_elements_only(few, monkeypatch):
@@ -78,6 +71,4 @@ def test_a_fused_gradient_may_differ_at_few_elements_only(few, monkeypatch):
 
 def test_without_a_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    result = run("--device", "cuda")
-    assert result.exit_code == 2
-    assert "finds no GPU" in result.output
+    assert "finds no GPU" in cli("check", "--device", "cuda", code=2)

@@ -1,24 +1,22 @@
-"""Data sets: what is read, what is refused, and that batches depend on seed, epoch and position alone."""
+"""Data sets: what is read, what is refused, that batches depend on seed, epoch and position alone, and what happens to
+an image between the disk and the network."""
 
 import gzip
-import struct
 
 import numpy as np
 import pytest
-
-pytest.importorskip("lightning")
-
 import torch
+from helpers import assert_same_bits
 from PIL import Image
 from sklearn.datasets import load_digits
-from training_helpers import one_thread  # noqa: F401
+from torchvision.transforms import v2
 
 from alexnet_cuda.data import MODULES, load_images, source
 from alexnet_cuda.data.imageset import read_glyph, stratified_split
-from alexnet_cuda.data.module import EpochSampler, ImageData, ResumableLoader
+from alexnet_cuda.data.module import ColourNoise, EpochSampler, ImageData, ShiftedCrop, augment, eval_transform, views
 from alexnet_cuda.errors import DataError
-from alexnet_cuda.files import atomic_path
 from alexnet_cuda.recipe import FIELDS, Recipe
+from alexnet_cuda.training.evaluation import _scores
 
 
 def recipe(**values):
@@ -26,9 +24,8 @@ def recipe(**values):
 
 
 def idx(path, array, magic=b"\0\0\x08"):
-    content = (
-        magic + bytes([array.ndim]) + struct.pack(f">{array.ndim}i", *array.shape) + array.astype(np.uint8).tobytes()
-    )
+    header = magic + bytes([array.ndim]) + np.array(array.shape, ">i4").tobytes()
+    content = header + array.astype(np.uint8).tobytes()
     path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
 
 
@@ -48,13 +45,12 @@ def mnist(tmp_path):
 
 @pytest.fixture
 def pictures(tmp_path):
-    """Twelve digits of each of the classes 3, 5 and 8 as PNG, one folder per class."""
-    digits = load_digits()
+    """Twelve pictures of each of the classes 3, 5 and 8 as PNG, one folder per class."""
     for label in (3, 5, 8):
         folder = tmp_path / "pictures" / f"class-{label}"
         folder.mkdir(parents=True)
-        for i, image in enumerate(digits.images[digits.target == label][:12]):
-            Image.fromarray((image * 15).astype(np.uint8)).resize((40, 36)).save(folder / f"{i}.png")
+        for i in range(12):
+            Image.new("L", (40, 36), 20 * label + i).save(folder / f"{i}.png")
     return tmp_path / "pictures"
 
 
@@ -70,21 +66,18 @@ def test_digits_are_split_in_proportion_and_the_same_way_for_every_training_seed
     assert [len(s.labels) for s in (first.train, first.val, first.test)] == [1259, 179, 359]
     assert torch.equal(first.test.images, second.test.images)
     assert all(34 <= n <= 38 for n in first.counts()["test"])
-    seen = torch.cat([s.images for s in (first.train, first.val, first.test)]).float().sum((1, 2, 3)).sort().values
-    whole = load_images(recipe(test_fraction=0.5, split_seed=3))
-    assert torch.equal(
-        seen, torch.cat([s.images for s in (whole.train, whole.val, whole.test)]).float().sum((1, 2, 3)).sort()[0]
-    )
+    other = load_images(recipe(test_fraction=0.5, split_seed=3))
+    sums = [torch.cat([s.images for s in (i.train, i.val, i.test)]).sum((1, 2, 3)) for i in (first, other)]
+    assert torch.equal(*(s.sort().values for s in sums))
 
 
-@pytest.mark.parametrize(("sizes", "expected"), [([10, 10], [2, 2, 6]), ([3, 3], [1, 1, 1]), ([40, 4], [4, 1, 1])])
-def test_stratified_split_keeps_every_class_in_every_part(sizes, expected):
-    labels = torch.tensor([0] * sizes[0] + [1] * sizes[1])
-    parts = stratified_split(labels, (0.2, 0.2) if sizes[0] == 10 else (0.1, 0.1), 0)
+@pytest.mark.parametrize(("sizes", "fraction"), [([10, 10], 0.2), ([3, 3], 0.1), ([40, 4], 0.1)])
+def test_stratified_split_keeps_every_class_in_every_part(sizes, fraction):
+    labels = torch.arange(2).repeat_interleave(torch.tensor(sizes))
+    parts = stratified_split(labels, (fraction, fraction), 0)
     assert sorted(torch.cat(parts).tolist()) == list(range(len(labels)))
     assert all(set(labels[part].tolist()) == {0, 1} for part in parts)
-    assert len(parts[0]) >= expected[0]
-    assert len(parts[2]) >= expected[2]
+    assert all(len(part) >= fraction * len(labels) - 1 for part in parts)
 
 
 def test_mnist_reads_packed_and_plain_files_and_writes_nothing(mnist):
@@ -116,13 +109,6 @@ def test_damaged_idx_files_are_named(mnist, name, damage, message):
     damage(mnist / "MNIST" / "raw" / name)
     with pytest.raises(DataError, match=f"{name.removesuffix('.gz')}.*{message}"):
         load_images(recipe(data="mnist", data_path=str(mnist)))
-
-
-def test_mnist_without_a_folder_says_where_it_looked(tmp_path):
-    with pytest.raises(DataError, match="--data-path"):
-        load_images(recipe(data="mnist"))
-    with pytest.raises(DataError, match="MNIST/raw holds no train-images"):
-        load_images(recipe(data="mnist", data_path=str(tmp_path)))
 
 
 def test_class_folders_are_split_and_named(pictures):
@@ -196,41 +182,83 @@ def test_a_loader_goes_on_where_it_stopped_with_the_same_augmentation(workers):
     values = recipe(rotate=15, shift=0.1, zoom=0.1, flip=True, workers=workers, batch_size=32)
     images = load_images(values)
 
-    def loader() -> ResumableLoader:
-        return ImageData(images, values).train_dataloader()
+    def loader(state=None):
+        loader = ImageData(images, values).train_dataloader()
+        if state:
+            loader.load_state_dict(state)
+        loader.sampler.set_epoch(2)
+        return loader
 
-    first = loader()
-    first.sampler.set_epoch(2)
-    whole = list(first)
-    stopped = loader()
-    stopped.sampler.set_epoch(2)
+    whole, stopped = list(loader()), loader()
     for _, _batch in zip(range(5), stopped, strict=False):
         state = stopped.state_dict()
-    resumed = loader()
-    resumed.load_state_dict(state)
-    resumed.sampler.set_epoch(2)
-    rest = list(resumed)
     assert state == {"epoch": 2, "batches": 5}
-    assert len(rest) == len(whole) - 5
-    assert all(torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) for a, b in zip(whole[5:], rest, strict=True))
+    resumed = loader(state)
+    assert_same_bits(list(resumed), whole[5:])
     resumed.sampler.set_epoch(3)
     assert len(list(resumed)) == len(whole)
 
 
-def test_a_failed_write_leaves_the_earlier_file(tmp_path):
-    path = tmp_path / "file.txt"
-    path.write_text("earlier")
+def photo(height=300, width=400):
+    return torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
-    def fail():
-        with atomic_path(path) as temporary:
-            temporary.write_text("part of the")
-            raise OSError("disk full")
 
-    with pytest.raises(OSError, match="disk full"):
-        fail()
-    assert path.read_text() == "earlier"
-    assert list(tmp_path.iterdir()) == [path]
-    with atomic_path(path) as temporary:
-        temporary.write_text("later")
-    assert path.read_text() == "later"
-    assert list(tmp_path.iterdir()) == [path]
+def test_a_shifted_crop_is_a_window_of_the_reflected_image():
+    x = photo(32, 32)
+    padded = torch.nn.functional.pad(x.float(), (4, 4, 4, 4), mode="reflect").to(torch.uint8)
+    windows = {padded[:, i : i + 32, j : j + 32].numpy().tobytes(): (i, j) for i in range(9) for j in range(9)}
+    seen = {windows[ShiftedCrop(4)(x).contiguous().numpy().tobytes()] for _ in range(1500)}
+    assert len(seen) == 81
+
+
+def test_colour_noise_moves_all_pixels_by_the_same_multiple_of_the_components():
+    x = torch.full((3, 5, 5), 128, dtype=torch.uint8)
+    shifts = torch.stack([(ColourNoise(0.1)(x).float() - 128)[:, 0, 0] for _ in range(4000)])
+    assert all(ColourNoise(0.1)(x).reshape(3, -1).unique(dim=1).shape[1] == 1 for _ in range(5))
+    # Its covariance is V diag(value * deviation)^2 V^T, in levels of 255.
+    scaled = ColourNoise.VECTORS * ColourNoise.VALUES * 0.1 * 255
+    torch.testing.assert_close(shifts.T.cov(), scaled @ scaled.T, rtol=0.12, atol=0.2)
+    assert torch.equal(ColourNoise(0.0)(x), x)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"short_side": 256},
+        {"crop": 0.2, "flip": True, "auto_augment": "trivial", "erase": 1.0},
+        {"auto_augment": "rand", "jitter": 0.4, "pca_noise": 0.1, "rotate": 10},
+    ],
+)
+def test_photographs_of_any_size_come_out_as_the_network_takes_them(values):
+    transform = augment(Recipe().replace({"variant": "paper", **values}), None)
+    for size in ((300, 400), (227, 500), (90, 61)):
+        y = transform(photo(*size))
+        assert y.shape == (3, 227, 227)
+        assert y.dtype == torch.uint8
+
+
+def test_the_centre_is_the_first_of_ten_views_and_the_mirror_images_are_the_last_five():
+    values = Recipe().replace({"variant": "paper", "short_side": 256, "views": 10})
+    x = photo()
+    ten, two = views(values, None)(x), views(values.replace({"views": 2}), None)(x)
+    assert ten.shape == (10, 3, 227, 227)
+    assert torch.equal(ten[0], eval_transform(values, None)(x))
+    assert torch.equal(two[1], two[0].flip(-1))
+    resized = v2.functional.resize(x, [256], antialias=True)
+    assert torch.equal(ten[1], resized[:, :227, :227])
+    mirrored = {ten[i].flip(-1).numpy().tobytes() for i in range(5)}
+    assert mirrored == {ten[i].numpy().tobytes() for i in range(5, 10)}
+
+
+def test_views_of_an_image_of_fixed_size_keep_its_size():
+    y = views(Recipe().replace({"variant": "cifar", "views": 10, "pad": 4}), 32)(photo(32, 32))
+    assert y.shape == (10, 3, 32, 32)
+    assert torch.equal(y[0], photo(32, 32))
+
+
+def test_probabilities_are_averaged_over_the_views():
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3))
+    x = torch.randn(4, 10, 3, 2, 2)
+    scores = _scores(model, lambda images: images, x)
+    expected = torch.stack([model(x[:, i]).softmax(1) for i in range(10)]).mean(0)
+    torch.testing.assert_close(scores.softmax(1), expected)

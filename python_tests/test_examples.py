@@ -1,25 +1,33 @@
-"""The notebooks run to their end on small stand-ins for their data; the rendered pages are of them."""
+"""What is committed is of today: the notebooks run to their end on small stand-ins for their data, the rendered pages
+are of them, README says what the files of the committed runs say, and their configurations are still recipes."""
 
 import gzip
+import importlib.util
 import json
 import os
 import re
 from pathlib import Path
 
+import nbclient
+import nbformat
 import numpy as np
 import pytest
 import torch
+from jupyter_core.utils import run_sync
 from PIL import Image
+from sklearn import datasets
 
-nbformat = pytest.importorskip("nbformat")
-nbclient = pytest.importorskip("nbclient")
-pytest.importorskip("ipykernel")
-run_sync = pytest.importorskip("jupyter_core.utils").run_sync
-pytest.importorskip("lightning")
-datasets = pytest.importorskip("sklearn.datasets")
+from alexnet_cuda import AlexNet
+from alexnet_cuda.data.imageset import resize
+from alexnet_cuda.recipe import Recipe, load_recipe, read_yaml
 
 ROOT = Path(__file__).parents[1]
 PAGES = ROOT / "docs" / "examples"
+RESULTS = ROOT / "docs" / "results"
+RUNS = sorted(path.parent for path in RESULTS.glob("*/metrics.json"))
+spec = importlib.util.spec_from_file_location("systems", RESULTS / "systems.py")
+systems = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(systems)
 MACHINE = re.compile(r"/(home|root|tmp|work|usr|opt|Users)/")  # a place on somebody's machine
 # What a notebook must have said, besides ending well, and how many pictures it must have shown.
 EXPECTED = {
@@ -33,19 +41,11 @@ PICTURES = {"mnist": 6, "flowers17": 7, "cifar10": 9, "bike_ship": 8, "folder": 
 
 
 @pytest.fixture(scope="module")
-def digits():
-    """Real digits (N, 32, 32) with labels (N,)."""
-    from alexnet_cuda.data.imageset import resize
-
-    bunch = datasets.load_digits()
-    x = resize(torch.from_numpy(bunch.images * 15.9).to(torch.uint8)[:, None], 32)
-    return x[:, 0].numpy(), bunch.target.astype(np.uint8)
-
-
-@pytest.fixture(scope="module")
-def data(digits, tmp_path_factory):
+def data(tmp_path_factory):
     """A folder with all data sets in their formats: digits, and pieces of scikit-learn's two photographs."""
-    root, (x, y) = tmp_path_factory.mktemp("data"), digits
+    root, bunch = tmp_path_factory.mktemp("data"), datasets.load_digits()
+    x = resize(torch.from_numpy(bunch.images * 15.9).to(torch.uint8)[:, None], 32)[:, 0].numpy()
+    y = bunch.target.astype(np.uint8)
     raw = root / "MNIST" / "raw"
     raw.mkdir(parents=True)
     for part, of in (("train", slice(0, 300)), ("t10k", slice(300, 400))):
@@ -73,9 +73,8 @@ def data(digits, tmp_path_factory):
             folder = root / "bike_ship" / part / name
             folder.mkdir(parents=True)
             for number in range(count):
-                photograph.crop((10 * number, 5 * number, 10 * number + 300, 5 * number + 200)).resize((90, 60)).save(
-                    folder / f"{part}_{number:02d}.jpg"
-                )
+                piece = photograph.crop((10 * number, 5 * number, 10 * number + 300, 5 * number + 200))
+                piece.resize((90, 60)).save(folder / f"{part}_{number:02d}.jpg")
     return root
 
 
@@ -109,21 +108,14 @@ def test_runs(name, kernel, tmp_path):
 
 
 @pytest.mark.parametrize("name", EXPECTED)
-def test_source_is_clean(name):
-    path = ROOT / "examples" / f"{name}.ipynb"
+def test_source_is_clean_and_the_page_is_of_it(name):
+    path, text = ROOT / "examples" / f"{name}.ipynb", (PAGES / f"{name}.md").read_text()
     notebook = nbformat.read(path, 4)
     nbformat.validate(notebook)
-    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    assert all(not cell.outputs and cell.execution_count is None for cell in code)
-    assert not MACHINE.search(path.read_text())
-
-
-@pytest.mark.parametrize("name", EXPECTED)
-def test_page_is_of_the_source(name):
-    notebook, text = nbformat.read(ROOT / "examples" / f"{name}.ipynb", 4), (PAGES / f"{name}.md").read_text()
     for cell in notebook.cells:
+        assert cell.cell_type != "code" or (not cell.outputs and cell.execution_count is None)
         assert cell.source in text, "render it again, as examples/README.md says"
-    assert not MACHINE.search(text)
+    assert not MACHINE.search(path.read_text() + text)
     pictures = re.findall(r"\]\((\S+\.png)\)", text)
     assert len(pictures) == PICTURES[name]
     assert all((PAGES / picture).stat().st_size > 1000 for picture in pictures)
@@ -133,3 +125,31 @@ def test_pages_are_small():
     files = [path for path in PAGES.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 2_500_000
     assert {path.suffix for path in files} <= {".md", ".png"}
+
+
+def test_readme_shows_the_committed_runs(tmp_path, monkeypatch):
+    assert systems.main(["--check"]) == 0
+    changed = tmp_path / "README.md"
+    changed.write_text(systems.README.read_text("utf-8").replace(f"[{RUNS[0].name}]", "[other]"), "utf-8")
+    monkeypatch.setattr(systems, "README", changed)
+    assert systems.main(["--check"]) == 1
+    assert systems.main([]) == 0
+    assert systems.main(["--check"]) == 0
+
+
+@pytest.mark.parametrize("folder", RUNS, ids=lambda folder: folder.name)
+def test_a_committed_run_is_complete_and_holds_no_path_of_a_machine(folder):
+    config = Recipe().replace(read_yaml(folder / "config.yaml"))
+    metrics = json.loads((folder / "metrics.json").read_text("utf-8"))
+    model = AlexNet(config.variant, sum(1 for _ in (folder / "per_class.csv").open()) - 1, config.channels)
+    assert metrics["parameters"] == sum(p.numel() for p in model.parameters())
+    assert {"curves.png", "confusion_matrix.png", "report.html"} <= {path.name for path in folder.iterdir()}
+    assert not list(folder.rglob("*.ckpt")) + list(folder.rglob("*.safetensors"))
+    for name in ("config.yaml", "metrics.json"):
+        assert not MACHINE.search((folder / name).read_text("utf-8"))
+
+
+def test_the_command_of_a_run_names_what_differs_from_its_recipe():
+    recipe = load_recipe("mnist", None, {"epochs": 3, "mean": "0.1,0.2,0.3", "data_path": "/data", "output": "x"})
+    assert systems.command(recipe) == "alexnet-cuda train mnist --data-path DIR --mean 0.1,0.2,0.3 --epochs 3"
+    assert systems.command(load_recipe("digits")) == "alexnet-cuda train digits"

@@ -1,43 +1,37 @@
-"""Exported networks give the same scores: every operator in ONNX Runtime, and whole networks there and in torch."""
+"""Exported networks give the same scores: every operator in ONNX Runtime, whole networks there and in torch; and the
+command `export`: the files of a run, their metadata, and its errors."""
 
+import json
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
-import pytest
-import torch
-import torch.nn.functional as F
-
-pytest.importorskip("onnx")
-pytest.importorskip("onnxruntime")
-pytest.importorskip("onnxscript")
-pytest.importorskip("torchvision")
-pytest.importorskip("lightning")
-
+import numpy as np
 import onnx
 import onnxruntime
+import pytest
 import safetensors.torch
+import torch
+import torch.nn.functional as F
 from helpers import assert_close
-from narrow import narrow
-from training_helpers import one_thread  # noqa: F401
+from network_helpers import narrow_network
+from training_helpers import cli, light_network
 
 import alexnet_cuda
-from alexnet_cuda import ops
+from alexnet_cuda import ops, weights
 from alexnet_cuda._library import UNAVAILABLE_REASON
 from alexnet_cuda.errors import DataError
 from alexnet_cuda.formats import export, onnx_translations
 from alexnet_cuda.networks import build
-from alexnet_cuda.recipe import Recipe
+from alexnet_cuda.recipe import Recipe, load_recipe
 from alexnet_cuda.variants import VARIANTS
 
 PACKAGE = Path(alexnet_cuda.__file__).parent
 
 
 def session(path):
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
 
 class Call(torch.nn.Module):
@@ -140,7 +134,7 @@ def test_blocks_in_every_order(kernels, memory_format, tmp_path):
 # batch normalisation, and the factor of the input.
 @pytest.mark.parametrize("name", ["original2012", "caffenet", "torchvision", "keras_mnist", "flowers_bn"])
 def test_variants_in_onnx_runtime(name, tmp_path):
-    model, recipe = narrow(name, 7), Recipe().replace({"variant": name})
+    model, recipe = narrow_network(name, 7), Recipe().replace({"variant": name})
     path = tmp_path / "model.onnx"
     export.save_onnx(path, model, recipe, list("abcdefg"))
     x = torch.randn(2, 3, recipe.input_size, recipe.input_size)
@@ -157,7 +151,7 @@ def test_variants_in_onnx_runtime(name, tmp_path):
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_operator_of_every_variant_has_a_translation(name):
-    program = export._program(narrow(name, 3), Recipe().replace({"variant": name}))
+    program = export._program(narrow_network(name, 3), Recipe().replace({"variant": name}))
     ours = {node.target for node in program.graph.nodes if "alexnet_cuda" in str(node.target)}
     assert ours <= onnx_translations.table().keys()
     assert ours or name in ("torchvision", "tf_slim") or UNAVAILABLE_REASON["cpu"]
@@ -165,7 +159,7 @@ def test_every_operator_of_every_variant_has_a_translation(name):
 
 @pytest.mark.parametrize("name", ["cifar", "original2012"])
 def test_a_torch_program_needs_torch_alone(name, tmp_path):
-    model, recipe, path = narrow(name, 3), Recipe().replace({"variant": name}), tmp_path / "model.pt2"
+    model, recipe, path = narrow_network(name, 3), Recipe().replace({"variant": name}), tmp_path / "model.pt2"
     export.save_torch(path, model, recipe, ["a", "b", "c"])
     x = torch.randn(3, 3, recipe.input_size, recipe.input_size)
     with torch.no_grad():
@@ -193,3 +187,117 @@ def test_a_network_over_two_gibibytes_is_refused(tmp_path):
     with pytest.raises(DataError, match=r"huge.onnx would hold 2\.[0-9] GiB"):
         export.save_onnx(tmp_path / "huge.onnx", model, Recipe().replace({"variant": "paper"}), [])
     assert not list(tmp_path.iterdir())
+
+
+# ---- the command `export` ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run folder as training leaves it, of a network after a few steps."""
+    folder = tmp_path_factory.mktemp("runs") / "digits"
+    recipe = load_recipe("digits", None, {"mean": [0.31], "std": [0.36], "output": str(folder)})
+    model = build(recipe, 10)
+    optimiser = torch.optim.SGD(model.parameters(), 0.01)
+    images = torch.randn(64, 1, 32, 32)
+    for _ in range(3):
+        F.cross_entropy(model(images), torch.arange(64) % 10).backward()
+        optimiser.step()
+    folder.mkdir()
+    weights.save_weights(folder / "weights.safetensors", model, recipe, [f"digit {i}" for i in range(10)])
+    return folder
+
+
+def check_metadata(metadata, run):
+    assert json.loads(metadata["classes"])[3] == "digit 3"
+    preprocessing = json.loads(metadata["preprocessing"])
+    assert [preprocessing[key] for key in ("mean", "size", "channels")] == [[0.31], 32, 1]
+    assert "data: digits" in metadata["recipe"]
+    assert not [value for value in metadata.values() if str(run) in value]
+
+
+def test_a_run_as_onnx(run):
+    facts = json.loads(cli("export", "--run", run, "--json"))
+    assert facts["file"] == str(run / "model.onnx")
+    assert facts["nodes"].get("LRN") == 2 or UNAVAILABLE_REASON["cpu"]
+    assert facts["difference"] < 1e-4 < facts["largest_score"]
+    assert facts["opset"] == 18
+    model = onnx.load(run / "model.onnx")
+    check_metadata({p.key: p.value for p in model.metadata_props}, run)
+    assert str(PACKAGE) not in str(model.graph.node)  # no lines of our source
+    network, recipe, _ = weights.load_weights(run)
+    picture = torch.from_numpy(np.linspace(0, 255, 1024).astype(np.uint8).reshape(1, 1, 32, 32))
+    x = (picture / 255 - recipe.mean[0]) / recipe.std[0]
+    for batch in (1, 5):
+        (scores,) = session(run / "model.onnx").run(None, {"images": x.expand(batch, -1, -1, -1).numpy()})
+        with torch.no_grad():
+            expected = network.eval()(x.expand(batch, -1, -1, -1))
+        torch.testing.assert_close(torch.from_numpy(scores), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("dtype", "size"), [("float32", 4), ("float16", 2), ("bfloat16", 2)])
+def test_a_run_as_safetensors(run, tmp_path, dtype, size):
+    output = tmp_path / "small.safetensors"
+    values = ("--format", "safetensors", "--dtype", dtype, "--output", output, "--json")
+    facts = json.loads(cli("export", "--run", run, *values))
+    assert facts["bytes"] == output.stat().st_size == pytest.approx(size * 1_124_250, rel=0.02)
+    assert facts["difference"] < {"float32": 1e-9, "float16": 0.01, "bfloat16": 0.1}[dtype]
+    with safetensors.safe_open(output, "pt") as file:
+        check_metadata(file.metadata(), run)
+    network, recipe, classes = weights.load_weights(output)
+    assert recipe.data == "digits"
+    assert classes[9] == "digit 9"
+    original = weights.load_weights(run)[0].state_dict()
+    for name, tensor in network.state_dict().items():
+        expected = original[name]
+        rounded = expected.to(export.DTYPES[dtype]).to(expected.dtype) if expected.is_floating_point() else expected
+        assert torch.equal(tensor, rounded), name
+
+
+@pytest.fixture
+def light_run(tmp_path, monkeypatch):
+    """The weights file of a network that is exported in no time."""
+    monkeypatch.setattr(weights, "build", light_network)
+    recipe = Recipe().replace({"variant": "cifar"})
+    weights.save_weights(tmp_path / "weights.safetensors", light_network(recipe, 2), recipe, ["a", "b"])
+    return tmp_path
+
+
+def test_a_failed_check_leaves_the_earlier_file(light_run, monkeypatch):
+    def refuse(*arguments, **options):
+        raise onnx.checker.ValidationError("no good")
+
+    (light_run / "model.onnx").write_text("earlier")
+    monkeypatch.setattr(onnx.checker, "check_model", refuse)
+    with pytest.raises(onnx.checker.ValidationError):
+        export.save_onnx(light_run / "model.onnx", *weights.load_weights(light_run))
+    assert (light_run / "model.onnx").read_text() == "earlier"
+    assert sorted(path.name for path in light_run.iterdir()) == ["model.onnx", "weights.safetensors"]
+
+
+def test_without_onnxruntime_nothing_is_claimed(light_run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert "onnxruntime is not installed" in cli("export", "--run", light_run)
+    assert (light_run / "model.onnx").exists()
+
+
+def test_a_file_that_differs_is_an_error(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "difference", lambda *arguments: (0.5, 2.0))
+    output = tmp_path / "model.safetensors"
+    assert "differ by 0.5" in cli("export", "--run", run, "--format", "safetensors", "--output", output, code=1)
+
+
+def test_a_variant_is_named_by_its_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    output = cli("export", "--variant", "cifar", "--classes", 4, "--format", "safetensors")
+    assert "cifar.safetensors" in output
+    assert "batch x 3 x 32 x 32 to batch x 4" in output
+    assert "random" in output
+
+
+def test_the_weights_of_a_run_are_not_written_over(run):
+    before = (run / "weights.safetensors").read_bytes()
+    message = cli("export", "--run", run, "--format", "safetensors", "--dtype", "float16", "--output",
+                  run / "weights.safetensors", code=1)  # fmt: skip
+    assert "holds the run's own weights" in message
+    assert (run / "weights.safetensors").read_bytes() == before

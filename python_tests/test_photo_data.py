@@ -4,9 +4,6 @@ import pickle
 
 import numpy as np
 import pytest
-
-pytest.importorskip("lightning")
-
 import torch
 from PIL import Image
 
@@ -28,13 +25,16 @@ def batches():
     return images, np.tile(np.arange(10, dtype=np.uint8), 10)
 
 
+NAMES = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
+
+
 def as_binary(folder, images, labels):
-    for name, x in zip([*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"], images, strict=True):
+    for name, x in zip(NAMES, images, strict=True):
         (folder / f"{name}.bin").write_bytes(np.column_stack([labels, x]).tobytes())
 
 
 def as_python(folder, images, labels):
-    for name, x in zip([*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"], images, strict=True):
+    for name, x in zip(NAMES, images, strict=True):
         content = {"data": x, "labels": labels.tolist(), "filenames": ["a.png"] * len(x), "batch_label": name}
         (folder / name).write_bytes(pickle.dumps(content, protocol=2))
 
@@ -62,9 +62,7 @@ def test_every_layout_of_cifar10_gives_the_same_images(batches, tmp_path, write,
     assert images.classes[8] == "ship"
 
 
-class Opens:
-    def __reduce__(self):
-        return print, ("a pickle was run",)
+PRINTS = b"cbuiltins\nprint\n(Va pickle was run\ntR."  # when it is unpickled
 
 
 @pytest.mark.parametrize(
@@ -74,7 +72,7 @@ class Opens:
         (as_binary, lambda f: (f / "data_batch_3.bin").write_bytes(b"\12" * 3073), "data_batch_3.bin holds no label"),
         (as_binary, lambda f: (f / "test_batch.bin").unlink(), "test_batch.bin cannot be read"),
         (as_python, lambda f: (f / "data_batch_2").unlink(), "data_batch_2 does not exist"),
-        (as_python, lambda f: (f / "data_batch_2").write_bytes(pickle.dumps(Opens())), "asks for builtins.print"),
+        (as_python, lambda f: (f / "data_batch_2").write_bytes(PRINTS), "asks for builtins.print"),
         (as_python, lambda f: (f / "data_batch_2").write_bytes(b"<html>"), "data_batch_2 is not a batch of CIFAR-10"),
         (as_sheets, lambda f: np.save(f / "test_labels.npy", np.zeros(7, np.uint8)), r"test_labels.npy.*labels \(7,\)"),
         (as_sheets, lambda f: (f / "train_labels.npy").unlink(), "train_labels.npy cannot be read"),
@@ -93,8 +91,6 @@ def test_damaged_cifar10_is_named_and_nothing_is_run(batches, tmp_path, capsys, 
 def test_cifar10_says_what_it_looked_for(tmp_path):
     with pytest.raises(DataError, match=r"data_batch_1\.bin, no data_batch_1, no train_1\.webp"):
         load_images(recipe("cifar10", tmp_path))
-    with pytest.raises(DataError, match="--data-path"):
-        load_images(Recipe().replace({"data": "cifar10"}))
 
 
 def test_a_picture_for_cifar10_loses_its_longer_sides(tmp_path):
@@ -120,13 +116,12 @@ def test_flowers_are_labelled_by_number_and_split_as_the_source_does(flowers):
     assert images.counts()["train"] == [64] * 17
     assert images.counts()["test"] == [16] * 17
     assert images.val is images.test
-    numbers = []
+    right = 0
     for part in (images.train, images.test):
         for x, label in zip(part.images, part.labels, strict=True):
             red, green = x[:2].float().mean((1, 2)).round().int().tolist()
-            number = round(green / 40) * 256 + red
-            numbers.append((number - 1) // 80 == label)
-    assert sum(numbers) > 1300  # JPEG moves a colour by one now and then
+            right += (round(green / 40) * 256 + red - 1) // 80 == label
+    assert right > 1300  # JPEG moves a colour by one now and then
     values = recipe("flowers17", flowers)
     assert source(values).read(values, flowers / "flowers17" / "jpg" / "image_0001.jpg").shape == (3, 9, 12)
 
@@ -184,10 +179,9 @@ def test_what_is_wrong_with_a_table_is_said(table, change, message):
 
 
 def test_bike_ship_is_found_in_the_folder_of_all_data_sets(tmp_path):
-    for part in ("train", "val"):
-        for name in ("bike", "ship"):
-            (tmp_path / "bike_ship" / part / name).mkdir(parents=True)
-            for i in range(4):
-                Image.new("RGB", (20, 16), (i, 0, 0)).save(tmp_path / "bike_ship" / part / name / f"{i}.jpg")
+    for folder in ("train/bike", "train/ship", "val/bike", "val/ship"):
+        (tmp_path / "bike_ship" / folder).mkdir(parents=True)
+        for i in range(4):
+            Image.new("RGB", (20, 16), (i, 0, 0)).save(tmp_path / "bike_ship" / folder / f"{i}.jpg")
     for path in (tmp_path, tmp_path / "bike_ship"):
         assert load_images(recipe("bike-ship", path, val_fraction=0.25)).counts()["train"] == [3, 3]

@@ -1,23 +1,18 @@
 """The parts of a report: maps against hand-computed ones, tables against scikit-learn, any number of classes."""
 
 import copy
-import csv
 import math
 import re
 
 import pytest
-
-pytest.importorskip("torchvision")
-pytest.importorskip("lightning")
-pytest.importorskip("sklearn")
-pytest.importorskip("jinja2")
-
 import sklearn.metrics
 import torch
 import torchmetrics.functional.classification as tm
-from narrow import narrow
+from helpers import assert_same_bits
+from network_helpers import narrow_network
 from torch import nn
-from training_helpers import one_thread  # noqa: F401
+from torchvision.models import resnet18
+from training_helpers import read_csv
 
 from alexnet_cuda import AlexNet
 from alexnet_cuda.data import ImageSet, Split
@@ -54,11 +49,10 @@ def test_grad_cam_is_the_one_computed_by_hand():
 
 @pytest.mark.parametrize("variant", ["cifar", "caffe", "torchvision/resnet18"])
 def test_grad_cam_of_every_kind_of_network_leaves_it_as_it_was(variant):
-    from torchvision.models import get_model
 
-    alexnet = "/" not in variant
-    model = (narrow(variant, 5) if alexnet else get_model(variant[12:], num_classes=5)).eval().requires_grad_(False)
-    edge = model.variant.input_size if alexnet else 64
+    resnet = variant == "torchvision/resnet18"
+    model = (resnet18(num_classes=5).eval() if resnet else narrow_network(variant, 5)).requires_grad_(False)
+    edge = 64 if resnet else model.variant.input_size
     x, before = torch.randn(2, 3, edge, edge), copy.deepcopy(model.state_dict())
     scores = model(x)
     maps = grad_cam(model, x, torch.tensor([3, 0]))
@@ -67,7 +61,7 @@ def test_grad_cam_of_every_kind_of_network_leaves_it_as_it_was(variant):
     assert all(m == 0 or m == pytest.approx(1) for m in maps.amax((1, 2)))
     assert maps.std() > 0
     assert torch.equal(model(x), scores)
-    assert all(torch.equal(a, b) for a, b in zip(before.values(), model.state_dict().values(), strict=True))
+    assert_same_bits(before, model.state_dict())
     assert not any(m._forward_hooks for m in model.modules())
 
 
@@ -81,7 +75,7 @@ def test_grad_cam_of_weights_and_images_made_in_inference_mode():
 
 @pytest.mark.parametrize("variant", ["cifar", "caffe"])
 def test_feature_maps_are_what_the_modules_give_one_by_one(variant):
-    model = narrow(variant, 5)
+    model = narrow_network(variant, 5)
     x = torch.randn(3, *(model.variant.input_size,) * 2)
     found = feature_maps(model, x)
     y = x[None] * model.input_scale
@@ -130,15 +124,12 @@ def test_the_figures_of_every_class_are_those_of_scikit_learn(guesses, tmp_path)
         labels, p.argmax(1), labels=range(8), target_names=names, output_dict=True, zero_division=math.nan
     )
     for n, row in enumerate(rows):
-        expected = report[row["class"]]
-        assert row["support"] == expected["support"]
-        for key, name in (("precision", "precision"), ("recall", "recall"), ("f1", "f1-score")):
-            assert row[key] == pytest.approx(expected[name], nan_ok=True)
+        expected = [report[row["class"]][key] for key in ("support", "precision", "recall", "f1-score")]
+        assert [row[key] for key in ("support", "precision", "recall", "f1")] == pytest.approx(expected, nan_ok=True)
         five = [int(n in p[i].topk(5).indices) for i in (labels == n).nonzero().flatten()]
         assert row["top5"] == pytest.approx(sum(five) / len(five) if five else math.nan, nan_ok=True)
     (tmp_path / "per_class.csv").write_text(tables.to_csv(rows))
-    with (tmp_path / "per_class.csv").open(newline="") as file:
-        read = list(csv.DictReader(file))
+    read = read_csv(tmp_path / "per_class.csv")
     assert [r["class"] for r in read] == names
     assert read[6]["precision"] == ""
     assert read[7]["recall"] == read[7]["top5"] == ""
@@ -203,8 +194,8 @@ def test_any_number_of_classes_and_images(classes, channels, count, kind, tmp_pa
         model.features[0].weight.data.fill_(math.nan)
         (tmp_path / "metrics.csv").write_text("epoch,step,train/loss,val/loss\n0,3,nan,inf\n1,6,,\n")
         accuracy = math.nan
-    metrics = {"test/accuracy": accuracy, "test/loss": math.nan, "parameters": 3}
-    metrics |= {"test/calibration_error": math.nan, "images": {"test": count}}
+    metrics = {"test/accuracy": accuracy, "test/loss": math.nan, "test/calibration_error": math.nan}
+    metrics |= {"parameters": 3, "images": {"test": count}}
     paths = write_report(tmp_path, recipe, images, model, p, metrics)
     assert all(path.stat().st_size for path in paths)
     text = paths[0].read_text()
@@ -216,7 +207,6 @@ def test_any_number_of_classes_and_images(classes, channels, count, kind, tmp_pa
 
 
 def test_a_deep_network_is_shown_in_twelve_layers():
-    from torchvision.models import resnet18
 
     split = Split(torch.randint(256, (1, 3, 64, 64), dtype=torch.uint8), torch.zeros(1, dtype=torch.long))
     recipe = Recipe().replace({"variant": "torchvision/resnet18", "size": 64})

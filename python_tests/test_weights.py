@@ -1,4 +1,5 @@
-"""Weights files from others: nothing in them is executed, and what does not fit is one sentence."""
+"""Weights from others: nothing in their files is executed, what does not fit is one sentence; and training that starts
+from them: what is taken over and what stays fixed."""
 
 import ast
 import io
@@ -7,18 +8,21 @@ import pickle
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
-
-pytest.importorskip("torchvision")
-pytest.importorskip("lightning")
-
-from training_helpers import cli
+from training_helpers import checkpoint, cli, no_report  # noqa: F401
 
 import alexnet_cuda
-from alexnet_cuda import weights
-from alexnet_cuda.errors import DataError
+from alexnet_cuda import AlexNet, weights
+from alexnet_cuda.errors import DataError, RecipeError
+from alexnet_cuda.networks import build
+from alexnet_cuda.recipe import Recipe
+from alexnet_cuda.training.classifier import Classifier
+from alexnet_cuda.training.transfer import parameter_groups
+from alexnet_cuda.weights import start_from
 
 PACKAGE = Path(alexnet_cuda.__file__).parent
+TINY = ["digits", "--limit", "40", "--batch-size", "16", "--max-steps", "2", "--accelerator", "cpu"]
 
 
 class Evil:
@@ -75,3 +79,95 @@ def test_the_package_unpickles_nothing():
                 if name in ("yaml.load", "torch.hub.load"):
                     raise AssertionError(where)
     assert loads >= 2
+
+
+def recipe(**values):
+    return Recipe().replace({"variant": "cifar", **values})
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "trained"
+    cli("train", *TINY, "--output", folder)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["run", "weights", "checkpoint", "state_dict"])
+def test_everything_but_the_last_layer_is_taken_over(trained, tmp_path, kind):
+    own = safetensors.torch.load_file(trained / "weights.safetensors")
+    path = trained / {"weights": "weights.safetensors", "checkpoint": "checkpoints/last.ckpt"}.get(kind, "")
+    if kind == "state_dict":
+        path = tmp_path / "a.pth"
+        torch.save(own, path)
+    values = recipe(weights=str(path), channels=1)
+    model = build(values, 7)
+    fresh = model.classifier[-1].weight.clone()
+    start_from(model, values)
+    state = model.state_dict()
+    assert torch.equal(state.pop("classifier.3.weight"), fresh)
+    assert state.pop("classifier.3.bias").shape == (7,)
+    assert all(torch.equal(value, own[name]) for name, value in state.items())
+
+
+def test_weights_that_do_not_fit_or_are_missing_are_named(trained, tmp_path):
+    values = recipe(weights=str(trained), channels=3)
+    with pytest.raises(RecipeError, match=r"features\.0\.weight \(48, 3, 3, 3\) they have \(48, 1, 3, 3\)"):
+        start_from(build(values, 10), values)
+    values = recipe(weights=str(trained), variant="torchvision")
+    with pytest.raises(RecipeError, match=r"do not fit torchvision: for features\.0"):
+        start_from(build(values, 10), values)
+
+    with pytest.raises(DataError, match="does not exist; weights must be"):
+        start_from(build(recipe(), 10), recipe(weights=str(tmp_path / "none")))
+
+
+def test_torchvision_weights_fit_the_variant_torchvision(monkeypatch):
+    state = AlexNet("torchvision").state_dict()
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", lambda url, **options: dict(state))
+    values = recipe(variant="torchvision", weights="torchvision")
+    model = build(values, 17)
+    start_from(model, values)
+    assert torch.equal(model.features[0].weight, state["features.0.weight"])
+    with pytest.raises(RecipeError, match="got cifar"):
+        start_from(build(recipe(), 17), recipe(weights="torchvision"))
+
+    def offline(url, **options):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", offline)
+    with pytest.raises(DataError, match=r"alexnet.*cannot be downloaded: no route"):
+        start_from(model, values)
+
+
+@pytest.mark.parametrize(("freeze", "moving"), [("features", 4), ("backbone", 2)])
+def test_frozen_layers_and_their_statistics_stay_as_they_were(trained, tmp_path, freeze, moving):
+    folder = tmp_path / "run"
+    cli("train", *TINY, "--output", folder, "--weights", trained, "--freeze", freeze)
+    before = safetensors.torch.load_file(trained / "weights.safetensors")
+    after = safetensors.torch.load_file(folder / "weights.safetensors")
+    changed = [name for name in after if not torch.equal(before[name], after[name])]
+    assert len(changed) == moving
+    assert all(name.startswith("classifier.") for name in changed)
+    assert len(checkpoint(folder)["optimizer_states"][0]["state"]) == moving
+
+
+def test_earlier_layers_take_smaller_steps():
+    values = recipe(lr=0.1, layer_decay=0.5, weight_decay=0.01)
+    model = build(values, 10)
+    groups = parameter_groups(model, values)
+    rate = {id(p): group["lr"] for group in groups for p in group["params"]}
+    assert set(rate) == {id(p) for p in model.parameters()}
+    assert rate[id(model.classifier[-1].weight)] == 0.1
+    assert rate[id(model.features[0].weight)] == pytest.approx(0.1 * 0.5**6)
+    assert rate[id(model.features[1].weight)] == rate[id(model.features[0].weight)]  # batch normalisation
+    assert all(group["weight_decay"] == (0.01 if group["params"][0].dim() > 1 else 0) for group in groups)
+    assert len(parameter_groups(model, recipe())) == 2
+
+
+def test_mixed_images_have_mixed_targets():
+    module = Classifier(recipe(mixup=0.2, cutmix=1.0), 10)
+    torch.manual_seed(0)
+    x, target = module.mix(torch.rand(8, 3, 32, 32), torch.arange(8))
+    assert x.shape == (8, 3, 32, 32)
+    assert target.shape == (8, 10)
+    torch.testing.assert_close(target.sum(1), torch.ones(8))

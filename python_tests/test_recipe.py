@@ -1,0 +1,52 @@
+"""Recipes: whole, written and read again, wrong values named; and the schedules of the learning rate."""
+
+import pytest
+
+from alexnet_cuda.recipe import Recipe, RecipeError, list_recipes, load_recipe
+from alexnet_cuda.training import classifier
+
+
+@pytest.mark.parametrize("name", list_recipes())
+def test_recipes_are_whole_and_survive_yaml(name, tmp_path):
+    recipe = load_recipe(name)
+    (tmp_path / "config.yaml").write_text(recipe.to_yaml())
+    assert load_recipe(name, tmp_path / "config.yaml") == recipe
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"epochs": "1.5"}, "epochs must be int"),
+        ({"epochs": 0}, "epochs must be between 1 and"),
+        ({"opt": "adagrad"}, "unknown opt 'adagrad'; choose from sgd, adam, adamw"),
+        ({"mean": "0.1,0.2"}, "mean must have 1 or 3 values, got 2"),
+        ({"flip": "maybe"}, "flip must be bool"),
+        ({"val_fraction": 0.6, "test_fraction": 0.5}, "leave no image"),
+        ({"std": 0}, "std must be positive"),
+        ({"val_fraction": 0}, "val_fraction 0 needs monitor none"),
+        ({"schedule": "plateau"}, "schedule plateau needs warmup 0"),
+        ({"freeze": "features"}, "freeze features needs weights"),
+        ({"variant": "torchvision/no_such_net"}, "unknown variant 'torchvision/no_such_net'"),
+        ({"views": 3}, "unknown views 3; choose from 1, 2, 10"),
+        ({"erase": 1.5}, "erase must be between 0 and 1"),
+    ],
+)
+def test_wrong_values_are_named(values, message):
+    with pytest.raises(RecipeError, match=message):
+        Recipe().replace(values)
+
+
+def test_flags_come_before_the_config_file_and_that_before_the_recipe(tmp_path):
+    (tmp_path / "my.yaml").write_text("lr: 1e-2\nepochs: 3\n")
+    recipe = load_recipe("digits", tmp_path / "my.yaml", {"epochs": "4"})
+    assert (recipe.lr, recipe.epochs, recipe.batch_size) == (0.01, 4, load_recipe("digits").batch_size)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "step", "constant"])
+def test_schedules_rise_first_and_never_pass_the_peak(schedule):
+    recipe = Recipe().replace({"schedule": schedule, "warmup": 0.1})
+    rates = [classifier.rate(recipe, step, 100) for step in range(101)]
+    assert rates[:10] == sorted(rates[:10])
+    assert 0 < rates[0] < 0.2
+    assert max(rates) == 1.0
+    assert rates[100] == pytest.approx({"cosine": 0.0, "step": 0.01, "constant": 1.0}[schedule])
