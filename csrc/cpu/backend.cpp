@@ -24,36 +24,25 @@ int64_t plane_blocks(const Images& images, int64_t planes) {
                               : ceil_div(images.count * images.channels, planes);
 }
 
-using LrnKernel = void (*)(const LrnArguments&, int64_t, int64_t);
-
-void run_lrn(const LrnArguments& args, LrnKernel across_channels, LrnKernel spatial) {
+void run_lrn(void (*kernel)(const LrnArguments&, int64_t, int64_t), const LrnArguments& args) {
   const Images& images = args.images;
-  if (args.spatial) {
-    const int64_t work = images.pixels() * std::min(images.channels, kPlanes) * args.lrn.size;
-    run_tasks(spatial, args, plane_blocks(images, kPlanes), work);
-  } else {
-    const int64_t strips = images.channels_last ? ceil_div(images.count * images.pixels(), kStrip)
-                                                : images.count * ceil_div(images.pixels(), kStrip);
-    run_tasks(across_channels, args, strips, kStrip * images.channels);
-  }
+  const int64_t strips = images.channels_last ? ceil_div(images.count * images.pixels(), kStrip)
+                                              : images.count * ceil_div(images.pixels(), kStrip);
+  const int64_t work = images.pixels() * std::min(images.channels, kPlanes) * args.lrn.size;
+  args.spatial ? run_tasks(kernel, args, plane_blocks(images, kPlanes), work)
+               : run_tasks(kernel, args, strips, kStrip * images.channels);
 }
 
 }  // namespace
 
 DType Cpu::dtype_of(const char* op, const Tensor& x) {
-  switch (x.scalar_type()) {
-    case ScalarType::Float:
-      return DType::kFloat;
-    case ScalarType::Double:
-      return DType::kDouble;
-    case ScalarType::Half:
-      return DType::kHalf;
-    case ScalarType::BFloat16:
-      return DType::kBFloat16;
-    default:
-      STD_TORCH_CHECK(false, op, ": expected x to be float32, float64, float16 or bfloat16, got scalar type ",
-                      static_cast<int>(x.scalar_type()));
-  }
+  const ScalarType type = x.scalar_type();
+  if (type == ScalarType::Float) return DType::kFloat;
+  if (type == ScalarType::Double) return DType::kDouble;
+  if (type == ScalarType::Half) return DType::kHalf;
+  if (type == ScalarType::BFloat16) return DType::kBFloat16;
+  STD_TORCH_CHECK(false, op, ": expected x to be float32, float64, float16 or bfloat16, got scalar type ",
+                  static_cast<int>(type));
 }
 
 Tensor Cpu::allocate(const Tensor& like, const std::vector<int64_t>& size, MemoryFormat format,
@@ -61,9 +50,7 @@ Tensor Cpu::allocate(const Tensor& like, const std::vector<int64_t>& size, Memor
   const ScalarType type = dtype.value_or(like.scalar_type());
   int64_t bytes = type == ScalarType::Byte ? 1 : like.element_size();
   for (int64_t n : size) bytes *= n;
-  if (bytes < kMinCachedBytes || cache_limit() == 0) {
-    return empty(like, size, format, type);
-  }
+  if (bytes < kMinCachedBytes || cache_limit() == 0) return empty(like, size, format, type);
   return torch::stable::from_blob(allocate_memory(bytes), size, dense_strides(size, format), like.device(), type,
                                   [bytes](void* data) { release_memory(data, bytes); });
 }
@@ -77,11 +64,11 @@ Tensor Cpu::dense(const Tensor& x, MemoryFormat format) {
 }
 
 void Cpu::local_response_norm(const char*, const LrnArguments& args, const Tensor&) {
-  run_lrn(args, lrn_forward_kernel(), spatial_lrn_forward_kernel());
+  run_lrn(args.spatial ? spatial_lrn_forward_kernel() : lrn_forward_kernel(), args);
 }
 
 void Cpu::local_response_norm_backward(const char*, const LrnArguments& args, const Tensor&) {
-  run_lrn(args, lrn_backward_kernel(), spatial_lrn_backward_kernel());
+  run_lrn(args.spatial ? spatial_lrn_backward_kernel() : lrn_backward_kernel(), args);
 }
 
 void Cpu::max_pool2d(const char*, const PoolArguments& args, const Tensor&) {

@@ -52,40 +52,34 @@ bool is_winograd3x3(const Images& images, const Conv& c) {
 
 // Weight and bias of an 11x11 convolution as its forward kernel reads them.
 struct PackedConv {
-  const DType dtype;
-  const int64_t filters, taps;
-  Buffer<char> weight, bias;
-  Buffer<float> winograd_weight;
-  bool in_range = true;
   ConvTask task;
+  const DType dtype = task.images.dtype;
+  const int64_t taps = 121 * task.conv.channels, blocks = filter_blocks(dtype, task.conv.filters);
+  const int64_t filters = blocks * filter_block(dtype);
+  const Buffer<char> weight = sums_buffer(dtype, filters* taps), bias = sums_buffer(dtype, filters);
+  const Buffer<float> winograd_weight{filters * kWinogradProducts * 16 * task.conv.channels};
+  bool in_range = true;
 
-  explicit PackedConv(const ConvArguments& args)
-      : dtype(args.images.dtype),
-        filters(filter_blocks(dtype, args.conv.filters) * filter_block(dtype)),
-        taps(121 * args.conv.channels),
-        weight(sums_buffer(dtype, filters * taps)),
-        bias(sums_buffer(dtype, filters)),
-        winograd_weight(filters * kWinogradProducts * 16 * args.conv.channels),
-        task{args} {
+  explicit PackedConv(const ConvArguments& args) : task{args} {
     task.packed_weight = weight.data();
     task.packed_bias = bias.data();
-    task.winograd = is_winograd11x11s4(dtype, args.conv);
+    task.winograd = is_winograd11x11s4(dtype, task.conv);
     task.winograd_weight = winograd_weight.data();
     task.in_range = &in_range;
-    run_tasks(conv2d_pack_weight_kernel(), task, filters / filter_block(dtype), 5 * taps * filter_block(dtype));
+    run_tasks(conv2d_pack_weight_kernel(), task, blocks, 5 * taps * filter_block(dtype));
     task.winograd &= in_range;
   }
 };
 
 bool winograd_conv2d(WinogradTask task) {
   const Conv& c = task.conv;
-  const int64_t channels = c.channels / c.groups, block = filter_block(DType::kFloat);
   const int64_t blocks = c.groups * filter_blocks(DType::kFloat, c.filters / c.groups);
-  const Buffer<float> weight(blocks * kWinogradProducts * channels * block);
+  const int64_t block_size = kWinogradProducts * c.channels / c.groups * filter_block(DType::kFloat);
+  const Buffer<float> weight(blocks * block_size);
   bool finite = true;
   task.winograd_weight = weight.data();
   task.finite = &finite;
-  run_tasks(winograd_weights_kernel(), task, blocks, kWinogradProducts * channels * block);
+  run_tasks(winograd_weights_kernel(), task, blocks, block_size);
   run_tasks(winograd_forward_kernel(), task, ceil_div(winograd_tiles(c, task.images.count), kWinogradTask),
             kWinogradProducts * channels * c.filters);
   return finite;

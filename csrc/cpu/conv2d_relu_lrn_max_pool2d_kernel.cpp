@@ -51,7 +51,7 @@ void forward(const BlockTask& a, int64_t begin, int64_t end) {
 }  // namespace
 
 void block_forward(const BlockTask& a, int64_t begin, int64_t end) {
-  dispatch_rows(a.conv, [&](auto t, auto rows) { forward<decltype(t), typename decltype(rows)::Type>(a, begin, end); });
+  dispatch_rows<DirectRows, WinogradRows>(a.conv, [&]<class T, class Rows>() { forward<T, Rows>(a, begin, end); });
 }
 
 }  // namespace alexnet_cuda::ALEXNET_CPU_LEVEL

@@ -18,21 +18,14 @@ namespace alexnet_cuda::ALEXNET_CPU_LEVEL {
 
 template <class A>
 struct LrnPass {
-  A alpha, beta, k;
-  int64_t size, front, back;                // channels of a window, those before its centre, those after
-  int64_t per_group, padded, halo, stride;  // of a group; zeros on either side of it in a buffer; from pixel to pixel
-
-  LrnPass(const Lrn& lrn, const Channels& c)
-      : alpha(lrn.alpha),
-        beta(lrn.beta),
-        k(lrn.k),
-        size(lrn.size),
-        front(lrn.front),
-        back(lrn.size - 1 - lrn.front),
-        per_group(c.per_group),
-        padded(c.padded),
-        halo(round_up(max64(front, back), kLanes<A>)),
-        stride(padded + 2 * halo) {}
+  const Lrn lrn;
+  const Channels channels;
+  const A alpha = lrn.alpha, beta = lrn.beta, k = lrn.k;
+  // Channels of a window, those before its centre, those after.
+  const int64_t size = lrn.size, front = lrn.front, back = size - 1 - front;
+  const int64_t per_group = channels.per_group, padded = channels.padded;
+  // Zeros on either side of a group in a buffer; from pixel to pixel.
+  const int64_t halo = round_up(max64(front, back), kLanes<A>), stride = padded + 2 * halo;
 };
 
 // y = v p, with p = d^-beta. Adding 0 after a ReLU turns -0 into 0, which max_nonnegative (pool.h) relies on.
@@ -189,23 +182,13 @@ __attribute__((noinline)) void lrn5_backward(const LrnPass<A>& pass, Pixels<cons
 template <class A>
 class Normaliser {
  public:
-  Normaliser(const Lrn& lrn, const Channels& c, bool backward)
-      : pass_(lrn, c),
-        groups_(c.groups),
-        is_lrn5_(lrn.size == 5 && lrn.front == 2 && lrn.beta == 0.75),
-        squares_(is_lrn5_ ? 0 : kLrnBlock * pass_.stride),
-        terms_(is_lrn5_ || !backward ? 0 : kLrnBlock * pass_.stride),
-        direct_(is_lrn5_ || !backward ? 0 : kLrnBlock * c.padded) {
-    if (is_lrn5_) return;
-    for (int64_t i = 0; i < kLrnBlock * pass_.stride; ++i) {
-      squares_[i] = 0;
-      if (backward) terms_[i] = 0;
-    }
+  Normaliser(const Lrn& lrn, const Channels& c) : pass_{lrn, c} {
+    for (int64_t i = 0; i < size_; ++i) squares_[i] = terms_[i] = 0;
   }
 
   template <bool RELU>
   void forward(Pixels<const A> x, Pixels<A> y, int64_t count) {
-    for (int64_t g = 0; g < groups_; ++g, x.data += pass_.padded, y.data += pass_.padded) {
+    for (int64_t g = 0; g < pass_.channels.groups; ++g, x.data += pass_.padded, y.data += pass_.padded) {
       is_lrn5_ ? lrn5<A, RELU>(pass_, x, y, count)
                : lrn_any<A, RELU, false>(pass_, x, {}, y, count, squares_, terms_, direct_);
     }
@@ -213,17 +196,18 @@ class Normaliser {
 
   template <bool RELU>
   void backward(Pixels<const A> x, Pixels<const A> grad, Pixels<A> dx, int64_t count) {
-    for (int64_t g = 0; g < groups_; ++g, x.data += pass_.padded, grad.data += pass_.padded, dx.data += pass_.padded) {
+    for (int64_t g = 0; g < pass_.channels.groups;
+         ++g, x.data += pass_.padded, grad.data += pass_.padded, dx.data += pass_.padded) {
       is_lrn5_ ? lrn5_backward<A, RELU>(pass_, x, grad, dx, count)
                : lrn_any<A, RELU, true>(pass_, x, grad, dx, count, squares_, terms_, direct_);
     }
   }
 
  private:
-  LrnPass<A> pass_;
-  int64_t groups_;
-  bool is_lrn5_;
-  Scratch<A> squares_, terms_, direct_;
+  const LrnPass<A> pass_;
+  const bool is_lrn5_ = pass_.size == 5 && pass_.front == 2 && pass_.lrn.beta == 0.75;
+  const int64_t size_ = is_lrn5_ ? 0 : kLrnBlock * pass_.stride;
+  Scratch<A> squares_{size_}, terms_{size_}, direct_{size_};
 };
 
 }  // namespace alexnet_cuda::ALEXNET_CPU_LEVEL

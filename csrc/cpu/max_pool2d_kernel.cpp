@@ -87,15 +87,7 @@ void backward_planes(const PoolArguments& a, int64_t begin, int64_t end) {
 
 }  // namespace
 
-void max_pool_forward(const PoolArguments& a, int64_t begin, int64_t end) {
-  dispatch(a.images.dtype, [&](auto t) { forward<decltype(t)>(a, begin, end); });
-}
-
-void max_pool_backward(const PoolArguments& a, int64_t begin, int64_t end) {
-  dispatch(a.images.dtype, [&](auto t) {
-    using T = decltype(t);
-    a.images.channels_last ? backward_rows<T>(a, begin, end) : backward_planes<T>(a, begin, end);
-  });
-}
+ALEXNET_CPU_KERNEL_OF(max_pool_forward, PoolArguments, forward<T>)
+ALEXNET_CPU_KERNEL_OF(max_pool_backward, PoolArguments, a.images.channels_last ? backward_rows<T> : backward_planes<T>)
 
 }  // namespace alexnet_cuda::ALEXNET_CPU_LEVEL

@@ -30,7 +30,7 @@ void backward(const TailArguments& a, int64_t begin, int64_t end) {
   const int64_t pooled_size = lrn_last ? padded_size<A>(pool.out_width, stride) : 0;
   Scratch<A> gathered(row_size), x_row(row_size), dx(row_size), pooled_row(lrn_last ? row_size : 0);
   Scratch<A> maxima(pooled_size), lrn_grads(max_covering(pool) * pooled_size);
-  Normaliser<A> normaliser(a.lrn, c, true);
+  Normaliser<A> normaliser(a.lrn, c);
   PoolGradient<T> gradient(pool, a.images, a.lrn.groups, a.grad, a.code);
   Pooler<A, PoolInput::kBeforeRelu> pooler(pool, lrn_last ? stride : 0, false);
   for (int64_t t = begin; t < end; ++t) {  // row h of dx of image n
@@ -67,12 +67,7 @@ void backward(const TailArguments& a, int64_t begin, int64_t end) {
 
 }  // namespace
 
-void tail_forward(const TailArguments& a, int64_t begin, int64_t end) {
-  dispatch(a.images.dtype, [&](auto t) { forward<decltype(t)>(a, begin, end); });
-}
-
-void tail_backward(const TailArguments& a, int64_t begin, int64_t end) {
-  dispatch(a.images.dtype, [&](auto t) { backward<decltype(t)>(a, begin, end); });
-}
+ALEXNET_CPU_KERNEL_OF(tail_forward, TailArguments, forward<T>)
+ALEXNET_CPU_KERNEL_OF(tail_backward, TailArguments, backward<T>)
 
 }  // namespace alexnet_cuda::ALEXNET_CPU_LEVEL

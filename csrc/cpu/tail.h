@@ -26,7 +26,7 @@ ALEXNET_INLINE void tail_rows(const TailArguments& a, int64_t begin, int64_t end
   const int64_t out_size = padded_size<A>(pool.out_width, stride);
   Scratch<A> made(row_size), normalised(kPoolFirst ? 0 : row_size), maxima(kPoolFirst ? out_size : 0), out(out_size);
   Scratch<A> codes(a.code ? out_size : 0);
-  Normaliser<A> normaliser(a.lrn, pooled, false);
+  Normaliser<A> normaliser(a.lrn, pooled);
   Pooler<A, kInput> pooler(pool, stride, a.code != nullptr);
   // Normalises and pools the input rows under one pooled row that earlier pooled rows have not needed yet.
   for (int64_t t = begin; t < end; ++t) {

@@ -82,12 +82,7 @@ inline Lrn checked_lrn(const char* op, int64_t channels, int64_t size, int64_t f
   STD_TORCH_CHECK(front >= 0 && front < size, op, ": expected front to be in [0, size), got ", front);
   STD_TORCH_CHECK(groups >= 1 && channels % groups == 0, op, ": expected groups to divide the ", channels,
                   " channels of x, got ", groups);
-  return {.size = static_cast<int>(size),
-          .front = static_cast<int>(front),
-          .alpha = alpha,
-          .beta = beta,
-          .k = k,
-          .groups = static_cast<int>(groups)};
+  return {.size = int(size), .front = int(front), .alpha = alpha, .beta = beta, .k = k, .groups = int(groups)};
 }
 
 // The pooling of a height x width image.

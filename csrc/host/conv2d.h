@@ -19,6 +19,27 @@ inline Conv checked_conv_forward(const char* op, const Tensor& x, const Tensor& 
   return checked_conv(op, x.size(1), x.size(2), x.size(3), size_of(weight), stride, padding, groups, ceil_mode);
 }
 
+// The result of a kernel, conv2d or conv2d_input_grad of the back end, in `format`; none if torch must compute it.
+template <class Backend, class Kernel>
+std::optional<Tensor> run_conv2d(const char* op, Kernel kernel, ConvArguments args, const std::optional<Tensor>& x,
+                                 const std::optional<Tensor>& grad, const Tensor& weight,
+                                 const std::optional<Tensor>& bias, const std::vector<int64_t>& size,
+                                 MemoryFormat format) {
+  if (size[0] * size[1] * size[2] * size[3] == 0) return Backend::allocate(weight, size, format);
+  const std::optional<MemoryFormat> computed = Backend::conv2d_format(args.images, args.conv, format);
+  if (!computed) return std::nullopt;
+  Inputs<Backend> inputs;
+  args.images.channels_last = *computed == MemoryFormat::ChannelsLast;
+  args.x = inputs.data(x, *computed);
+  args.grad = inputs.data(grad, *computed);
+  args.weight = inputs.data(weight);
+  args.bias = inputs.data(bias);
+  Tensor out = Backend::allocate(weight, size, *computed);
+  args.out = out.mutable_data_ptr();
+  if (!kernel(op, args, weight)) return std::nullopt;
+  return *computed == format ? out : torch::stable::contiguous(out, format);
+}
+
 template <class Backend>
 Tensor conv2d(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, int64_t stride, int64_t padding,
               int64_t groups, bool ceil_mode, bool relu) {
@@ -27,25 +48,12 @@ Tensor conv2d(const Tensor& x, const Tensor& weight, const std::optional<Tensor>
   args.conv = checked_conv_forward(op, x, weight, bias, stride, padding, groups, ceil_mode);
   args.relu = relu;
   const MemoryFormat format = format_of(x);
-  args.images = images_of<Backend>(op, "x", x, format);
+  args.images = images_of<Backend>(op, "x", x, size_of(x), format);
   const std::vector<int64_t> size = {x.size(0), args.conv.filters, args.conv.out_height, args.conv.out_width};
   Backend::check_size(op, "the output", size[1] * size[2] * size[3]);
   const typename Backend::Guard guard(x);
-  if (x.size(0) * size[1] == 0) return Backend::allocate(x, size, format);
-  const std::optional<MemoryFormat> computed = Backend::conv2d_format(args.images, args.conv, format);
-  if (computed) {
-    const Tensor input = Backend::dense(x, *computed), filters = Backend::dense(weight, MemoryFormat::Contiguous);
-    const std::optional<Tensor> offsets =
-        bias ? std::optional(Backend::dense(*bias, MemoryFormat::Contiguous)) : std::nullopt;
-    Tensor y = Backend::allocate(x, size, *computed);
-    args.images.channels_last = *computed == MemoryFormat::ChannelsLast;
-    args.x = input.const_data_ptr();
-    args.weight = filters.const_data_ptr();
-    args.bias = offsets ? offsets->const_data_ptr() : nullptr;
-    args.out = y.mutable_data_ptr();
-    if (Backend::conv2d(op, args, x)) return *computed == format ? y : torch::stable::contiguous(y, format);
-  }
-  return torch::stable::contiguous(torch_conv2d(x, weight, bias, args.conv, relu), format);
+  const auto y = run_conv2d<Backend>(op, &Backend::conv2d, args, x, std::nullopt, weight, bias, size, format);
+  return y ? *y : torch::stable::contiguous(torch_conv2d(x, weight, bias, args.conv, relu), format);
 }
 
 // The gradients of weight and bias; the latter has no elements unless with_bias.
@@ -63,7 +71,7 @@ std::tuple<Tensor, Tensor> conv2d_weight_grad(const Tensor& grad, const Tensor& 
   STD_TORCH_CHECK(grad.size(0) == x.size(0), op, ": grad has ", grad.size(0), " images, x has ", x.size(0));
   Backend::check_size(op, "grad", grad.size(1) * grad.size(2) * grad.size(3));
   const MemoryFormat format = format_of(x);
-  args.images = images_of<Backend>(op, "x", x, format);
+  args.images = images_of<Backend>(op, "x", x, size_of(x), format);
   const typename Backend::Guard guard(x);
   Tensor dw = Backend::allocate(x, weight_size, MemoryFormat::Contiguous);
   Tensor db =
@@ -71,10 +79,10 @@ std::tuple<Tensor, Tensor> conv2d_weight_grad(const Tensor& grad, const Tensor& 
   if (x.numel() == 0 || dw.numel() == 0) return {torch::stable::fill_(dw, 0.0), torch::stable::fill_(db, 0.0)};
   const std::optional<MemoryFormat> computed = Backend::conv2d_format(args.images, args.conv, format);
   if (computed) {
-    const Tensor input = Backend::dense(x, *computed), gradient = Backend::dense(grad, *computed);
+    Inputs<Backend> inputs;
     args.images.channels_last = *computed == MemoryFormat::ChannelsLast;
-    args.x = input.const_data_ptr();
-    args.grad = gradient.const_data_ptr();
+    args.x = inputs.data(x, *computed);
+    args.grad = inputs.data(grad, *computed);
     args.grad_weight = dw.mutable_data_ptr();
     args.grad_bias = with_bias ? db.mutable_data_ptr() : nullptr;
     if (Backend::conv2d_weight_grad(op, args, x)) return {dw, db};
@@ -95,27 +103,11 @@ Tensor conv2d_input_grad(const Tensor& grad, const Tensor& weight, int64_t heigh
   Backend::check_size(op, "grad", grad.size(1) * grad.size(2) * grad.size(3));
   const MemoryFormat format = format_of(grad);
   const std::vector<int64_t> size = {grad.size(0), args.conv.channels, height, width};
-  Backend::check_size(op, "x", size[1] * size[2] * size[3]);
-  args.images = {.dtype = Backend::dtype_of(op, grad),
-                 .channels_last = format == MemoryFormat::ChannelsLast,
-                 .count = size[0],
-                 .channels = size[1],
-                 .height = height,
-                 .width = width};
+  args.images = images_of<Backend>(op, "x", grad, size, format);
   const typename Backend::Guard guard(grad);
-  if (size[0] * size[1] * height * width == 0) return Backend::allocate(grad, size, format);
-  const std::optional<MemoryFormat> computed = Backend::conv2d_format(args.images, args.conv, format);
-  if (computed) {
-    const Tensor gradient = Backend::dense(grad, *computed), filters = Backend::dense(weight, MemoryFormat::Contiguous);
-    Tensor dx = Backend::allocate(grad, size, *computed);
-    args.images.channels_last = *computed == MemoryFormat::ChannelsLast;
-    args.grad = gradient.const_data_ptr();
-    args.weight = filters.const_data_ptr();
-    args.out = dx.mutable_data_ptr();
-    if (Backend::conv2d_input_grad(op, args, grad))
-      return *computed == format ? dx : torch::stable::contiguous(dx, format);
-  }
-  return torch::stable::contiguous(torch_conv2d_input_grad(grad, weight, args.conv), format);
+  const auto dx = run_conv2d<Backend>(op, &Backend::conv2d_input_grad, args, std::nullopt, grad, weight, std::nullopt,
+                                      size, format);
+  return dx ? *dx : torch::stable::contiguous(torch_conv2d_input_grad(grad, weight, args.conv), format);
 }
 
 }  // namespace alexnet_cuda

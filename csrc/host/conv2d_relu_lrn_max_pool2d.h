@@ -1,7 +1,5 @@
 #pragma once
 
-#include <tuple>
-
 #include "conv2d.h"
 #include "relu_lrn_max_pool2d.h"
 
@@ -22,27 +20,19 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_relu_lrn_max_pool2d(
   const Pool pool = args.tail.pool =
       checked_pool(op, conv.out_height, conv.out_width, kernel_size, stride, padding, ceil_mode);
   const MemoryFormat format = format_of(x);
-  const Images images = args.conv.images = images_of<Backend>(op, "x", x, format);
-  Backend::check_size(op, "the output", conv.filters * conv.out_height * conv.out_width);
-  args.tail.images = {.dtype = images.dtype,
-                      .channels_last = images.channels_last,
-                      .count = images.count,
-                      .channels = conv.filters,
-                      .height = conv.out_height,
-                      .width = conv.out_width};
+  const std::vector<int64_t> conv_size = {x.size(0), conv.filters, conv.out_height, conv.out_width};
+  args.conv.images = images_of<Backend>(op, "x", x, size_of(x), format);
+  args.tail.images = images_of<Backend>(op, "the output", x, conv_size, format);
   const typename Backend::Guard guard(x);
   if (x.numel() != 0 && conv.filters != 0 && Backend::fuses_first_block(args, x)) {
     const std::vector<int64_t> out_size = {x.size(0), conv.filters, pool.out_height, pool.out_width};
-    const std::vector<int64_t> conv_size = {x.size(0), conv.filters, conv.out_height, conv.out_width};
     Tensor y = Backend::allocate(x, out_size, format);
     Tensor a = save ? Backend::allocate(x, conv_size, format) : no_elements(x, x.scalar_type());
     Tensor code = save ? Backend::allocate(x, out_size, format, ScalarType::Byte) : no_elements(x, ScalarType::Byte);
-    const Tensor input = Backend::dense(x, format), filters = Backend::dense(weight, MemoryFormat::Contiguous);
-    const std::optional<Tensor> offsets =
-        bias ? std::optional(Backend::dense(*bias, MemoryFormat::Contiguous)) : std::nullopt;
-    args.conv.x = input.const_data_ptr();
-    args.conv.weight = filters.const_data_ptr();
-    args.conv.bias = offsets ? offsets->const_data_ptr() : nullptr;
+    Inputs<Backend> inputs;
+    args.conv.x = inputs.data(x, format);
+    args.conv.weight = inputs.data(weight);
+    args.conv.bias = inputs.data(bias);
     args.conv.out = save ? a.mutable_data_ptr() : nullptr;
     args.tail.code = code_data(code);
     args.tail.out = y.mutable_data_ptr();

@@ -1,8 +1,6 @@
 #pragma once
 
-#include <tuple>
-
-#include "images.h"
+#include "max_pool2d.h"
 
 namespace alexnet_cuda {
 
@@ -16,20 +14,7 @@ std::tuple<Tensor, Tensor> relu_lrn_max_pool2d(const Tensor& x, int64_t order, i
   args.order = checked_order(op, order);
   args.lrn = checked_lrn(op, x.size(1), size, front, alpha, beta, k, groups);
   args.pool = checked_pool(op, x.size(2), x.size(3), kernel_size, stride, padding, ceil_mode);
-  const MemoryFormat format = format_of(x);
-  args.images = images_of<Backend>(op, "x", x, format);
-  const std::vector<int64_t> out_size = {x.size(0), x.size(1), args.pool.out_height, args.pool.out_width};
-  Backend::check_size(op, "the output", out_size[1] * out_size[2] * out_size[3]);
-  const typename Backend::Guard guard(x);
-  Tensor y = Backend::allocate(x, out_size, format);
-  Tensor code = save_code ? Backend::allocate(x, out_size, format, ScalarType::Byte) : no_elements(x, ScalarType::Byte);
-  if (y.numel() == 0) return {y, code};
-  const Tensor input = Backend::dense(x, format);
-  args.x = input.const_data_ptr();
-  args.code = code_data(code);
-  args.out = y.mutable_data_ptr();
-  Backend::relu_lrn_max_pool2d(op, args, x);
-  return {y, code};
+  return run_pooling<Backend>(op, &Backend::relu_lrn_max_pool2d, args, x, save_code);
 }
 
 template <class Backend>
@@ -49,18 +34,10 @@ Tensor relu_lrn_max_pool2d_backward(const Tensor& grad, const Tensor& x, const T
   check_sizes(op, "grad", grad, out_size);
   Backend::check_size(op, "code", out_size[1] * out_size[2] * out_size[3]);
   const MemoryFormat format = format_of(x);
-  args.images = images_of<Backend>(op, "x", x, format);
-  const typename Backend::Guard guard(x);
-  Tensor dx = Backend::allocate(x, size_of(x), format);
-  if (dx.numel() == 0) return dx;
-  const Tensor input = Backend::dense(x, format), gradient = Backend::dense(grad, format);
+  args.images = images_of<Backend>(op, "x", x, size_of(x), format);
   const Tensor codes = Backend::dense(code, format);
-  args.x = input.const_data_ptr();
-  args.grad = gradient.const_data_ptr();
   args.code = code_data(codes);
-  args.out = dx.mutable_data_ptr();
-  Backend::relu_lrn_max_pool2d_backward(op, args, x);
-  return dx;
+  return run<Backend>(op, &Backend::relu_lrn_max_pool2d_backward, args, x, grad, size_of(x), format);
 }
 
 }  // namespace alexnet_cuda

@@ -10,20 +10,20 @@ namespace alexnet_cuda {
 
 using Pair = std::vector<int64_t>;
 
+// Calls an operator of torch and returns its results, which stand where the first arguments were.
+template <class... Arguments>
+std::array<StableIValue, sizeof...(Arguments)> call_torch(const char* op, const char* overload,
+                                                          const Arguments&... arguments) {
+  std::array<StableIValue, sizeof...(Arguments)> stack = {torch::stable::detail::from(arguments)...};
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(op, overload, stack.data(), TORCH_ABI_VERSION));
+  return stack;
+}
+
 inline Tensor torch_convolution(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
                                 const Conv& conv, int64_t padding, bool transposed, const Pair& output_padding) {
-  using torch::stable::detail::from;
-  std::array<StableIValue, 9> stack = {from(x),
-                                       from(weight),
-                                       from(bias),
-                                       from(Pair{conv.stride, conv.stride}),
-                                       from(Pair{padding, padding}),
-                                       from(Pair{1, 1}),
-                                       from(transposed),
-                                       from(output_padding),
-                                       from(int64_t{conv.groups})};
-  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::convolution", "", stack.data(), TORCH_ABI_VERSION));
-  return torch::stable::detail::to<Tensor>(stack[0]);
+  const auto results = call_torch("aten::convolution", "", x, weight, bias, Pair{conv.stride, conv.stride},
+                                  Pair{padding, padding}, Pair{1, 1}, transposed, output_padding, int64_t{conv.groups});
+  return torch::stable::detail::to<Tensor>(results[0]);
 }
 
 // Zeros below and to the right of x that ceil_mode's last windows read.
@@ -37,32 +37,20 @@ inline Tensor padded_for_ceil_mode(const Tensor& x, const Conv& c) {
 inline Tensor torch_conv2d(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, const Conv& conv,
                            bool relu) {
   Tensor y = torch_convolution(padded_for_ceil_mode(x, conv), weight, bias, conv, conv.padding, false, {0, 0});
-  if (!relu) return y;
-  std::array<StableIValue, 1> stack = {torch::stable::detail::from(y)};
-  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::relu_", "", stack.data(), TORCH_ABI_VERSION));
-  return torch::stable::detail::to<Tensor>(stack[0]);
+  return relu ? torch::stable::detail::to<Tensor>(call_torch("aten::relu_", "", y)[0]) : y;
 }
 
 // The gradients of weight and bias.
 inline std::tuple<Tensor, Tensor> torch_conv2d_weight_grad(const Tensor& grad, const Tensor& x, const Tensor& weight,
                                                            const Conv& conv, bool with_bias) {
-  using torch::stable::detail::from;
   const bool mask[] = {false, true, with_bias};
-  std::array<StableIValue, 11> stack = {from(grad),
-                                        from(padded_for_ceil_mode(x, conv)),
-                                        from(weight),
-                                        from(std::optional(Pair{conv.filters})),
-                                        from(Pair{conv.stride, conv.stride}),
-                                        from(Pair{conv.padding, conv.padding}),
-                                        from(Pair{1, 1}),
-                                        from(false),
-                                        from(Pair{0, 0}),
-                                        from(int64_t{conv.groups}),
-                                        from(torch::headeronly::HeaderOnlyArrayRef<bool>(mask, 3))};
-  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::convolution_backward", "", stack.data(), TORCH_ABI_VERSION));
-  Tensor grad_weight = torch::stable::detail::to<Tensor>(stack[1]);
-  Tensor grad_bias = with_bias ? torch::stable::detail::to<Tensor>(stack[2]) : no_elements(grad, grad.scalar_type());
-  return {grad_weight, grad_bias};
+  const auto results = call_torch("aten::convolution_backward", "", grad, padded_for_ceil_mode(x, conv), weight,
+                                  std::optional(Pair{conv.filters}), Pair{conv.stride, conv.stride},
+                                  Pair{conv.padding, conv.padding}, Pair{1, 1}, false, Pair{0, 0}, int64_t{conv.groups},
+                                  torch::headeronly::HeaderOnlyArrayRef<bool>(mask, 3));
+  const Tensor grad_weight = torch::stable::detail::to<Tensor>(results[1]);
+  return {grad_weight,
+          with_bias ? torch::stable::detail::to<Tensor>(results[2]) : no_elements(grad, grad.scalar_type())};
 }
 
 // The transposed convolution. Its result is cut where ceil_mode let windows hang over the edge.
