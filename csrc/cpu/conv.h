@@ -15,11 +15,7 @@ namespace alexnet_cuda::ALEXNET_CPU_LEVEL {
 constexpr int kSize = 11, kStride = 4;
 
 inline Images output_images(const ConvTask& a) {
-  Images images = a.images;
-  images.channels = a.conv.filters;
-  images.height = a.conv.out_height;
-  images.width = a.conv.out_width;
-  return images;
+  return resized(a.images, a.conv.filters, a.conv.out_height, a.conv.out_width);
 }
 
 // The filters, padded to whole blocks.

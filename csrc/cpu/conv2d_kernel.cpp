@@ -26,9 +26,8 @@ void pack_weight(const ConvTask& a, int64_t begin, int64_t end) {
     }
     for (int64_t f = 0; f < kBlock; f += kLanes<A>) {
       Vec<A> bias = {};
-      if (a.bias != nullptr && f < count) {
-        bias = load_part<A>(static_cast<const T*>(a.bias) + first + f, min64(kLanes<A>, count - f));
-      }
+      const T* from = static_cast<const T*>(a.bias) + first + f;
+      if (a.bias != nullptr && f < count) bias = load_part<A>(from, min64(kLanes<A>, count - f));
       store<A>(static_cast<A*>(a.packed_bias) + first + f, bias);
     }
     if constexpr (!__is_same(T, double)) {

@@ -1,11 +1,10 @@
 // Local response normalisation across channels (lrn.h) and in the plane, forward and backward.
 //
 // Memory: across channels, a task is a strip of kStrip pixels; in NHWC it may run from one image into the next.
-// In the plane, a task is a block of planes (planes.h), which is converted to scratch memory as a whole.
+// In the plane, a task is a block of planes (rows.h), which is converted to scratch memory as a whole.
 //
 // Numerics: the spatial window sum is separable, rows first, then columns, and every window is summed afresh.
 #include "lrn.h"
-#include "planes.h"
 
 namespace alexnet_cuda::ALEXNET_CPU_LEVEL {
 namespace {

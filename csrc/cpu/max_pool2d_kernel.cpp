@@ -3,7 +3,6 @@
 // Memory: a task is one row of a block of kPlanes planes (NCHW) or of all channels of an image (NHWC); the input
 // rows that it shares with the previous task are still in ring buffers. The gradient of an NCHW tensor is different: a
 // task is one plane, which fits the cache.
-#include "planes.h"
 #include "pool.h"
 
 namespace alexnet_cuda::ALEXNET_CPU_LEVEL {

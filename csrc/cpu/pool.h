@@ -35,9 +35,7 @@ ALEXNET_INLINE int64_t max_covering(const Pool& pool) {
 }
 
 ALEXNET_INLINE Images pooled_images(Images images, const Pool& pool) {
-  images.height = pool.out_height;
-  images.width = pool.out_width;
-  return images;
+  return resized(images, images.channels, pool.out_height, pool.out_width);
 }
 
 // The larger of two numbers, NaN if either is.

@@ -52,12 +52,7 @@ class WinogradTiles {
     }
     for (int64_t c = first; c < last; c += kLanes<float>) {
       Tile6x6 v;
-#pragma GCC unroll 6
-      for (int i = 0; i < 6; ++i) {
-#pragma GCC unroll 6
-        for (int j = 0; j < 6; ++j) v[i][j] = load<float>(from[i][j] + c);
-      }
-      transform_input(v);
+      load_input(v, [&](int i, int j) { return from[i][j] + c; });
       store(c, v);
     }
   }
@@ -251,31 +246,6 @@ void add_bias(const WinogradTask& a, const float* sums, float* grad_bias, int64_
   }
 }
 
-void grad_products(const WinogradTask& a, int64_t begin, int64_t end) {
-  const Conv& conv = a.conv;
-  const int64_t channels = conv.channels / conv.groups, filters = conv.filters / conv.groups;
-  const int64_t blocks = padded_filters(a) / kBlock, plane = conv.groups * blocks * kBlock * a.tiles;
-  for (int64_t task = begin; task < end; ++task) {
-    const int64_t block = task / kWinogradProducts, p = task % kWinogradProducts, group = block / blocks;
-    const float* inputs = a.inputs + (p * conv.channels + group * channels) * a.tiles;
-    const float* grads = a.grads + p * plane + block * kBlock * a.tiles;
-    float* sums = a.sums + task * channels * kBlock;
-    // [channel][tile] x [tile][filter]: a part of the tiles, which stays in the cache, for all channels.
-    for (int64_t t = 0; t < a.tiles; t += kPart) {
-      for (int64_t c = 0; c < channels; c += kRows) {
-        const float* from = inputs + c / kLanes<float> * kLanes<float> * a.tiles + c % kLanes<float>;
-        multiply_in_parts<kRows, kPart>(from + t * kLanes<float>, 1, kLanes<float>, grads + t * kBlock,
-                                        min64(kPart, a.tiles - t), sums + c * kBlock, kBlock, a.first + t > 0);
-      }
-    }
-    const int64_t first = block % blocks * kBlock;
-    if (p == 0 && a.grad_bias != nullptr) {
-      add_bias(a, grads + kWinogradProducts * plane, static_cast<float*>(a.grad_bias) + group * filters + first,
-               filters - first);
-    }
-  }
-}
-
 template <int R>
 void grad_weights(const WinogradTask& a, int64_t begin, int64_t end) {
   const int64_t channels = a.conv.channels / a.conv.groups, filters = a.conv.filters / a.conv.groups, taps = R * R;
@@ -306,24 +276,38 @@ void grad_weights(const WinogradTask& a, int64_t begin, int64_t end) {
 
 }  // namespace
 
-void winograd_weights(const WinogradTask& a, int64_t begin, int64_t end) {
-  a.conv.kernel_size == 3 ? weights<3>(a, begin, end) : weights<5>(a, begin, end);
-}
-
-void winograd_forward(const WinogradTask& a, int64_t begin, int64_t end) {
-  a.conv.kernel_size == 3 ? forward<3>(a, begin, end) : forward<5>(a, begin, end);
-}
-
-void winograd_grad_inputs(const WinogradTask& a, int64_t begin, int64_t end) {
-  a.conv.kernel_size == 3 ? grad_inputs<3>(a, begin, end) : grad_inputs<5>(a, begin, end);
-}
+#define ALEXNET_WINOGRAD_KERNEL(name, function)                                        \
+  void name(const WinogradTask& a, int64_t begin, int64_t end) {                       \
+    a.conv.kernel_size == 3 ? function<3>(a, begin, end) : function<5>(a, begin, end); \
+  }
+ALEXNET_WINOGRAD_KERNEL(winograd_weights, weights)
+ALEXNET_WINOGRAD_KERNEL(winograd_forward, forward)
+ALEXNET_WINOGRAD_KERNEL(winograd_grad_inputs, grad_inputs)
+ALEXNET_WINOGRAD_KERNEL(winograd_grad_weights, grad_weights)
 
 void winograd_grad_products(const WinogradTask& a, int64_t begin, int64_t end) {
-  grad_products(a, begin, end);
-}
-
-void winograd_grad_weights(const WinogradTask& a, int64_t begin, int64_t end) {
-  a.conv.kernel_size == 3 ? grad_weights<3>(a, begin, end) : grad_weights<5>(a, begin, end);
+  const Conv& conv = a.conv;
+  const int64_t channels = conv.channels / conv.groups, filters = conv.filters / conv.groups;
+  const int64_t blocks = padded_filters(a) / kBlock, plane = conv.groups * blocks * kBlock * a.tiles;
+  for (int64_t task = begin; task < end; ++task) {
+    const int64_t block = task / kWinogradProducts, p = task % kWinogradProducts, group = block / blocks;
+    const float* inputs = a.inputs + (p * conv.channels + group * channels) * a.tiles;
+    const float* grads = a.grads + p * plane + block * kBlock * a.tiles;
+    float* sums = a.sums + task * channels * kBlock;
+    // [channel][tile] x [tile][filter]: a part of the tiles, which stays in the cache, for all channels.
+    for (int64_t t = 0; t < a.tiles; t += kPart) {
+      for (int64_t c = 0; c < channels; c += kRows) {
+        const float* from = inputs + c / kLanes<float> * kLanes<float> * a.tiles + c % kLanes<float>;
+        multiply_in_parts<kRows, kPart>(from + t * kLanes<float>, 1, kLanes<float>, grads + t * kBlock,
+                                        min64(kPart, a.tiles - t), sums + c * kBlock, kBlock, a.first + t > 0);
+      }
+    }
+    const int64_t first = block % blocks * kBlock;
+    if (p == 0 && a.grad_bias != nullptr) {
+      add_bias(a, grads + kWinogradProducts * plane, static_cast<float*>(a.grad_bias) + group * filters + first,
+               filters - first);
+    }
+  }
 }
 
 }  // namespace alexnet_cuda::ALEXNET_CPU_LEVEL

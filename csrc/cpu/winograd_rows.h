@@ -115,12 +115,7 @@ class WinogradInput {
     for (int64_t t = 0; t < tiles; ++t) {
       for (int64_t c = 0; c < channels; c += kLanes<float>) {
         Tile6x6 v;
-#pragma GCC unroll 6
-        for (int i = 0; i < 6; ++i) {
-#pragma GCC unroll 6
-          for (int j = 0; j < 6; ++j) v[i][j] = load<float>(rows[i] + (4 * t + j) * channels + c);
-        }
-        transform_input(v);
+        load_input(v, [&](int i, int j) { return rows[i] + (4 * t + j) * channels + c; });
         store_domain(v, inputs_ + t * channels + c, tiles * channels);
       }
     }
