@@ -124,7 +124,7 @@ bool winograd_conv2d(WinogradTask task) {
   task.finite = &finite;
   run_tasks(winograd_weights_kernel(), task, blocks, block_size);
   run_tasks(winograd_forward_kernel(), task, ceil_div(winograd_tiles(c, task.images.count), kWinogradTask),
-            kWinogradProducts * channels * c.filters);
+            kWinogradProducts * c.channels / c.groups * c.filters);
   return finite;
 }
 

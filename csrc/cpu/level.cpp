@@ -18,8 +18,8 @@ bool supported(Level wanted) {
   if (wanted == Level::kBaseline) return true;
 #if defined(__x86_64__)
   unsigned a, b, c = 0, d;
-  const bool half = __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
-  return half && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+  return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C) && __builtin_cpu_supports("avx2") &&
+         __builtin_cpu_supports("fma") &&
          (wanted == Level::kAvx2 || (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")));
 #else

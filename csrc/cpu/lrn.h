@@ -20,8 +20,7 @@ struct LrnPass {
   const Lrn lrn;
   const Channels channels;
   const A alpha = lrn.alpha, beta = lrn.beta, k = lrn.k;
-  // Channels of a window, those before its centre, those after.
-  const int64_t size = lrn.size, front = lrn.front, back = size - 1 - front;
+  const int64_t size = lrn.size, front = lrn.front, back = size - 1 - front;  // of a window; before, after its centre
   const int64_t per_group = channels.per_group, padded = channels.padded;
   // Zeros on either side of a group in a buffer; from pixel to pixel.
   const int64_t halo = round_up(max64(front, back), kLanes<A>), stride = padded + 2 * halo;

@@ -185,8 +185,9 @@ __attribute__((noinline)) void read_pixels(const T* x, const Channels& c, int64_
         const int64_t columns = min64(kN, count - p);
         const T* from = x + i * c.channel_stride + p;
         A* to = out + p * stride + i;
-        rows == kN&& columns == kN ? read_block<A, T, true>(from, c.channel_stride, rows, columns, to, stride, stored)
-                                   : read_block<A, T, false>(from, c.channel_stride, rows, columns, to, stride, stored);
+        (rows == kN && columns == kN)
+            ? read_block<A, T, true>(from, c.channel_stride, rows, columns, to, stride, stored)
+            : read_block<A, T, false>(from, c.channel_stride, rows, columns, to, stride, stored);
       }
     }
   }
@@ -210,10 +211,10 @@ __attribute__((noinline)) void write_pixels(const A* from, int64_t stride, const
       const int64_t rows = min64(kN, c.per_group - i);
       for (int64_t p = 0; p < count; p += kN) {
         const int64_t columns = min64(kN, count - p);
-        const A* pixels = from + p * stride + i;
         T* to = y + i * c.channel_stride + p;
-        rows == kN&& columns == kN ? write_block<A, T, true>(pixels, stride, to, c.channel_stride, rows, columns)
-                                   : write_block<A, T, false>(pixels, stride, to, c.channel_stride, rows, columns);
+        (rows == kN && columns == kN)
+            ? write_block<A, T, true>(from + p * stride + i, stride, to, c.channel_stride, rows, columns)
+            : write_block<A, T, false>(from + p * stride + i, stride, to, c.channel_stride, rows, columns);
       }
     }
   }

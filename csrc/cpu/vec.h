@@ -148,9 +148,8 @@ ALEXNET_INLINE Raw<A, T> narrow(Vec<A> v) {
   } else if constexpr (sizeof(T) == 1) {
     return __builtin_convertvector(__builtin_convertvector(v, Bits<A>), Raw<A, T>);
   } else if constexpr (__is_same(T, BFloat16)) {  // round to nearest even; a NaN stays one
-    using U = Vector<uint32_t, kLanes<A>>;
-    const U bits = bit_cast<U>(v);
-    const U rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    const Unsigned<A> bits = bit_cast<Unsigned<A>>(v);
+    const Unsigned<A> rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
     return __builtin_convertvector(v == v ? rounded : (bits >> 16) | 0x40, Raw<A, T>);
   } else {
 #if defined(__AVX512F__)

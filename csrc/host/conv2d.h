@@ -65,8 +65,6 @@ inline Tensor torch_conv2d_input_grad(const Tensor& grad, const Tensor& weight, 
   return dx;
 }
 
-// ---- the operators
-
 inline Conv checked_conv_forward(const char* op, const Tensor& x, const Tensor& weight,
                                  const std::optional<Tensor>& bias, int64_t stride, int64_t padding, int64_t groups,
                                  bool ceil_mode) {
