@@ -159,7 +159,6 @@ struct Cpu {
   struct Guard {
     explicit Guard(const Tensor&) {}
   };
-
   static void check_size(const char*, const char*, int64_t) {}
 
   static DType dtype_of(const char* op, const Tensor& x) {
