@@ -1,15 +1,34 @@
-// The CPU back end but for the convolutions (conv2d.cpp): tensors, and how the work is divided into tasks (kernels.h).
-#include "backend.h"
-
+// The CPU back end: tensors, which convolutions its kernels serve, packing of weights, and how the work is divided into
+// tasks (kernels.h).
 #include <algorithm>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 
 #include "../host/register.h"
 #include "kernels.h"
 #include "memory.h"
-#include "tasks.h"
 
 namespace alexnet_cuda {
 namespace {
+
+// Runs a kernel's tasks on torch's threads. `work`: about how many numbers one task reads or writes.
+template <class Arguments>
+void run_tasks(void (*kernel)(const Arguments&, int64_t, int64_t), const Arguments& args, int64_t tasks, int64_t work) {
+  constexpr int64_t kMinWork = 16384;  // less is not worth waking a thread for
+  if (tasks == 0) return;
+  torch::stable::parallel_for(0, tasks, kMinWork / (work + 1) + 1, [&](int64_t begin, int64_t end) {
+    kernel(args, begin, end);
+#if defined(__x86_64__)
+    _mm_sfence();  // makes non-temporal stores visible to the other threads
+#endif
+  });
+}
+
+int64_t ceil_div(int64_t n, int64_t divisor) {
+  return (n + divisor - 1) / divisor;
+}
 
 std::vector<int64_t> dense_strides(const std::vector<int64_t>& size, MemoryFormat format) {
   if (format == MemoryFormat::ChannelsLast) return {size[1] * size[2] * size[3], 1, size[3] * size[1], size[1]};
@@ -24,90 +43,254 @@ int64_t plane_blocks(const Images& images, int64_t planes) {
                               : ceil_div(images.count * images.channels, planes);
 }
 
-using LrnKernel = void (*)(const LrnArguments&, int64_t, int64_t);
-
-void run_lrn(const LrnArguments& args, LrnKernel across_channels, LrnKernel spatial) {
+void run_lrn(void (*kernel)(const LrnArguments&, int64_t, int64_t), const LrnArguments& args) {
   const Images& images = args.images;
-  if (args.spatial) {
-    const int64_t work = images.pixels() * std::min(images.channels, kPlanes) * args.lrn.size;
-    run_tasks(spatial, args, plane_blocks(images, kPlanes), work);
-  } else {
-    const int64_t strips = images.channels_last ? ceil_div(images.count * images.pixels(), kStrip)
-                                                : images.count * ceil_div(images.pixels(), kStrip);
-    run_tasks(across_channels, args, strips, kStrip * images.channels);
+  const int64_t strips = images.channels_last ? ceil_div(images.count * images.pixels(), kStrip)
+                                              : images.count * ceil_div(images.pixels(), kStrip);
+  const int64_t work = images.pixels() * std::min(images.channels, kPlanes) * args.lrn.size;
+  args.spatial ? run_tasks(kernel, args, plane_blocks(images, kPlanes), work)
+               : run_tasks(kernel, args, strips, kStrip * images.channels);
+}
+
+// Filters of one block of packed weights: two vectors.
+int64_t filter_block(DType dtype) {
+  return 2 * vector_bytes() / (dtype == DType::kDouble ? 8 : 4);
+}
+
+int64_t filter_blocks(DType dtype, int64_t filters) {
+  return ceil_div(filters, filter_block(dtype));
+}
+
+// `count` numbers in the type of the sums.
+Buffer<char> sums_buffer(DType dtype, int64_t count) {
+  return Buffer<char>(count * (dtype == DType::kDouble ? 8 : 4));
+}
+
+bool is_conv11x11s4(const Conv& c) {
+  return c.kernel_size == 11 && c.stride == 4 && c.groups == 1 &&
+         (c.channels == 1 || c.channels == 3 || c.channels == 4);
+}
+
+// 11x11 with stride 4: whether Winograd's algorithm takes fewer products, which it does not for very few outputs.
+bool is_winograd11x11s4(DType dtype, const Conv& c) {
+  const int64_t tiles = ceil_div(c.out_height, 4) * ceil_div(c.out_width, 4);
+  return dtype != DType::kDouble && tiles * kWinogradProducts < c.out_height * c.out_width * 121 / 16;
+}
+
+// 3x3 and 5x5 with stride 1: tiles of M x M outputs in the whole batch, M = 7 - kernel size.
+int64_t winograd_tiles(const Conv& c, int64_t images) {
+  const int64_t m = 7 - c.kernel_size;
+  return images * ceil_div(c.out_height, m) * ceil_div(c.out_width, m);
+}
+
+// Whether the Winograd kernels support the convolution and take at most 1 / 1.25 of the products of a direct one. The
+// transform of the weights costs as much as 16 tiles. Without AVX2 torch's own convolution is faster.
+bool is_winograd3x3(const Images& images, const Conv& c) {
+  const bool supported = images.dtype == DType::kFloat && level() != Level::kBaseline &&
+                         (c.kernel_size == 3 || c.kernel_size == 5) && c.stride == 1 && c.padding < c.kernel_size &&
+                         c.channels > 0 && c.channels % (16 * c.groups) == 0 && c.filters % (16 * c.groups) == 0;
+  return supported && c.kernel_size * c.kernel_size * images.count * c.out_height * c.out_width >
+                          1.25 * kWinogradProducts * (winograd_tiles(c, images.count) + 16);
+}
+
+// Weight and bias of an 11x11 convolution as its forward kernel reads them.
+struct PackedConv {
+  ConvTask task;
+  const DType dtype = task.images.dtype;
+  const int64_t taps = 121 * task.conv.channels, blocks = filter_blocks(dtype, task.conv.filters);
+  const int64_t filters = blocks * filter_block(dtype);
+  const Buffer<char> weight = sums_buffer(dtype, filters* taps), bias = sums_buffer(dtype, filters);
+  const Buffer<float> winograd_weight{filters * kWinogradProducts * 16 * task.conv.channels};
+  bool in_range = true;
+
+  explicit PackedConv(const ConvArguments& args) : task{args} {
+    task.packed_weight = weight.data();
+    task.packed_bias = bias.data();
+    task.winograd = is_winograd11x11s4(dtype, task.conv);
+    task.winograd_weight = winograd_weight.data();
+    task.in_range = &in_range;
+    run_tasks(conv2d_pack_weight_kernel(), task, blocks, 5 * taps * filter_block(dtype));
+    task.winograd &= in_range;
   }
+};
+
+bool winograd_conv2d(WinogradTask task) {
+  const Conv& c = task.conv;
+  const int64_t blocks = c.groups * filter_blocks(DType::kFloat, c.filters / c.groups);
+  const int64_t block_size = kWinogradProducts * c.channels / c.groups * filter_block(DType::kFloat);
+  const Buffer<float> weight(blocks * block_size);
+  bool finite = true;
+  task.winograd_weight = weight.data();
+  task.finite = &finite;
+  run_tasks(winograd_weights_kernel(), task, blocks, block_size);
+  run_tasks(winograd_forward_kernel(), task, ceil_div(winograd_tiles(c, task.images.count), kWinogradTask),
+            kWinogradProducts * c.channels / c.groups * c.filters);
+  return finite;
+}
+
+bool winograd_conv2d_weight_grad(WinogradTask task) {
+  const Conv& c = task.conv;
+  const int64_t channels = c.channels / c.groups, block = filter_block(DType::kFloat);
+  const int64_t blocks = c.groups * filter_blocks(DType::kFloat, c.filters / c.groups);
+  // So many tiles at once that their transforms stay in the last cache until they are multiplied. How the sum is
+  // divided depends on the sizes alone.
+  constexpr int64_t kCacheBytes = int64_t{16} << 20;
+  const int64_t numbers = kWinogradProducts * (c.channels + blocks * block);  // of one tile
+  const int64_t tiles = winograd_tiles(c, task.images.count);
+  const int64_t part = std::min(tiles, std::max<int64_t>(64, kCacheBytes / (4 * numbers) / 64 * 64));
+  const Buffer<float> inputs(kWinogradProducts * c.channels * part);
+  const Buffer<float> grads((kWinogradProducts + 1) * blocks * part * block);
+  const Buffer<float> sums(blocks * kWinogradProducts * channels * block);
+  bool finite = true;
+  task.inputs = inputs.data();
+  task.grads = grads.data();
+  task.sums = sums.data();
+  task.finite = &finite;
+  for (; task.first < tiles; task.first += part) {
+    task.tiles = std::min(part, tiles - task.first);
+    run_tasks(winograd_grad_inputs_kernel(), task, task.tiles, 4 * numbers);
+    run_tasks(winograd_grad_products_kernel(), task, blocks * kWinogradProducts, channels * block * task.tiles);
+  }
+  run_tasks(winograd_grad_weights_kernel(), task, blocks, kWinogradProducts * channels * block);
+  return finite;
+}
+
+struct Cpu {
+  struct Guard {
+    explicit Guard(const Tensor&) {}
+  };
+  static void check_size(const char*, const char*, int64_t) {}
+
+  static DType dtype_of(const char* op, const Tensor& x) {
+    const ScalarType type = x.scalar_type();
+    if (type == ScalarType::Float) return DType::kFloat;
+    if (type == ScalarType::Double) return DType::kDouble;
+    if (type == ScalarType::Half) return DType::kHalf;
+    if (type == ScalarType::BFloat16) return DType::kBFloat16;
+    STD_TORCH_CHECK(false, op, ": expected x to be float32, float64, float16 or bfloat16, got scalar type ",
+                    static_cast<int>(type));
+  }
+
+  static Tensor allocate(const Tensor& like, const std::vector<int64_t>& size, MemoryFormat format,
+                         std::optional<ScalarType> dtype = std::nullopt) {
+    const ScalarType type = dtype.value_or(like.scalar_type());
+    int64_t bytes = type == ScalarType::Byte ? 1 : like.element_size();
+    for (int64_t n : size) bytes *= n;
+    if (bytes < kMinCachedBytes || cache_limit() == 0) return empty(like, size, format, type);
+    return torch::stable::from_blob(allocate_memory(bytes), size, dense_strides(size, format), like.device(), type,
+                                    [bytes](void* data) { release_memory(data, bytes); });
+  }
+
+  // torch's `contiguous` is a call through its dispatcher, so only where it is needed.
+  static Tensor dense(const Tensor& x, MemoryFormat format) {
+    const std::vector<int64_t> size = size_of(x), strides = dense_strides(size, format);
+    bool is_dense = true;
+    for (size_t d = 0; d < size.size(); ++d) is_dense &= size[d] == 1 || x.stride(d) == strides[d];
+    return is_dense ? x : torch::stable::contiguous(x, format);
+  }
+
+  static void local_response_norm(const char*, const LrnArguments& args, const Tensor&) {
+    run_lrn(args.spatial ? spatial_lrn_forward_kernel() : lrn_forward_kernel(), args);
+  }
+  static void local_response_norm_backward(const char*, const LrnArguments& args, const Tensor&) {
+    run_lrn(args.spatial ? spatial_lrn_backward_kernel() : lrn_backward_kernel(), args);
+  }
+
+  static void max_pool2d(const char*, const PoolArguments& args, const Tensor&) {
+    const int64_t channels = args.images.channels_last ? args.images.channels : kPlanes;
+    run_tasks(max_pool_forward_kernel(), args, plane_blocks(args.images, channels) * args.pool.out_height,
+              args.pool.stride * args.pool.width * channels);
+  }
+  static void max_pool2d_backward(const char*, const PoolArguments& args, const Tensor&) {
+    const Images& images = args.images;
+    const bool rows = images.channels_last;
+    run_tasks(max_pool_backward_kernel(), args, images.count * (rows ? images.height : images.channels),
+              images.width * (rows ? images.channels : images.height));
+  }
+
+  static void relu_lrn_max_pool2d(const char*, const TailArguments& args, const Tensor&) {
+    run_tasks(tail_forward_kernel(), args, args.images.count * args.pool.out_height,
+              args.pool.stride * args.pool.width * args.images.channels);
+  }
+  static void relu_lrn_max_pool2d_backward(const char*, const TailArguments& args, const Tensor&) {
+    run_tasks(tail_backward_kernel(), args, args.images.count * args.pool.height,
+              args.pool.width * args.images.channels);
+  }
+
+  static std::optional<MemoryFormat> conv2d_format(const Images& images, const Conv& conv, MemoryFormat of_x) {
+    if (is_conv11x11s4(conv)) return of_x;
+    return is_winograd3x3(images, conv) ? std::optional(MemoryFormat::ChannelsLast) : std::nullopt;
+  }
+
+  static bool conv2d(const char*, const ConvArguments& args, const Tensor&) {
+    if (!is_conv11x11s4(args.conv)) return winograd_conv2d({args});
+    const PackedConv packed(args);
+    run_tasks(conv2d_forward_kernel(), packed.task, args.images.count * args.conv.out_height,
+              args.conv.out_width * args.conv.filters * 121);
+    return true;
+  }
+
+  static bool conv2d_weight_grad(const char*, const ConvArguments& args, const Tensor&) {
+    if (!is_conv11x11s4(args.conv)) return winograd_conv2d_weight_grad({args});
+    const DType dtype = args.images.dtype;
+    const int64_t rows = args.images.count * args.conv.out_height, blocks = filter_blocks(dtype, args.conv.filters);
+    const int64_t sums_of_block = (121 * args.conv.channels + 1) * filter_block(dtype);
+    ConvTask task{args};
+    task.winograd = is_winograd11x11s4(dtype, args.conv);
+    // Depends on the sizes alone, so threads do not change the result.
+    task.chunks = std::clamp<int64_t>(rows / 8, 1, 32);
+    const Buffer<char> sums = sums_buffer(dtype, task.chunks * blocks * sums_of_block);
+    task.sums = sums.data();
+    run_tasks(conv2d_weight_grad_kernel(), task, task.chunks, blocks * sums_of_block);
+    run_tasks(conv2d_weight_grad_reduce_kernel(), task, blocks, task.chunks * sums_of_block);
+    return true;
+  }
+
+  // The input gradient of a convolution with stride 1 is a convolution of grad, with the weight's filters and channels
+  // exchanged.
+  static bool conv2d_input_grad(const char*, const ConvArguments& args, const Tensor&) {
+    const Conv& c = args.conv;
+    if (!is_conv11x11s4(c)) {
+      WinogradTask task{args};
+      task.x = args.grad;
+      task.transposed = true;
+      task.conv.padding = c.kernel_size - 1 - c.padding;
+      std::swap(task.conv.channels, task.conv.filters);
+      std::swap(task.conv.height, task.conv.out_height);
+      std::swap(task.conv.width, task.conv.out_width);
+      return winograd_conv2d(task);
+    }
+    const DType dtype = args.images.dtype;
+    const int64_t taps = filter_blocks(dtype, 11 * c.channels) * filter_block(dtype);  // of a kernel row, padded
+    const Buffer<char> weight = sums_buffer(dtype, 11 * taps * c.filters);
+    ConvTask task{args};
+    task.packed_weight = weight.data();
+    run_tasks(conv2d_pack_taps_kernel(), task, 11, taps * c.filters);
+    run_tasks(conv2d_input_grad_kernel(), task, args.images.count * c.height, c.width * c.channels * c.filters);
+    return true;
+  }
+
+  static bool fuses_first_block(const BlockArguments& args, const Tensor&) { return is_conv11x11s4(args.conv.conv); }
+  static void conv2d_relu_lrn_max_pool2d(const char*, const BlockArguments& args, const Tensor&) {
+    const PackedConv packed(args.conv);
+    const Pool& pool = args.tail.pool;
+    run_tasks(block_forward_kernel(), BlockTask{packed.task, args.tail}, args.tail.images.count * pool.out_height,
+              pool.stride * pool.width * args.conv.conv.filters * 121);
+  }
+};
+
+// The weight gradient of a linear layer, 151 MB for AlexNet's first one: torch's matrix product into memory of the CPU
+// caching allocator, since mapping that much new memory takes longer than the product.
+Tensor linear_weight_grad(const Tensor& grad, const Tensor& x) {
+  const Tensor grad_weight = Cpu::allocate(x, {grad.size(1), x.size(1)}, MemoryFormat::Contiguous);
+  const auto results = call_torch("aten::mm", "out", torch::stable::transpose(grad, 0, 1), x, grad_weight);
+  return torch::stable::detail::to<Tensor>(results[0]);
 }
 
 }  // namespace
-
-DType Cpu::dtype_of(const char* op, const Tensor& x) {
-  switch (x.scalar_type()) {
-    case ScalarType::Float:
-      return DType::kFloat;
-    case ScalarType::Double:
-      return DType::kDouble;
-    case ScalarType::Half:
-      return DType::kHalf;
-    case ScalarType::BFloat16:
-      return DType::kBFloat16;
-    default:
-      STD_TORCH_CHECK(false, op, ": expected x to be float32, float64, float16 or bfloat16, got scalar type ",
-                      static_cast<int>(x.scalar_type()));
-  }
-}
-
-Tensor Cpu::allocate(const Tensor& like, const std::vector<int64_t>& size, MemoryFormat format,
-                     std::optional<ScalarType> dtype) {
-  const ScalarType type = dtype.value_or(like.scalar_type());
-  int64_t bytes = type == ScalarType::Byte ? 1 : like.element_size();
-  for (int64_t n : size) bytes *= n;
-  if (bytes < kMinCachedBytes || cache_limit() == 0) {
-    return empty(like, size, format, type);
-  }
-  return torch::stable::from_blob(allocate_memory(bytes), size, dense_strides(size, format), like.device(), type,
-                                  [bytes](void* data) { release_memory(data, bytes); });
-}
-
-// torch's `contiguous` is a call through its dispatcher, so only where it is needed.
-Tensor Cpu::dense(const Tensor& x, MemoryFormat format) {
-  const std::vector<int64_t> size = size_of(x), strides = dense_strides(size, format);
-  bool is_dense = true;
-  for (size_t d = 0; d < size.size(); ++d) is_dense &= size[d] == 1 || x.stride(d) == strides[d];
-  return is_dense ? x : torch::stable::contiguous(x, format);
-}
-
-void Cpu::local_response_norm(const char*, const LrnArguments& args, const Tensor&) {
-  run_lrn(args, lrn_forward_kernel(), spatial_lrn_forward_kernel());
-}
-
-void Cpu::local_response_norm_backward(const char*, const LrnArguments& args, const Tensor&) {
-  run_lrn(args, lrn_backward_kernel(), spatial_lrn_backward_kernel());
-}
-
-void Cpu::max_pool2d(const char*, const PoolArguments& args, const Tensor&) {
-  const int64_t channels = args.images.channels_last ? args.images.channels : kPlanes;
-  run_tasks(max_pool_forward_kernel(), args, plane_blocks(args.images, channels) * args.pool.out_height,
-            args.pool.stride * args.pool.width * channels);
-}
-
-void Cpu::max_pool2d_backward(const char*, const PoolArguments& args, const Tensor&) {
-  const Images& images = args.images;
-  const bool rows = images.channels_last;
-  run_tasks(max_pool_backward_kernel(), args, images.count * (rows ? images.height : images.channels),
-            images.width * (rows ? images.channels : images.height));
-}
-
-void Cpu::relu_lrn_max_pool2d(const char*, const TailArguments& args, const Tensor&) {
-  run_tasks(tail_forward_kernel(), args, args.images.count * args.pool.out_height,
-            args.pool.stride * args.pool.width * args.images.channels);
-}
-
-void Cpu::relu_lrn_max_pool2d_backward(const char*, const TailArguments& args, const Tensor&) {
-  run_tasks(tail_backward_kernel(), args, args.images.count * args.pool.height, args.pool.width * args.images.channels);
-}
-
 }  // namespace alexnet_cuda
 
 STABLE_TORCH_LIBRARY_IMPL(alexnet_cuda, CPU, m) {
   alexnet_cuda::register_operators<alexnet_cuda::Cpu>(m);
+  m.impl("_linear_weight_grad", TORCH_BOX(&alexnet_cuda::linear_weight_grad));
 }

@@ -15,11 +15,7 @@ namespace alexnet_cuda::ALEXNET_CPU_LEVEL {
 constexpr int kSize = 11, kStride = 4;
 
 inline Images output_images(const ConvTask& a) {
-  Images images = a.images;
-  images.channels = a.conv.filters;
-  images.height = a.conv.out_height;
-  images.width = a.conv.out_width;
-  return images;
+  return resized(a.images, a.conv.filters, a.conv.out_height, a.conv.out_width);
 }
 
 // The filters, padded to whole blocks.
@@ -45,12 +41,7 @@ class InputRows {
  public:
   // A row is followed by zeros up to `min_size` numbers.
   explicit InputRows(const ConvTask& a, int64_t min_size = 0)
-      : a_(a),
-        conv_(a.conv),
-        channels_(channels_of<A>(a.images)),
-        width_((conv_.out_width - 1) * kStride + kSize),
-        row_size_(max64(min_size, padded_size<A>(width_, conv_.channels) + (1 + conv_.channels) * kLanes<A>)),
-        rows_(kSize * row_size_) {}
+      : a_(a), row_size_(max64(min_size, padded_size<A>(width_, conv_.channels) + (1 + conv_.channels) * kLanes<A>)) {}
 
   // Loads the rows under output row `o` of image n, as far as they are not there yet.
   void advance(int64_t n, int64_t o) {
@@ -91,10 +82,10 @@ class InputRows {
   }
 
   const ConvTask& a_;
-  const Conv& conv_;
-  Channels channels_;
-  int64_t width_, row_size_;
-  Scratch<A> rows_;
+  const Conv& conv_ = a_.conv;
+  const Channels channels_ = channels_of<A>(a_.images);
+  const int64_t width_ = (conv_.out_width - 1) * kStride + kSize, row_size_;
+  Scratch<A> rows_{kSize * row_size_};
   int64_t image_ = -1, next_ = 0;
 };
 
@@ -121,7 +112,7 @@ class DirectRows {
   using A = Accumulator<T>;
 
  public:
-  explicit DirectRows(const ConvTask& a) : a_(a), input_(a) {}
+  explicit DirectRows(const ConvTask& a) : a_(a) {}
 
   // Output row `o` of image n.
   void compute(int64_t n, int64_t o, Pixels<A> out) {
@@ -139,7 +130,7 @@ class DirectRows {
 
  private:
   const ConvTask& a_;
-  InputRows<T> input_;
+  InputRows<T> input_{a_};
 };
 
 }  // namespace alexnet_cuda::ALEXNET_CPU_LEVEL

@@ -26,9 +26,8 @@ void pack_weight(const ConvTask& a, int64_t begin, int64_t end) {
     }
     for (int64_t f = 0; f < kBlock; f += kLanes<A>) {
       Vec<A> bias = {};
-      if (a.bias != nullptr && f < count) {
-        bias = load_part<A>(static_cast<const T*>(a.bias) + first + f, min64(kLanes<A>, count - f));
-      }
+      const T* from = static_cast<const T*>(a.bias) + first + f;
+      if (a.bias != nullptr && f < count) bias = load_part<A>(from, min64(kLanes<A>, count - f));
       store<A>(static_cast<A*>(a.packed_bias) + first + f, bias);
     }
     if constexpr (!__is_same(T, double)) {
@@ -182,35 +181,18 @@ void input_grad(const ConvTask& a, int64_t begin, int64_t end) {
 
 }  // namespace
 
-void conv2d_pack_weight(const ConvTask& a, int64_t begin, int64_t end) {
-  dispatch(a.images.dtype, [&](auto t) { pack_weight<decltype(t)>(a, begin, end); });
-}
+ALEXNET_CPU_KERNEL_OF(conv2d_pack_weight, ConvTask, pack_weight<T>)
+ALEXNET_CPU_KERNEL_OF(conv2d_weight_grad_reduce, ConvTask, weight_grad_reduce<T>)
+ALEXNET_CPU_KERNEL_OF(conv2d_pack_taps, ConvTask, pack_taps<T>)
+ALEXNET_CPU_KERNEL_OF(conv2d_input_grad, ConvTask, input_grad<T>)
 
 void conv2d_forward(const ConvTask& a, int64_t begin, int64_t end) {
-  dispatch_rows(a, [&](auto t, auto rows) { forward<decltype(t), typename decltype(rows)::Type>(a, begin, end); });
+  dispatch_rows<DirectRows, WinogradRows>(a, [&]<class T, class Rows>() { forward<T, Rows>(a, begin, end); });
 }
 
 void conv2d_weight_grad(const ConvTask& a, int64_t begin, int64_t end) {
-  dispatch(a.images.dtype, [&](auto t) {
-    using T = decltype(t);
-    using A = Accumulator<T>;
-    if constexpr (!__is_same(T, double)) {
-      if (a.winograd) return weight_grad<A, WinogradWeightGrad<T>>(a, begin, end);
-    }
-    weight_grad<A, DirectWeightGrad<T>>(a, begin, end);
-  });
-}
-
-void conv2d_weight_grad_reduce(const ConvTask& a, int64_t begin, int64_t end) {
-  dispatch(a.images.dtype, [&](auto t) { weight_grad_reduce<decltype(t)>(a, begin, end); });
-}
-
-void conv2d_pack_taps(const ConvTask& a, int64_t begin, int64_t end) {
-  dispatch(a.images.dtype, [&](auto t) { pack_taps<decltype(t)>(a, begin, end); });
-}
-
-void conv2d_input_grad(const ConvTask& a, int64_t begin, int64_t end) {
-  dispatch(a.images.dtype, [&](auto t) { input_grad<decltype(t)>(a, begin, end); });
+  dispatch_rows<DirectWeightGrad, WinogradWeightGrad>(
+      a, [&]<class T, class Grad>() { weight_grad<Accumulator<T>, Grad>(a, begin, end); });
 }
 
 }  // namespace alexnet_cuda::ALEXNET_CPU_LEVEL

@@ -1,11 +1,10 @@
 // Local response normalisation across channels (lrn.h) and in the plane, forward and backward.
 //
 // Memory: across channels, a task is a strip of kStrip pixels; in NHWC it may run from one image into the next.
-// In the plane, a task is a block of planes (planes.h), which is converted to scratch memory as a whole.
+// In the plane, a task is a block of planes (rows.h), which is converted to scratch memory as a whole.
 //
 // Numerics: the spatial window sum is separable, rows first, then columns, and every window is summed afresh.
 #include "lrn.h"
-#include "planes.h"
 
 namespace alexnet_cuda::ALEXNET_CPU_LEVEL {
 namespace {
@@ -17,7 +16,7 @@ void across_channels(const LrnArguments& a, int64_t begin, int64_t end) {
   const Channels c = channels_of<A>(images, a.lrn.groups);
   const int64_t size = kStrip * c.stride();
   Scratch<A> x(size), grad(BACKWARD ? size : 0), out(size);
-  Normaliser<A> normaliser(a.lrn, c, BACKWARD);
+  Normaliser<A> normaliser(a.lrn, c);
   const int64_t pixels = images.channels_last ? images.count * images.pixels() : images.pixels();
   const int64_t strips = (pixels + kStrip - 1) / kStrip;
   for (int64_t t = begin; t < end; ++t) {  // one strip: convert, normalise, convert back
@@ -102,20 +101,9 @@ void in_plane(const LrnArguments& a, int64_t begin, int64_t end) {
 
 }  // namespace
 
-void lrn_forward(const LrnArguments& a, int64_t begin, int64_t end) {
-  dispatch(a.images.dtype, [&](auto t) { across_channels<decltype(t), false>(a, begin, end); });
-}
-
-void lrn_backward(const LrnArguments& a, int64_t begin, int64_t end) {
-  dispatch(a.images.dtype, [&](auto t) { across_channels<decltype(t), true>(a, begin, end); });
-}
-
-void spatial_lrn_forward(const LrnArguments& a, int64_t begin, int64_t end) {
-  dispatch(a.images.dtype, [&](auto t) { in_plane<decltype(t), false>(a, begin, end); });
-}
-
-void spatial_lrn_backward(const LrnArguments& a, int64_t begin, int64_t end) {
-  dispatch(a.images.dtype, [&](auto t) { in_plane<decltype(t), true>(a, begin, end); });
-}
+ALEXNET_CPU_KERNEL_OF(lrn_forward, LrnArguments, across_channels<T, false>)
+ALEXNET_CPU_KERNEL_OF(lrn_backward, LrnArguments, across_channels<T, true>)
+ALEXNET_CPU_KERNEL_OF(spatial_lrn_forward, LrnArguments, in_plane<T, false>)
+ALEXNET_CPU_KERNEL_OF(spatial_lrn_backward, LrnArguments, in_plane<T, true>)
 
 }  // namespace alexnet_cuda::ALEXNET_CPU_LEVEL

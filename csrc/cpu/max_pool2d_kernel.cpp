@@ -3,7 +3,6 @@
 // Memory: a task is one row of a block of kPlanes planes (NCHW) or of all channels of an image (NHWC); the input
 // rows that it shares with the previous task are still in ring buffers. The gradient of an NCHW tensor is different: a
 // task is one plane, which fits the cache.
-#include "planes.h"
 #include "pool.h"
 
 namespace alexnet_cuda::ALEXNET_CPU_LEVEL {
@@ -87,15 +86,7 @@ void backward_planes(const PoolArguments& a, int64_t begin, int64_t end) {
 
 }  // namespace
 
-void max_pool_forward(const PoolArguments& a, int64_t begin, int64_t end) {
-  dispatch(a.images.dtype, [&](auto t) { forward<decltype(t)>(a, begin, end); });
-}
-
-void max_pool_backward(const PoolArguments& a, int64_t begin, int64_t end) {
-  dispatch(a.images.dtype, [&](auto t) {
-    using T = decltype(t);
-    a.images.channels_last ? backward_rows<T>(a, begin, end) : backward_planes<T>(a, begin, end);
-  });
-}
+ALEXNET_CPU_KERNEL_OF(max_pool_forward, PoolArguments, forward<T>)
+ALEXNET_CPU_KERNEL_OF(max_pool_backward, PoolArguments, a.images.channels_last ? backward_rows<T> : backward_planes<T>)
 
 }  // namespace alexnet_cuda::ALEXNET_CPU_LEVEL

@@ -35,9 +35,7 @@ ALEXNET_INLINE int64_t max_covering(const Pool& pool) {
 }
 
 ALEXNET_INLINE Images pooled_images(Images images, const Pool& pool) {
-  images.height = pool.out_height;
-  images.width = pool.out_width;
-  return images;
+  return resized(images, images.channels, pool.out_height, pool.out_width);
 }
 
 // The larger of two numbers, NaN if either is.
@@ -66,11 +64,7 @@ template <class A, PoolInput INPUT>
 class Pooler {
  public:
   Pooler(const Pool& pool, int64_t channels, bool code)
-      : pool_(pool),
-        row_size_(padded_size<A>(pool.out_width, channels)),
-        maxima_(pool.kernel_size * row_size_),
-        columns_(code ? pool.kernel_size * row_size_ : 0),
-        code_(code) {}
+      : pool_(pool), code_(code), row_size_(padded_size<A>(pool.out_width, channels)) {}
 
   void restart() { next_ = 0; }  // before the first row of another image
 
@@ -161,9 +155,9 @@ class Pooler {
   }
 
   const Pool& pool_;
-  int64_t row_size_;
-  Scratch<A> maxima_, columns_;
-  bool code_;
+  const bool code_;
+  const int64_t row_size_;
+  Scratch<A> maxima_{pool_.kernel_size * row_size_}, columns_{code_ ? pool_.kernel_size * row_size_ : 0};
   int64_t channels_ = 0, next_ = 0;
 };
 
@@ -235,12 +229,8 @@ class PoolGradient {
       : pool_(pool),
         images_(pooled_images(images, pool)),
         channels_(channels_of<A>(images_, groups)),
-        row_size_(padded_size<A>(pool.out_width, channels_.stride())),
         grad_(static_cast<const T*>(grad)),
-        code_(code),
-        grads_(max_covering(pool) * row_size_),
-        codes_(max_covering(pool) * row_size_),
-        ring_(max_covering(pool)) {}
+        code_(code) {}
 
   // Writes the gradient of row h of image n, in ascending order. change(o, slot, row) may replace the gradients of
   // pooled row o before they are used.
@@ -262,11 +252,11 @@ class PoolGradient {
   const Pool& pool_;
   const Images images_;  // after pooling
   const Channels channels_;
-  const int64_t row_size_;
   const T* grad_;
   const uint8_t* code_;
-  Scratch<A> grads_, codes_;
-  Ring<PooledRow<A>> ring_;
+  const int64_t slots_ = max_covering(pool_), row_size_ = padded_size<A>(pool_.out_width, channels_.stride());
+  Scratch<A> grads_{slots_ * row_size_}, codes_{slots_ * row_size_};
+  Ring<PooledRow<A>> ring_{slots_};
 };
 
 }  // namespace alexnet_cuda::ALEXNET_CPU_LEVEL

@@ -78,6 +78,10 @@ ALEXNET_INLINE Channels channels_of(const Images& images, int64_t groups = 1) {
           round_up(per_group, kLanes<A>)};
 }
 
+ALEXNET_INLINE Images resized(Images images, int64_t channels, int64_t height, int64_t width) {
+  return {images.dtype, images.channels_last, images.count, channels, height, width};
+}
+
 // The index of row `row` of image n in a dense tensor of such images.
 ALEXNET_INLINE int64_t row_offset(const Images& images, const Channels& c, int64_t n, int64_t row) {
   return n * images.channels * images.pixels() + row * images.width * c.pixel_stride;
@@ -95,11 +99,7 @@ struct Pixels {
 
   template <class V>
   ALEXNET_INLINE void write(A* p, V v) const {
-    if (nontemporal) {
-      stream<A>(p, v);
-    } else {
-      store<A>(p, v);
-    }
+    nontemporal ? stream<A>(p, v) : store<A>(p, v);
   }
 };
 
@@ -185,11 +185,9 @@ __attribute__((noinline)) void read_pixels(const T* x, const Channels& c, int64_
         const int64_t columns = min64(kN, count - p);
         const T* from = x + i * c.channel_stride + p;
         A* to = out + p * stride + i;
-        if (rows == kN && columns == kN) {
-          read_block<A, T, true>(from, c.channel_stride, kN, kN, to, stride, stored);
-        } else {
-          read_block<A, T, false>(from, c.channel_stride, rows, columns, to, stride, stored);
-        }
+        (rows == kN && columns == kN)
+            ? read_block<A, T, true>(from, c.channel_stride, rows, columns, to, stride, stored)
+            : read_block<A, T, false>(from, c.channel_stride, rows, columns, to, stride, stored);
       }
     }
   }
@@ -214,11 +212,9 @@ __attribute__((noinline)) void write_pixels(const A* from, int64_t stride, const
       for (int64_t p = 0; p < count; p += kN) {
         const int64_t columns = min64(kN, count - p);
         T* to = y + i * c.channel_stride + p;
-        if (rows == kN && columns == kN) {
-          write_block<A, T, true>(from + p * stride + i, stride, to, c.channel_stride, kN, kN);
-        } else {
-          write_block<A, T, false>(from + p * stride + i, stride, to, c.channel_stride, rows, columns);
-        }
+        (rows == kN && columns == kN)
+            ? write_block<A, T, true>(from + p * stride + i, stride, to, c.channel_stride, rows, columns)
+            : write_block<A, T, false>(from + p * stride + i, stride, to, c.channel_stride, rows, columns);
       }
     }
   }
@@ -289,5 +285,32 @@ struct Ring {
     }
   }
 };
+
+// Blocks of planes, for operators that treat every channel by itself (max pooling, LRN in the plane). In NHWC a block
+// is some channels of one image. In NCHW it is some of the batch's planes, across images, so that images of few
+// channels fill vectors, too.
+struct Planes {
+  bool channels_last;
+  int64_t channels, first;  // channels of the tensor; the block's first plane, counted through the batch
+  int64_t count, padded;    // planes of the block, without and with padding to whole vectors
+
+  // The block's first element and its layout in a tensor whose planes have `pixels` pixels.
+  int64_t offset(int64_t pixels) const {
+    return channels_last ? first / channels * channels * pixels + first % channels : first * pixels;
+  }
+  Channels layout(int64_t pixels) const {
+    return {channels_last ? channels : 1, channels_last ? 1 : pixels, 1, count, padded};
+  }
+};
+
+// Block t of at most `size` planes.
+template <class A>
+ALEXNET_INLINE Planes planes_of(const Images& images, int64_t t, int64_t size) {
+  const int64_t channels = images.channels, blocks = (channels + size - 1) / size;  // blocks of an image, in NHWC
+  const int64_t first = images.channels_last ? t / blocks * channels + t % blocks * size : t * size;
+  const int64_t end = images.channels_last ? (t / blocks + 1) * channels : images.count * channels;
+  const int64_t count = min64(size, end - first);
+  return {images.channels_last, channels, first, count, round_up(count, kLanes<A>)};
+}
 
 }  // namespace alexnet_cuda::ALEXNET_CPU_LEVEL

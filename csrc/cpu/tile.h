@@ -18,31 +18,24 @@ struct Tile {
   Vec<A> sum[P][2];
 };
 
+// Calls f(vector, address) for the vectors of a tile whose rows lie `stride` numbers apart in memory.
+template <class A, int P, class Number, class F>
+ALEXNET_INLINE void for_each_vector(Tile<A, P>& tile, Number* memory, int64_t stride, F f) {
+#pragma GCC unroll 16
+  for (int p = 0; p < P; ++p) {
+    f(tile.sum[p][0], memory + p * stride);
+    f(tile.sum[p][1], memory + p * stride + kLanes<A>);
+  }
+}
+
 template <class A, int P>
 ALEXNET_INLINE void load_tile(Tile<A, P>& tile, const A* from, int64_t stride) {
-#pragma GCC unroll 16
-  for (int p = 0; p < P; ++p) {
-    tile.sum[p][0] = load<A>(from + p * stride);
-    tile.sum[p][1] = load<A>(from + p * stride + kLanes<A>);
-  }
+  for_each_vector(tile, from, stride, [](Vec<A>& sum, const A* p) { sum = load<A>(p); });
 }
 
 template <class A, int P>
-ALEXNET_INLINE void add_tile(Tile<A, P>& tile, const A* from, int64_t stride) {
-#pragma GCC unroll 16
-  for (int p = 0; p < P; ++p) {
-    tile.sum[p][0] += load<A>(from + p * stride);
-    tile.sum[p][1] += load<A>(from + p * stride + kLanes<A>);
-  }
-}
-
-template <class A, int P>
-ALEXNET_INLINE void store_tile(const Tile<A, P>& tile, A* to, int64_t stride) {
-#pragma GCC unroll 16
-  for (int p = 0; p < P; ++p) {
-    store<A>(to + p * stride, tile.sum[p][0]);
-    store<A>(to + p * stride + kLanes<A>, tile.sum[p][1]);
-  }
+ALEXNET_INLINE void store_tile(Tile<A, P>& tile, A* to, int64_t stride) {
+  for_each_vector(tile, to, stride, [](Vec<A>& sum, A* p) { store<A>(p, sum); });
 }
 
 // sum[p] += a[p * row_step + i * step] * w[i * w_step ...] over i < n.
@@ -69,7 +62,7 @@ ALEXNET_INLINE void multiply_in_parts(const float* a, int64_t row_step, int64_t 
     Tile<float, P> tile = {};
     multiply<float, P>(tile, a + i * step, row_step, step, w + i * kFilterBlock<float>, kFilterBlock<float>,
                        min64(N, n - i));
-    if (add) add_tile<float, P>(tile, out, out_stride);
+    if (add) for_each_vector(tile, out, out_stride, [](Vec<float>& sum, float* p) { sum += load<float>(p); });
     store_tile<float, P>(tile, out, out_stride);
   }
 }

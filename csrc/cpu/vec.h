@@ -148,9 +148,8 @@ ALEXNET_INLINE Raw<A, T> narrow(Vec<A> v) {
   } else if constexpr (sizeof(T) == 1) {
     return __builtin_convertvector(__builtin_convertvector(v, Bits<A>), Raw<A, T>);
   } else if constexpr (__is_same(T, BFloat16)) {  // round to nearest even; a NaN stays one
-    using U = Vector<uint32_t, kLanes<A>>;
-    const U bits = bit_cast<U>(v);
-    const U rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    const Unsigned<A> bits = bit_cast<Unsigned<A>>(v);
+    const Unsigned<A> rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
     return __builtin_convertvector(v == v ? rounded : (bits >> 16) | 0x40, Raw<A, T>);
   } else {
 #if defined(__AVX512F__)
@@ -281,13 +280,19 @@ ALEXNET_INLINE void transpose(Vec<A>* v) {
   }
 }
 
-// Calls f(T{}) for the tensor type T of a dtype.
+// Calls f<T>() for the tensor type T of a dtype.
 template <class F>
 ALEXNET_INLINE void dispatch(DType dtype, F f) {
-  if (dtype == DType::kDouble) return f(double{});
-  if (dtype == DType::kHalf) return f(Half{});
-  if (dtype == DType::kBFloat16) return f(BFloat16{});
-  f(float{});
+  if (dtype == DType::kDouble) return f.template operator()<double>();
+  if (dtype == DType::kHalf) return f.template operator()<Half>();
+  if (dtype == DType::kBFloat16) return f.template operator()<BFloat16>();
+  f.template operator()<float>();
 }
+
+// Defines the kernel `name` (kernels.h): `function` for the tensor type T of its images.
+#define ALEXNET_CPU_KERNEL_OF(name, Arguments, ...)                             \
+  void name(const Arguments& a, int64_t begin, int64_t end) {                   \
+    dispatch(a.images.dtype, [&]<class T>() { (__VA_ARGS__)(a, begin, end); }); \
+  }
 
 }  // namespace alexnet_cuda::ALEXNET_CPU_LEVEL

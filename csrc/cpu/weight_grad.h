@@ -24,8 +24,7 @@ class DirectWeightGrad {
  public:
   static constexpr int kRows = 1;
 
-  explicit DirectWeightGrad(const ConvTask& a)
-      : a_(a), input_(a), channels_(output_channels<A>(a)), grad_(padded_size<A>(a.conv.out_width, channels_.padded)) {}
+  explicit DirectWeightGrad(const ConvTask& a) : a_(a) {}
 
   // Output row `o` of image n.
   void add(int64_t n, int64_t o, A* sum) {
@@ -56,9 +55,9 @@ class DirectWeightGrad {
 
  private:
   const ConvTask& a_;
-  InputRows<T> input_;
-  const Channels channels_;
-  Scratch<A> grad_;
+  InputRows<T> input_{a_};
+  const Channels channels_ = output_channels<A>(a_);
+  Scratch<A> grad_{padded_size<A>(a_.conv.out_width, channels_.padded)};
 };
 
 // Winograd's algorithm transposed: the sum over all tiles of (B' input B) x (A grad A'), [product][16 C][filter], and
@@ -68,18 +67,7 @@ class WinogradWeightGrad {
  public:
   static constexpr int kRows = 4;
 
-  explicit WinogradWeightGrad(const ConvTask& a)
-      : a_(a),
-        direct_(a),
-        input_(a),
-        channels_(output_channels<float>(a)),
-        row_size_(padded_size<float>(a.conv.out_width, channels_.padded)),
-        rows_(kRows * row_size_),
-        grads_(kWinogradProducts * input_.tiles * kBlock),
-        sum_size_(kWinogradProducts * input_.channels * channels_.padded),
-        sum_(sum_size_) {
-    clear();
-  }
+  explicit WinogradWeightGrad(const ConvTask& a) : a_(a) { clear(); }
 
   // Output rows [first, first + 4) of image n, or fewer at the end of the image.
   void add(int64_t n, int64_t first, float* sum) {
@@ -158,13 +146,12 @@ class WinogradWeightGrad {
   }
 
   const ConvTask& a_;
-  DirectWeightGrad<T> direct_;
-  WinogradInput<T> input_;
-  const Channels channels_;
-  const int64_t row_size_;
-  Scratch<float> rows_, grads_;
-  const int64_t sum_size_;
-  Scratch<float> sum_;
+  DirectWeightGrad<T> direct_{a_};
+  WinogradInput<T> input_{a_};
+  const Channels channels_ = output_channels<float>(a_);
+  const int64_t row_size_ = padded_size<float>(a_.conv.out_width, channels_.padded);
+  const int64_t sum_size_ = kWinogradProducts * input_.channels * channels_.padded;
+  Scratch<float> rows_{kRows * row_size_}, grads_{kWinogradProducts * input_.tiles * kBlock}, sum_{sum_size_};
 };
 
 }  // namespace alexnet_cuda::ALEXNET_CPU_LEVEL

@@ -44,6 +44,17 @@ ALEXNET_INLINE void transform_input(Tile6x6& v) {
   });
 }
 
+// The inputs of a tile, at(row, column) being the address of one, transformed.
+template <class F>
+ALEXNET_INLINE void load_input(Tile6x6& v, F at) {
+#pragma GCC unroll 6
+  for (int i = 0; i < 6; ++i) {
+#pragma GCC unroll 6
+    for (int j = 0; j < 6; ++j) v[i][j] = load<float>(at(i, j));
+  }
+  transform_input(v);
+}
+
 // The values of a polynomial with N coefficients at the six evaluation points.
 template <int N>
 ALEXNET_INLINE void evaluate(Vec<float>& v0, Vec<float>& v1, Vec<float>& v2, Vec<float>& v3, Vec<float>& v4,

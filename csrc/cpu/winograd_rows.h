@@ -73,10 +73,7 @@ class WinogradInput {
   explicit WinogradInput(const ConvTask& a)
       : channels(16 * a.conv.channels),
         tiles((a.conv.out_width + 3) / 4),
-        columns_(4 * tiles + 2),
-        input_(a, columns_ * channels / 4 + kLanes<float>),
-        rows_(6 * columns_ * channels),
-        inputs_(kWinogradProducts * tiles * channels) {}
+        input_(a, columns_ * channels / 4 + kLanes<float>) {}
 
   // For output rows [first, first + 4) of image n. False, with nothing computed, if an input is out of range.
   bool compute(int64_t n, int64_t first) {
@@ -118,20 +115,15 @@ class WinogradInput {
     for (int64_t t = 0; t < tiles; ++t) {
       for (int64_t c = 0; c < channels; c += kLanes<float>) {
         Tile6x6 v;
-#pragma GCC unroll 6
-        for (int i = 0; i < 6; ++i) {
-#pragma GCC unroll 6
-          for (int j = 0; j < 6; ++j) v[i][j] = load<float>(rows[i] + (4 * t + j) * channels + c);
-        }
-        transform_input(v);
+        load_input(v, [&](int i, int j) { return rows[i] + (4 * t + j) * channels + c; });
         store_domain(v, inputs_ + t * channels + c, tiles * channels);
       }
     }
   }
 
-  const int64_t columns_;
+  const int64_t columns_ = 4 * tiles + 2;
   InputRows<T> input_;
-  Scratch<float> rows_, inputs_;
+  Scratch<float> rows_{6 * columns_ * channels}, inputs_{kWinogradProducts * tiles * channels};
   int64_t image_ = -1, next_ = 0;
   bool in_range_[6];
 };
@@ -140,13 +132,7 @@ class WinogradInput {
 template <class T>
 class WinogradRows {
  public:
-  explicit WinogradRows(const ConvTask& a)
-      : a_(a),
-        direct_(a),
-        input_(a),
-        filters_(round_up(a.conv.filters, kBlock)),
-        products_(kWinogradProducts * input_.tiles * kBlock),
-        rows_(16 * input_.tiles * filters_) {}
+  explicit WinogradRows(const ConvTask& a) : a_(a) {}
 
   // Output row `o` of image n.
   void compute(int64_t n, int64_t o, Pixels<float> out) {
@@ -208,28 +194,22 @@ class WinogradRows {
   }
 
   const ConvTask& a_;
-  DirectRows<T> direct_;
-  WinogradInput<T> input_;
-  const int64_t filters_;
-  Scratch<float> products_, rows_;
+  DirectRows<T> direct_{a_};
+  WinogradInput<T> input_{a_};
+  const int64_t filters_ = round_up(a_.conv.filters, kBlock);
+  Scratch<float> products_{kWinogradProducts * input_.tiles * kBlock}, rows_{16 * input_.tiles * filters_};
   int64_t image_ = -1, first_ = -1;
   bool in_range_ = true;
 };
 
-template <class R>
-struct RowsOf {
-  using Type = R;
-};
-
-// Calls f(T{}, RowsOf<...>{}) with the tensor type and the class that computes its output rows.
-template <class F>
+// Calls f<T, Direct<T>>() or, where Winograd's algorithm serves, f<T, Winograd<T>>(), T being the tensor type.
+template <template <class> class Direct, template <class> class Winograd, class F>
 ALEXNET_INLINE void dispatch_rows(const ConvTask& a, F f) {
-  dispatch(a.images.dtype, [&](auto t) {
-    using T = decltype(t);
+  dispatch(a.images.dtype, [&]<class T>() {
     if constexpr (!__is_same(T, double)) {
-      if (a.winograd) return f(t, RowsOf<WinogradRows<T>>{});
+      if (a.winograd) return f.template operator()<T, Winograd<T>>();
     }
-    f(t, RowsOf<DirectRows<T>>{});
+    f.template operator()<T, Direct<T>>();
   });
 }
 

@@ -1,4 +1,4 @@
-// Argument checks, output sizes and memory formats of all operators.
+// Argument checks, output sizes and memory formats of all operators, and the call of their kernels.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -38,9 +38,7 @@ inline MemoryFormat format_of(const Tensor& x) {
 }
 
 inline std::vector<int64_t> size_of(const Tensor& x) {
-  std::vector<int64_t> size(x.dim());
-  for (size_t d = 0; d < size.size(); ++d) size[d] = x.size(d);
-  return size;
+  return {x.sizes().begin(), x.sizes().end()};
 }
 
 inline Tensor empty(const Tensor& like, const std::vector<int64_t>& size, MemoryFormat format,
@@ -82,12 +80,7 @@ inline Lrn checked_lrn(const char* op, int64_t channels, int64_t size, int64_t f
   STD_TORCH_CHECK(front >= 0 && front < size, op, ": expected front to be in [0, size), got ", front);
   STD_TORCH_CHECK(groups >= 1 && channels % groups == 0, op, ": expected groups to divide the ", channels,
                   " channels of x, got ", groups);
-  return {.size = static_cast<int>(size),
-          .front = static_cast<int>(front),
-          .alpha = alpha,
-          .beta = beta,
-          .k = k,
-          .groups = static_cast<int>(groups)};
+  return {.size = int(size), .front = int(front), .alpha = alpha, .beta = beta, .k = k, .groups = int(groups)};
 }
 
 // The pooling of a height x width image.
@@ -98,13 +91,13 @@ inline Pool checked_pool(const char* op, int64_t height, int64_t width, int64_t 
   check_range(op, "stride", stride, 1);
   STD_TORCH_CHECK(padding >= 0 && 2 * padding <= kernel_size, op,
                   ": expected padding to be between 0 and half of kernel_size, got ", padding);
-  const Pool p = {.kernel_size = static_cast<int>(kernel_size),
-                  .stride = static_cast<int>(stride),
-                  .padding = static_cast<int>(padding),
-                  .height = height,
-                  .width = width,
-                  .out_height = output_size(height, kernel_size, stride, padding, ceil_mode, true),
-                  .out_width = output_size(width, kernel_size, stride, padding, ceil_mode, true)};
+  const Pool p = {int(kernel_size),
+                  int(stride),
+                  int(padding),
+                  height,
+                  width,
+                  output_size(height, kernel_size, stride, padding, ceil_mode, true),
+                  output_size(width, kernel_size, stride, padding, ceil_mode, true)};
   STD_TORCH_CHECK(p.out_height >= 1 && p.out_width >= 1, op, ": an input of ", height, "x", width,
                   " is too small for kernel_size ", kernel_size);
   return p;
@@ -147,10 +140,10 @@ inline Conv checked_conv(const char* op, int64_t channels, int64_t height, int64
                   .height = height,
                   .width = width,
                   .filters = filters,
-                  .kernel_size = static_cast<int>(kernel_size),
-                  .stride = static_cast<int>(stride),
-                  .padding = static_cast<int>(padding),
-                  .groups = static_cast<int>(groups),
+                  .kernel_size = int(kernel_size),
+                  .stride = int(stride),
+                  .padding = int(padding),
+                  .groups = int(groups),
                   .out_height = output_size(height, kernel_size, stride, padding, ceil_mode, false),
                   .out_width = output_size(width, kernel_size, stride, padding, ceil_mode, false)};
   STD_TORCH_CHECK(c.out_height >= 1 && c.out_width >= 1, op, ": an input of ", height, "x", width,
@@ -173,6 +166,54 @@ inline Conv checked_conv_backward(const char* op, const Tensor& grad, int64_t ch
   conv.out_height = grad.size(2);
   conv.out_width = grad.size(3);
   return conv;
+}
+
+// ---- from tensors to the structs that kernels take
+
+// Images of `size` with the dtype of `like`.
+template <class Backend>
+Images images_of(const char* op, const char* name, const Tensor& like, const std::vector<int64_t>& size,
+                 MemoryFormat format) {
+  Backend::check_size(op, name, size[1] * size[2] * size[3]);
+  return {Backend::dtype_of(op, like), format == MemoryFormat::ChannelsLast, size[0], size[1], size[2], size[3]};
+}
+
+// Null for a tensor without elements, such as a code that is not wanted.
+inline uint8_t* code_data(Tensor& code) {
+  return code.numel() ? static_cast<uint8_t*>(code.mutable_data_ptr()) : nullptr;
+}
+
+// A backward reads its code; the argument struct is shared with the forward, which writes it.
+inline uint8_t* code_data(const Tensor& code) {
+  return const_cast<uint8_t*>(static_cast<const uint8_t*>(code.const_data_ptr()));
+}
+
+// The inputs of one kernel: keeps their dense copies until it has been launched.
+template <class Backend>
+class Inputs {
+ public:
+  const void* data(const std::optional<Tensor>& x, MemoryFormat format = MemoryFormat::Contiguous) {
+    return x ? dense_.emplace_back(Backend::dense(*x, format)).const_data_ptr() : nullptr;
+  }
+
+ private:
+  std::vector<Tensor> dense_;
+};
+
+// The result of a kernel that reads x, grad or both, a tensor of `size`. `args` holds all other arguments.
+template <class Backend, class Kernel, class Arguments>
+Tensor run(const char* op, Kernel kernel, Arguments args, const std::optional<Tensor>& x,
+           const std::optional<Tensor>& grad, const std::vector<int64_t>& size, MemoryFormat format) {
+  const Tensor& like = x ? *x : *grad;
+  const typename Backend::Guard guard(like);
+  Tensor out = Backend::allocate(like, size, format);
+  if (out.numel() == 0) return out;
+  Inputs<Backend> inputs;
+  args.x = inputs.data(x, format);
+  args.grad = inputs.data(grad, format);
+  args.out = out.mutable_data_ptr();
+  kernel(op, args, like);
+  return out;
 }
 
 }  // namespace alexnet_cuda

@@ -1,6 +1,6 @@
 // Registers every operator of ops.cpp for one back end.
 //
-// A back end is a struct of static functions (cpu/backend.h, cuda/backend.h):
+// A back end is a struct of static functions (cpu/backend.cpp, cuda/backend.h):
 //   dtype_of(op, x)                     throws for a dtype without kernels
 //   allocate(like, size, format, dtype) an uninitialised tensor on the device of `like`
 //   dense(x, format)                    x in that memory format, x itself if it is
@@ -8,17 +8,12 @@
 //   check_size(op, name, elements)      throws if one image has more elements than kernels count
 //   conv2d_format(images, conv, format) the memory format in which a kernel computes this convolution, none if torch's
 //                                       own convolution serves better; the only place that chooses
-//   conv2d(op, args, like), ...         one launch per operator; `like` tells the device of scratch memory. The three
-//   of
-//                                       the convolution return false if torch must compute the result instead
+//   conv2d(op, args, like), ...         one launch per operator, with scratch memory on the device of `like`; those of
+//                                       convolutions return false if torch must compute the result instead
 //   fuses_first_block(args, like)       whether conv2d_relu_lrn_max_pool2d takes these arguments
 #pragma once
 
-#include "conv2d.h"
-#include "conv2d_relu_lrn_max_pool2d.h"
-#include "local_response_norm.h"
-#include "max_pool2d.h"
-#include "relu_lrn_max_pool2d.h"
+#include "lrn_max_pool2d.h"
 
 namespace alexnet_cuda {
 
