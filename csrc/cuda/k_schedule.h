@@ -22,6 +22,19 @@ namespace alexnet_cuda {
 constexpr int kKernel = 11, kKernelArea = kKernel * kKernel, kStride = 4;
 constexpr int kMaxSlices = 128, kMaxTaps = 512;
 
+// A convolution's geometry as kernels take it, in 32 bits.
+struct ConvGeometry {
+  int height, width, filters, padding, out_height, out_width;
+
+  explicit ConvGeometry(const Conv& c)
+      : height(c.height),
+        width(c.width),
+        filters(c.filters),
+        padding(c.padding),
+        out_height(c.out_height),
+        out_width(c.out_width) {}
+};
+
 // A channel of an s2d block: image channel c of pixel (y, x) in the block.
 struct S2dChannel {
   int c, y, x;

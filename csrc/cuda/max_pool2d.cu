@@ -65,21 +65,20 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
   });
 }
 
-// body(Type<T>, integral constant kStep, channels_last, grid); a and b are the images that the kernel moves.
-template <class Body>
-gpu::error_t dispatch_pool(const Images& images, int64_t pixels, const void* a, const void* b, const void* code,
-                           Body body) {
-  return dispatch_dtype(images.dtype, [&](auto type) {
+// launch(Type<T>, integral constant kStep, channels_last, grid); a and b are the images that the kernel moves.
+template <class Launch>
+gpu::error_t dispatch_pool(const PoolArguments& args, int64_t pixels, const void* a, const void* b, Launch launch) {
+  const Images& images = args.images;
+  return dispatch_images(images, [&](auto type, auto nhwc) {
     using T = typename decltype(type)::type;
-    const auto run = [&](auto step, auto nhwc) {
+    const auto run = [&](auto step) {
       const int64_t items = images.channels / decltype(step)::value * pixels;
-      const unsigned rows = static_cast<unsigned>(std::min<int64_t>(images.count, 65535));
-      return body(type, step, nhwc, dim3(divide_up(items, kThreads), rows));
+      return launch(type, step, nhwc, dim3(divide_up(items, kThreads), std::min<int64_t>(images.count, 65535)));
     };
-    if (!images.channels_last) return run(std::integral_constant<int, 1>{}, std::false_type{});
-    if (images.channels % 4 || !is_aligned(a, 4 * sizeof(T)) || !is_aligned(b, 4 * sizeof(T)) || !is_aligned(code, 4))
-      return run(std::integral_constant<int, 1>{}, std::true_type{});
-    return run(std::integral_constant<int, 4>{}, std::true_type{});
+    if constexpr (decltype(nhwc)::value)
+      if (images.channels % 4 == 0 && are_aligned(4 * sizeof(T), a, b) && are_aligned(4, args.code))
+        return run(std::integral_constant<int, 4>{});
+    return run(std::integral_constant<int, 1>{});
   });
 }
 
@@ -88,29 +87,27 @@ gpu::error_t dispatch_pool(const Images& images, int64_t pixels, const void* a, 
 gpu::error_t launch_max_pool2d(const PoolArguments& args, gpu::stream_t stream) {
   const Images& images = args.images;
   const int64_t outputs = args.pool.out_height * args.pool.out_width;
-  const auto run = [&](auto type, auto step, auto nhwc, dim3 grid) {
+  return dispatch_pool(args, outputs, args.x, args.out, [&](auto type, auto step, auto nhwc, dim3 grid) {
     using T = typename decltype(type)::type;
     constexpr bool kNhwc = decltype(nhwc)::value;
-    return gpu::launch(forward_kernel<T, decltype(step)::value, kNhwc>, grid, dim3(kThreads), 0, stream,
+    return gpu::launch(forward_kernel<T, decltype(step)::value, kNhwc>, grid, kThreads, 0, stream,
                        view_of<const T, kNhwc>(args.x, images.channels, images.pixels()),
                        view_of<T, kNhwc>(args.out, images.channels, outputs), args.code, images.count,
                        PoolGeometry(args.pool));
-  };
-  return dispatch_pool(images, outputs, args.x, args.out, args.code, run);
+  });
 }
 
 gpu::error_t launch_max_pool2d_backward(const PoolArguments& args, gpu::stream_t stream) {
   const Images& images = args.images;
   const int64_t outputs = args.pool.out_height * args.pool.out_width;
-  const auto run = [&](auto type, auto step, auto nhwc, dim3 grid) {
+  return dispatch_pool(args, images.pixels(), args.grad, args.out, [&](auto type, auto step, auto nhwc, dim3 grid) {
     using T = typename decltype(type)::type;
     constexpr bool kNhwc = decltype(nhwc)::value;
-    return gpu::launch(backward_kernel<T, decltype(step)::value, kNhwc>, grid, dim3(kThreads), 0, stream,
+    return gpu::launch(backward_kernel<T, decltype(step)::value, kNhwc>, grid, kThreads, 0, stream,
                        view_of<const T, kNhwc>(args.grad, images.channels, outputs), args.code,
                        view_of<T, kNhwc>(args.out, images.channels, images.pixels()), images.count,
                        PoolGeometry(args.pool));
-  };
-  return dispatch_pool(images, images.pixels(), args.grad, args.out, args.code, run);
+  });
 }
 
 }  // namespace alexnet_cuda

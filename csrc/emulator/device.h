@@ -77,27 +77,22 @@ error_t launch(void (*kernel)(P...), Grid grid, dim3 block, size_t smem, stream_
 using half = _Float16;
 struct bfloat16 {
   uint16_t bits;
+
+  bfloat16() = default;
+  explicit bfloat16(float v) {
+    const uint32_t u = std::bit_cast<uint32_t>(v);
+    bits = v != v ? 0x7fff : (u + 0x7fff + (u >> 16 & 1)) >> 16;  // to nearest, ties to even
+  }
+  explicit operator float() const { return std::bit_cast<float>(uint32_t{bits} << 16); }
 };
 
-inline float to_float(float v) {
-  return v;
-}
-inline float to_float(half v) {
+template <class T>
+float to_float(T v) {
   return static_cast<float>(v);
 }
-inline float to_float(bfloat16 v) {
-  return std::bit_cast<float>(uint32_t{v.bits} << 16);
-}
-
 template <class T>
 T from_float(float v) {
-  if constexpr (std::is_same_v<T, bfloat16>) {
-    if (v != v) return {0x7fff};
-    const uint32_t u = std::bit_cast<uint32_t>(v);
-    return {static_cast<uint16_t>((u + 0x7fff + (u >> 16 & 1)) >> 16)};  // to nearest, ties to even
-  } else {
-    return static_cast<T>(v);
-  }
+  return static_cast<T>(v);
 }
 
 inline uint32_t to_tf32(float v) {  // ties go away from zero

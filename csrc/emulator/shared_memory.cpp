@@ -43,7 +43,7 @@ uint32_t allocated;
 std::map<const void*, SharedRange> static_arrays;
 
 struct WgmmaQueue {
-  std::deque<std::pair<WgmmaProduct, int>> products;  // with their commit groups
+  std::deque<std::pair<std::function<void()>, int>> products;  // with their commit groups
   int groups = 0;
 };
 std::map<unsigned, WgmmaQueue> wgmma_queues;  // by warpgroup
@@ -148,9 +148,9 @@ void finish_copies(int groups_left) {
   });
 }
 
-void start_wgmma(const WgmmaProduct& m) {
+void start_wgmma(std::function<void()> product) {
   WgmmaQueue& queue = wgmma_queues[self->number / 128];
-  queue.products.emplace_back(m, queue.groups);
+  queue.products.emplace_back(std::move(product), queue.groups);
 }
 
 void commit_wgmma() {
@@ -160,7 +160,7 @@ void commit_wgmma() {
 void finish_wgmma(int groups_left) {
   WgmmaQueue& queue = wgmma_queues[self->number / 128];
   while (!queue.products.empty() && queue.products.front().second < queue.groups - groups_left) {
-    queue.products.front().first.work(queue.products.front().first);
+    queue.products.front().first();
     queue.products.pop_front();
   }
 }
