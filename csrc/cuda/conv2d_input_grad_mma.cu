@@ -37,12 +37,7 @@ __global__ void __launch_bounds__(kThreads)
   packed[i] = operand_word(v);
 }
 
-// Bit e: channel 8 group + e of an s2d block meets a weight at this shift. Only shifts of 2 leave some out.
-constexpr int needed_channels(int channels, int group, int by, int bx) {
-  int mask = 0;
-  for (int e = 0; e < 8; ++e) mask |= s2d_channel(channels, 8 * group + e).needed(by, bx) << e;
-  return mask;
-}
+// Whether a shift needs some of 8 channels (needed_channels). Only shifts of 2 leave some out.
 constexpr bool is_partial(int mask) {
   return mask != 0 && mask != 0xff;
 }

@@ -97,7 +97,7 @@ __global__ void __launch_bounds__(kThreads, 1)
         constexpr int kGroup = decltype(p)::value;
         constexpr int kBegin = kGroup * kSteps / kGroups, kEnd = (kGroup + 1) * kSteps / kGroups;
         uint16_t v[8];
-        b.load<kChannels, kNhwc, kGroup>(source, v);
+        load_group<kChannels, kNhwc, kGroup>(b, source.image, source.y, source.x, v);
         if (active)
           unroll<kEnd - kBegin>([&](auto s) {
             multiply<T, kChannels, kTile, kBegin + decltype(s)::value>(mine, L::weights() + lane * 4, sums);
@@ -133,10 +133,6 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 // ---- host ----------------------------------------------------------------------------------------------------------
 
-int first_block_shared_memory(const Conv& conv) {
-  return dispatch_layout(conv, [](auto layout) { return decltype(layout)::kBytes; });
-}
-
 bool fuses_first_block(const BlockArguments& args, int shared_memory_limit) {
   const Conv& conv = args.conv.conv;
   const Lrn& lrn = args.tail.lrn;
@@ -148,7 +144,8 @@ bool fuses_first_block(const BlockArguments& args, int shared_memory_limit) {
          (conv.filters == 64 || (conv.filters == 96 && conv.channels < 4)) && conv.out_width <= kMaxColumns &&
          args.tail.order == kReluLrnPool && is_lrn5(lrn) && lrn.groups == 1 && pool.kernel_size == 3 &&
          pool.stride == 2 && pool.padding == 0 && all_inside(pool.out_height, pool.height) &&
-         all_inside(pool.out_width, pool.width) && first_block_shared_memory(conv) <= shared_memory_limit;
+         all_inside(pool.out_width, pool.width) &&
+         dispatch_layout(conv, [](auto layout) { return decltype(layout)::kBytes; }) <= shared_memory_limit;
 }
 
 gpu::error_t launch_conv2d_relu_lrn_max_pool2d(const BlockArguments& args, int multiprocessors, gpu::stream_t stream) {

@@ -73,16 +73,12 @@ struct Bands : ConvGeometry {
     return {x + int64_t{min(job, jobs - 1) / bands} * kChannels * height * width, job < jobs ? y : height,
             4 * column - padding};
   }
-  template <int kChannels, bool kNhwc, int kGroup>
-  GPU_DEVICE void load(const Source& source, uint16_t (&v)[8]) const {
-    load_group<kChannels, kNhwc, kGroup>(source.image, height, width, source.y, source.x, v);
-  }
   // Moves one s2d block from global to shared memory.
   template <int kChannels, bool kNhwc>
   GPU_DEVICE void stage(const Source& source, gpu::shared<uint32_t> to) const {
     unroll<2 * kChannels>([&](auto p) {
       uint16_t v[8];
-      load<kChannels, kNhwc, decltype(p)::value>(source, v);
+      load_group<kChannels, kNhwc, decltype(p)::value>(*this, source.image, source.y, source.x, v);
       store_group(to + p * (kBandStride / 2), v);
     });
   }

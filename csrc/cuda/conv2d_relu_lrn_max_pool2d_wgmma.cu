@@ -100,7 +100,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       unroll<kGroups>([&](auto p) {
         constexpr int kGroup = decltype(p)::value;
         constexpr int kBegin = kGroup * kSteps / kGroups, kEnd = (kGroup + 1) * kSteps / kGroups;
-        b.load<kChannels, kNhwc, kGroup>(source, loaded[p % 2]);
+        load_group<kChannels, kNhwc, kGroup>(b, source.image, source.y, source.x, loaded[p % 2]);
         unroll<kEnd - kBegin>([&](auto s) {
           constexpr int kStep = kBegin + decltype(s)::value;
           gpu::wgmma_fence(fragments[kStep % 2]);

@@ -260,14 +260,13 @@ gpu::error_t launch_relu_lrn_max_pool2d_backward(const TailArguments& args, gpu:
     const auto x = view_of<const T, kNhwc>(args.x, images.channels, images.pixels());
     const auto grad = view_of<const T, kNhwc>(args.grad, images.channels, pooled);
     const auto dx = view_of<T, kNhwc>(args.out, images.channels, images.pixels());
+    const bool has_lrn5_kernel = uses_lrn5_kernel<T>(images, args.lrn, args.code, args.x, args.out, args.grad);
     if (args.order != kReluPoolLrn)
-      return dispatch_flag(uses_lrn5_kernel<T>(images, args.lrn, args.code, args.x, args.out, args.grad),
-                           [&](auto lrn5) {
-                             constexpr bool kLrn5 = decltype(lrn5)::value;
-                             const LrnPoolBackward<T, kNhwc, kLrn5> policy = {
-                                 {x, grad, dx}, args.code, pool, args.order == kReluLrnPool};
-                             return launch_lrn_backward<kLrn5>(policy, images.count, args.lrn, stream);
-                           });
+      return dispatch_flag(has_lrn5_kernel, [&](auto lrn5) {
+        constexpr bool kLrn5 = decltype(lrn5)::value;
+        const LrnPoolBackward<T, kNhwc, kLrn5> policy = {{x, grad, dx}, args.code, pool, args.order == kReluLrnPool};
+        return launch_lrn_backward<kLrn5>(policy, images.count, args.lrn, stream);
+      });
     const auto workspace = view_of<float, kNhwc>(args.workspace, images.channels, pooled);
     const PoolLrnBackward<T, kNhwc> policy = {{x, grad, workspace}, args.code, pool};
     const gpu::error_t error = dispatch_flag(is_lrn5(args.lrn), [&](auto lrn5) {

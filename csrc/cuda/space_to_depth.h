@@ -57,10 +57,10 @@ struct StripGeometry : ConvGeometry {
 
 // Channel group kIndex of the s2d block whose upper left pixel is (y, x); 0 outside the image.
 template <int kChannels, bool kNhwc, int kIndex, class E>
-GPU_DEVICE void load_group(const E* image, int height, int width, int y, int x, E (&v)[16 / sizeof(E)]) {
+GPU_DEVICE void load_group(const ConvGeometry& conv, const E* image, int y, int x, E (&v)[16 / sizeof(E)]) {
   // Which pixel and channel each element is, is known at compile time: one address, constant offsets.
   constexpr int kSize = kGroupSize<E>;
-  const int corner = y * width + x;
+  const int height = conv.height, width = conv.width, corner = y * width + x;
   unroll<kSize>([&](auto e) {
     constexpr S2dChannel at = s2d_channel(kChannels, kSize * kIndex + decltype(e)::value, kSize);
     const bool inside = static_cast<unsigned>(y + at.y) < static_cast<unsigned>(height) &&
@@ -86,8 +86,7 @@ GPU_DEVICE void stage_blocks(gpu::shared<uint32_t> to, const E* image, const Str
     const int row = (first + i) / pitch, column = (first + i) % pitch + strip * g.strip_width;
     unroll<kGroups<E, kChannels>>([&](auto p) {
       E v[kGroupSize<E>];
-      load_group<kChannels, kNhwc, decltype(p)::value>(image, g.height, g.width, 4 * row - g.padding,
-                                                       4 * column - g.padding, v);
+      load_group<kChannels, kNhwc, decltype(p)::value>(g, image, 4 * row - g.padding, 4 * column - g.padding, v);
       store_group(to + (p * (kGroupStrideFor<kPixels> / 2) + i * 4), v);
     });
   }

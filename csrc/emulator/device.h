@@ -39,15 +39,10 @@ T __shfl_sync(unsigned mask, T value, int lane, int width = 32,
   };
   const int self = emulator::self->number % 32;
   Lane mine{value, value, (self & ~(width - 1)) | (lane & (width - 1))};
-  emulator::warp_operation(
-      mask, &mine,
-      [](void** lanes) {
-        for (int l = 0; l < 32; ++l) {
-          Lane* lane = static_cast<Lane*>(lanes[l]);
-          if (lane && lanes[lane->source]) lane->result = static_cast<Lane*>(lanes[lane->source])->value;
-        }
-      },
-      at);
+  emulator::warp_operation(mask, mine, at, [](auto lane) {
+    for (int l = 0; l < 32; ++l)
+      if (lane(l) && lane(lane(l)->source)) lane(l)->result = lane(lane(l)->source)->value;
+  });
   return mine.result;
 }
 

@@ -83,6 +83,11 @@ void barrier(const Location& at);
 using Work = void (*)(void** arguments);
 void warp_operation(unsigned mask, void* argument, Work work, const Location& at);
 void warpgroup_operation(void* argument, Work work, const Location& at);
+// The same with typed arguments: body(lane), where lane(l) is the argument of lane l; it captures nothing.
+template <class Lane, class Body>
+void warp_operation(unsigned mask, Lane& mine, const Location& at, Body) {
+  warp_operation(mask, &mine, [](void** lanes) { Body{}([&](int l) { return static_cast<Lane*>(lanes[l]); }); }, at);
+}
 // These two also order the threads' accesses to shared memory.
 void warp_barrier(unsigned mask, const Location& at);
 void warpgroup_barrier(const Location& at);

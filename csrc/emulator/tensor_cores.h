@@ -16,19 +16,15 @@ inline void load_matrices(uint32_t (&r)[4], const emulator::SharedRange& row, bo
     bool transposed;
   } mine{r, {}, transposed};
   std::memcpy(mine.row, emulator::read_shared(row, 16), 16);
-  emulator::warp_operation(
-      ~0u, &mine,
-      [](void** lanes) {
-        const auto lane = [&](int l) { return static_cast<Lane*>(lanes[l]); };
-        for (int l = 0; l < 32; ++l)
-          for (int m = 0; m < 4; ++m) {
-            const int i = l / 4, j = 2 * (l % 4);
-            const auto element = [&](int i, int j) -> uint32_t { return lane(8 * m + i)->row[j]; };
-            lane(l)->r[m] =
-                lane(l)->transposed ? element(j, i) | element(j + 1, i) << 16 : element(i, j) | element(i, j + 1) << 16;
-          }
-      },
-      at);
+  emulator::warp_operation(~0u, mine, at, [](auto lane) {
+    for (int l = 0; l < 32; ++l)
+      for (int m = 0; m < 4; ++m) {
+        const int i = l / 4, j = 2 * (l % 4);
+        const auto element = [&](int i, int j) -> uint32_t { return lane(8 * m + i)->row[j]; };
+        lane(l)->r[m] =
+            lane(l)->transposed ? element(j, i) | element(j + 1, i) << 16 : element(i, j) | element(i, j + 1) << 16;
+      }
+  });
 }
 template <class T>
 void ldmatrix_x4(uint32_t (&r)[4], shared<T> row, const emulator::Location& at = emulator::Location::current()) {
@@ -46,21 +42,14 @@ void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], PlaceEle
     float* d;
     const uint32_t *a, *b;
   } mine{d, a, b};
-  emulator::warp_operation(
-      ~0u, &mine,
-      [](void** lanes) {
-        // The lanes' fragments into whole matrices; then one dot product per element that a lane holds of d.
-        float a[16][kDepth], b[kDepth][8];
-        for (int l = 0; l < 32; ++l) {
-          const Lane& lane = *static_cast<Lane*>(lanes[l]);
-          PlaceElements{}(l / 4, l % 4, lane.a, lane.b, a, b);
-        }
-        for (int l = 0; l < 32; ++l)
-          for (int i = 0; i < 4; ++i)
-            for (int k = 0; k < kDepth; ++k)
-              static_cast<Lane*>(lanes[l])->d[i] += a[l / 4 + 8 * (i / 2)][k] * b[k][2 * (l % 4) + i % 2];
-      },
-      at);
+  emulator::warp_operation(~0u, mine, at, [](auto lane) {
+    // The lanes' fragments into whole matrices; then one dot product per element that a lane holds of d.
+    float a[16][kDepth], b[kDepth][8];
+    for (int l = 0; l < 32; ++l) PlaceElements{}(l / 4, l % 4, lane(l)->a, lane(l)->b, a, b);
+    for (int l = 0; l < 32; ++l)
+      for (int i = 0; i < 4; ++i)
+        for (int k = 0; k < kDepth; ++k) lane(l)->d[i] += a[l / 4 + 8 * (i / 2)][k] * b[k][2 * (l % 4) + i % 2];
+  });
 }
 
 template <class T>
