@@ -195,7 +195,8 @@ gpu::error_t sum_partials(const ConvArguments& args, int elements, int64_t split
 template <class Body>
 auto dispatch_tile(const Conv& conv, int tile, Body body) {
   return dispatch_channels(conv, [&](auto channels) {
-    if constexpr (decltype(channels)::value < 4)
+    constexpr int kChannels = decltype(channels)::value;
+    if constexpr (kChannels < 4)
       if (tile == 96) return body(channels, std::integral_constant<int, 96>{});
     return body(channels, std::integral_constant<int, 64>{});
   });
