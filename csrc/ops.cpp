@@ -13,6 +13,9 @@
 #define ALEXNET_CUDA_NAMESPACE alexnet_cuda
 #endif
 
+#define LRN "int size, int front, float alpha, float beta, float k, int groups"
+#define POOL "int kernel_size, int stride, int padding"
+
 STABLE_TORCH_LIBRARY_FRAGMENT(ALEXNET_CUDA_NAMESPACE, m) {
   m.def(
       "conv2d(Tensor x, Tensor weight, Tensor? bias, int stride, int padding, int groups, bool ceil_mode, bool relu) "
@@ -31,30 +34,18 @@ STABLE_TORCH_LIBRARY_FRAGMENT(ALEXNET_CUDA_NAMESPACE, m) {
   m.def("linear(Tensor x, Tensor weight, Tensor? bias, bool relu) -> Tensor");
   m.def("_linear_weight_grad(Tensor grad, Tensor x) -> Tensor");
 
-  m.def(
-      "local_response_norm(Tensor x, int size, int front, float alpha, float beta, float k, int groups, "
-      "bool spatial) -> Tensor");
-  m.def(
-      "_local_response_norm_backward(Tensor grad, Tensor x, int size, int front, float alpha, float beta, float k, "
-      "int groups, bool spatial) -> Tensor");
+  m.def("local_response_norm(Tensor x, " LRN ", bool spatial) -> Tensor");
+  m.def("_local_response_norm_backward(Tensor grad, Tensor x, " LRN ", bool spatial) -> Tensor");
 
-  m.def(
-      "max_pool2d(Tensor x, int kernel_size, int stride, int padding, bool ceil_mode, bool save_code) "
-      "-> (Tensor, Tensor)");
-  m.def(
-      "_max_pool2d_backward(Tensor grad, Tensor code, int height, int width, int kernel_size, int stride, "
-      "int padding) -> Tensor");
+  m.def("max_pool2d(Tensor x, " POOL ", bool ceil_mode, bool save_code) -> (Tensor, Tensor)");
+  m.def("_max_pool2d_backward(Tensor grad, Tensor code, int height, int width, " POOL ") -> Tensor");
 
-  m.def(
-      "relu_lrn_max_pool2d(Tensor x, int order, int size, int front, float alpha, float beta, float k, int groups, "
-      "int kernel_size, int stride, int padding, bool ceil_mode, bool save_code) -> (Tensor, Tensor)");
-  m.def(
-      "_relu_lrn_max_pool2d_backward(Tensor grad, Tensor x, Tensor code, int order, int size, int front, "
-      "float alpha, float beta, float k, int groups, int kernel_size, int stride, int padding) -> Tensor");
+  m.def("relu_lrn_max_pool2d(Tensor x, int order, " LRN ", " POOL
+        ", bool ceil_mode, bool save_code) -> (Tensor, Tensor)");
+  m.def("_relu_lrn_max_pool2d_backward(Tensor grad, Tensor x, Tensor code, int order, " LRN ", " POOL ") -> Tensor");
 
   // (pooled output, convolution output, code); the last two have no elements unless save
   m.def(
       "conv2d_relu_lrn_max_pool2d(Tensor x, Tensor weight, Tensor? bias, int conv_stride, int conv_padding, "
-      "bool conv_ceil_mode, int order, int size, int front, float alpha, float beta, float k, int groups, "
-      "int kernel_size, int stride, int padding, bool ceil_mode, bool save) -> (Tensor, Tensor, Tensor)");
+      "bool conv_ceil_mode, int order, " LRN ", " POOL ", bool ceil_mode, bool save) -> (Tensor, Tensor, Tensor)");
 }

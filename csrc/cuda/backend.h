@@ -12,18 +12,12 @@ namespace alexnet_cuda {
 template <class Memory>
 struct CudaBackend : Memory {
   static DType dtype_of(const char* op, const Tensor& x) {
-    switch (x.scalar_type()) {
-      case ScalarType::Float:
-        return DType::kFloat;
-      case ScalarType::Half:
-        return DType::kHalf;
-      case ScalarType::BFloat16:
-        return DType::kBFloat16;
-      default:
-        break;
-    }
+    const ScalarType type = x.scalar_type();
+    if (type == ScalarType::Float) return DType::kFloat;
+    if (type == ScalarType::Half) return DType::kHalf;
+    if (type == ScalarType::BFloat16) return DType::kBFloat16;
     STD_TORCH_CHECK(false, op, ": expected x to be float32, float16 or bfloat16 on CUDA, got scalar type ",
-                    static_cast<int>(x.scalar_type()));
+                    static_cast<int>(type));
   }
 
   // Kernels count the elements of one image in 32 bits, those of a batch in 64.
@@ -59,22 +53,19 @@ struct CudaBackend : Memory {
     return has_kernel ? std::optional(of_x) : std::nullopt;
   }
   static bool conv2d(const char* op, ConvArguments args, const Tensor& like) {
-    args.images.dtype = product_dtype(args.images.dtype);
-    launch(op, launch_conv2d, args, like, conv2d_workspace(args.images.dtype, args.conv));
-    return true;
+    const DType dtype = args.images.dtype = product_dtype(args.images.dtype);
+    return launch(op, launch_conv2d, args, like, conv2d_workspace(dtype, args.conv));
   }
   static bool conv2d_weight_grad(const char* op, ConvArguments args, const Tensor& like) {
-    args.images.dtype = product_dtype(args.images.dtype);
+    const DType dtype = args.images.dtype = product_dtype(args.images.dtype);
     const Tensor unused = Memory::allocate(like, {args.grad_bias ? 0 : args.conv.filters}, MemoryFormat::Contiguous);
     if (!args.grad_bias) args.grad_bias = unused.mutable_data_ptr();
-    launch(op, launch_conv2d_weight_grad, args, like,
-           conv2d_weight_grad_workspace(args.images.dtype, args.images.count, args.conv));
-    return true;
+    return launch(op, launch_conv2d_weight_grad, args, like,
+                  conv2d_weight_grad_workspace(dtype, args.images.count, args.conv));
   }
   static bool conv2d_input_grad(const char* op, ConvArguments args, const Tensor& like) {
-    args.images.dtype = product_dtype(args.images.dtype);
-    launch(op, launch_conv2d_input_grad, args, like, conv2d_input_grad_workspace(args.images.dtype, args.conv));
-    return true;
+    const DType dtype = args.images.dtype = product_dtype(args.images.dtype);
+    return launch(op, launch_conv2d_input_grad, args, like, conv2d_input_grad_workspace(dtype, args.conv));
   }
 
   static bool fuses_first_block(const BlockArguments& args, const Tensor& like) {
@@ -105,10 +96,11 @@ struct CudaBackend : Memory {
   }
 
   template <class Launcher, class Arguments>
-  static void launch(const char* op, Launcher launcher, Arguments args, const Tensor& like, int64_t workspace_floats) {
+  static bool launch(const char* op, Launcher launcher, Arguments args, const Tensor& like, int64_t workspace_floats) {
     Tensor workspace = floats(like, workspace_floats);
     args.workspace = workspace_floats ? static_cast<float*>(workspace.mutable_data_ptr()) : nullptr;
     Memory::check(launcher(args, Memory::stream(like)), op);
+    return true;
   }
 };
 

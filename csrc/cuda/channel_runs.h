@@ -94,20 +94,22 @@ struct Runs {
   }
 };
 
-// launch(runs, grid) until all runs of a batch are done.
-template <class Launch>
-gpu::error_t launch_runs(bool channels_last, int64_t images, int pixels, int groups, int group_channels,
-                         Launch launch) {
-  const int per_group = divide_up(group_channels, kRun), per_pixel = groups * per_group;
+// kernel(runs, args...) until all runs of a batch are done.
+template <class... Parameters, class... Args>
+gpu::error_t launch_runs(void (*kernel)(Runs, Parameters...), bool channels_last, int64_t images, int pixels,
+                         int channels, int groups, gpu::stream_t stream, const Args&... args) {
+  const int group_channels = channels / groups, per_group = divide_up(group_channels, kRun);
+  const int per_pixel = groups * per_group;
   return for_each_batch(images, int64_t{pixels} * per_pixel, [&](int64_t first, int64_t count) {
     const int64_t total = count * pixels;
     // In NCHW a thread does a whole pixel unless that leaves a large part of a GPU of about 2^18 threads idle.
     const int64_t max_shares = std::min<int64_t>(per_pixel, kMaxGridRows);
     const int shares = channels_last ? 1 : static_cast<int>(std::clamp<int64_t>((1 << 18) / total, 1, max_shares));
     const int per_thread = channels_last ? 1 : divide_up(per_pixel, shares);
+    const dim3 grid = channels_last ? dim3(divide_up(total * per_pixel, kThreads))
+                                    : dim3(divide_up(total, kThreads), divide_up(per_pixel, per_thread));
     const Runs runs = {first, static_cast<uint32_t>(total), pixels, groups, group_channels, per_group, per_thread};
-    return launch(runs, channels_last ? dim3(divide_up(total * per_pixel, kThreads))
-                                      : dim3(divide_up(total, kThreads), divide_up(per_pixel, per_thread)));
+    return gpu::launch(kernel, grid, kThreads, 0, stream, runs, args...);
   });
 }
 

@@ -1,7 +1,7 @@
 // AlexNet's first convolution (11x11, stride 4, 1, 3 or 4 channels) in float32, and its two gradients. float16,
 // bfloat16 and TF32 run on tensor cores: conv2d_mma.cu, conv2d_weight_grad_mma.cu and conv2d_input_grad_mma.cu.
 //
-// Forward and weight gradient are matrix products (conv2d_ffma.h) whose left operand, the unfolded image, is never
+// Forward and weight gradient are matrix products whose left operand, the unfolded image, is never
 // stored:
 //   forward        y[pixel, filter]   = bias + sum over taps   of  x[pixel, tap]  w[filter, tap]
 //   weight grad    dw[tap, filter]    =        sum over pixels of  x[pixel, tap]  dy[pixel, filter]
@@ -13,11 +13,124 @@
 // wide one is for AlexNet's 96 filters: it fetches as much of the image for three times the products.
 //
 // Numerics: exact float products (FFMA); the order of every sum is fixed.
-#include "conv2d_ffma.h"
+#include "channel_runs.h"
 #include "space_to_depth.h"
 
 namespace alexnet_cuda {
 namespace {
+
+// ---- the matrix product: acc[row][column] += sum over k of left[row][k] right[k][column] ---------------------------
+//
+// A thread block of 128 threads makes a 128 x kColumns tile, 8 x kColumns / 8 of it per thread in registers.
+//
+// Memory: K slices of 11 values of k go through shared memory, left as [k][128], right as [k][kColumns + 4]. Two
+// buffers: while slice s is multiplied from one, slice s + 1 is loaded from global memory to registers.
+// Numerics: FFMA only; every sum runs over k in ascending order.
+
+constexpr int kTileRows = 128, kSlice = 11, kConvThreads = 128;
+
+// One row of the left matrix: v[k] = x at channel c, row y, column x0 + k kStep of an image; `outside` beyond its edges
+// and from column `end` on.
+template <int kStep, int kChannels, bool kNhwc>
+GPU_DEVICE void fetch_left(const View<const float, kNhwc>& x, const float* image, const ConvGeometry& conv, int c,
+                           int y, int x0, int end, float outside, float (&v)[kSlice]) {
+  // As unsigned numbers, negative coordinates are too large: one comparison tests both borders.
+  const bool inside = static_cast<unsigned>(y) < static_cast<unsigned>(conv.height);
+  const float* from = image + x.offset(y * conv.width + x0, c);
+#pragma unroll
+  for (int k = 0; k < kSlice; ++k) {
+    const bool valid = inside && static_cast<unsigned>(x0 + k * kStep) < static_cast<unsigned>(end);
+    v[k] = valid ? from[k * kStep * (kNhwc ? kChannels : 1)] : outside;
+  }
+}
+
+// The i-th element of a right slice that a thread moves. Consecutive threads take what is consecutive in memory: k with
+// kAlongK, else columns.
+template <bool kAlongK>
+struct RightElement {
+  int k, column;
+
+  GPU_DEVICE explicit RightElement(int i)
+      : k(kAlongK ? threadIdx.x % kSlice : threadIdx.x / 32 + i % 3 * 4),
+        column(kAlongK ? threadIdx.x / kSlice + i * kSlice : threadIdx.x % 32 + i / 3 * 32) {}
+  GPU_DEVICE bool exists(int columns) const {
+    return (kAlongK ? threadIdx.x < kSlice * kSlice : k < kSlice) && column < columns;
+  }
+};
+template <int kColumns>
+constexpr int kRightElements = kColumns / 32 * 3;  // per thread
+static_assert(kRightElements<96> == (96 + kSlice - 1) / kSlice && kRightElements<32> == (32 + kSlice - 1) / kSlice);
+static_assert(kSlice <= 3 * 4);
+
+// v[i] = the thread's i-th element of the right slice that begins at `from`; 0 from k = ks and from `columns` on.
+// `pitch` is the stride of the index that is not contiguous.
+template <bool kAlongK, int n>
+GPU_DEVICE void fetch_right(const float* from, int pitch, int ks, int columns, float (&v)[n]) {
+  const RightElement<kAlongK> first(0);
+  from += kAlongK ? first.column * pitch + first.k : first.k * pitch + first.column;
+#pragma unroll
+  for (int i = 0; i < n; ++i) {
+    const RightElement<kAlongK> e(i);
+    const int along = kAlongK ? 0 : e.column - first.column, across = kAlongK ? i * kSlice : i % 3 * 4;
+    v[i] = e.k < ks && e.column < columns ? from[across * pitch + along] : 0.f;
+  }
+}
+
+// Adds `slices` K slices to acc. Thread t calls fetch_left(v) for row t of each left slice, then fetch_right(v) for its
+// elements of the right one, slice by slice.
+template <int kColumns, bool kAlongK, class FetchLeft, class FetchRight>
+GPU_DEVICE void multiply(int slices, float (&acc)[8][kColumns / 8], FetchLeft fetch_left, FetchRight fetch_right) {
+  constexpr int kRightRow = kColumns + 4;
+  GPU_SHARED_ARRAY(float, left, 2 * kSlice * kTileRows);
+  GPU_SHARED_ARRAY(float, right, 2 * kSlice * kRightRow);
+  const int t = threadIdx.x, row = t / 8 * 4, column = t % 8 * 4;
+  float next_left[kSlice], next_right[kRightElements<kColumns>];
+  fetch_left(next_left);
+  fetch_right(next_right);
+  for (int slice = 0; slice < slices; ++slice) {
+    // Registers to shared memory.
+    const int a = slice % 2 * kSlice * kTileRows, b = slice % 2 * kSlice * kRightRow;
+#pragma unroll
+    for (int k = 0; k < kSlice; ++k) left[a + k * kTileRows + t] = next_left[k];
+#pragma unroll
+    for (int i = 0; i < kRightElements<kColumns>; ++i) {
+      const RightElement<kAlongK> e(i);
+      if (e.exists(kColumns)) right[b + e.k * kRightRow + e.column] = next_right[i];
+    }
+    __syncthreads();  // one barrier per slice is enough: the other buffer was last read before it
+    // The next slice: global memory to registers.
+    if (slice + 1 < slices) {
+      fetch_left(next_left);
+      fetch_right(next_right);
+    }
+    // Multiply. A thread has rows 4 (t / 8) .. + 3 and the same 64 further down, columns 4 (t % 8) .. + 3 and those at
+    // distances of 32: a warp reads whole 128-byte rows of shared memory.
+#pragma unroll
+    for (int k = 0; k < kSlice; ++k) {
+      const gpu::Vec4<float> a0 = gpu::load4(left + (a + k * kTileRows + row));
+      const gpu::Vec4<float> a1 = gpu::load4(left + (a + k * kTileRows + row + 64));
+#pragma unroll
+      for (int c = 0; c < kColumns / 32; ++c) {
+        const gpu::Vec4<float> b0 = gpu::load4(right + (b + k * kRightRow + 32 * c + column));
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+#pragma unroll
+          for (int j = 0; j < 4; ++j) {
+            acc[i][4 * c + j] = fmaf(a0.v[i], b0.v[j], acc[i][4 * c + j]);
+            acc[i + 4][4 * c + j] = fmaf(a1.v[i], b0.v[j], acc[i + 4][4 * c + j]);
+          }
+      }
+    }
+  }
+}
+
+// Row i and column j of a thread's part of the tile.
+GPU_DEVICE int result_row(int i) {
+  return threadIdx.x / 8 * 4 + i % 4 + i / 4 * 64;
+}
+GPU_DEVICE int result_column(int j) {
+  return threadIdx.x % 8 * 4 + j % 4 + j / 4 * 32;
+}
 
 // ---- kernels -------------------------------------------------------------------------------------------------------
 
@@ -120,17 +233,6 @@ __global__ void __launch_bounds__(kConvThreads, kColumns == 32 ? 4 : 2 + kNhwc)
   }
 }
 
-// Adds the splits in order, one element of the gradients per thread.
-__global__ void __launch_bounds__(kThreads) sum_splits_kernel(const float* workspace, float* dweight, float* dbias,
-                                                              int taps, int64_t elements, int64_t splits) {
-  const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
-  if (i >= elements) return;
-  float sum = 0;
-  for (int64_t s = 0; s < splits; ++s) sum += workspace[s * elements + i];
-  const int64_t filter = i / (taps + 1), tap = i % (taps + 1);
-  *(tap < taps ? dweight + filter * taps + tap : dbias + filter) = sum;
-}
-
 // dx of one input pixel per thread: a sum over the output pixels whose windows cover it and over filters. Gradients and
 // weights come from cache.
 template <int kChannels, bool kNhwc>
@@ -172,7 +274,7 @@ gpu::error_t dispatch_conv(const ConvArguments& args, Body body) {
 
 // body(channels, channels_last, columns), with the tile that leaves less of the last one empty.
 template <class Body>
-gpu::error_t dispatch_tile(const ConvArguments& args, Body body) {
+gpu::error_t dispatch_columns(const ConvArguments& args, Body body) {
   return dispatch_conv(args, [&](auto channels, auto nhwc) {
     if (divide_up(args.conv.filters, 96) * 96 <= divide_up(args.conv.filters, 32) * 32)
       return body(channels, nhwc, std::integral_constant<int, 96>{});
@@ -186,13 +288,12 @@ gpu::error_t launch_conv2d(const ConvArguments& args, gpu::stream_t stream) {
   if (uses_tensor_cores(args.images.dtype)) return launch_conv2d_mma(args, stream);
   const Conv& conv = args.conv;
   const int64_t outputs = conv.out_height * conv.out_width, pixels = args.images.count * outputs;
-  return dispatch_tile(args, [&](auto channels, auto nhwc, auto columns) {
+  return dispatch_columns(args, [&](auto channels, auto nhwc, auto columns) {
     constexpr bool kNhwc = decltype(nhwc)::value;
     constexpr int kColumns = decltype(columns)::value;
     return gpu::launch(forward_kernel<decltype(channels)::value, kNhwc, kColumns>,
-                       dim3(divide_up(pixels, kTileRows), divide_up(conv.filters, kColumns)), dim3(kConvThreads), 0,
-                       stream, view_of<const float, kNhwc>(args.x, conv.channels, args.images.pixels()),
-                       static_cast<const float*>(args.weight), static_cast<const float*>(args.bias),
+                       dim3(divide_up(pixels, kTileRows), divide_up(conv.filters, kColumns)), kConvThreads, 0, stream,
+                       view_of<const float, kNhwc>(args.x, conv.channels, args.images.pixels()), args.weight, args.bias,
                        view_of<float, kNhwc>(args.out, conv.filters, outputs), pixels, ConvGeometry(conv), args.relu);
   });
 }
@@ -200,21 +301,21 @@ gpu::error_t launch_conv2d(const ConvArguments& args, gpu::stream_t stream) {
 gpu::error_t launch_conv2d_weight_grad(const ConvArguments& args, gpu::stream_t stream) {
   if (uses_tensor_cores(args.images.dtype)) return launch_conv2d_weight_grad_mma(args, stream);
   const Conv& conv = args.conv;
-  const int64_t taps = conv.channels * kKernelArea, elements = conv.filters * (taps + 1);
+  const int taps = conv.channels * kKernelArea;
   const int64_t splits = conv2d_weight_grad_slices(args.images.count);
-  const gpu::error_t error = dispatch_tile(args, [&](auto channels, auto nhwc, auto columns) {
+  const gpu::error_t error = dispatch_columns(args, [&](auto channels, auto nhwc, auto columns) {
     constexpr bool kNhwc = decltype(nhwc)::value;
     constexpr int kColumns = decltype(columns)::value;
-    const dim3 grid(divide_up(taps + 1, kTileRows), divide_up(conv.filters, kColumns), static_cast<unsigned>(splits));
-    return gpu::launch(weight_grad_kernel<decltype(channels)::value, kNhwc, kColumns>, grid, dim3(kConvThreads), 0,
-                       stream, view_of<const float, kNhwc>(args.grad, conv.filters, conv.out_height * conv.out_width),
+    const dim3 grid(divide_up(taps + 1, kTileRows), divide_up(conv.filters, kColumns), splits);
+    return gpu::launch(weight_grad_kernel<decltype(channels)::value, kNhwc, kColumns>, grid, kConvThreads, 0, stream,
+                       view_of<const float, kNhwc>(args.grad, conv.filters, conv.out_height * conv.out_width),
                        view_of<const float, kNhwc>(args.x, conv.channels, args.images.pixels()), args.workspace,
                        args.images.count * conv.out_height, splits, ConvGeometry(conv));
   });
   if (error != gpu::kSuccess) return error;
-  return gpu::launch(sum_splits_kernel, dim3(divide_up(elements, kThreads)), dim3(kThreads), 0, stream, args.workspace,
-                     static_cast<float*>(args.grad_weight), static_cast<float*>(args.grad_bias), static_cast<int>(taps),
-                     elements, splits);
+  TapTable all = {};  // every tap in order, then the bias
+  for (int i = 0; i <= taps; ++i) all.tap[i] = i < taps ? i : -1;
+  return sum_partials<float>(args, taps + 1, splits, conv.filters * (taps + 1), all, stream);
 }
 
 gpu::error_t launch_conv2d_input_grad(const ConvArguments& args, gpu::stream_t stream) {
@@ -224,10 +325,9 @@ gpu::error_t launch_conv2d_input_grad(const ConvArguments& args, gpu::stream_t s
   return dispatch_conv(args, [&](auto channels, auto nhwc) {
     constexpr bool kNhwc = decltype(nhwc)::value;
     return gpu::launch(
-        input_grad_kernel<decltype(channels)::value, kNhwc>, dim3(divide_up(pixels, kThreads)), dim3(kThreads), 0,
-        stream, view_of<const float, kNhwc>(args.grad, conv.filters, conv.out_height * conv.out_width),
-        static_cast<const float*>(args.weight), view_of<float, kNhwc>(args.out, conv.channels, args.images.pixels()),
-        pixels, ConvGeometry(conv));
+        input_grad_kernel<decltype(channels)::value, kNhwc>, dim3(divide_up(pixels, kThreads)), kThreads, 0, stream,
+        view_of<const float, kNhwc>(args.grad, conv.filters, conv.out_height * conv.out_width), args.weight,
+        view_of<float, kNhwc>(args.out, conv.channels, args.images.pixels()), pixels, ConvGeometry(conv));
   });
 }
 

@@ -37,12 +37,7 @@ __global__ void __launch_bounds__(kThreads)
   packed[i] = operand_word(v);
 }
 
-// Bit e: channel 8 group + e of an s2d block meets a weight at this shift. Only shifts of 2 leave some out.
-constexpr int needed_channels(int channels, int group, int by, int bx) {
-  int mask = 0;
-  for (int e = 0; e < 8; ++e) mask |= s2d_channel(channels, 8 * group + e).needed(by, bx) << e;
-  return mask;
-}
+// Whether a shift needs some of 8 channels (needed_channels). Only shifts of 2 leave some out.
 constexpr bool is_partial(int mask) {
   return mask != 0 && mask != 0xff;
 }
@@ -162,11 +157,10 @@ __global__ void __launch_bounds__(kThreads, kChannels == 4 ? 1 : 2)
 template <class T, int kChannels>
 gpu::error_t launch_channels(const ConvArguments& args, gpu::stream_t stream) {
   const Conv& conv = args.conv;
-  uint32_t* packed = reinterpret_cast<uint32_t*>(args.workspace);
+  void* packed = args.workspace;
   const int words = static_cast<int>(conv2d_input_grad_workspace(args.images.dtype, conv));
-  const gpu::error_t error = gpu::launch(pack_kernel<Storage<T>>, dim3(divide_up(words, kThreads)), dim3(kThreads), 0,
-                                         stream, static_cast<const Storage<T>*>(args.weight), packed, words,
-                                         static_cast<int>(conv.filters), kChannels);
+  const gpu::error_t error = gpu::launch(pack_kernel<Storage<T>>, dim3(divide_up(words, kThreads)), kThreads, 0, stream,
+                                         args.weight, packed, words, conv.filters, kChannels);
   if (error != gpu::kSuccess) return error;
   StripGeometry g = strip_geometry(args.images.channels_last, conv, args.grad);  // strips and blocks are of s2d blocks
   const int rows = divide_up(conv.height + conv.padding, 4), columns = divide_up(conv.width + conv.padding, 4);
@@ -176,9 +170,8 @@ gpu::error_t launch_channels(const ConvArguments& args, gpu::stream_t stream) {
   constexpr int kBytes = kFilterGroups * kGroupStride * 2;
   static_assert(kBytes <= kMinSharedMemory);
   return for_each_batch(args.images.count, int64_t{g.strips} * g.blocks, [&](int64_t first, int64_t count) {
-    return gpu::launch(input_grad_mma_kernel<T, kChannels>, dim3(static_cast<unsigned>(count * g.strips * g.blocks)),
-                       dim3(kThreads), kBytes, stream, static_cast<const Storage<T>*>(args.grad),
-                       reinterpret_cast<const gpu::Vec4<uint32_t>*>(packed), static_cast<T*>(args.out), first, rows, g);
+    return gpu::launch(input_grad_mma_kernel<T, kChannels>, dim3(count * g.strips * g.blocks), kThreads, kBytes, stream,
+                       args.grad, packed, args.out, first, rows, g);
   });
 }
 

@@ -184,17 +184,16 @@ template <class T, int kChannels, int kTile>
 gpu::error_t launch_tile(const ConvArguments& args, gpu::stream_t stream) {
   const gpu::error_t error = pack_conv2d_weight(args.images.dtype, args.weight, args.conv, args.workspace, stream);
   if (error != gpu::kSuccess) return error;
+  const void* packed = args.workspace;
   const StripGeometry g = strip_geometry(args.images.channels_last, args.conv, args.out);
   constexpr int kBytes =
       std::max<int>(kGroups<T, kChannels> * kGroupStride * 2, kThreads * kTransposedRow<T> * sizeof(T));
   static_assert(kBytes <= kMinSharedMemory);
   return for_each_batch(args.images.count, int64_t{g.strips} * g.blocks, [&](int64_t first, int64_t count) {
     return gpu::launch(mma_kernel<T, kChannels, kTile>,
-                       dim3(static_cast<unsigned>(count * g.strips * g.blocks), divide_up(args.conv.filters, kTile)),
-                       dim3(kThreads), kBytes, stream, static_cast<const Storage<T>*>(args.x),
-                       reinterpret_cast<const gpu::Vec4<uint32_t>*>(args.workspace), static_cast<const T*>(args.bias),
-                       static_cast<T*>(args.out), first, g, slice_table<kChannels, kGroupSize<T>>(g.strip_width + 2),
-                       args.relu);
+                       dim3(count * g.strips * g.blocks, divide_up(args.conv.filters, kTile)), kThreads, kBytes, stream,
+                       args.x, packed, args.bias, args.out, first, g,
+                       slice_table<kChannels, kGroupSize<T>>(g.strip_width + 2), args.relu);
   });
 }
 
@@ -210,9 +209,8 @@ gpu::error_t pack_conv2d_weight(DType dtype, const void* weight, const Conv& con
     using E = decltype(element);
     const int words = packed_words(dtype, conv);
     return gpu::launch(
-        pack_kernel<E>, dim3(divide_up(words, kThreads)), dim3(kThreads), 0, stream, static_cast<const E*>(weight),
-        reinterpret_cast<uint32_t*>(packed), words, static_cast<int>(conv.filters), filter_tile(conv),
-        k_steps(dtype, conv), static_cast<int>(conv.channels) * kKernelArea,
+        pack_kernel<E>, dim3(divide_up(words, kThreads)), kThreads, 0, stream, weight, static_cast<void*>(packed),
+        words, conv.filters, filter_tile(conv), k_steps(dtype, conv), conv.channels * kKernelArea,
         dispatch_channels(conv, [](auto channels) { return tap_table<decltype(channels)::value, kGroupSize<E>>(); }));
   };
   return dtype == DType::kTF32 ? run(float{}) : run(uint16_t{});

@@ -48,9 +48,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   constexpr int kSteps = kSchedule<kChannels>.steps, kGroups = 2 * kChannels;
   // The shuffle tells the compiler that it is the same in all lanes.
   const int warp = __shfl_sync(~0u, static_cast<int>(threadIdx.x / 32), 0);
-  const int lane = threadIdx.x % 32, quad_lane = lane % 4;
-  const int plane = b.out_height * b.out_width, pooled_plane = b.pool_height * b.pool_width;
-  const int column = warp * 8 + lane / 4;
+  const int lane = threadIdx.x % 32, column = warp * 8 + lane / 4, plane = b.out_height * b.out_width;
   const bool active = warp * 8 < b.out_width;
 
   // Moves the first rows of a job's s2d blocks to shared memory, by `threads` threads.
@@ -99,7 +97,7 @@ __global__ void __launch_bounds__(kThreads, 1)
         constexpr int kGroup = decltype(p)::value;
         constexpr int kBegin = kGroup * kSteps / kGroups, kEnd = (kGroup + 1) * kSteps / kGroups;
         uint16_t v[8];
-        b.load<kChannels, kNhwc, kGroup>(source, v);
+        load_group<kChannels, kNhwc, kGroup>(b, source.image, source.y, source.x, v);
         if (active)
           unroll<kEnd - kBegin>([&](auto s) {
             multiply<T, kChannels, kTile, kBegin + decltype(s)::value>(mine, L::weights() + lane * 4, sums);
@@ -115,14 +113,8 @@ __global__ void __launch_bounds__(kThreads, 1)
         for (int r = 0; r < kStepRows; ++r) {
           const int row = 2 * band.first + step * kStepRows + r;
           uint16_t* const save = kSave ? b.saved<kTile, kNhwc>(a, band, row, column) : nullptr;
-          normalise_row<T, kTile, kNhwc>(sums[r / 2], r % 2, L::bias(), save, plane, lrn, [&](int j, const float* v) {
-            const int channel = 32 * j + 8 * quad_lane;
-            if (r % 2 == 0)
-              windows.add_last_row(j, v, L::maxima(r / 2) + (column * L::kColumn + channel),
-                                   L::maximum_rows(r / 2) + (column * kTile + channel));
-            else
-              windows.add_middle_row(j, v);
-          });
+          normalise_row<T, kTile, kNhwc>(sums[r / 2], r % 2, L::bias(), save, plane, lrn,
+                                         [&](int j, const float* v) { windows.add_row(r, j, v, r / 2, column); });
         }
       }
       __syncthreads();
@@ -131,10 +123,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         const int row = 2 * step - 1 + band.first + i;
-        if (row >= band.first && row < band.end)
-          pool_columns<T, L, kNhwc, kSave, kThreads>(L::maxima(i), L::maximum_rows(i), b, row,
-                                                     y + band.image * kTile * pooled_plane,
-                                                     kSave ? code + band.image * kTile * pooled_plane : nullptr);
+        if (row >= band.first && row < band.end) pool_columns<T, L, kNhwc, kSave, kThreads>(i, b, band, row, y, code);
       }
     }
   }
@@ -143,10 +132,6 @@ __global__ void __launch_bounds__(kThreads, 1)
 }  // namespace
 
 // ---- host ----------------------------------------------------------------------------------------------------------
-
-int first_block_shared_memory(const Conv& conv) {
-  return dispatch_layout(conv, [](auto layout) { return decltype(layout)::kBytes; });
-}
 
 bool fuses_first_block(const BlockArguments& args, int shared_memory_limit) {
   const Conv& conv = args.conv.conv;
@@ -159,21 +144,14 @@ bool fuses_first_block(const BlockArguments& args, int shared_memory_limit) {
          (conv.filters == 64 || (conv.filters == 96 && conv.channels < 4)) && conv.out_width <= kMaxColumns &&
          args.tail.order == kReluLrnPool && is_lrn5(lrn) && lrn.groups == 1 && pool.kernel_size == 3 &&
          pool.stride == 2 && pool.padding == 0 && all_inside(pool.out_height, pool.height) &&
-         all_inside(pool.out_width, pool.width) && first_block_shared_memory(conv) <= shared_memory_limit;
+         all_inside(pool.out_width, pool.width) &&
+         dispatch_layout(conv, [](auto layout) { return decltype(layout)::kBytes; }) <= shared_memory_limit;
 }
 
 gpu::error_t launch_conv2d_relu_lrn_max_pool2d(const BlockArguments& args, int multiprocessors, gpu::stream_t stream) {
-  const ConvArguments& conv = args.conv;
-  const gpu::error_t error = pack_conv2d_weight(conv.images.dtype, conv.weight, conv.conv, conv.workspace, stream);
-  if (error != gpu::kSuccess) return error;
   const Bands bands = bands_of(args, multiprocessors, kStepRows);
-  return dispatch_block(args, [&](auto type, auto layout, auto nhwc, auto save) {
-    using T = typename decltype(type)::type;
-    return gpu::launch(block_kernel<T, decltype(layout), decltype(nhwc)::value, decltype(save)::value>,
-                       dim3(std::min(bands.jobs, multiprocessors)), dim3(kThreads), decltype(layout)::kBytes, stream,
-                       static_cast<const uint16_t*>(conv.x), reinterpret_cast<const uint32_t*>(conv.workspace),
-                       static_cast<const T*>(conv.bias), static_cast<uint16_t*>(args.tail.out),
-                       static_cast<uint16_t*>(conv.out), args.tail.code, bands, LrnConstants(args.tail.lrn));
+  return launch_block(args, multiprocessors, bands, stream, [](auto type, auto layout, auto nhwc, auto save) {
+    return block_kernel<typename decltype(type)::type, decltype(layout), decltype(nhwc)::value, decltype(save)::value>;
   });
 }
 

@@ -57,8 +57,8 @@ GPU_DEVICE void load_bias(const T* bias) {
 }
 
 // How the work is cut. A job is a band of an image: `rows` pooled rows (the last band may have fewer).
-struct Bands {
-  int height, width, padding, out_height, out_width, pool_height, pool_width;
+struct Bands : ConvGeometry {
+  int pool_height, pool_width;
   int jobs, bands, rows, steps;  // jobs; bands per image; steps per band
 
   // Where an s2d block comes from: its upper left pixel.
@@ -73,16 +73,12 @@ struct Bands {
     return {x + int64_t{min(job, jobs - 1) / bands} * kChannels * height * width, job < jobs ? y : height,
             4 * column - padding};
   }
-  template <int kChannels, bool kNhwc, int kGroup>
-  GPU_DEVICE void load(const Source& source, uint16_t (&v)[8]) const {
-    load_group<kChannels, kNhwc, kGroup>(source.image, height, width, source.y, source.x, v);
-  }
   // Moves one s2d block from global to shared memory.
   template <int kChannels, bool kNhwc>
   GPU_DEVICE void stage(const Source& source, gpu::shared<uint32_t> to) const {
     unroll<2 * kChannels>([&](auto p) {
       uint16_t v[8];
-      load<kChannels, kNhwc, decltype(p)::value>(source, v);
+      load_group<kChannels, kNhwc, decltype(p)::value>(*this, source.image, source.y, source.x, v);
       store_group(to + p * (kBandStride / 2), v);
     });
   }
@@ -162,21 +158,15 @@ GPU_DEVICE void normalise_row(const float (&sums)[kTile / 8][4], int half, gpu::
   }
 }
 
-// Maxima with, if kSave, their positions. store_maxima moves 8 channels of a column to shared memory.
+// Maxima with, if kSave, their positions.
 template <bool kSave>
 using Best = std::conditional_t<kSave, Maximum, MaximumValue>;
 template <bool kSave>
-GPU_DEVICE void store_maxima(gpu::shared<float> to, gpu::shared<uint8_t> rows, const Best<kSave>* best) {
+GPU_DEVICE gpu::Vec4<uint8_t> codes_of(const Best<kSave>* best) {
+  gpu::Vec4<uint8_t> codes;
 #pragma unroll
-  for (int k = 0; k < 8; k += 4) {
-    gpu::store4(to + k, gpu::Vec4<float>{best[k].value, best[k + 1].value, best[k + 2].value, best[k + 3].value});
-    if constexpr (kSave) {
-      gpu::Vec4<uint8_t> four;
-#pragma unroll
-      for (int i = 0; i < 4; ++i) four.v[i] = static_cast<uint8_t>(best[k + i].code);
-      gpu::store4(rows + k, four);
-    }
-  }
+  for (int i = 0; i < 4; ++i) codes.v[i] = static_cast<uint8_t>(best[i].code);
+  return codes;
 }
 
 // A lane's part of its column's windows. A window has three rows; its last one is the first of the next window.
@@ -185,6 +175,15 @@ struct Windows {
   float value[L::kTile / 4] = {};  // maxima of the rows so far
   uint32_t second = 0;             // a bit for each: the maximum is in the second row
 
+  // Run j of row r of a step: even rows end a window, odd ones are in the middle.
+  GPU_DEVICE void add_row(int r, int j, const float* v, int buffer, int column) {
+    const int channel = 32 * j + 8 * (threadIdx.x % 4);
+    if (r % 2 == 0)
+      add_last_row(j, v, L::maxima(buffer) + (column * L::kColumn + channel),
+                   L::maximum_rows(buffer) + (column * L::kTile + channel));
+    else
+      add_middle_row(j, v);
+  }
   // Run j of a row that ends a window, whose maxima go to shared memory, and begins the next.
   GPU_DEVICE void add_last_row(int j, const float* v, gpu::shared<float> maxima, gpu::shared<uint8_t> rows) {
     Best<kSave> best[kRun];
@@ -195,7 +194,11 @@ struct Windows {
       best[k].update(v[k], 2);
       value[c] = v[k];
     }
-    store_maxima<kSave>(maxima, rows, best);
+#pragma unroll
+    for (int k = 0; k < kRun; k += 4) {
+      gpu::store4(maxima + k, gpu::Vec4<float>{best[k].value, best[k + 1].value, best[k + 2].value, best[k + 3].value});
+      if constexpr (kSave) gpu::store4(rows + k, codes_of<kSave>(best + k));
+    }
   }
   // Run j of a row in the middle of a window: updates the maxima in registers.
   GPU_DEVICE void add_middle_row(int j, const float* v) {
@@ -211,15 +214,18 @@ struct Windows {
   }
 };
 
-// Writes a pooled row of an image: kPoolThreads threads take the maxima over three columns of a row of maxima in shared
+// Writes a pooled row of a band: kPoolThreads threads take the maxima over three columns of a row of maxima in shared
 // memory, four channels of a pooled pixel at a time. Consecutive threads write consecutive addresses.
 template <class T, class L, bool kNhwc, bool kSave, int kPoolThreads>
-GPU_DEVICE void pool_columns(gpu::shared<float> maxima, gpu::shared<uint8_t> maximum_rows, const Bands& b, int row,
-                             uint16_t* y, uint8_t* code) {
+GPU_DEVICE void pool_columns(int buffer, const Bands& b, const Bands::Band& band, int row, uint16_t* y, uint8_t* code) {
   // Threads run over all channels of a column in NHWC; over 2 x 4 channels of 16 columns in NCHW.
   constexpr int kTile = L::kTile, kAcross = kNhwc ? kTile / 4 : 2, kAlong = kNhwc ? 1 : 16;
   constexpr int kQuarters = kTile / 4 / kAcross;
   const int plane = b.pool_height * b.pool_width, items = divide_up(b.pool_width, kAlong) * kAlong * kTile / 4;
+  const gpu::shared<float> maxima = L::maxima(buffer);
+  const gpu::shared<uint8_t> maximum_rows = L::maximum_rows(buffer);
+  y += band.image * kTile * plane;
+  if constexpr (kSave) code += band.image * kTile * plane;
   for (int i = threadIdx.x % kPoolThreads; i < items; i += kPoolThreads) {
     const int rest = i / (kAcross * kAlong), column = rest / kQuarters * kAlong + i / kAcross % kAlong;
     const int channel = (rest % kQuarters * kAcross + i % kAcross) * 4;
@@ -239,9 +245,7 @@ GPU_DEVICE void pool_columns(gpu::shared<float> maxima, gpu::shared<uint8_t> max
     const uint32_t words[2] = {gpu::pack<T>(best[0].value, best[1].value), gpu::pack<T>(best[2].value, best[3].value)};
     gpu::Vec4<uint16_t> values;
     memcpy(&values, words, 8);
-    gpu::Vec4<uint8_t> codes;
-#pragma unroll
-    for (int k = 0; k < 4; ++k) codes.v[k] = static_cast<uint8_t>(best[k].code);
+    const gpu::Vec4<uint8_t> codes = codes_of<kSave>(best);
     const int pixel = row * b.pool_width + column, to = kNhwc ? pixel * kTile + channel : channel * plane + pixel;
     if constexpr (kNhwc) {
       *reinterpret_cast<gpu::Vec4<uint16_t>*>(y + to) = values;
@@ -261,25 +265,8 @@ GPU_DEVICE void pool_columns(gpu::shared<float> maxima, gpu::shared<uint8_t> max
 // body(Layout) for the pairs of channels and filters that have kernels.
 template <class Body>
 auto dispatch_layout(const Conv& conv, Body body) {
-  return dispatch_channels(conv, [&](auto channels) {
-    constexpr int kChannels = decltype(channels)::value;
-    if constexpr (kChannels < 4)
-      if (conv.filters == 96) return body(Layout<kChannels, 96>{});
-    return body(Layout<kChannels, 64>{});
-  });
-}
-
-// body(Type<T>, Layout, channels_last, save) for the arguments of a launch.
-template <class Body>
-gpu::error_t dispatch_block(const BlockArguments& args, Body body) {
-  const Images& images = args.conv.images;
-  return dispatch_flag(images.channels_last, [&](auto nhwc) {
-    return dispatch_flag(args.tail.code != nullptr, [&](auto save) {
-      return dispatch_layout(args.conv.conv, [&](auto layout) {
-        return images.dtype == DType::kHalf ? body(Type<gpu::half>{}, layout, nhwc, save)
-                                            : body(Type<gpu::bfloat16>{}, layout, nhwc, save);
-      });
-    });
+  return dispatch_tile(conv, conv.filters, [&](auto channels, auto tile) {
+    return body(Layout<decltype(channels)::value, decltype(tile)::value>{});
   });
 }
 
@@ -289,18 +276,31 @@ inline Bands bands_of(const BlockArguments& args, int workers, int step_rows) {
   const Pool& pool = args.tail.pool;
   const int pool_height = static_cast<int>(pool.out_height), images = static_cast<int>(args.conv.images.count);
   const int rows = divide_up(pool_height, std::clamp(workers / images, 1, pool_height));
-  const int bands = divide_up(pool_height, rows), out_height = static_cast<int>(conv.out_height);
-  return {static_cast<int>(conv.height),
-          static_cast<int>(conv.width),
-          conv.padding,
-          out_height,
-          static_cast<int>(conv.out_width),
-          pool_height,
-          static_cast<int>(pool.out_width),
-          images * bands,
-          bands,
-          rows,
-          divide_up(2 * rows + out_height - 2 * pool_height, step_rows)};
+  const int bands = divide_up(pool_height, rows);
+  const int steps = divide_up(2 * rows + conv.out_height - 2 * pool_height, step_rows);
+  return {ConvGeometry(conv), pool_height, static_cast<int>(pool.out_width), images * bands, bands, rows, steps};
+}
+
+// Packs the weights, then launches kernel_of(Type<T>, Layout, channels_last, save).
+template <class KernelOf>
+gpu::error_t launch_block(const BlockArguments& args, int multiprocessors, const Bands& bands, gpu::stream_t stream,
+                          KernelOf kernel_of) {
+  const ConvArguments& conv = args.conv;
+  const void* packed = conv.workspace;
+  const gpu::error_t error = pack_conv2d_weight(conv.images.dtype, conv.weight, conv.conv, conv.workspace, stream);
+  if (error != gpu::kSuccess) return error;
+  return dispatch_flag(conv.images.channels_last, [&](auto nhwc) {
+    return dispatch_flag(args.tail.code != nullptr, [&](auto save) {
+      return dispatch_layout(conv.conv, [&](auto layout) {
+        const auto launch = [&](auto type) {
+          return gpu::launch(kernel_of(type, layout, nhwc, save), dim3(std::min(bands.jobs, multiprocessors)), kThreads,
+                             decltype(layout)::kBytes, stream, conv.x, packed, conv.bias, args.tail.out, conv.out,
+                             args.tail.code, bands, LrnConstants(args.tail.lrn));
+        };
+        return conv.images.dtype == DType::kHalf ? launch(Type<gpu::half>{}) : launch(Type<gpu::bfloat16>{});
+      });
+    });
+  });
 }
 
 }  // namespace alexnet_cuda

@@ -39,8 +39,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   // The shuffles tell the compiler that they are the same in all lanes.
   const int group = __shfl_sync(~0u, static_cast<int>(threadIdx.x / kGroupThreads), 0);
   const int warp = __shfl_sync(~0u, static_cast<int>(threadIdx.x % kGroupThreads / 32), 0);
-  const int thread = threadIdx.x % kGroupThreads, lane = threadIdx.x % 32, quad_lane = lane % 4;
-  const int plane = b.out_height * b.out_width, pooled_plane = b.pool_height * b.pool_width;
+  const int thread = threadIdx.x % kGroupThreads, lane = threadIdx.x % 32, plane = b.out_height * b.out_width;
   const gpu::shared<uint32_t> shared = L::weights(), blocks = L::blocks(group);
 
   // Once per thread block: weights to shared memory in the order of wgmma, [k step][K slice][filter][8], and the bias.
@@ -101,7 +100,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       unroll<kGroups>([&](auto p) {
         constexpr int kGroup = decltype(p)::value;
         constexpr int kBegin = kGroup * kSteps / kGroups, kEnd = (kGroup + 1) * kSteps / kGroups;
-        b.load<kChannels, kNhwc, kGroup>(source, loaded[p % 2]);
+        load_group<kChannels, kNhwc, kGroup>(b, source.image, source.y, source.x, loaded[p % 2]);
         unroll<kEnd - kBegin>([&](auto s) {
           constexpr int kStep = kBegin + decltype(s)::value;
           gpu::wgmma_fence(fragments[kStep % 2]);
@@ -134,14 +133,8 @@ __global__ void __launch_bounds__(kThreads, 1)
         for (int r = 0; r < kStepRows; ++r) {
           const int row = 2 * band.first + step * kStepRows + r;
           uint16_t* const save = kSave ? b.saved<kTile, kNhwc>(a, band, row, column) : nullptr;
-          normalise_row<T, kTile, kNhwc>(sums[i], r, L::bias(), save, plane, lrn, [&](int j, const float* v) {
-            const int channel = 32 * j + 8 * quad_lane;
-            if (r == 0)
-              windows[i].add_last_row(j, v, L::maxima(group) + (column * L::kColumn + channel),
-                                      L::maximum_rows(group) + (column * kTile + channel));
-            else
-              windows[i].add_middle_row(j, v);
-          });
+          normalise_row<T, kTile, kNhwc>(sums[i], r, L::bias(), save, plane, lrn,
+                                         [&](int j, const float* v) { windows[i].add_row(r, j, v, group, column); });
         }
       }
       gpu::warpgroup_barrier();
@@ -149,9 +142,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       // Pool horizontally: a row of maxima from shared memory to y.
       const int row = band.first + step - 1;
       if (row >= band.first && row < band.end)
-        pool_columns<T, L, kNhwc, kSave, kGroupThreads>(L::maxima(group), L::maximum_rows(group), b, row,
-                                                        y + band.image * kTile * pooled_plane,
-                                                        kSave ? code + band.image * kTile * pooled_plane : nullptr);
+        pool_columns<T, L, kNhwc, kSave, kGroupThreads>(group, b, band, row, y, code);
     }
     slot = (slot + 1) % 3;  // the next job's first pair follows this one's last
   }
@@ -164,18 +155,10 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 gpu::error_t launch_conv2d_relu_lrn_max_pool2d_wgmma(const BlockArguments& args, int multiprocessors,
                                                      gpu::stream_t stream) {
-  const ConvArguments& conv = args.conv;
-  const gpu::error_t error = pack_conv2d_weight(conv.images.dtype, conv.weight, conv.conv, conv.workspace, stream);
-  if (error != gpu::kSuccess) return error;
   const Bands bands = bands_of(args, 2 * multiprocessors, kStepRows);
-  return dispatch_block(args, [&](auto type, auto layout, auto nhwc, auto save) {
-    using T = typename decltype(type)::type;
-    return gpu::launch(block_wgmma_kernel<T, decltype(layout), decltype(nhwc)::value, decltype(save)::value>,
-                       dim3(std::min(bands.jobs, multiprocessors)), dim3(kThreads), decltype(layout)::kBytes, stream,
-                       static_cast<const uint16_t*>(conv.x),
-                       reinterpret_cast<const gpu::Vec4<uint32_t>*>(conv.workspace), static_cast<const T*>(conv.bias),
-                       static_cast<uint16_t*>(args.tail.out), static_cast<uint16_t*>(conv.out), args.tail.code, bands,
-                       LrnConstants(args.tail.lrn));
+  return launch_block(args, multiprocessors, bands, stream, [](auto type, auto layout, auto nhwc, auto save) {
+    return block_wgmma_kernel<typename decltype(type)::type, decltype(layout), decltype(nhwc)::value,
+                              decltype(save)::value>;
   });
 }
 

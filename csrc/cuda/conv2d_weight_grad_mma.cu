@@ -5,7 +5,7 @@
 // where k counts the elements of all K slices (k_schedule.h). The last k meets no filter element; its x is taken as 1,
 // so that its sums are the bias gradient. A thread block keeps the sums of 64 or 96 filters and all k in registers:
 // each of its 8 warps has all the filters and an eighth of the K slices. It goes through its share of the pixels of all
-// images (split-K); a second kernel adds the partial sums of the thread blocks in a fixed order.
+// images (split-K); sum_partials adds the partial sums of the thread blocks in a fixed order.
 //
 // Memory: of a block of pixels, the s2d blocks of x (space_to_depth.h) and the gradient, as [pixel][filter], lie in
 // shared memory.
@@ -192,22 +192,6 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
 }
 
-// Adds the splits in order, one (filter, k) per thread, and writes the sum to the weight or bias that k stands for.
-template <class T>
-__global__ void __launch_bounds__(kThreads)
-    sum_partials_kernel(const float* partial, T* dweight, T* dbias, int filters, int elements, int splits,
-                        int64_t split_size, int taps_per_filter, TapTable taps) {
-  const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x, filter = i / elements;
-  if (filter >= filters) return;
-  const int element = static_cast<int>(i % elements), tap = taps.tap[element];
-  if (tap < 0 && element != elements - 1) return;
-  float sum = 0;
-#pragma unroll 8
-  for (int s = 0; s < splits; ++s) sum += partial[s * split_size + i];
-  T* to = tap < 0 ? dbias + filter : dweight + filter * taps_per_filter + tap;
-  *to = gpu::from_float<T>(sum);
-}
-
 // Four channels have too many K slices for the registers of 96 filters.
 int tile_of(const Conv& conv) {
   return conv.channels == 4 ? 64 : filter_tile(conv);
@@ -232,15 +216,13 @@ gpu::error_t launch_tile(const ConvArguments& args, gpu::stream_t stream) {
   constexpr int kBytes = 2 * kGroups<T, kChannels> * kGroupStrideFor<kPixels<T>> +
                          kPixels<T> * (4 * kRow<T, kTile> + static_cast<int>(sizeof(T)));
   static_assert(kBytes <= kMinSharedMemory);
-  const gpu::error_t error = gpu::launch(
-      weight_grad_mma_kernel<T, kChannels, kTile>, dim3(splits, divide_up(conv.filters, kTile)), dim3(kThreads), kBytes,
-      stream, static_cast<const Storage<T>*>(args.x), static_cast<const Storage<T>*>(args.grad), args.workspace,
-      args.images.count * g.strips * g.blocks, g, slice_table<kChannels, kGroupSize<T>, kPixels<T>>(g.strip_width + 2));
+  const gpu::error_t error =
+      gpu::launch(weight_grad_mma_kernel<T, kChannels, kTile>, dim3(splits, divide_up(conv.filters, kTile)), kThreads,
+                  kBytes, stream, args.x, args.grad, args.workspace, args.images.count * g.strips * g.blocks, g,
+                  slice_table<kChannels, kGroupSize<T>, kPixels<T>>(g.strip_width + 2));
   if (error != gpu::kSuccess) return error;
-  return gpu::launch(sum_partials_kernel<T>, dim3(divide_up(conv.filters * elements, kThreads)), dim3(kThreads), 0,
-                     stream, args.workspace, static_cast<T*>(args.grad_weight), static_cast<T*>(args.grad_bias),
-                     static_cast<int>(conv.filters), elements, splits, split_size(args.images.dtype, conv),
-                     kChannels * kKernelArea, tap_table<kChannels, kGroupSize<T>>());
+  return sum_partials<T>(args, elements, splits, split_size(args.images.dtype, conv),
+                         tap_table<kChannels, kGroupSize<T>>(), stream);
 }
 
 }  // namespace
@@ -256,11 +238,8 @@ int64_t conv2d_weight_grad_workspace(DType dtype, int64_t images, const Conv& co
 gpu::error_t launch_conv2d_weight_grad_mma(const ConvArguments& args, gpu::stream_t stream) {
   return dispatch_dtype(args.images.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
-    return dispatch_channels(args.conv, [&](auto channels) {
-      constexpr int kChannels = decltype(channels)::value;
-      if constexpr (kChannels < 4)
-        if (tile_of(args.conv) == 96) return launch_tile<T, kChannels, 96>(args, stream);
-      return launch_tile<T, kChannels, 64>(args, stream);
+    return dispatch_tile(args.conv, tile_of(args.conv), [&](auto channels, auto tile) {
+      return launch_tile<T, decltype(channels)::value, decltype(tile)::value>(args, stream);
     });
   });
 }

@@ -1,6 +1,6 @@
 // The device primitives that kernels use: one set of names with two back ends.
 //
-//   nvcc                                ptx.h and ptx_tensor_cores.h: CUDA itself, thin wrappers and inline PTX
+//   nvcc                                ptx.h: CUDA itself, thin wrappers and inline PTX
 //   g++ with -DALEXNET_CUDA_EMULATOR    ../emulator/device.h and tensor_cores.h: each CUDA thread is a fiber on the CPU
 //
 // Rules that keep a kernel portable between the two: launch with gpu::launch, not <<<>>>; reach shared memory through
@@ -51,7 +51,6 @@ constexpr error_t kSuccess = cudaSuccess;
 
 #if defined(__CUDACC__)  // host code that includes kernels.h needs only the types
 #include "ptx.h"
-#include "ptx_tensor_cores.h"
 #endif
 
 #endif  // ALEXNET_CUDA_EMULATOR

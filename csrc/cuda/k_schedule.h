@@ -22,6 +22,19 @@ namespace alexnet_cuda {
 constexpr int kKernel = 11, kKernelArea = kKernel * kKernel, kStride = 4;
 constexpr int kMaxSlices = 128, kMaxTaps = 512;
 
+// A convolution's geometry as kernels take it, in 32 bits.
+struct ConvGeometry {
+  int height, width, filters, padding, out_height, out_width;
+
+  explicit ConvGeometry(const Conv& c)
+      : height(c.height),
+        width(c.width),
+        filters(c.filters),
+        padding(c.padding),
+        out_height(c.out_height),
+        out_width(c.out_width) {}
+};
+
 // A channel of an s2d block: image channel c of pixel (y, x) in the block.
 struct S2dChannel {
   int c, y, x;
@@ -51,9 +64,17 @@ constexpr S2dChannel s2d_channel(int channels, int i, int group_size = 8) {
   return j < length ? S2dChannel{k % channels, 3, k / channels} : S2dChannel{k % channels, k / channels, 3};
 }
 
+// Bit e: channel e of a group of an s2d block's channels meets a weight at this shift.
+constexpr int needed_channels(int channels, int group, int by, int bx, int group_size = 8) {
+  int mask = 0;
+  for (int e = 0; e < group_size; ++e)
+    mask |= s2d_channel(channels, group_size * group + e, group_size).needed(by, bx) << e;
+  return mask;
+}
+
 // One channel group at one shift.
 struct KSlice {
-  int group, by, bx, mask;  // bit e of the mask: channel e of the group is needed at this shift
+  int group, by, bx, mask;  // mask: needed_channels
 };
 
 // All K slices in which at least one channel meets a weight, ordered by shift. Computed by the compiler.
@@ -65,11 +86,9 @@ struct KSchedule {
   constexpr KSchedule() {
     for (int by = 0; by < 3; ++by)
       for (int bx = 0; bx < 3; ++bx)
-        for (int group = 0; group < 16 * kChannels / kSize; ++group) {
-          int mask = 0;
-          for (int e = 0; e < kSize; ++e) mask |= s2d_channel(kChannels, kSize * group + e, kSize).needed(by, bx) << e;
-          if (mask) slices[count++] = {group, by, bx, mask};
-        }
+        for (int group = 0; group < 16 * kChannels / kSize; ++group)
+          if (const int mask = needed_channels(kChannels, group, by, bx, kSize))
+            slices[count++] = {group, by, bx, mask};
     steps = (count + 1) / 2;
   }
 };

@@ -14,8 +14,9 @@ __host__ __device__ inline int divide_up(int64_t a, int64_t b) {
   return static_cast<int>((a + b - 1) / b);
 }
 
-inline bool is_aligned(const void* p, int bytes) {
-  return reinterpret_cast<uintptr_t>(p) % bytes == 0;
+template <class... Pointers>
+bool are_aligned(int bytes, Pointers... pointers) {
+  return ((reinterpret_cast<uintptr_t>(pointers) % bytes == 0) && ...);
 }
 
 #if defined(ALEXNET_CUDA_EMULATOR)  // so small that tests cut launches too

@@ -11,7 +11,7 @@ namespace {
 
 template <class T, bool kNhwc, bool kLrn5>
 __global__ void __launch_bounds__(kThreads, kMinBlocks)
-    forward_kernel(View<const T, kNhwc> x, View<T, kNhwc> y, Runs runs, LrnConstants lrn) {
+    forward_kernel(Runs runs, View<const T, kNhwc> x, View<T, kNhwc> y, LrnConstants lrn) {
   constexpr bool kVec4 = kLrn5 && kNhwc;
   runs.for_each<kNhwc>([&](int64_t n, int pixel, int c, int low, int high) {
     if constexpr (kLrn5) {
@@ -30,24 +30,6 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
     }
   });
 }
-
-// The policy of lrn.h's backward kernels: x and grad from memory, dx to memory.
-template <class T, bool kNhwc, bool kLrn5>
-struct Backward {
-  static constexpr bool kChannelsLast = kNhwc, kVec4 = kNhwc && kLrn5;
-  View<const T, kNhwc> x, grad;
-  View<T, kNhwc> dx;
-
-  GPU_DEVICE void read_x(int64_t n, int pixel, int c, int low, int high, float (&v)[16]) const {
-    read_run<0, 16, kVec4>(x, n, pixel, c, low, high, v);
-  }
-  GPU_DEVICE void read_grad(int64_t n, int pixel, int c, int low, int high, const float (&)[16], float (&v)[16]) const {
-    read_run<2, 14, kVec4>(grad, n, pixel, c, low, high, v);
-  }
-  GPU_DEVICE float x_at(int64_t n, int pixel, int c) const { return gpu::to_float(x.at(n, pixel, c)); }
-  GPU_DEVICE float grad_at(int64_t n, int pixel, int c, float) const { return gpu::to_float(grad.at(n, pixel, c)); }
-  GPU_DEVICE float finish_dx(float, float dx) const { return dx; }
-};
 
 // ---- spatial form: the window is a square of the channel's own plane; one thread per element -----------------------
 
@@ -109,9 +91,8 @@ gpu::error_t launch_spatial(const LrnArguments& args, gpu::stream_t stream) {
                      LrnConstants(args.lrn)};
   return dispatch_dtype(images.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
-    return gpu::launch(spatial_kernel<T, kPass>, dim3(divide_up(s.elements, kThreads)), dim3(kThreads), 0, stream,
-                       static_cast<const T*>(args.x), static_cast<const T*>(args.grad), static_cast<T*>(args.out),
-                       args.workspace, s);
+    return gpu::launch(spatial_kernel<T, kPass>, dim3(divide_up(s.elements, kThreads)), kThreads, 0, stream, args.x,
+                       args.grad, args.out, args.workspace, s);
   });
 }
 
@@ -125,12 +106,9 @@ gpu::error_t launch_local_response_norm(const LrnArguments& args, gpu::stream_t 
     constexpr bool kNhwc = decltype(nhwc)::value;
     const auto x = view_of<const T, kNhwc>(args.x, images.channels, images.pixels());
     const auto y = view_of<T, kNhwc>(args.out, images.channels, images.pixels());
-    return dispatch_flag(uses_lrn5_kernel<T>(images, args.lrn, args.x, args.out), [&](auto lrn5) {
-      return launch_runs(kNhwc, images.count, x.pixels, args.lrn.groups, x.channels / args.lrn.groups,
-                         [&](const Runs& runs, dim3 grid) {
-                           return gpu::launch(forward_kernel<T, kNhwc, decltype(lrn5)::value>, grid, dim3(kThreads), 0,
-                                              stream, x, y, runs, LrnConstants(args.lrn));
-                         });
+    return dispatch_flag(uses_lrn5_kernel<T>(images, args.lrn, nullptr, args.x, args.out), [&](auto lrn5) {
+      return launch_runs(forward_kernel<T, kNhwc, decltype(lrn5)::value>, kNhwc, images.count, x.pixels, x.channels,
+                         args.lrn.groups, stream, x, y, LrnConstants(args.lrn));
     });
   });
 }
@@ -144,11 +122,12 @@ gpu::error_t launch_local_response_norm_backward(const LrnArguments& args, gpu::
   return dispatch_images(images, [&](auto type, auto nhwc) {
     using T = typename decltype(type)::type;
     constexpr bool kNhwc = decltype(nhwc)::value;
-    return dispatch_flag(uses_lrn5_kernel<T>(images, args.lrn, args.grad, args.x, args.out), [&](auto lrn5) {
+    return dispatch_flag(uses_lrn5_kernel<T>(images, args.lrn, nullptr, args.grad, args.x, args.out), [&](auto lrn5) {
       constexpr bool kLrn5 = decltype(lrn5)::value;
-      const Backward<T, kNhwc, kLrn5> policy = {view_of<const T, kNhwc>(args.x, images.channels, images.pixels()),
-                                                view_of<const T, kNhwc>(args.grad, images.channels, images.pixels()),
-                                                view_of<T, kNhwc>(args.out, images.channels, images.pixels())};
+      const LrnBackward<T, T, kNhwc, kNhwc && kLrn5> policy = {
+          view_of<const T, kNhwc>(args.x, images.channels, images.pixels()),
+          view_of<const T, kNhwc>(args.grad, images.channels, images.pixels()),
+          view_of<T, kNhwc>(args.out, images.channels, images.pixels())};
       return launch_lrn_backward<kLrn5>(policy, images.count, args.lrn, stream);
     });
   });

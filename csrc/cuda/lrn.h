@@ -37,13 +37,10 @@ inline bool is_lrn5(const Lrn& lrn) {
 }
 
 // Whether the kLrn5 kernels serve: in NHWC they need channels and addresses that can be moved four at a time.
-template <class T>
-bool uses_lrn5_kernel(const Images& images, const Lrn& lrn, const void* a, const void* b = nullptr,
-                      const void* c = nullptr, const void* code = nullptr) {
-  constexpr int kBytes = 4 * sizeof(T);
-  return is_lrn5(lrn) &&
-         (!images.channels_last || (images.channels / lrn.groups % 4 == 0 && is_aligned(a, kBytes) &&
-                                    is_aligned(b, kBytes) && is_aligned(c, kBytes) && is_aligned(code, 4)));
+template <class T, class... Pointers>
+bool uses_lrn5_kernel(const Images& images, const Lrn& lrn, const uint8_t* code, Pointers... pointers) {
+  return is_lrn5(lrn) && (!images.channels_last || (images.channels / lrn.groups % 4 == 0 && are_aligned(4, code) &&
+                                                    are_aligned(4 * sizeof(T), pointers...)));
 }
 
 // d^-beta. For beta = 3/4 it is r sqrt(r) with r = d^-1/2.
@@ -116,11 +113,28 @@ GPU_DEVICE void differentiate_run(const float (&x)[16], const float (&g)[16], co
 //   read_x, read_grad          load the channels that a run needs
 //   x_at, grad_at              load a single channel
 //   finish_dx(x, dx)           the value that is stored
+// This one reads both from memory.
+template <class T, class Dx, bool kNhwc, bool kVec4_>
+struct LrnBackward {
+  static constexpr bool kChannelsLast = kNhwc, kVec4 = kVec4_;
+  View<const T, kNhwc> x, grad;
+  View<Dx, kNhwc> dx;
+
+  GPU_DEVICE void read_x(int64_t n, int pixel, int c, int low, int high, float (&v)[16]) const {
+    read_run<0, 16, kVec4>(x, n, pixel, c, low, high, v);
+  }
+  GPU_DEVICE void read_grad(int64_t n, int pixel, int c, int low, int high, const float (&)[16], float (&v)[16]) const {
+    read_run<2, 14, kVec4>(grad, n, pixel, c, low, high, v);
+  }
+  GPU_DEVICE float x_at(int64_t n, int pixel, int c) const { return gpu::to_float(x.at(n, pixel, c)); }
+  GPU_DEVICE float grad_at(int64_t n, int pixel, int c, float) const { return gpu::to_float(grad.at(n, pixel, c)); }
+  GPU_DEVICE float finish_dx(float, float dx) const { return dx; }
+};
 
 // Window of 5: a thread computes runs of 8 channels with all windows in registers.
 template <class Policy>
 __global__ void __launch_bounds__(kThreads, kMinBlocks)
-    lrn_backward_kernel(Policy policy, Runs runs, LrnConstants lrn) {
+    lrn_backward_kernel(Runs runs, Policy policy, LrnConstants lrn) {
   runs.template for_each<Policy::kChannelsLast>([&](int64_t n, int pixel, int c, int low, int high) {
     float x[16], g[16], dx[kRun];
     policy.read_x(n, pixel, c, low, high, x);
@@ -160,7 +174,7 @@ struct ChannelTile {
 
 template <class Policy>
 __global__ void __launch_bounds__(kThreads, kMinBlocks)
-    lrn_backward_tile_kernel(Policy policy, ChannelTile tile, LrnConstants lrn) {
+    lrn_backward_tile_kernel(ChannelTile tile, LrnConstants lrn, Policy policy) {
   static_assert(!Policy::kVec4);
   const gpu::shared<float> t = gpu::dynamic_shared<float>();
   // Channels [begin, end) of this thread block, in the group [low, high).
@@ -192,9 +206,10 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
   });
 }
 
-// launch(tile, grid, bytes of shared memory, constants) until all tiles of a batch are done.
-template <class Launch>
-gpu::error_t launch_tiles(int64_t images, int channels, int pixels, const Lrn& lrn, Launch launch) {
+// kernel(tile, constants, args...) until all tiles of a batch are done.
+template <class... Parameters, class... Args>
+gpu::error_t launch_tiles(void (*kernel)(ChannelTile, LrnConstants, Parameters...), int64_t images, int channels,
+                          int pixels, const Lrn& lrn, gpu::stream_t stream, const Args&... args) {
   // Up to 32 channels and 32 pixels per thread block, fewer pixels if the halo would exceed 48 KB of shared memory.
   const int group_channels = channels / lrn.groups;
   LrnConstants constants(lrn);  // with the window cut to the channels of a group
@@ -206,12 +221,11 @@ gpu::error_t launch_tiles(int64_t images, int channels, int pixels, const Lrn& l
   while (tile_pixels > 1 && bytes(tile_pixels) > 48 * 1024) tile_pixels /= 2;
   const int chunks = divide_up(group_channels, chunk);
   return for_each_batch(images, int64_t{pixels} * channels, [&](int64_t first, int64_t count) {
-    return for_each_part(lrn.groups * chunks, kMaxGridRows, [&](int64_t first_chunk, int64_t grid_rows) {
-      const int total = static_cast<int>(count * pixels);
-      const ChannelTile tile = {first, static_cast<int>(first_chunk), total, pixels, group_channels, tile_pixels, chunk,
-                                chunks};
-      return launch(tile, dim3(divide_up(total, tile_pixels), static_cast<unsigned>(grid_rows)), bytes(tile_pixels),
-                    constants);
+    return for_each_part(lrn.groups * chunks, kMaxGridRows, [&](int first_chunk, int grid_rows) {
+      const int total = count * pixels;
+      const ChannelTile tile = {first, first_chunk, total, pixels, group_channels, tile_pixels, chunk, chunks};
+      return gpu::launch(kernel, dim3(divide_up(total, tile_pixels), grid_rows), kThreads, bytes(tile_pixels), stream,
+                         tile, constants, args...);
     });
   });
 }
@@ -221,17 +235,10 @@ template <bool kLrn5, class Policy>
 gpu::error_t launch_lrn_backward(const Policy& policy, int64_t images, const Lrn& lrn, gpu::stream_t stream) {
   const int channels = policy.dx.channels, pixels = policy.dx.pixels;
   if constexpr (kLrn5)
-    return launch_runs(Policy::kChannelsLast, images, pixels, lrn.groups, channels / lrn.groups,
-                       [&](const Runs& runs, dim3 grid) {
-                         return gpu::launch(lrn_backward_kernel<Policy>, grid, dim3(kThreads), 0, stream, policy, runs,
-                                            LrnConstants(lrn));
-                       });
+    return launch_runs(lrn_backward_kernel<Policy>, Policy::kChannelsLast, images, pixels, channels, lrn.groups, stream,
+                       policy, LrnConstants(lrn));
   else
-    return launch_tiles(images, channels, pixels, lrn,
-                        [&](const ChannelTile& tile, dim3 grid, size_t bytes, const LrnConstants& constants) {
-                          return gpu::launch(lrn_backward_tile_kernel<Policy>, grid, dim3(kThreads), bytes, stream,
-                                             policy, tile, constants);
-                        });
+    return launch_tiles(lrn_backward_tile_kernel<Policy>, images, channels, pixels, lrn, stream, policy);
 }
 
 }  // namespace alexnet_cuda

@@ -21,7 +21,7 @@ GPU_DEVICE void for_each_element(int64_t images, int channels, int pixels, Body 
 
 template <class T, int kStep, bool kNhwc>
 __global__ void __launch_bounds__(kThreads, kMinBlocks)
-    forward_kernel(View<const T, kNhwc> x, View<T, kNhwc> y, uint8_t* code, int64_t images, PoolGeometry pool) {
+    forward_kernel(View<const T, kNhwc> x, uint8_t* code, View<T, kNhwc> y, int64_t images, PoolGeometry pool) {
   for_each_element<kStep, kNhwc>(images, y.channels, y.pixels, [&](int64_t image, int pixel, int c) {
     Maximum best[kStep];
     const T* in = x.image(image);
@@ -65,52 +65,43 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
   });
 }
 
-// body(Type<T>, integral constant kStep, channels_last, grid); a and b are the images that the kernel moves.
-template <class Body>
-gpu::error_t dispatch_pool(const Images& images, int64_t pixels, const void* a, const void* b, const void* code,
-                           Body body) {
-  return dispatch_dtype(images.dtype, [&](auto type) {
+// Launches kernel_of(Type<T>, integral constant kStep, channels_last), which writes args.out of so many pixels per
+// image.
+template <class KernelOf>
+gpu::error_t launch(const PoolArguments& args, const void* from, int64_t from_pixels, int64_t out_pixels,
+                    gpu::stream_t stream, KernelOf kernel_of) {
+  const Images& images = args.images;
+  return dispatch_images(images, [&](auto type, auto nhwc) {
     using T = typename decltype(type)::type;
-    const auto run = [&](auto step, auto nhwc) {
-      const int64_t items = images.channels / decltype(step)::value * pixels;
-      const unsigned rows = static_cast<unsigned>(std::min<int64_t>(images.count, 65535));
-      return body(type, step, nhwc, dim3(divide_up(items, kThreads), rows));
+    constexpr bool kNhwc = decltype(nhwc)::value;
+    const auto run = [&](auto step) {
+      const int64_t items = images.channels / decltype(step)::value * out_pixels;
+      return gpu::launch(
+          kernel_of(type, step, nhwc), dim3(divide_up(items, kThreads), std::min<int64_t>(images.count, 65535)),
+          kThreads, 0, stream, view_of<const T, kNhwc>(from, images.channels, from_pixels), args.code,
+          view_of<T, kNhwc>(args.out, images.channels, out_pixels), images.count, PoolGeometry(args.pool));
     };
-    if (!images.channels_last) return run(std::integral_constant<int, 1>{}, std::false_type{});
-    if (images.channels % 4 || !is_aligned(a, 4 * sizeof(T)) || !is_aligned(b, 4 * sizeof(T)) || !is_aligned(code, 4))
-      return run(std::integral_constant<int, 1>{}, std::true_type{});
-    return run(std::integral_constant<int, 4>{}, std::true_type{});
+    if constexpr (kNhwc)
+      if (images.channels % 4 == 0 && are_aligned(4 * sizeof(T), from, args.out) && are_aligned(4, args.code))
+        return run(std::integral_constant<int, 4>{});
+    return run(std::integral_constant<int, 1>{});
   });
 }
 
 }  // namespace
 
 gpu::error_t launch_max_pool2d(const PoolArguments& args, gpu::stream_t stream) {
-  const Images& images = args.images;
   const int64_t outputs = args.pool.out_height * args.pool.out_width;
-  const auto run = [&](auto type, auto step, auto nhwc, dim3 grid) {
-    using T = typename decltype(type)::type;
-    constexpr bool kNhwc = decltype(nhwc)::value;
-    return gpu::launch(forward_kernel<T, decltype(step)::value, kNhwc>, grid, dim3(kThreads), 0, stream,
-                       view_of<const T, kNhwc>(args.x, images.channels, images.pixels()),
-                       view_of<T, kNhwc>(args.out, images.channels, outputs), args.code, images.count,
-                       PoolGeometry(args.pool));
-  };
-  return dispatch_pool(images, outputs, args.x, args.out, args.code, run);
+  return launch(args, args.x, args.images.pixels(), outputs, stream, [](auto type, auto step, auto nhwc) {
+    return forward_kernel<typename decltype(type)::type, decltype(step)::value, decltype(nhwc)::value>;
+  });
 }
 
 gpu::error_t launch_max_pool2d_backward(const PoolArguments& args, gpu::stream_t stream) {
-  const Images& images = args.images;
   const int64_t outputs = args.pool.out_height * args.pool.out_width;
-  const auto run = [&](auto type, auto step, auto nhwc, dim3 grid) {
-    using T = typename decltype(type)::type;
-    constexpr bool kNhwc = decltype(nhwc)::value;
-    return gpu::launch(backward_kernel<T, decltype(step)::value, kNhwc>, grid, dim3(kThreads), 0, stream,
-                       view_of<const T, kNhwc>(args.grad, images.channels, outputs), args.code,
-                       view_of<T, kNhwc>(args.out, images.channels, images.pixels()), images.count,
-                       PoolGeometry(args.pool));
-  };
-  return dispatch_pool(images, images.pixels(), args.grad, args.out, args.code, run);
+  return launch(args, args.grad, outputs, args.images.pixels(), stream, [](auto type, auto step, auto nhwc) {
+    return backward_kernel<typename decltype(type)::type, decltype(step)::value, decltype(nhwc)::value>;
+  });
 }
 
 }  // namespace alexnet_cuda

@@ -19,10 +19,10 @@ struct PoolGeometry {
       : kernel_size(p.kernel_size),
         stride(p.stride),
         padding(p.padding),
-        height(static_cast<int>(p.height)),
-        width(static_cast<int>(p.width)),
-        out_height(static_cast<int>(p.out_height)),
-        out_width(static_cast<int>(p.out_width)) {}
+        height(p.height),
+        width(p.width),
+        out_height(p.out_height),
+        out_width(p.out_width) {}
 };
 
 // The maximum of a window and its code. Of equal values the first wins, and a NaN wins over all before it, as in torch.

@@ -1,4 +1,5 @@
-// CUDA back end of gpu.h: launches, conversions, shared memory, asynchronous copies.
+// CUDA back end of gpu.h: launches, conversions, shared memory, asynchronous copies; matrix products on tensor cores by
+// warps (mma.sync, sm_80) and warpgroups (wgmma, sm_90a).
 #pragma once
 
 #include <type_traits>
@@ -7,7 +8,8 @@
 
 namespace gpu {
 
-// kernel<<<grid, block, smem, stream>>>(args...). Dynamic shared memory above 48 KB needs a kernel attribute.
+// kernel<<<grid, block, smem, stream>>>(args...), with args converted to the kernel's parameters. Dynamic shared memory
+// above 48 KB needs a kernel attribute.
 template <class... P, class... A>
 error_t launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t smem, stream_t stream, A... args) {
   if (smem > 48 * 1024) {
@@ -23,24 +25,13 @@ error_t launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t smem, stream_
 
 // ---- conversions and arithmetic ------------------------------------------------------------------------------------
 
-GPU_DEVICE float to_float(float v) {
-  return v;
+template <class T>
+GPU_DEVICE float to_float(T v) {
+  return static_cast<float>(v);
 }
-GPU_DEVICE float to_float(half v) {
-  return __half2float(v);
-}
-GPU_DEVICE float to_float(bfloat16 v) {
-  return __bfloat162float(v);
-}
-
 template <class T>
 GPU_DEVICE T from_float(float v) {
-  if constexpr (std::is_same_v<T, half>)
-    return __float2half_rn(v);
-  else if constexpr (std::is_same_v<T, bfloat16>)
-    return __float2bfloat16_rn(v);
-  else
-    return v;
+  return static_cast<T>(v);  // to nearest, ties to even
 }
 
 // One 32-bit word of two rounded values: `low` in bits 0-15, `high` in bits 16-31. T is half or bfloat16.
@@ -79,28 +70,19 @@ GPU_DEVICE uint32_t max_nan(uint32_t a, uint32_t b) {
   return r;
 }
 
-// Approximate roots, relative error about 1e-7: four instructions (the IEEE-exact forms need a dozen).
-GPU_DEVICE float rsqrt(float v) {
-  float r;
-  asm("rsqrt.approx.f32 %0, %1;" : "=f"(r) : "f"(v));
-  return r;
-}
-GPU_DEVICE float sqrt(float v) {
-  float r;
-  asm("sqrt.approx.f32 %0, %1;" : "=f"(r) : "f"(v));
-  return r;
-}
-// The same in one instruction; subnormal v counts as 0 (flush to zero).
-GPU_DEVICE float rsqrt_ftz(float v) {
-  float r;
-  asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(v));
-  return r;
-}
-GPU_DEVICE float sqrt_ftz(float v) {
-  float r;
-  asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(v));
-  return r;
-}
+// Approximate roots, relative error about 1e-7: four instructions (the IEEE-exact forms need a dozen). With _ftz (flush
+// to zero) one instruction; subnormal v counts as 0.
+#define GPU_ROOT(NAME, INSTRUCTION)                     \
+  GPU_DEVICE float NAME(float v) {                      \
+    float r;                                            \
+    asm(INSTRUCTION ".f32 %0, %1;" : "=f"(r) : "f"(v)); \
+    return r;                                           \
+  }
+GPU_ROOT(rsqrt, "rsqrt.approx")
+GPU_ROOT(sqrt, "sqrt.approx")
+GPU_ROOT(rsqrt_ftz, "rsqrt.approx.ftz")
+GPU_ROOT(sqrt_ftz, "sqrt.approx.ftz")
+#undef GPU_ROOT
 
 // The bits of v rounded to TF32: a float with 10 bits of mantissa.
 GPU_DEVICE uint32_t to_tf32(float v) {
@@ -164,5 +146,127 @@ template <int N>
 GPU_DEVICE void cp_async_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
 }
+
+// ---- warps: ldmatrix and mma.sync (sm_80) --------------------------------------------------------------------------
+
+// Loads four 8x8 matrices of 16-bit elements. Lane l passes the address of row l % 8 of matrix l / 8 and receives, of
+// each matrix (or of its transpose), the elements in row l / 4, columns 2 (l % 4) and 2 (l % 4) + 1.
+#define GPU_LDMATRIX(NAME, MATRIX)                                                          \
+  template <class T>                                                                        \
+  GPU_DEVICE void NAME(uint32_t (&r)[4], shared<T> row) {                                   \
+    asm volatile("ldmatrix.sync.aligned.m8n8." MATRIX ".shared.b16 {%0, %1, %2, %3}, [%4];" \
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])                           \
+                 : "r"(shared_address(row))                                                 \
+                 : "memory");                                                               \
+  }
+GPU_LDMATRIX(ldmatrix_x4, "x4")
+GPU_LDMATRIX(ldmatrix_x4_trans, "x4.trans")
+#undef GPU_LDMATRIX
+
+// d (16x8) += a (16x16) * b (16x8) in float. With g = lane / 4 and q = lane % 4, a lane holds
+//   a: rows g, g + 8 x columns 2q, 2q + 1 (words 0, 1), then x columns 2q + 8, 2q + 9 (words 2, 3)
+//   b: rows 2q, 2q + 1 (word 0) and 2q + 8, 2q + 9 (word 1) of column g
+//   d: row g (elements 0, 1) and row g + 8 (elements 2, 3) of columns 2q, 2q + 1
+template <class T>
+GPU_DEVICE void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
+#define GPU_MMA(TYPE, NAME)                                                                           \
+  template <>                                                                                         \
+  GPU_DEVICE void mma_m16n8k16<TYPE>(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) { \
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." NAME "." NAME                               \
+                 ".f32 "                                                                              \
+                 "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"                    \
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                                     \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));                 \
+  }
+GPU_MMA(half, "f16")
+GPU_MMA(bfloat16, "bf16")
+#undef GPU_MMA
+
+// d (16x8) += a (16x8) * b (8x8) of TF32 numbers (from to_tf32: the tensor core truncates the other bits). A lane holds
+// rows g, g + 8 of columns q, then q + 4 of a; rows q and q + 4 of column g of b; d as above.
+GPU_DEVICE void mma_m16n8k8_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+// ---- warpgroups of 128 threads: barrier, and matrix product (sm_90a only) ------------------------------------------
+
+GPU_DEVICE void warpgroup_barrier() {
+  asm volatile("bar.sync %0, 128;" ::"r"(threadIdx.x / 128 + 1) : "memory");
+}
+
+// Makes this thread's writes to shared memory visible to wgmma, which reads through the asynchronous proxy.
+GPU_DEVICE void fence_proxy_async() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
+}
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+// Orders earlier accesses to the accumulators and to the fragments `a` before the products that follow. The empty asm
+// keeps the compiler from computing fragments after the fence.
+template <int n>
+GPU_DEVICE void wgmma_fence(uint32_t (&a)[n][4]) {
+#pragma unroll
+  for (int i = 0; i < n; ++i) asm volatile("" : "+r"(a[i][0]), "+r"(a[i][1]), "+r"(a[i][2]), "+r"(a[i][3])::"memory");
+  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+}
+GPU_DEVICE void wgmma_commit() {
+  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+}
+template <int N>
+GPU_DEVICE void wgmma_wait() {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
+}
+
+// Call it after the wait for the last products: it keeps the compiler from moving uses of the accumulators before the
+// wait (it does not know that the products are asynchronous).
+template <int n>
+GPU_DEVICE void wgmma_fence_accumulators(float (&d)[n][4]) {
+#pragma unroll
+  for (int i = 0; i < n; ++i) asm volatile("" : "+f"(d[i][0]), "+f"(d[i][1]), "+f"(d[i][2]), "+f"(d[i][3])::"memory");
+}
+
+// Starts d (64xN) = a (64x16) * b (16xN), or += if kAdd; N is 96 or 64. Warp w of the warpgroup holds rows 16 w ..
+// 16 w + 15 of a and d, laid out as in mma_m16n8k16; d[j] is columns 8 j .. 8 j + 7; b is the wgmma_descriptor of a
+// matrix in shared memory. a and d must not be accessed between wgmma_fence and wgmma_wait.
+template <class T, bool kAdd>
+GPU_DEVICE void wgmma_k16(float (&d)[12][4], const uint32_t (&a)[4], uint64_t b);
+template <class T, bool kAdd>
+GPU_DEVICE void wgmma_k16(float (&d)[8][4], const uint32_t (&a)[4], uint64_t b);
+#define GPU_4(j) "+f"(d[j][0]), "+f"(d[j][1]), "+f"(d[j][2]), "+f"(d[j][3])
+#define GPU_WGMMA(TYPE, NAME, ADD)                                                                                     \
+  template <>                                                                                                          \
+  GPU_DEVICE void wgmma_k16<TYPE, ADD>(float (&d)[12][4], const uint32_t (&a)[4], uint64_t b) {                        \
+    asm volatile("wgmma.mma_async.sync.aligned.m64n96k16.f32." NAME "." NAME                                           \
+                 " "                                                                                                   \
+                 "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                             \
+                 "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "                    \
+                 "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47}, "                   \
+                 "{%48, %49, %50, %51}, %52, %53, 1, 1, 0;"                                                            \
+                 : GPU_4(0), GPU_4(1), GPU_4(2), GPU_4(3), GPU_4(4), GPU_4(5), GPU_4(6), GPU_4(7), GPU_4(8), GPU_4(9), \
+                   GPU_4(10), GPU_4(11)                                                                                \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(ADD));                                      \
+  }                                                                                                                    \
+  template <>                                                                                                          \
+  GPU_DEVICE void wgmma_k16<TYPE, ADD>(float (&d)[8][4], const uint32_t (&a)[4], uint64_t b) {                         \
+    asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32." NAME "." NAME                                           \
+                 " "                                                                                                   \
+                 "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                             \
+                 "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "                   \
+                 "{%32, %33, %34, %35}, %36, %37, 1, 1, 0;"                                                            \
+                 : GPU_4(0), GPU_4(1), GPU_4(2), GPU_4(3), GPU_4(4), GPU_4(5), GPU_4(6), GPU_4(7)                      \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(ADD));                                      \
+  }
+GPU_WGMMA(half, "f16", false)
+GPU_WGMMA(half, "f16", true)
+GPU_WGMMA(bfloat16, "bf16", false)
+GPU_WGMMA(bfloat16, "bf16", true)
+#undef GPU_WGMMA
+#undef GPU_4
+#endif
 
 }  // namespace gpu

@@ -97,7 +97,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
 
 template <class T, bool kNhwc>
 __global__ void __launch_bounds__(kThreads, kMinBlocks)
-    pool_lrn_kernel(View<const T, kNhwc> x, View<T, kNhwc> y, uint8_t* code, ChannelTile tile, LrnConstants lrn,
+    pool_lrn_kernel(ChannelTile tile, LrnConstants lrn, View<const T, kNhwc> x, View<T, kNhwc> y, uint8_t* code,
                     PoolGeometry pool) {
   const gpu::shared<float> pooled = gpu::dynamic_shared<float>();
   const int begin = tile.begin(), end = tile.end(), low = tile.low(), high = low + tile.group_channels;
@@ -135,29 +135,27 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
 // Policy of lrn.h's backward kernels. The gradient is gathered from the pooled one through the codes. ReLU is applied
 // to x and dx or, if it comes last, to the gathered gradient (a pooled value is positive exactly if its x is).
 template <class T, bool kNhwc, bool kLrn5>
-struct LrnPoolBackward {
-  static constexpr bool kChannelsLast = kNhwc, kVec4 = kNhwc && kLrn5;
-  View<const T, kNhwc> x, grad;
-  View<T, kNhwc> dx;
+struct LrnPoolBackward : LrnBackward<T, T, kNhwc, kNhwc && kLrn5> {
+  using Base = LrnBackward<T, T, kNhwc, kNhwc && kLrn5>;
   const uint8_t* code;
   PoolGeometry pool;
   bool relu_first;
 
   GPU_DEVICE float lrn_input(float v) const { return relu_first ? relu(v) : v; }
   GPU_DEVICE void read_x(int64_t n, int pixel, int c, int low, int high, float (&v)[16]) const {
-    read_run<0, 16, kVec4>(x, n, pixel, c, low, high, v);
+    Base::read_x(n, pixel, c, low, high, v);
 #pragma unroll
     for (int i = 0; i < 16; ++i) v[i] = lrn_input(v[i]);
   }
   GPU_DEVICE void read_grad(int64_t n, int pixel, int c, int low, int high, const float (&in)[16],
                             float (&v)[16]) const {
-    gather_run<2, 14, kVec4>(grad, code, pool, n, pixel, c, low, high, v);
+    gather_run<2, 14, Base::kVec4>(this->grad, code, pool, n, pixel, c, low, high, v);
 #pragma unroll
     for (int i = 2; i < 14; ++i) v[i] = relu_first ? v[i] : relu_gradient(in[i], v[i]);
   }
-  GPU_DEVICE float x_at(int64_t n, int pixel, int c) const { return lrn_input(gpu::to_float(x.at(n, pixel, c))); }
+  GPU_DEVICE float x_at(int64_t n, int pixel, int c) const { return lrn_input(Base::x_at(n, pixel, c)); }
   GPU_DEVICE float grad_at(int64_t n, int pixel, int c, float in) const {
-    const float g = gather(grad, code, pool, n, pixel, c);
+    const float g = gather(this->grad, code, pool, n, pixel, c);
     return relu_first ? g : relu_gradient(in, g);
   }
   GPU_DEVICE float finish_dx(float in, float dx) const { return relu_first ? relu_gradient(in, dx) : dx; }
@@ -169,20 +167,17 @@ struct LrnPoolBackward {
 
 // Policy of the first: pooled values are found in x through their codes.
 template <class T, bool kNhwc>
-struct PoolLrnBackward {
-  static constexpr bool kChannelsLast = kNhwc, kVec4 = false;
-  View<const T, kNhwc> x, grad;
-  View<float, kNhwc> dx;  // of the pooled values
+struct PoolLrnBackward : LrnBackward<T, float, kNhwc, false> {
   const uint8_t* code;
   PoolGeometry pool;
 
   GPU_DEVICE float x_at(int64_t n, int pixel, int c) const {
+    const auto& grad = this->grad;
     const int position = code[n * grad.channels * grad.pixels + grad.offset(pixel, c)];
     const int iy = pixel / pool.out_width * pool.stride - pool.padding + position / pool.kernel_size;
     const int ix = pixel % pool.out_width * pool.stride - pool.padding + position % pool.kernel_size;
-    return relu(gpu::to_float(x.at(n, iy * pool.width + ix, c)));
+    return relu(gpu::to_float(this->x.at(n, iy * pool.width + ix, c)));
   }
-  GPU_DEVICE float grad_at(int64_t n, int pixel, int c, float) const { return gpu::to_float(grad.at(n, pixel, c)); }
   GPU_DEVICE void read_x(int64_t n, int pixel, int c, int low, int high, float (&v)[16]) const {
 #pragma unroll
     for (int i = 0; i < 16; ++i) {
@@ -190,16 +185,12 @@ struct PoolLrnBackward {
       v[i] = channel >= low && channel < high ? x_at(n, pixel, channel) : 0.f;
     }
   }
-  GPU_DEVICE void read_grad(int64_t n, int pixel, int c, int low, int high, const float (&)[16], float (&v)[16]) const {
-    read_run<2, 14, false>(grad, n, pixel, c, low, high, v);
-  }
-  GPU_DEVICE float finish_dx(float, float dx) const { return dx; }
 };
 
 template <class T, bool kNhwc>
 __global__ void __launch_bounds__(kThreads, kMinBlocks)
-    relu_pool_backward_kernel(View<const T, kNhwc> x, View<const float, kNhwc> grad, const uint8_t* code,
-                              View<T, kNhwc> dx, Runs runs, PoolGeometry pool) {
+    relu_pool_backward_kernel(Runs runs, View<const T, kNhwc> x, View<const float, kNhwc> grad, const uint8_t* code,
+                              View<T, kNhwc> dx, PoolGeometry pool) {
   runs.for_each<kNhwc>([&](int64_t n, int pixel, int c, int low, int high) {
     // x and the gathered gradient of 8 channels into registers, masked and written.
     float in[16], g[16], out[kRun];
@@ -230,11 +221,9 @@ gpu::error_t launch_pool_tiles(const Images& images, int groups, const PoolGeome
   const int per_row = divide_up(p.out_width, columns), per_image = per_row * divide_up(p.out_height, rows);
   const int chunks = divide_up(group_channels, channels);
   return for_each_batch(images.count, per_image, [&](int64_t first, int64_t count) {
-    return for_each_part(groups * chunks, kMaxGridRows, [&](int64_t first_chunk, int64_t grid_rows) {
-      const PoolTiles tiles = {
-          first, static_cast<int>(first_chunk), rows, columns, per_image, per_row, group_channels, channels, chunks};
-      return launch(tiles, dim3(static_cast<unsigned>(count * per_image), static_cast<unsigned>(grid_rows)),
-                    pixels(rows, columns) * channels * sizeof(float));
+    return for_each_part(groups * chunks, kMaxGridRows, [&](int first_chunk, int grid_rows) {
+      const PoolTiles tiles = {first, first_chunk, rows, columns, per_image, per_row, group_channels, channels, chunks};
+      return launch(tiles, dim3(count * per_image, grid_rows), pixels(rows, columns) * channels * sizeof(float));
     });
   });
 }
@@ -250,14 +239,11 @@ gpu::error_t launch_relu_lrn_max_pool2d(const TailArguments& args, gpu::stream_t
     const auto x = view_of<const T, kNhwc>(args.x, images.channels, images.pixels());
     const auto y = view_of<T, kNhwc>(args.out, images.channels, args.pool.out_height * args.pool.out_width);
     if (args.order == kReluPoolLrn)
-      return launch_tiles(images.count, y.channels, y.pixels, args.lrn,
-                          [&](const ChannelTile& tile, dim3 grid, size_t bytes, const LrnConstants& constants) {
-                            return gpu::launch(pool_lrn_kernel<T, kNhwc>, grid, dim3(kThreads), bytes, stream, x, y,
-                                               args.code, tile, constants, pool);
-                          });
-    return dispatch_flag(uses_lrn5_kernel<T>(images, args.lrn, args.x), [&](auto lrn5) {
+      return launch_tiles(pool_lrn_kernel<T, kNhwc>, images.count, y.channels, y.pixels, args.lrn, stream, x, y,
+                          args.code, pool);
+    return dispatch_flag(uses_lrn5_kernel<T>(images, args.lrn, nullptr, args.x), [&](auto lrn5) {
       return launch_pool_tiles(images, args.lrn.groups, pool, [&](const PoolTiles& tiles, dim3 grid, size_t bytes) {
-        return gpu::launch(lrn_pool_kernel<T, kNhwc, decltype(lrn5)::value>, grid, dim3(kThreads), bytes, stream, x, y,
+        return gpu::launch(lrn_pool_kernel<T, kNhwc, decltype(lrn5)::value>, grid, kThreads, bytes, stream, x, y,
                            args.code, tiles, LrnConstants(args.lrn), pool, args.order == kReluLrnPool);
       });
     });
@@ -274,24 +260,21 @@ gpu::error_t launch_relu_lrn_max_pool2d_backward(const TailArguments& args, gpu:
     const auto x = view_of<const T, kNhwc>(args.x, images.channels, images.pixels());
     const auto grad = view_of<const T, kNhwc>(args.grad, images.channels, pooled);
     const auto dx = view_of<T, kNhwc>(args.out, images.channels, images.pixels());
+    const bool has_lrn5_kernel = uses_lrn5_kernel<T>(images, args.lrn, args.code, args.x, args.out, args.grad);
     if (args.order != kReluPoolLrn)
-      return dispatch_flag(
-          uses_lrn5_kernel<T>(images, args.lrn, args.x, args.out, args.grad, args.code), [&](auto lrn5) {
-            constexpr bool kLrn5 = decltype(lrn5)::value;
-            const LrnPoolBackward<T, kNhwc, kLrn5> policy = {x, grad, dx, args.code, pool, args.order == kReluLrnPool};
-            return launch_lrn_backward<kLrn5>(policy, images.count, args.lrn, stream);
-          });
+      return dispatch_flag(has_lrn5_kernel, [&](auto lrn5) {
+        constexpr bool kLrn5 = decltype(lrn5)::value;
+        const LrnPoolBackward<T, kNhwc, kLrn5> policy = {{x, grad, dx}, args.code, pool, args.order == kReluLrnPool};
+        return launch_lrn_backward<kLrn5>(policy, images.count, args.lrn, stream);
+      });
     const auto workspace = view_of<float, kNhwc>(args.workspace, images.channels, pooled);
-    const PoolLrnBackward<T, kNhwc> policy = {x, grad, workspace, args.code, pool};
+    const PoolLrnBackward<T, kNhwc> policy = {{x, grad, workspace}, args.code, pool};
     const gpu::error_t error = dispatch_flag(is_lrn5(args.lrn), [&](auto lrn5) {
       return launch_lrn_backward<decltype(lrn5)::value>(policy, images.count, args.lrn, stream);
     });
     if (error != gpu::kSuccess) return error;
-    return launch_runs(kNhwc, images.count, x.pixels, 1, x.channels, [&](const Runs& runs, dim3 grid) {
-      return gpu::launch(relu_pool_backward_kernel<T, kNhwc>, grid, dim3(kThreads), 0, stream, x,
-                         view_of<const float, kNhwc>(args.workspace, images.channels, pooled), args.code, dx, runs,
-                         pool);
-    });
+    return launch_runs(relu_pool_backward_kernel<T, kNhwc>, kNhwc, images.count, x.pixels, x.channels, 1, stream, x,
+                       view_of<const float, kNhwc>(args.workspace, images.channels, pooled), args.code, dx, pool);
   });
 }
 

@@ -43,8 +43,7 @@ GPU_DEVICE void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2
     gpu::mma_m16n8k16<T>(d, a, b);
 }
 
-struct StripGeometry {
-  int height, width, filters, padding, out_height, out_width;
+struct StripGeometry : ConvGeometry {
   int strips, strip_width, blocks;  // thread blocks per strip
   bool channels_last, vectors;      // vectors: runs of 8 filters of an output are aligned to 16 bytes
 
@@ -58,10 +57,10 @@ struct StripGeometry {
 
 // Channel group kIndex of the s2d block whose upper left pixel is (y, x); 0 outside the image.
 template <int kChannels, bool kNhwc, int kIndex, class E>
-GPU_DEVICE void load_group(const E* image, int height, int width, int y, int x, E (&v)[16 / sizeof(E)]) {
+GPU_DEVICE void load_group(const ConvGeometry& conv, const E* image, int y, int x, E (&v)[16 / sizeof(E)]) {
   // Which pixel and channel each element is, is known at compile time: one address, constant offsets.
   constexpr int kSize = kGroupSize<E>;
-  const int corner = y * width + x;
+  const int height = conv.height, width = conv.width, corner = y * width + x;
   unroll<kSize>([&](auto e) {
     constexpr S2dChannel at = s2d_channel(kChannels, kSize * kIndex + decltype(e)::value, kSize);
     const bool inside = static_cast<unsigned>(y + at.y) < static_cast<unsigned>(height) &&
@@ -87,8 +86,7 @@ GPU_DEVICE void stage_blocks(gpu::shared<uint32_t> to, const E* image, const Str
     const int row = (first + i) / pitch, column = (first + i) % pitch + strip * g.strip_width;
     unroll<kGroups<E, kChannels>>([&](auto p) {
       E v[kGroupSize<E>];
-      load_group<kChannels, kNhwc, decltype(p)::value>(image, g.height, g.width, 4 * row - g.padding,
-                                                       4 * column - g.padding, v);
+      load_group<kChannels, kNhwc, decltype(p)::value>(g, image, 4 * row - g.padding, 4 * column - g.padding, v);
       store_group(to + (p * (kGroupStrideFor<kPixels> / 2) + i * 4), v);
     });
   }
@@ -152,17 +150,9 @@ SliceTable slice_table(int pitch) {
 // `pixels`: of a strip, per thread block. `y`: the output or its gradient.
 inline StripGeometry strip_geometry(bool channels_last, const Conv& conv, const void* y, int pixels = kBlockPixels) {
   const int strips = divide_up(conv.out_width, kMaxStripWidth), strip_width = divide_up(conv.out_width, strips);
-  return {static_cast<int>(conv.height),
-          static_cast<int>(conv.width),
-          static_cast<int>(conv.filters),
-          conv.padding,
-          static_cast<int>(conv.out_height),
-          static_cast<int>(conv.out_width),
-          strips,
-          strip_width,
-          divide_up(conv.out_height * (strip_width + 2), pixels),
-          channels_last,
-          conv.filters % 8 == 0 && is_aligned(y, 16)};
+  const int blocks = divide_up(conv.out_height * (strip_width + 2), pixels);
+  const bool vectors = conv.filters % 8 == 0 && are_aligned(16, y);
+  return {ConvGeometry(conv), strips, strip_width, blocks, channels_last, vectors};
 }
 
 inline bool uses_tensor_cores(DType dtype) {
@@ -172,6 +162,44 @@ inline bool uses_tensor_cores(DType dtype) {
 // 64 or 96 filters per thread block, whichever leaves less of the last tile empty.
 inline int filter_tile(const Conv& conv) {
   return divide_up(conv.filters, 96) * 96 <= divide_up(conv.filters, 64) * 64 ? 96 : 64;
+}
+
+// Adds the splits in order, one (filter, element) per thread, and writes the sum to the weight or bias that the element
+// stands for.
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    sum_partials_kernel(const float* partial, T* dweight, T* dbias, int filters, int elements, int splits,
+                        int64_t split_size, int taps_per_filter, TapTable taps) {
+  const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x, filter = i / elements;
+  if (filter >= filters) return;
+  const int element = static_cast<int>(i % elements), tap = taps.tap[element];
+  if (tap < 0 && element != elements - 1) return;
+  float sum = 0;
+#pragma unroll 8
+  for (int s = 0; s < splits; ++s) sum += partial[s * split_size + i];
+  T* to = tap < 0 ? dbias + filter : dweight + filter * taps_per_filter + tap;
+  *to = gpu::from_float<T>(sum);
+}
+
+template <class T>
+gpu::error_t sum_partials(const ConvArguments& args, int elements, int64_t splits, int64_t split_size,
+                          const TapTable& taps, gpu::stream_t stream) {
+  const Conv& conv = args.conv;
+  return gpu::launch(sum_partials_kernel<T>, dim3(divide_up(conv.filters * elements, kThreads)), kThreads, 0, stream,
+                     args.workspace, args.grad_weight, args.grad_bias, conv.filters, elements, splits, split_size,
+                     conv.channels * kKernelArea, taps);
+}
+
+// body(channels, filters of a thread block), integral constants. Four channels have too many K slices for the
+// registers, or the shared memory, of 96 filters.
+template <class Body>
+auto dispatch_tile(const Conv& conv, int tile, Body body) {
+  return dispatch_channels(conv, [&](auto channels) {
+    constexpr int kChannels = decltype(channels)::value;
+    if constexpr (kChannels < 4)
+      if (tile == 96) return body(channels, std::integral_constant<int, 96>{});
+    return body(channels, std::integral_constant<int, 64>{});
+  });
 }
 
 // Writes the weights, conv2d_workspace floats, in the order that conv2d_mma.cu documents. It runs at every call, a

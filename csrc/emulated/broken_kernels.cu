@@ -4,14 +4,27 @@
 namespace alexnet_cuda {
 namespace {
 
-__global__ void missing_barrier(const float* in, float* out) {
+std::map<std::string, TestKernel> all;
+
+template <auto kKernel, int kThreads>
+gpu::error_t run(const void* in, void* out) {
+  return gpu::launch(kKernel, dim3(1), kThreads, 256, nullptr, in, out);
+}
+
+// Declares a kernel that is launched with one block of so many threads, and adds it to the map.
+#define BROKEN_KERNEL(name, threads)                                     \
+  __global__ void name(const float* in, float* out);                     \
+  const bool has_##name = all.emplace(#name, run<name, threads>).second; \
+  __global__ void name([[maybe_unused]] const float* in, [[maybe_unused]] float* out)
+
+BROKEN_KERNEL(missing_barrier, 64) {
   GPU_SHARED_ARRAY(float, a, 64);
   a[threadIdx.x] = in[threadIdx.x];
   out[threadIdx.x] = a[63 - threadIdx.x];  // __syncthreads() is missing before this line
 }
 
 // The second round overwrites what slower threads still read from the first.
-__global__ void missing_second_barrier(const float* in, float* out) {
+BROKEN_KERNEL(missing_second_barrier, 64) {
   GPU_SHARED_ARRAY(float, a, 64);
   for (int round = 0; round < 2; ++round) {
     a[threadIdx.x] = in[64 * round + threadIdx.x];
@@ -20,7 +33,7 @@ __global__ void missing_second_barrier(const float* in, float* out) {
   }
 }
 
-__global__ void two_writers(const float* in, float* out) {
+BROKEN_KERNEL(two_writers, 64) {
   GPU_SHARED_ARRAY(float, a, 32);
   a[threadIdx.x / 2] = in[threadIdx.x];
   __syncthreads();
@@ -28,7 +41,7 @@ __global__ void two_writers(const float* in, float* out) {
 }
 
 // __syncwarp orders the lanes of one warp, not two warps.
-__global__ void warp_barrier_for_block(const float* in, float* out) {
+BROKEN_KERNEL(warp_barrier_for_block, 64) {
   GPU_SHARED_ARRAY(float, a, 64);
   a[threadIdx.x] = in[threadIdx.x];
   __syncwarp();
@@ -36,14 +49,14 @@ __global__ void warp_barrier_for_block(const float* in, float* out) {
 }
 
 // Nor does warpgroup_barrier order two warpgroups: 256 threads.
-__global__ void warpgroup_barrier_for_block(const float* in, float* out) {
+BROKEN_KERNEL(warpgroup_barrier_for_block, 256) {
   GPU_SHARED_ARRAY(float, a, 256);
   a[threadIdx.x] = in[threadIdx.x % 64];
   gpu::warpgroup_barrier();
   if (threadIdx.x < 64) out[threadIdx.x] = a[threadIdx.x + 128];
 }
 
-__global__ void read_out_of_bounds(const float* in, float* out) {
+BROKEN_KERNEL(read_out_of_bounds, 64) {
   GPU_SHARED_ARRAY(float, a, 64);
   GPU_SHARED_ARRAY(float, b, 64);
   a[threadIdx.x] = b[threadIdx.x] = in[threadIdx.x];
@@ -51,32 +64,32 @@ __global__ void read_out_of_bounds(const float* in, float* out) {
   out[threadIdx.x] = a[threadIdx.x + 1];  // thread 63 reads behind the end of a, which is memory of the block
 }
 
-__global__ void write_out_of_bounds(const float* in, float*) {
+BROKEN_KERNEL(write_out_of_bounds, 64) {
   const gpu::shared<float> a = gpu::dynamic_shared<float>();
   a[static_cast<int>(threadIdx.x) - 1] = in[threadIdx.x];
 }
 
-__global__ void uninitialised(const float* in, float* out) {
+BROKEN_KERNEL(uninitialised, 64) {
   GPU_SHARED_ARRAY(float, a, 64);
   if (threadIdx.x != 40) a[threadIdx.x] = in[threadIdx.x];
   __syncthreads();
   out[threadIdx.x] = a[63 - threadIdx.x];
 }
 
-__global__ void misaligned(const float* in, float* out) {
+BROKEN_KERNEL(misaligned, 64) {
   GPU_SHARED_ARRAY(float, a, 64);
   a[threadIdx.x] = in[threadIdx.x];
   __syncthreads();
   out[threadIdx.x] = gpu::load4(a + threadIdx.x % 32).v[0];
 }
 
-__global__ void divergent_barrier(const float* in, float* out) {
+BROKEN_KERNEL(divergent_barrier, 64) {
   if (threadIdx.x < 40) __syncthreads();
   out[threadIdx.x] = in[threadIdx.x];
 }
 
 // Both halves reach a barrier, but not the same one.
-__global__ void two_barriers(const float* in, float* out) {
+BROKEN_KERNEL(two_barriers, 64) {
   if (threadIdx.x < 32)
     __syncthreads();
   else
@@ -84,13 +97,13 @@ __global__ void two_barriers(const float* in, float* out) {
   out[threadIdx.x] = in[threadIdx.x];
 }
 
-__global__ void divergent_shuffle(const float* in, float* out) {
+BROKEN_KERNEL(divergent_shuffle, 64) {
   float v = in[threadIdx.x];
   if (threadIdx.x % 32 < 16) v = __shfl_sync(~0u, v, threadIdx.x ^ 1);
   out[threadIdx.x] = v;
 }
 
-__global__ void missing_wait(const float* in, float* out) {
+BROKEN_KERNEL(missing_wait, 64) {
   const gpu::shared<float> a = gpu::dynamic_shared<float>();
   if (threadIdx.x < 16) gpu::cp_async16(a + 4 * threadIdx.x, in + 4 * threadIdx.x, true);
   gpu::cp_async_commit();  // gpu::cp_async_wait<0>() is missing after this line
@@ -99,7 +112,7 @@ __global__ void missing_wait(const float* in, float* out) {
 }
 
 // The barrier is there, but before the wait: other threads' copies may still be under way.
-__global__ void wait_after_barrier(const float* in, float* out) {
+BROKEN_KERNEL(wait_after_barrier, 64) {
   const gpu::shared<float> a = gpu::dynamic_shared<float>();
   if (threadIdx.x < 16) gpu::cp_async16(a + 4 * threadIdx.x, in + 4 * threadIdx.x, true);
   gpu::cp_async_commit();
@@ -108,48 +121,23 @@ __global__ void wait_after_barrier(const float* in, float* out) {
   out[threadIdx.x] = a[63 - threadIdx.x];
 }
 
-__global__ void global_write_out_of_bounds(const float* in, float* out) {
+BROKEN_KERNEL(global_write_out_of_bounds, 64) {
   out[threadIdx.x + 1000] = in[threadIdx.x];
 }
 
-__global__ void misaligned_global_read(const float* in, float* out) {
+BROKEN_KERNEL(misaligned_global_read, 64) {
   out[threadIdx.x] = reinterpret_cast<const gpu::Vec4<float>*>(in + threadIdx.x)->v[0];
 }
 
-__global__ void misaligned_global_write(const float* in, float* out) {
+BROKEN_KERNEL(misaligned_global_write, 64) {
   const gpu::Vec2<float> pair = {{in[threadIdx.x], 0.f}};
   *reinterpret_cast<gpu::Vec2<float>*>(out + threadIdx.x) = pair;
-}
-
-template <auto kKernel, int kBlock = 64>
-gpu::error_t run(const void* in, void* out) {
-  return gpu::launch(kKernel, dim3(1), dim3(kBlock), 256, nullptr, static_cast<const float*>(in),
-                     static_cast<float*>(out));
 }
 
 }  // namespace
 
 const std::map<std::string, TestKernel>& broken_kernels() {
-  static const std::map<std::string, TestKernel> kernels = {
-      {"missing_barrier", run<missing_barrier>},
-      {"missing_second_barrier", run<missing_second_barrier>},
-      {"two_writers", run<two_writers>},
-      {"warp_barrier_for_block", run<warp_barrier_for_block>},
-      {"warpgroup_barrier_for_block", run<warpgroup_barrier_for_block, 256>},
-      {"read_out_of_bounds", run<read_out_of_bounds>},
-      {"write_out_of_bounds", run<write_out_of_bounds>},
-      {"uninitialised", run<uninitialised>},
-      {"misaligned", run<misaligned>},
-      {"divergent_barrier", run<divergent_barrier>},
-      {"two_barriers", run<two_barriers>},
-      {"divergent_shuffle", run<divergent_shuffle>},
-      {"missing_wait", run<missing_wait>},
-      {"wait_after_barrier", run<wait_after_barrier>},
-      {"global_write_out_of_bounds", run<global_write_out_of_bounds>},
-      {"misaligned_global_read", run<misaligned_global_read>},
-      {"misaligned_global_write", run<misaligned_global_write>},
-  };
-  return kernels;
+  return all;
 }
 
 }  // namespace alexnet_cuda

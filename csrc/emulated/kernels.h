@@ -11,6 +11,7 @@ namespace alexnet_cuda {
 
 // in and out are arrays of floats (or of 16-bit words); what is in them is said beside each kernel.
 using TestKernel = gpu::error_t (*)(const void* in, void* out);
+
 const std::map<std::string, TestKernel>& test_kernels();
 const std::map<std::string, TestKernel>& broken_kernels();
 

@@ -58,21 +58,21 @@ using namespace alexnet_cuda;
 
 namespace {
 
-py::array run_kernel(const std::map<std::string, TestKernel>& kernels, const std::string& name, const py::array& in,
-                     int64_t outputs) {
-  if (!(in.flags() & py::array::c_style)) throw py::value_error("expected a contiguous array");
-  const emulator::Array from(in.nbytes(), offset_elements * in.itemsize()), to(outputs * 4);
-  std::memcpy(from.data, in.data(), from.bytes);
-  if (kernels.at(name)(from.data, to.data) != gpu::kSuccess) throw std::runtime_error("the launcher returned an error");
-  py::array result(py::dtype("float32"), std::vector<py::ssize_t>{outputs});
-  std::memcpy(result.mutable_data(), to.data, to.bytes);
-  return result;
-}
-
-std::vector<std::string> names(const std::map<std::string, TestKernel>& kernels) {
-  std::vector<std::string> all;
-  for (const auto& [name, kernel] : kernels) all.push_back(name);
-  return all;
+// The functions WHATs(), their names, and run_WHAT(name, in, outputs) for some kernels.
+void define_kernels(py::module_& m, const std::string& what, const std::map<std::string, TestKernel>& kernels) {
+  m.def((what + "s").c_str(), [&kernels] {
+    std::vector<std::string> names;
+    for (const auto& [name, kernel] : kernels) names.push_back(name);
+    return names;
+  });
+  m.def(("run_" + what).c_str(), [&kernels](const std::string& name, const py::array& in, int64_t outputs) {
+    if (!(in.flags() & py::array::c_style)) throw py::value_error("expected a contiguous array");
+    const emulator::Array from(in.nbytes(), offset_elements * in.itemsize()), to(outputs * 4);
+    std::memcpy(from.data, in.data(), from.bytes);
+    if (kernels.at(name)(from.data, to.data) != gpu::kSuccess)
+      throw std::runtime_error("the launcher returned an error");
+    return py::array_t<float>(outputs, reinterpret_cast<const float*>(to.data));
+  });
 }
 
 }  // namespace
@@ -94,12 +94,6 @@ PYBIND11_MODULE(_emulated, m) {
   m.def("set_offset", [](int64_t elements) { offset_elements = elements; });
   m.def("set_multiprocessors", [](int n) { multiprocessor_count = n; });
   m.def("set_compute_capability", [](int major) { compute_capability = major; });
-  m.def("test_kernels", [] { return names(test_kernels()); });
-  m.def("broken_kernels", [] { return names(broken_kernels()); });
-  m.def("run_test_kernel", [](const std::string& name, const py::array& in, int64_t outputs) {
-    return run_kernel(test_kernels(), name, in, outputs);
-  });
-  m.def("run_broken_kernel", [](const std::string& name, const py::array& in, int64_t outputs) {
-    return run_kernel(broken_kernels(), name, in, outputs);
-  });
+  define_kernels(m, "test_kernel", test_kernels());
+  define_kernels(m, "broken_kernel", broken_kernels());
 }

@@ -58,38 +58,35 @@ __global__ void copies(const float* in, float* out) {
   for (int i = t; i < 256; i += 64) out[256 + i] = s[256 + i];
 }
 
-// d (16 x 8) = a (16 x 16) b^T with b (8 x 16), or b (16 x 8) transposed by ldmatrix; `in` is a, then b.
+// d (16 x 8) = a (16 x k) b^T with b (8 x k), or b (k x 8) transposed by ldmatrix; `in` is a, then b. k is 16, or 8 for
+// float, which is rounded to TF32.
 template <class T, bool kTransposed>
 __global__ void matrix_product(const T* in, float* out) {
-  const gpu::shared<T> s = gpu::dynamic_shared<T>();
+  constexpr bool kIsTF32 = sizeof(T) == 4;
+  constexpr int kDepth = kIsTF32 ? 8 : 16;
+  using Element = std::conditional_t<kIsTF32, uint32_t, T>;
+  const gpu::shared<Element> s = gpu::dynamic_shared<Element>();
   const int lane = threadIdx.x;
-  for (int i = lane; i < 24 * 16; i += 32) s[i] = in[i];
+  for (int i = lane; i < 24 * kDepth; i += 32) {
+    if constexpr (kIsTF32)
+      s[i] = gpu::to_tf32(in[i]);
+    else
+      s[i] = in[i];
+  }
   __syncwarp();
   uint32_t a[4], b4[4];
-  // Matrices of a: rows 0-7 and 8-15 of columns 0-7, then of columns 8-15; of b the two halves of k, twice.
-  gpu::ldmatrix_x4(a, s + (lane % 16 * 16 + lane / 16 * 8));
+  // Matrices of a: rows 0-7 and 8-15 of the first half of k, then of the second; of b the two halves of k, twice.
+  gpu::ldmatrix_x4(a, s + (lane % 16 * kDepth + lane / 16 * (kDepth / 2)));
   if constexpr (kTransposed)
     gpu::ldmatrix_x4_trans(b4, s + (256 + lane % 16 * 8));
   else
-    gpu::ldmatrix_x4(b4, s + (256 + lane % 8 * 16 + lane / 8 % 2 * 8));
+    gpu::ldmatrix_x4(b4, s + (16 * kDepth + lane % 8 * kDepth + lane / 8 % 2 * (kDepth / 2)));
   const uint32_t b[2] = {b4[0], b4[1]};
   float d[4] = {};
-  gpu::mma_m16n8k16<T>(d, a, b);
-  for (int i = 0; i < 4; ++i) out[(lane / 4 + i / 2 * 8) * 8 + lane % 4 * 2 + i % 2] = d[i];
-}
-
-// The same with k = 8 and TF32: a (16 x 8), then b (8 x 8).
-__global__ void matrix_product_tf32(const float* in, float* out) {
-  const gpu::shared<uint32_t> s = gpu::dynamic_shared<uint32_t>();
-  const int lane = threadIdx.x;
-  for (int i = lane; i < 24 * 8; i += 32) s[i] = gpu::to_tf32(in[i]);
-  __syncwarp();
-  uint32_t a[4], b4[4];
-  gpu::ldmatrix_x4(a, s + (lane % 16 * 8 + lane / 16 * 4));
-  gpu::ldmatrix_x4(b4, s + (128 + lane % 8 * 8 + lane / 8 % 2 * 4));
-  const uint32_t b[2] = {b4[0], b4[1]};
-  float d[4] = {};
-  gpu::mma_m16n8k8_tf32(d, a, b);
+  if constexpr (kIsTF32)
+    gpu::mma_m16n8k8_tf32(d, a, b);
+  else
+    gpu::mma_m16n8k16<T>(d, a, b);
   for (int i = 0; i < 4; ++i) out[(lane / 4 + i / 2 * 8) * 8 + lane % 4 * 2 + i % 2] = d[i];
 }
 
@@ -137,31 +134,30 @@ __global__ void warpgroup_product(const T* in, float* out) {
 #endif
 }
 
-template <auto kKernel, int kBlock, int kBytes, class In>
+template <auto kKernel, int kThreads, int kBytes>
 gpu::error_t run(const void* in, void* out) {
-  return gpu::launch(kKernel, dim3(1), dim3(kBlock), kBytes, nullptr, static_cast<const In*>(in),
-                     static_cast<float*>(out));
+  return gpu::launch(kKernel, dim3(1), kThreads, kBytes, nullptr, in, out);
 }
 
 }  // namespace
 
 const std::map<std::string, TestKernel>& test_kernels() {
   static const std::map<std::string, TestKernel> kernels = {
-      {"shuffles", run<shuffles, 32, 0, float>},
-      {"reverse", run<reverse, 128, 512, float>},
-      {"warp_exchange", run<warp_exchange, 64, 0, float>},
-      {"copies", run<copies, 64, 2048, float>},
-      {"matrix_product_half", run<matrix_product<half, false>, 32, 768, half>},
-      {"matrix_product_bfloat16", run<matrix_product<bfloat16, false>, 32, 768, bfloat16>},
-      {"matrix_product_tf32", run<matrix_product_tf32, 32, 768, float>},
-      {"transposed_product_half", run<matrix_product<half, true>, 32, 768, half>},
-      {"transposed_product_bfloat16", run<matrix_product<bfloat16, true>, 32, 768, bfloat16>},
-      {"maxima_half", run<maxima<half>, 32, 0, float>},
-      {"maxima_bfloat16", run<maxima<bfloat16>, 32, 0, float>},
-      {"warpgroup_product_96_half", run<warpgroup_product<half, 96>, 128, 5120, half>},
-      {"warpgroup_product_96_bfloat16", run<warpgroup_product<bfloat16, 96>, 128, 5120, bfloat16>},
-      {"warpgroup_product_64_half", run<warpgroup_product<half, 64>, 128, 4096, half>},
-      {"warpgroup_product_64_bfloat16", run<warpgroup_product<bfloat16, 64>, 128, 4096, bfloat16>},
+      {"shuffles", run<shuffles, 32, 0>},
+      {"reverse", run<reverse, 128, 512>},
+      {"warp_exchange", run<warp_exchange, 64, 0>},
+      {"copies", run<copies, 64, 2048>},
+      {"matrix_product_half", run<matrix_product<half, false>, 32, 768>},
+      {"matrix_product_bfloat16", run<matrix_product<bfloat16, false>, 32, 768>},
+      {"matrix_product_tf32", run<matrix_product<float, false>, 32, 768>},
+      {"transposed_product_half", run<matrix_product<half, true>, 32, 768>},
+      {"transposed_product_bfloat16", run<matrix_product<bfloat16, true>, 32, 768>},
+      {"maxima_half", run<maxima<half>, 32, 0>},
+      {"maxima_bfloat16", run<maxima<bfloat16>, 32, 0>},
+      {"warpgroup_product_96_half", run<warpgroup_product<half, 96>, 128, 5120>},
+      {"warpgroup_product_96_bfloat16", run<warpgroup_product<bfloat16, 96>, 128, 5120>},
+      {"warpgroup_product_64_half", run<warpgroup_product<half, 64>, 128, 4096>},
+      {"warpgroup_product_64_bfloat16", run<warpgroup_product<bfloat16, 64>, 128, 4096>},
   };
   return kernels;
 }

@@ -39,15 +39,10 @@ T __shfl_sync(unsigned mask, T value, int lane, int width = 32,
   };
   const int self = emulator::self->number % 32;
   Lane mine{value, value, (self & ~(width - 1)) | (lane & (width - 1))};
-  emulator::warp_operation(
-      mask, &mine,
-      [](void** lanes) {
-        for (int l = 0; l < 32; ++l) {
-          Lane* lane = static_cast<Lane*>(lanes[l]);
-          if (lane && lanes[lane->source]) lane->result = static_cast<Lane*>(lanes[lane->source])->value;
-        }
-      },
-      at);
+  emulator::warp_operation(mask, mine, at, [](auto lane) {
+    for (int l = 0; l < 32; ++l)
+      if (lane(l) && lane(lane(l)->source)) lane(l)->result = lane(lane(l)->source)->value;
+  });
   return mine.result;
 }
 
@@ -77,27 +72,22 @@ error_t launch(void (*kernel)(P...), Grid grid, dim3 block, size_t smem, stream_
 using half = _Float16;
 struct bfloat16 {
   uint16_t bits;
+
+  bfloat16() = default;
+  explicit bfloat16(float v) {
+    const uint32_t u = std::bit_cast<uint32_t>(v);
+    bits = v != v ? 0x7fff : (u + 0x7fff + (u >> 16 & 1)) >> 16;  // to nearest, ties to even
+  }
+  explicit operator float() const { return std::bit_cast<float>(uint32_t{bits} << 16); }
 };
 
-inline float to_float(float v) {
-  return v;
-}
-inline float to_float(half v) {
+template <class T>
+float to_float(T v) {
   return static_cast<float>(v);
 }
-inline float to_float(bfloat16 v) {
-  return std::bit_cast<float>(uint32_t{v.bits} << 16);
-}
-
 template <class T>
 T from_float(float v) {
-  if constexpr (std::is_same_v<T, bfloat16>) {
-    if (v != v) return {0x7fff};
-    const uint32_t u = std::bit_cast<uint32_t>(v);
-    return {static_cast<uint16_t>((u + 0x7fff + (u >> 16 & 1)) >> 16)};  // to nearest, ties to even
-  } else {
-    return static_cast<T>(v);
-  }
+  return static_cast<T>(v);
 }
 
 inline uint32_t to_tf32(float v) {  // ties go away from zero

@@ -29,12 +29,8 @@ Block block;
 std::vector<Thread> threads;
 
 std::string name_of(const dim3& d) {
-  std::string name = "(";
-  return name.append(std::to_string(d.x))
-      .append(", ")
-      .append(std::to_string(d.y))
-      .append(", ")
-      .append(std::to_string(d.z) + ")");
+  const auto number = [](unsigned n) { return std::to_string(n); };
+  return '(' + number(d.x) + ", " + number(d.y) + ", " + number(d.z) + ')';
 }
 
 namespace {
@@ -179,14 +175,7 @@ void run_block() {
   begin_block();
   for (unsigned i = 0; i < n; ++i) {
     threads[i] = {.index = dim3(i % block.size.x, i / block.size.x % block.size.y, i / block.size.x / block.size.y),
-                  .number = i,
-                  .state = State::kReady,
-                  .at = {},
-                  .stack_pointer = nullptr,
-                  .clock = 1,
-                  .seen = {},
-                  .copies = {},
-                  .copy_groups = 0};
+                  .number = i};
     prepare_fiber(threads[i]);
   }
   // Rounds over all fibers: each that is ready runs until it waits or returns. A round without progress is a deadlock.

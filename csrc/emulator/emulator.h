@@ -51,14 +51,14 @@ struct AsyncCopy {
 
 struct Thread {
   dim3 index;
-  unsigned number;  // in the block
-  State state;
-  Location at;  // the barrier or operation that it waits in
-  void* stack_pointer;
-  uint32_t clock;    // advances at every synchronisation, starts anew at __syncthreads
-  VectorClock seen;  // by synchronisation of warps and warpgroups since the last __syncthreads
-  std::vector<AsyncCopy> copies;
-  int copy_groups;
+  unsigned number = 0;  // in the block
+  State state = State::kReady;
+  Location at = {};  // the barrier or operation that it waits in
+  void* stack_pointer = nullptr;
+  uint32_t clock = 1;     // advances at every synchronisation, starts anew at __syncthreads
+  VectorClock seen = {};  // by synchronisation of warps and warpgroups since the last __syncthreads
+  std::vector<AsyncCopy> copies = {};
+  int copy_groups = 0;
 };
 
 struct Block {
@@ -83,6 +83,11 @@ void barrier(const Location& at);
 using Work = void (*)(void** arguments);
 void warp_operation(unsigned mask, void* argument, Work work, const Location& at);
 void warpgroup_operation(void* argument, Work work, const Location& at);
+// The same with typed arguments: body(lane), where lane(l) is the argument of lane l; it captures nothing.
+template <class Lane, class Body>
+void warp_operation(unsigned mask, Lane& mine, const Location& at, Body) {
+  warp_operation(mask, &mine, [](void** lanes) { Body{}([&](int l) { return static_cast<Lane*>(lanes[l]); }); }, at);
+}
 // These two also order the threads' accesses to shared memory.
 void warp_barrier(unsigned mask, const Location& at);
 void warpgroup_barrier(const Location& at);
@@ -107,14 +112,7 @@ unsigned char* write_shared(const SharedRange& range, uint32_t bytes);
 void start_copy(const SharedRange& destination, const void* source);  // cp.async of 16 bytes
 void finish_copies(int groups_left);
 
-// A product that a warpgroup has started; `work` computes it when it is waited for.
-struct WgmmaProduct {
-  float* sums[128];
-  const uint32_t* a[128];
-  uint64_t b;
-  void (*work)(const WgmmaProduct&);
-};
-void start_wgmma(const WgmmaProduct& product);
+void start_wgmma(std::function<void()> product);  // computed when the warpgroup waits for it
 void commit_wgmma();
 void finish_wgmma(int groups_left);
 

@@ -42,11 +42,13 @@ Tags tags[kSharedBytes];
 uint32_t allocated;
 std::map<const void*, SharedRange> static_arrays;
 
-struct WgmmaQueue {
-  std::deque<std::pair<WgmmaProduct, int>> products;  // with their commit groups
-  int groups = 0;
-};
-std::map<unsigned, WgmmaQueue> wgmma_queues;  // by warpgroup
+// Products by commit group, of which the last is open; a queue per warpgroup.
+std::map<unsigned, std::deque<std::vector<std::function<void()>>>> wgmma_queues;
+auto& wgmma_queue() {
+  auto& queue = wgmma_queues[self->number / 128];
+  if (queue.empty()) queue.emplace_back();
+  return queue;
+}
 
 void check_bounds(const SharedRange& range, uint32_t bytes) {
   if (range.offset < range.begin || range.offset + bytes > range.end)
@@ -148,21 +150,17 @@ void finish_copies(int groups_left) {
   });
 }
 
-void start_wgmma(const WgmmaProduct& m) {
-  WgmmaQueue& queue = wgmma_queues[self->number / 128];
-  queue.products.emplace_back(m, queue.groups);
+void start_wgmma(std::function<void()> product) {
+  wgmma_queue().back().push_back(std::move(product));
 }
 
 void commit_wgmma() {
-  ++wgmma_queues[self->number / 128].groups;
+  wgmma_queue().emplace_back();
 }
 
 void finish_wgmma(int groups_left) {
-  WgmmaQueue& queue = wgmma_queues[self->number / 128];
-  while (!queue.products.empty() && queue.products.front().second < queue.groups - groups_left) {
-    queue.products.front().first.work(queue.products.front().first);
-    queue.products.pop_front();
-  }
+  for (auto& queue = wgmma_queue(); queue.size() > groups_left + 1u; queue.pop_front())
+    for (const auto& product : queue.front()) product();
 }
 
 }  // namespace emulator

@@ -1,5 +1,7 @@
-// Emulator back end of ../cuda/gpu.h: matrix products. ../cuda/ptx_tensor_cores.h documents the fragments.
+// Emulator back end of ../cuda/gpu.h: matrix products. ../cuda/ptx.h documents the fragments.
 #pragma once
+
+#include <array>
 
 #include "device.h"
 
@@ -14,19 +16,15 @@ inline void load_matrices(uint32_t (&r)[4], const emulator::SharedRange& row, bo
     bool transposed;
   } mine{r, {}, transposed};
   std::memcpy(mine.row, emulator::read_shared(row, 16), 16);
-  emulator::warp_operation(
-      ~0u, &mine,
-      [](void** lanes) {
-        const auto lane = [&](int l) { return static_cast<Lane*>(lanes[l]); };
-        for (int l = 0; l < 32; ++l)
-          for (int m = 0; m < 4; ++m) {
-            const int i = l / 4, j = 2 * (l % 4);
-            const auto element = [&](int i, int j) -> uint32_t { return lane(8 * m + i)->row[j]; };
-            lane(l)->r[m] =
-                lane(l)->transposed ? element(j, i) | element(j + 1, i) << 16 : element(i, j) | element(i, j + 1) << 16;
-          }
-      },
-      at);
+  emulator::warp_operation(~0u, mine, at, [](auto lane) {
+    for (int l = 0; l < 32; ++l)
+      for (int m = 0; m < 4; ++m) {
+        const int i = l / 4, j = 2 * (l % 4);
+        const auto element = [&](int i, int j) -> uint32_t { return lane(8 * m + i)->row[j]; };
+        lane(l)->r[m] =
+            lane(l)->transposed ? element(j, i) | element(j + 1, i) << 16 : element(i, j) | element(i, j + 1) << 16;
+      }
+  });
 }
 template <class T>
 void ldmatrix_x4(uint32_t (&r)[4], shared<T> row, const emulator::Location& at = emulator::Location::current()) {
@@ -44,21 +42,14 @@ void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], PlaceEle
     float* d;
     const uint32_t *a, *b;
   } mine{d, a, b};
-  emulator::warp_operation(
-      ~0u, &mine,
-      [](void** lanes) {
-        // The lanes' fragments into whole matrices; then one dot product per element that a lane holds of d.
-        float a[16][kDepth], b[kDepth][8];
-        for (int l = 0; l < 32; ++l) {
-          const Lane& lane = *static_cast<Lane*>(lanes[l]);
-          PlaceElements{}(l / 4, l % 4, lane.a, lane.b, a, b);
-        }
-        for (int l = 0; l < 32; ++l)
-          for (int i = 0; i < 4; ++i)
-            for (int k = 0; k < kDepth; ++k)
-              static_cast<Lane*>(lanes[l])->d[i] += a[l / 4 + 8 * (i / 2)][k] * b[k][2 * (l % 4) + i % 2];
-      },
-      at);
+  emulator::warp_operation(~0u, mine, at, [](auto lane) {
+    // The lanes' fragments into whole matrices; then one dot product per element that a lane holds of d.
+    float a[16][kDepth], b[kDepth][8];
+    for (int l = 0; l < 32; ++l) PlaceElements{}(l / 4, l % 4, lane(l)->a, lane(l)->b, a, b);
+    for (int l = 0; l < 32; ++l)
+      for (int i = 0; i < 4; ++i)
+        for (int k = 0; k < kDepth; ++k) lane(l)->d[i] += a[l / 4 + 8 * (i / 2)][k] * b[k][2 * (l % 4) + i % 2];
+  });
 }
 
 template <class T>
@@ -125,33 +116,28 @@ void wgmma_k16(float (&d)[kGroups][4], const uint32_t (&a)[4], uint64_t b,
   // The last thread queues the product; it is computed when it is waited for.
   emulator::warpgroup_operation(
       &mine,
-      [](void** lanes) {
-        emulator::WgmmaProduct m;
-        m.b = static_cast<Lane*>(lanes[0])->b;
+      [](void** arguments) {
+        std::array<Lane, 128> lanes;
         for (int t = 0; t < 128; ++t) {
-          const Lane& lane = *static_cast<Lane*>(lanes[t]);
-          if (lane.b != m.b) emulator::fail("wgmma descriptors differ within a warpgroup");
-          m.sums[t] = lane.d;
-          m.a[t] = lane.a;
+          lanes[t] = *static_cast<Lane*>(arguments[t]);
+          if (lanes[t].b != lanes[0].b) emulator::fail("wgmma descriptors differ within a warpgroup");
         }
-        m.work = [](const emulator::WgmmaProduct& m) {
+        emulator::start_wgmma([lanes] {
           // Fragments of 128 threads and the matrix in shared memory into a and b; then one dot product per sum.
           static float a[64][16], b[8 * kGroups][16];
+          const auto row_of = [](int t, int i) { return t / 32 * 16 + t % 32 / 4 + 8 * (i / 2 % 2); };
           for (int t = 0; t < 128; ++t)
             for (int i = 0; i < 8; ++i)
-              a[t / 32 * 16 + t % 32 / 4 + 8 * (i / 2 % 2)][2 * (t % 4) + 8 * (i / 4) + i % 2] =
-                  unpack<T>(m.a[t][i / 2], i % 2);
+              a[row_of(t, i)][2 * (t % 4) + 8 * (i / 4) + i % 2] = unpack<T>(lanes[t].a[i / 2], i % 2);
           for (int row = 0; row < 8 * kGroups; ++row)
-            for (int k = 0; k < 16; ++k) b[row][k] = descriptor_element<T>(m.b, row, k);
+            for (int k = 0; k < 16; ++k) b[row][k] = descriptor_element<T>(lanes[0].b, row, k);
           for (int t = 0; t < 128; ++t)
             for (int i = 0; i < 4 * kGroups; ++i) {
-              float sum = kAdd ? m.sums[t][i] : 0.f;
-              for (int k = 0; k < 16; ++k)
-                sum += a[t / 32 * 16 + t % 32 / 4 + 8 * (i / 2 % 2)][k] * b[i / 4 * 8 + 2 * (t % 4) + i % 2][k];
-              m.sums[t][i] = sum;
+              float sum = kAdd ? lanes[t].d[i] : 0.f;
+              for (int k = 0; k < 16; ++k) sum += a[row_of(t, i)][k] * b[i / 4 * 8 + 2 * (t % 4) + i % 2][k];
+              lanes[t].d[i] = sum;
             }
-        };
-        emulator::start_wgmma(m);
+        });
       },
       at);
 }
