@@ -11,6 +11,7 @@ pytest.importorskip("lightning")
 
 import torch
 import yaml
+from alexnet_cuda.reports.experiments import comparison_chart
 from matplotlib.text import Text
 from PIL import Image
 from torchvision.models import get_model_weights
@@ -19,7 +20,6 @@ from training_helpers import no_report  # noqa: F401
 
 from alexnet_cuda.data import load_images
 from alexnet_cuda.recipe import Recipe, RecipeError, load_recipe
-from alexnet_cuda.reports.experiments import comparison_chart
 from alexnet_cuda.summary import model_summary
 from alexnet_cuda.training import classifier, comparison
 

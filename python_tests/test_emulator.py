@@ -10,10 +10,10 @@ from helpers import (
     SETTINGS,
     _emulated,
     assert_close,
+    assert_matches,
     emulator,
     exact_lrn,
     exact_tail,
-    forward_and_gradients,
     in_layout,
     round_to_tf32,
 )
@@ -32,14 +32,10 @@ layouts = pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 # ---- kernels -------------------------------------------------------------------------------------------------------
 
 
-def check(function, exact, x, inference=True):
+def check(function, exact, x):
     """Output and gradient against float64, and that the output has the same bits where nothing is differentiated."""
-    grad = torch.randn(exact(x).shape).to(x.dtype).double()
-    y, (gradient,) = forward_and_gradients(function, [x], grad)
-    want, (want_gradient,) = forward_and_gradients(exact, [x.double()], grad)
-    assert_close(y, want)
-    assert_close(gradient, want_gradient)
-    assert not inference or function(x).equal(y)
+    y, _ = assert_matches(function, exact, [x])
+    assert function(x).equal(y)
 
 
 def tail(order):
@@ -84,7 +80,7 @@ def test_relu_lrn_max_pool2d_of_a_whole_image(shape, order, layout, device):
 def test_more_channels_than_a_grid_has_rows(channels, size, groups, device):
     x, options = torch.randn(1, channels, 1, 1), dict(size=size, alpha=0.1 * size, groups=groups)
     exact = lambda x: reference.local_response_norm(x, **options)
-    check(lambda x: ops.local_response_norm(x, **options), exact, x, inference=False)
+    assert_matches(lambda x: ops.local_response_norm(x, **options), exact, [x])
     y = ops.relu_lrn_max_pool2d(x, **options, order="lrn-pool-relu", kernel_size=1, stride=1)
     assert_close(y, exact(x.double()).relu())
 
