@@ -138,12 +138,12 @@ def exact_tail(x, size, alpha=1e-4, beta=0.75, k=1.0, *, order="relu-lrn-pool", 
     return x
 
 
-def exact_conv2d(x, weight, bias=None, stride=4, padding=0, ceil_mode=False):
+def exact_conv2d(x, weight, bias=None, stride=4, padding=0, ceil_mode=False, groups=1):
     """With ceil_mode the last window reads zeros: pad generously, convolve, keep the outputs that there should be."""
     sizes = [(x.shape[d] + 2 * padding - weight.shape[d]) / stride + 1 for d in (-2, -1)]
     height, width = (-int(-s // 1) if ceil_mode else int(s) for s in sizes)
     x, weight = x.double().cpu(), weight.double().cpu()
-    y = F.conv2d(F.pad(x, (padding, padding + stride, padding, padding + stride)), weight, None, stride)
+    y = F.conv2d(F.pad(x, (padding, padding + stride, padding, padding + stride)), weight, None, stride, groups=groups)
     y = y[..., :height, :width]
     return y if bias is None else y + bias.double().cpu()[:, None, None]
 

@@ -1,18 +1,6 @@
 """What the tests of networks share."""
 
-from dataclasses import replace
-
 import torch
-
-from alexnet_cuda.variants import Linear, get_variant
-
-
-def narrow(name):
-    """The variant with hidden linear layers of 64 units, to be quick."""
-    variant = get_variant(name)
-    hidden = [isinstance(layer, Linear) and layer.units == 4096 for layer in variant.classifier]
-    layers = (replace(layer, units=64) if wide else layer for layer, wide in zip(variant.classifier, hidden))
-    return replace(variant, classifier=tuple(layers))
 
 
 def images(model, n=1):

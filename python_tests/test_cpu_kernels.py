@@ -116,11 +116,11 @@ def pooled(images):
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-@pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_workers_use_the_kernels_after_the_parent_did(method):
+@pytest.mark.parametrize(("method", "workers"), [("fork", 2), ("spawn", 1)])
+def test_workers_use_the_kernels_after_the_parent_did(method, workers):
     images = list(torch.randn(8, 96, 27, 27))  # enough work for every thread of the parent
     expected = pooled(images)
-    loader = DataLoader(images, 4, num_workers=2, collate_fn=pooled, multiprocessing_context=method, timeout=120)
+    loader = DataLoader(images, 4, num_workers=workers, collate_fn=pooled, multiprocessing_context=method, timeout=120)
     assert torch.equal(torch.cat(list(loader)), expected)
 
 

@@ -24,7 +24,6 @@ from alexnet_cuda.reference import ORDERS
 op = torch.ops.alexnet_cuda_emulated
 
 NAMES = {torch.float16: "half", torch.bfloat16: "bfloat16"}
-dtypes = pytest.mark.parametrize("dtype", [torch.float32, *NAMES], ids=lambda d: str(d)[6:])
 halves = pytest.mark.parametrize("dtype", list(NAMES), ids=lambda d: str(d)[6:])
 layouts = pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 
@@ -56,7 +55,6 @@ KERNELS = {
 
 
 @pytest.mark.devices("emulated")
-@dtypes
 @layouts
 @pytest.mark.parametrize("setting", SETTINGS, ids=str)
 @pytest.mark.parametrize("kernel", KERNELS)

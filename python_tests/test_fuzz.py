@@ -7,6 +7,7 @@ import torch
 from helpers import assert_matches, distinct, exact_conv2d, exact_lrn, exact_tail, in_layout
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from test_winograd_conv2d import check as check_winograd_conv2d
 
 from alexnet_cuda import ops
 from alexnet_cuda._library import KERNEL_DTYPES
@@ -87,3 +88,15 @@ def test_conv2d(device, data):
     weight = torch.randn(filters, channels, 11, 11).div(19).to(x)
     inputs = x, weight, torch.randn(filters).to(x)
     assert_matches(partial(ops.conv2d, **options), partial(exact_conv2d, **options), inputs)
+
+
+@many
+@given(st.data())
+def test_winograd_conv2d(data, kernels):
+    size, groups = data.draw(st.sampled_from([3, 5])), data.draw(st.integers(1, 3))
+    padding = data.draw(st.integers(0, size - 1))
+    height, width = (data.draw(st.integers(max(1, size - 2 * padding), 14)) for _ in range(2))
+    channels, filters = (groups * 16 * data.draw(st.integers(1, 5)) for _ in range(2))
+    torch.set_num_threads(data.draw(st.integers(1, 3)))
+    sizes = channels, filters, groups, size, padding, height, width
+    check_winograd_conv2d(data.draw(st.integers(1, 24)), sizes, data.draw(st.sampled_from(LAYOUTS)))

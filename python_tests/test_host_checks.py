@@ -1,9 +1,11 @@
 """What is said of bad arguments: by the public functions, and by the operators' host code (csrc/host), which exported
 programs call without the public functions' checks."""
 
+from functools import partial
+
 import pytest
 import torch
-import torch.nn.functional as F
+from helpers import assert_close, exact_conv2d, forward_and_gradients
 
 from alexnet_cuda import ops, reference
 
@@ -139,26 +141,19 @@ def test_torch_computes_what_no_kernel_does(
     channels, filters, size, stride, padding, groups, ceil_mode, format, device, kernels
 ):
     """Inside the operators; the public function does not call them for such a convolution."""
-    op = torch.ops.alexnet_cuda
+    op, sizes = torch.ops.alexnet_cuda, (stride, padding, groups)
     x = torch.randn(2, channels, 20, 23, device=device).to(memory_format=format)
     weight, bias = torch.randn(filters, channels // groups, size, size, device=device), torch.randn(filters).to(device)
-    leaves = [t.double().requires_grad_() for t in (x, weight, bias)]
-    over = [-(s + 2 * padding - size) % stride if ceil_mode else 0 for s in (20, 23)]
-    padded = F.pad(leaves[0], (padding, padding + over[1], padding, padding + over[0]))
-    exact = F.conv2d(padded, *leaves[1:], stride=stride, groups=groups)
-    loose = dict(rtol=1e-4, atol=1e-4)
-    for relu in (False, True):
-        y = op.conv2d(x, weight, bias, stride, padding, groups, ceil_mode, relu)
-        torch.testing.assert_close(y, (exact.relu() if relu else exact).float(), **loose)
-        assert y.is_contiguous(memory_format=format)
+    y, rectified = (op.conv2d(x, weight, bias, *sizes, ceil_mode, relu) for relu in (False, True))
     grad = torch.randn_like(y)
-    wanted = torch.autograd.grad(exact, leaves, grad.double())
-    got = op._conv2d_input_grad(grad, weight, 20, 23, stride, padding, groups)
-    assert got.is_contiguous(memory_format=format)
-    got = got, *op._conv2d_weight_grad(grad, x, size, stride, padding, groups, True)
-    for ours, expected in zip(got, wanted):
-        torch.testing.assert_close(ours, expected.float(), **loose)
-    assert op._conv2d_weight_grad(grad, x, size, stride, padding, groups, False)[1].numel() == 0
+    grad_x = op._conv2d_input_grad(grad, weight, 20, 23, *sizes)
+    parameters = op._conv2d_weight_grad(grad, x, size, *sizes, True)
+    exact = partial(exact_conv2d, stride=stride, padding=padding, ceil_mode=ceil_mode, groups=groups)
+    want, gradients = forward_and_gradients(exact, [t.double().cpu() for t in (x, weight, bias)], grad)
+    for result, expected in zip((y, rectified, grad_x, *parameters), (want, want.relu(), *gradients), strict=True):
+        assert_close(result, expected.detach())
+    assert all(t.is_contiguous(memory_format=format) for t in (y, rectified, grad_x))
+    assert op._conv2d_weight_grad(grad, x, size, *sizes, False)[1].numel() == 0
 
 
 MILLION = 2**20

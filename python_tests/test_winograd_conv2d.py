@@ -6,8 +6,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import assert_same_derivatives, in_layout, memory_format
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from alexnet_cuda import ops
 
@@ -82,24 +80,6 @@ def test_layouts(sizes, layout):
     y = check(2, sizes, layout)
     channels_last = layout in ("channels_last", "offset")
     assert memory_format(y) == (torch.channels_last if channels_last else torch.contiguous_format)
-
-
-@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-@given(st.data())
-def test_any_sizes(data):
-    draw = lambda *values: data.draw(st.sampled_from(values))
-    size, groups = draw(3, 5), draw(1, 2, 3)
-    padding = data.draw(st.integers(0, size - 1))
-    least = max(1, size - 2 * padding)
-    height, width = (data.draw(st.integers(least, 14)) for _ in range(2))
-    channels, filters = (groups * 16 * data.draw(st.integers(1, 5)) for _ in range(2))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(draw(1, 2, 3))
-    try:
-        check(data.draw(st.integers(1, 24)), (channels, filters, groups, size, padding, height, width),
-              draw("contiguous", "channels_last", "sliced", "permuted"))  # fmt: skip
-    finally:
-        torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf, 1e25, -3e38])
