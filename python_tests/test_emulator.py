@@ -3,6 +3,8 @@ another order of threads and with inputs behind unaligned addresses, large shape
 
 All other tests run the threads of a block in random order: a kernel whose result depends on it lacks a barrier."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -31,26 +33,19 @@ layouts = pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 # ---- kernels -------------------------------------------------------------------------------------------------------
 
 
-def check(function, exact, x):
+def check(function, exact, arguments, x):
     """Output and gradient against float64, and that the output has the same bits where nothing is differentiated."""
-    y, _ = assert_matches(function, exact, [x])
+    function = partial(function, **arguments)
+    y, _ = assert_matches(function, partial(exact, **arguments), [x])
     assert function(x).equal(y)
 
 
-def tail(order):
-    arguments = dict(size=5, alpha=0.3, k=2.0, order=order)
-    return lambda x: ops.relu_lrn_max_pool2d(x, **arguments), lambda x: exact_tail(x, **arguments), (2, 24, 9, 11)
-
-
+TAIL = dict(size=5, alpha=0.3, k=2.0)
 KERNELS = {
-    "lrn": (lambda x: ops.local_response_norm(x, 5, 0.3, k=2.0), lambda x: exact_lrn(x, 5, 0.3, k=2.0), (2, 24, 5, 7)),
-    "spatial-lrn": (
-        lambda x: ops.local_response_norm(x, 3, 0.5, across="spatial"),
-        lambda x: exact_lrn(x, 3, 0.5, across="spatial"),
-        (2, 3, 7, 5),
-    ),
-    "pool": (lambda x: ops.max_pool2d(x, 3, 2), lambda x: reference.max_pool2d(x, 3, 2), (2, 4, 9, 7)),
-    **{order: tail(order) for order in ORDERS},
+    "lrn": (ops.local_response_norm, exact_lrn, TAIL, (2, 24, 5, 7)),
+    "spatial-lrn": (ops.local_response_norm, exact_lrn, dict(size=3, alpha=0.5, across="spatial"), (2, 3, 7, 5)),
+    "pool": (ops.max_pool2d, reference.max_pool2d, {}, (2, 4, 9, 7)),
+    **{o: (ops.relu_lrn_max_pool2d, exact_tail, TAIL | dict(order=o), (2, 24, 9, 11)) for o in ORDERS},
 }
 
 
@@ -59,9 +54,9 @@ KERNELS = {
 @pytest.mark.parametrize("setting", SETTINGS, ids=str)
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_settings(kernel, setting, layout, dtype, device):
-    function, exact, shape = KERNELS[kernel]
+    *kernel, shape = KERNELS[kernel]
     with emulator(**setting):
-        check(function, exact, in_layout(torch.randn(shape).to(dtype), layout))
+        check(*kernel, in_layout(torch.randn(shape).to(dtype), layout))
 
 
 @pytest.mark.devices("emulated")
@@ -69,8 +64,7 @@ def test_settings(kernel, setting, layout, dtype, device):
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("shape", [(1, 96, 55, 55), (1, 256, 27, 27)], ids=["first-block", "second-block"])
 def test_relu_lrn_max_pool2d_of_a_whole_image(shape, order, layout, device):
-    function, exact, _ = tail(order)
-    check(function, exact, in_layout(torch.randn(shape).bfloat16(), layout))
+    check(*KERNELS[order][:3], in_layout(torch.randn(shape).bfloat16(), layout))
 
 
 @pytest.mark.devices("emulated")
