@@ -138,12 +138,12 @@ def exact_tail(x, size, alpha=1e-4, beta=0.75, k=1.0, *, order="relu-lrn-pool", 
     return x
 
 
-def exact_conv2d(x, weight, bias=None, stride=4, padding=0, ceil_mode=False):
+def exact_conv2d(x, weight, bias=None, stride=4, padding=0, ceil_mode=False, groups=1):
     """With ceil_mode the last window reads zeros: pad generously, convolve, keep the outputs that there should be."""
     sizes = [(x.shape[d] + 2 * padding - weight.shape[d]) / stride + 1 for d in (-2, -1)]
     height, width = (-int(-s // 1) if ceil_mode else int(s) for s in sizes)
     x, weight = x.double().cpu(), weight.double().cpu()
-    y = F.conv2d(F.pad(x, (padding, padding + stride, padding, padding + stride)), weight, None, stride)
+    y = F.conv2d(F.pad(x, (padding, padding + stride, padding, padding + stride)), weight, None, stride, groups=groups)
     y = y[..., :height, :width]
     return y if bias is None else y + bias.double().cpu()[:, None, None]
 
@@ -187,3 +187,45 @@ def saved_bytes(function, *inputs):
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
         function(*inputs)
     return sum(storages.values())
+
+
+def assert_matches(function, exact, inputs, gradients=True, also=()):
+    """Output and gradients of `function` against those of `exact` in float64, and the outputs of the functions `also`,
+    of which nothing is differentiated. Returns the output and the gradients."""
+    leaves = [x.detach().double().cpu().requires_grad_() for x in inputs]
+    want = exact(*leaves)
+    grad = torch.randn(want.shape).to(inputs[0].dtype).double()
+    y, found = forward_and_gradients(function, inputs, grad)
+    assert y.dtype == inputs[0].dtype
+    for result in (y, *(other(*inputs) for other in also)):
+        assert_close(result, want)
+    if gradients:
+        for got, wanted in zip(found, torch.autograd.grad(want, leaves, grad)):
+            assert_close(got, wanted)
+    return y, found
+
+
+def assert_derivatives(function, shapes, fast=(False, False)):
+    """First and second derivatives of `function` in float64; `fast`: of each, in one random direction only."""
+    first, *others = shapes
+    inputs = [(distinct(*first) * 1.3 + 0.01).requires_grad_()]  # not 0, where ReLU has no derivative
+    inputs += [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in others]
+    assert torch.autograd.gradcheck(function, inputs, fast_mode=fast[0], check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(function, inputs, fast_mode=fast[1])
+
+
+def assert_same_derivatives(ours, stock, inputs, close):
+    """First derivatives by each set of inputs, also of a sum, whose gradient has no memory of its own, and second."""
+    for needs in [(True, True, True), (False, True, False), (True, False, False), (False, False, True)]:
+        leaves = [x.detach().requires_grad_(need) for x, need in zip(inputs, needs)]
+        wanted = [leaf for leaf in leaves if leaf.requires_grad]
+        for loss in (torch.sum, lambda y: y.square().sum()):
+            gradients = [torch.autograd.grad(loss(f(*leaves)), wanted) for f in (ours, stock)]
+            for got, expected in zip(*gradients):
+                close(got, expected)
+    leaves, seconds = [x.detach().requires_grad_() for x in inputs], []
+    for function in (ours, stock):
+        first = torch.autograd.grad(function(*leaves).square().sum(), leaves, create_graph=True)
+        seconds.append(torch.autograd.grad(sum(g.square().sum() for g in first), leaves))
+    for got, expected in zip(*seconds):
+        close(got, expected)

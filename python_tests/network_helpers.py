@@ -8,14 +8,6 @@ from alexnet_cuda import AlexNet
 from alexnet_cuda.variants import Conv, Linear, get_variant
 
 
-def narrow(name):
-    """The variant with hidden linear layers of 64 units, to be quick."""
-    variant = get_variant(name)
-    hidden = [isinstance(layer, Linear) and layer.units == 4096 for layer in variant.classifier]
-    layers = (replace(layer, units=64) if wide else layer for layer, wide in zip(variant.classifier, hidden))
-    return replace(variant, classifier=tuple(layers))
-
-
 def narrow_network(name, classes, **options):
     """The variant with a quarter of the filters and few units, random weights and statistics as after training."""
 

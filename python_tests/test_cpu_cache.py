@@ -3,9 +3,8 @@
 import copy
 import os
 import pickle
-import subprocess
 import sys
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -96,7 +95,6 @@ def test_copies_and_shared_memory():
 
 def test_threads():
     """Results of several sizes come and go in several threads; nobody sees another's numbers."""
-    wrong = []
 
     def work(seed):
         order = torch.Generator().manual_seed(seed)
@@ -106,24 +104,19 @@ def test_threads():
             held.append((seed * 100 + step, result(mib, fill=float(seed * 100 + step))))
             if len(held) > 3:
                 value, y = held.pop(int(torch.randint(4, (), generator=order)))
-                if y.min() != value or y.max() != value:
-                    wrong.append((value, y.min().item(), y.max().item()))
+                assert y.min() == y.max() == value
 
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not wrong
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
 
 
-def run(code, mib):
-    return subprocess.run([sys.executable, "-c", f"import alexnet_cuda; {code}"], capture_output=True, text=True,
-                          env={**os.environ, "ALEXNET_CUDA_CACHE_MIB": mib})  # fmt: skip
-
-
-def test_environment_variable():
-    assert run("print(alexnet_cuda.build_info()['CPU cache'])", "7").stdout == "up to 7 MiB of freed results\n"
-    assert "ALEXNET_CUDA_CACHE_MIB: expected a whole number of MiB, got 'much'" in run("", "much").stderr
-    code = "from alexnet_cuda._library import _C; print(_C.set_cache_limit(1), _C.set_cache_limit(2))"
-    assert run(code, "0").stdout == "0 1\n"
+def test_environment_variable(monkeypatch):
+    """Read when the library is loaded."""
+    for value, limit in (("7", 7 * MIB), ("0", 0)):
+        monkeypatch.setenv("ALEXNET_CUDA_CACHE_MIB", value)
+        _library._load_cpu()
+        assert _library.build_info()["CPU cache"] == f"up to {value} MiB of freed results"
+        assert set_limit(1) == limit
+    monkeypatch.setenv("ALEXNET_CUDA_CACHE_MIB", "much")
+    with pytest.raises(ValueError, match="ALEXNET_CUDA_CACHE_MIB: expected a whole number of MiB, got 'much'"):
+        _library._load_cpu()

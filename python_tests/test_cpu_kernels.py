@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_winograd_conv2d import check_sizes
 from torch.utils.data import DataLoader
 
 from alexnet_cuda import ops, reference
@@ -33,6 +34,8 @@ def cases():
             yield "relu_lrn_max_pool2d", (x,), LRN
             yield "relu_lrn_max_pool2d", (x,), {**LRN, "order": "relu-pool-lrn", "ceil_mode": True}
             yield "conv2d", (image, *filters), {"padding": 2}
+            wide = torch.randn(9, 32, 13, 15).to(memory_format=fmt), torch.randn(64, 16, 5, 5) / 20, torch.randn(64)
+            yield "conv2d", wide, {"stride": 1, "padding": 2, "groups": 2}
             yield "conv2d_relu_lrn_max_pool2d", (image, *filters), LRN
 
 
@@ -73,6 +76,7 @@ def check_against_reference():
         for a, b in zip(ours, expected):
             tolerance = 2e-5 * max(1.0, b.abs().max().item())
             torch.testing.assert_close(a, b, rtol=2e-5, atol=tolerance, msg=lambda m, name=name: f"{name}: {m}")
+    check_sizes()
 
 
 def run_level(level):
@@ -112,11 +116,11 @@ def pooled(images):
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-@pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_workers_use_the_kernels_after_the_parent_did(method):
+@pytest.mark.parametrize(("method", "workers"), [("fork", 2), ("spawn", 1)])
+def test_workers_use_the_kernels_after_the_parent_did(method, workers):
     images = list(torch.randn(8, 96, 27, 27))  # enough work for every thread of the parent
     expected = pooled(images)
-    loader = DataLoader(images, 4, num_workers=2, collate_fn=pooled, multiprocessing_context=method, timeout=120)
+    loader = DataLoader(images, 4, num_workers=workers, collate_fn=pooled, multiprocessing_context=method, timeout=120)
     assert torch.equal(torch.cat(list(loader)), expected)
 
 

@@ -5,6 +5,7 @@ Without a GPU nothing is collected from this file.
 
 import math
 from dataclasses import replace
+from itertools import product
 
 import pytest
 import torch
@@ -16,11 +17,7 @@ __test__ = torch.cuda.is_available()
 DEVICE = "cuda"
 OWN = {case.op: case for case in reversed(CASES) if not case.small and case.shape[0] != 256}  # AlexNet's first of each
 FORMATS = [torch.contiguous_format, torch.channels_last]
-each_kernel = pytest.mark.parametrize(
-    ("op", "dtype", "memory_format"),
-    [(op, dtype, f) for op in OWN for dtype in (torch.float32, torch.float16, torch.bfloat16) for f in FORMATS],
-    ids=str,
-)
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 
 def inputs_of(case, dtype, memory_format=torch.contiguous_format):
@@ -42,15 +39,20 @@ def run(case, inputs, grad=None):
     return [inference, y.detach(), *torch.autograd.grad(y, leaves, fixed(y) if grad is None else grad)]
 
 
+@pytest.fixture(params=product(OWN, DTYPES, FORMATS), ids=str)
+def kernel(request):
+    """(case, its inputs, their results)"""
+    op, dtype, memory_format = request.param
+    inputs = inputs_of(OWN[op], dtype, memory_format)
+    return OWN[op], inputs, run(OWN[op], inputs)
+
+
 def same(a, b):
     assert [(s != t).sum().item() for s, t in zip(a, b, strict=True)] == [0] * len(a)
 
 
-@each_kernel
-def test_bit_identical(op, dtype, memory_format):
-    case = OWN[op]
-    inputs = inputs_of(case, dtype, memory_format)
-    first = run(case, inputs)
+def test_bit_identical(kernel):
+    case, inputs, first = kernel
     same(first[:1], first[1:2])
     same(first, run(case, inputs))
     torch.use_deterministic_algorithms(True)
@@ -72,12 +74,10 @@ def test_memory_that_is_not_zero(case):
     same(first, run(case, inputs))
 
 
-@each_kernel
-def test_current_stream(op, dtype, memory_format):
+def test_current_stream(kernel):
     """Inputs arrive late on another stream: work on the default stream would read zeros."""
-    case = OWN[op]
-    inputs = inputs_of(case, dtype, memory_format)
-    first, late = run(case, inputs), [torch.zeros_like(x) for x in inputs]
+    case, inputs, first = kernel
+    late = [torch.zeros_like(x) for x in inputs]
     busy = torch.randn(4096, 4096, device=DEVICE)
     grad = fixed(first[0])
     torch.cuda.synchronize()
@@ -91,11 +91,9 @@ def test_current_stream(op, dtype, memory_format):
     same(first, got)
 
 
-@each_kernel
-def test_graph_capture(op, dtype, memory_format):
-    case = OWN[op]
-    inputs = inputs_of(case, dtype, memory_format)
-    first, static = run(case, inputs), [torch.zeros_like(x) for x in inputs]
+def test_graph_capture(kernel):
+    case, inputs, first = kernel
+    static = [torch.zeros_like(x) for x in inputs]
     grad = fixed(first[0])
     with torch.cuda.stream(torch.cuda.Stream()):
         run(case, static, grad)
@@ -110,18 +108,15 @@ def test_graph_capture(op, dtype, memory_format):
     same(first, got)
 
 
-def on_another_device(op, dtype, memory_format, other="cuda:1"):
-    """The same bits on a device that is not the current one."""
-    inputs = inputs_of(OWN[op], dtype, memory_format)
-    first = run(OWN[op], inputs)
-    same(first, [t.to(DEVICE) for t in run(OWN[op], [t.to(other) for t in inputs])])
-
-
 if torch.cuda.device_count() > 1:
-    test_on_another_device = each_kernel(on_another_device)
+
+    def test_on_another_device(kernel):
+        """The same bits on a device that is not the current one."""
+        case, inputs, first = kernel
+        same(first, [t.to(DEVICE) for t in run(case, [t.to("cuda:1") for t in inputs])])
 
 
-@each_kernel
+@pytest.mark.parametrize(("op", "dtype", "memory_format"), product(OWN, DTYPES, FORMATS), ids=str)
 def test_many_images(op, dtype, memory_format):
     """More images than an H100 has multiprocessors, against float64."""
     case = replace(OWN[op], images=133)

@@ -3,6 +3,8 @@ another order of threads and with inputs behind unaligned addresses, large shape
 
 All other tests run the threads of a block in random order: a kernel whose result depends on it lacks a barrier."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -10,10 +12,10 @@ from helpers import (
     SETTINGS,
     _emulated,
     assert_close,
+    assert_matches,
     emulator,
     exact_lrn,
     exact_tail,
-    forward_and_gradients,
     in_layout,
     round_to_tf32,
 )
@@ -24,7 +26,6 @@ from alexnet_cuda.reference import ORDERS
 op = torch.ops.alexnet_cuda_emulated
 
 NAMES = {torch.float16: "half", torch.bfloat16: "bfloat16"}
-dtypes = pytest.mark.parametrize("dtype", [torch.float32, *NAMES], ids=lambda d: str(d)[6:])
 halves = pytest.mark.parametrize("dtype", list(NAMES), ids=lambda d: str(d)[6:])
 layouts = pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 
@@ -32,42 +33,30 @@ layouts = pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 # ---- kernels -------------------------------------------------------------------------------------------------------
 
 
-def check(function, exact, x, inference=True):
+def check(function, exact, arguments, x):
     """Output and gradient against float64, and that the output has the same bits where nothing is differentiated."""
-    grad = torch.randn(exact(x).shape).to(x.dtype).double()
-    y, (gradient,) = forward_and_gradients(function, [x], grad)
-    want, (want_gradient,) = forward_and_gradients(exact, [x.double()], grad)
-    assert_close(y, want)
-    assert_close(gradient, want_gradient)
-    assert not inference or function(x).equal(y)
+    function = partial(function, **arguments)
+    y, _ = assert_matches(function, partial(exact, **arguments), [x])
+    assert function(x).equal(y)
 
 
-def tail(order):
-    arguments = dict(size=5, alpha=0.3, k=2.0, order=order)
-    return lambda x: ops.relu_lrn_max_pool2d(x, **arguments), lambda x: exact_tail(x, **arguments), (2, 24, 9, 11)
-
-
+TAIL = dict(size=5, alpha=0.3, k=2.0)
 KERNELS = {
-    "lrn": (lambda x: ops.local_response_norm(x, 5, 0.3, k=2.0), lambda x: exact_lrn(x, 5, 0.3, k=2.0), (2, 24, 5, 7)),
-    "spatial-lrn": (
-        lambda x: ops.local_response_norm(x, 3, 0.5, across="spatial"),
-        lambda x: exact_lrn(x, 3, 0.5, across="spatial"),
-        (2, 3, 7, 5),
-    ),
-    "pool": (lambda x: ops.max_pool2d(x, 3, 2), lambda x: reference.max_pool2d(x, 3, 2), (2, 4, 9, 7)),
-    **{order: tail(order) for order in ORDERS},
+    "lrn": (ops.local_response_norm, exact_lrn, TAIL, (2, 24, 5, 7)),
+    "spatial-lrn": (ops.local_response_norm, exact_lrn, dict(size=3, alpha=0.5, across="spatial"), (2, 3, 7, 5)),
+    "pool": (ops.max_pool2d, reference.max_pool2d, {}, (2, 4, 9, 7)),
+    **{o: (ops.relu_lrn_max_pool2d, exact_tail, TAIL | dict(order=o), (2, 24, 9, 11)) for o in ORDERS},
 }
 
 
 @pytest.mark.devices("emulated")
-@dtypes
 @layouts
 @pytest.mark.parametrize("setting", SETTINGS, ids=str)
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_settings(kernel, setting, layout, dtype, device):
-    function, exact, shape = KERNELS[kernel]
+    *kernel, shape = KERNELS[kernel]
     with emulator(**setting):
-        check(function, exact, in_layout(torch.randn(shape).to(dtype), layout))
+        check(*kernel, in_layout(torch.randn(shape).to(dtype), layout))
 
 
 @pytest.mark.devices("emulated")
@@ -75,8 +64,7 @@ def test_settings(kernel, setting, layout, dtype, device):
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("shape", [(1, 96, 55, 55), (1, 256, 27, 27)], ids=["first-block", "second-block"])
 def test_relu_lrn_max_pool2d_of_a_whole_image(shape, order, layout, device):
-    function, exact, _ = tail(order)
-    check(function, exact, in_layout(torch.randn(shape).bfloat16(), layout))
+    check(*KERNELS[order][:3], in_layout(torch.randn(shape).bfloat16(), layout))
 
 
 @pytest.mark.devices("emulated")
@@ -84,7 +72,7 @@ def test_relu_lrn_max_pool2d_of_a_whole_image(shape, order, layout, device):
 def test_more_channels_than_a_grid_has_rows(channels, size, groups, device):
     x, options = torch.randn(1, channels, 1, 1), dict(size=size, alpha=0.1 * size, groups=groups)
     exact = lambda x: reference.local_response_norm(x, **options)
-    check(lambda x: ops.local_response_norm(x, **options), exact, x, inference=False)
+    assert_matches(lambda x: ops.local_response_norm(x, **options), exact, [x])
     y = ops.relu_lrn_max_pool2d(x, **options, order="lrn-pool-relu", kernel_size=1, stride=1)
     assert_close(y, exact(x.double()).relu())
 

@@ -93,23 +93,10 @@ def test_every_tap(channels, dtype):
 
 @pytest.mark.parametrize(("size", "padding", "ceil_mode"), [(227, 0, False), (224, 2, False), (224, 0, True)])
 def test_tf32_of_a_whole_image(size, padding, ceil_mode):
-    """Rounding leaves up to 2^-11 of either factor, so up to 2^-10 of a product. Most of it cancels in a sum of 363
-    products: errors stay below that part of the largest result."""
-    x, weight = in_layout(torch.randn(1, 3, size, size), "channels_last"), 0.05 * torch.randn(64, 3, 11, 11)
+    x, weight = in_layout(torch.randn(1, 3, size, size), "channels_last"), torch.randn(64, 3, 11, 11)
     with tf32():
         y = op.conv2d(x, weight, None, 4, padding, 1, ceil_mode, False)
-    exact = exact_conv2d(x, weight, None, 4, padding, ceil_mode)
-    assert 2**-16 < (y - exact).abs().max() / exact.abs().max() < 2**-10
-
-
-def test_tf32_against_float32():
-    x, weight, bias = torch.randn(1, 3, 27, 31), 0.05 * torch.randn(96, 3, 11, 11), torch.zeros(96)
-    grad = torch.randn(1, 96, 5, 6)
-    exact = kernels(x, grad, weight, bias, 0, False)
-    with tf32():
-        rounded = kernels(x, grad, weight, bias, 0, False)
-    for a, b in zip(rounded, exact):
-        assert 2**-16 < (a - b).abs().max() / b.abs().max() < 2**-9
+    assert_close(y, exact_conv2d(round_to_tf32(x), round_to_tf32(weight), None, 4, padding, ceil_mode))
 
 
 @layouts

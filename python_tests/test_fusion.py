@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from network_helpers import assert_all_close, images, narrow, outputs_and_gradients
+from network_helpers import assert_all_close, images, narrow_network, outputs_and_gradients
 from torch import nn
 from torch.autograd import forward_ad
 
@@ -70,7 +70,7 @@ def unfused(model):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_variant_fused_equals_unfused(variant, training, calls):
     """In float64: in float32, rounding may choose another maximum of two."""
-    model = AlexNet(narrow(variant), 10).train(training).double()
+    model = narrow_network(variant, 10).train(training).double()
     results = []
     for run in (model, unfused(model)):
         torch.manual_seed(0)  # for dropout
@@ -214,7 +214,7 @@ def test_transforms_and_precisions(model):
 
 @pytest.mark.parametrize("variant", ["cifar", "original2012"])
 def test_compile_and_export_without_graph_breaks(variant):
-    model = AlexNet(narrow(variant), 10).eval()
+    model = narrow_network(variant, 10)
     x = images(model, 2)
     torch.compiler.reset()
     expected = model(x)

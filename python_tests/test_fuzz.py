@@ -1,10 +1,13 @@
 """Random shapes, layouts, dtypes, constants and thread counts against float64."""
 
+from functools import partial
+
 import pytest
 import torch
-from helpers import assert_close, distinct, exact_conv2d, exact_lrn, exact_tail, forward_and_gradients, in_layout
+from helpers import assert_matches, distinct, exact_conv2d, exact_lrn, exact_tail, in_layout
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from test_winograd_conv2d import check as check_winograd_conv2d
 
 from alexnet_cuda import ops
 from alexnet_cuda._library import KERNEL_DTYPES
@@ -47,24 +50,13 @@ def tensor(draw, device, *shape):
     return in_layout(x, draw(st.sampled_from(LAYOUTS)))
 
 
-def check(function, exact, *inputs, gradients=True):
-    doubles = [x.double().cpu() for x in inputs]
-    grad = torch.randn(exact(*doubles).shape, dtype=torch.float64).to(inputs[0].dtype).double()
-    want, wanted = forward_and_gradients(exact, doubles, grad)
-    y, got = forward_and_gradients(function, inputs, grad)
-    assert_close(y, want)
-    if gradients:
-        for a, b in zip(got, wanted):
-            assert_close(a, b)
-
-
 @many
 @given(st.data())
 def test_local_response_norm(device, data):
     channels, constants = data.draw(lrn_arguments())
     n, height, width = data.draw(st.integers(0, 3)), data.draw(st.integers(1, 9)), data.draw(st.integers(1, 9))
     x = tensor(data.draw, device, n, channels, height, width)
-    check(lambda x: ops.local_response_norm(x, **constants), lambda x: exact_lrn(x, **constants), x)
+    assert_matches(partial(ops.local_response_norm, **constants), partial(exact_lrn, **constants), [x])
 
 
 @many
@@ -83,7 +75,7 @@ def test_relu_lrn_max_pool2d(device, data):
     x = tensor(data.draw, device, data.draw(st.integers(0, 3)), channels, height, width)
     # half inputs tie, and normalising in float32 or float64 breaks such ties differently
     exactly = x.dtype in (torch.float32, torch.float64)
-    check(lambda x: ops.relu_lrn_max_pool2d(x, **constants), lambda x: exact_tail(x, **constants), x, gradients=exactly)
+    assert_matches(partial(ops.relu_lrn_max_pool2d, **constants), partial(exact_tail, **constants), [x], exactly)
 
 
 @many
@@ -94,8 +86,17 @@ def test_conv2d(device, data):
     height, width = (data.draw(st.integers(11, 40)) for _ in range(2))
     x = tensor(data.draw, device, data.draw(st.integers(1, 3)), channels, height, width)
     weight = torch.randn(filters, channels, 11, 11).div(19).to(x)
-    check(
-        lambda *i: ops.conv2d(*i, **options),
-        lambda *i: exact_conv2d(*i, **options),
-        x, weight, torch.randn(filters).to(x),
-    )  # fmt: skip
+    inputs = x, weight, torch.randn(filters).to(x)
+    assert_matches(partial(ops.conv2d, **options), partial(exact_conv2d, **options), inputs)
+
+
+@many
+@given(st.data())
+def test_winograd_conv2d(data, kernels):
+    size, groups = data.draw(st.sampled_from([3, 5])), data.draw(st.integers(1, 3))
+    padding = data.draw(st.integers(0, size - 1))
+    height, width = (data.draw(st.integers(max(1, size - 2 * padding), 14)) for _ in range(2))
+    channels, filters = (groups * 16 * data.draw(st.integers(1, 5)) for _ in range(2))
+    torch.set_num_threads(data.draw(st.integers(1, 3)))
+    sizes = channels, filters, groups, size, padding, height, width
+    check_winograd_conv2d(data.draw(st.integers(1, 24)), sizes, data.draw(st.sampled_from(LAYOUTS)))

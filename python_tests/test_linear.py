@@ -1,8 +1,11 @@
 """Linear layers in float32 on the CPU (ops/linear.py): torch's results, and who computes them."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import assert_same_derivatives
 from torch.autograd import forward_ad
 
 from alexnet_cuda import _library
@@ -33,30 +36,11 @@ def test_is_torchs(images, relu):
         assert y.is_contiguous()
 
 
-@pytest.mark.parametrize(
-    "needs", [(True, True, True), (False, True, False), (True, False, False), (False, False, True)]
-)
+@pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize("images", [1, 9])
-def test_gradients(needs, images):
-    """Of whatever needs one, and of a sum, whose gradient has no memory of its own."""
-    leaves = [leaf.requires_grad_(need) for leaf, need in zip(tensors(images), needs)]
-    wanted = [leaf for leaf in leaves if leaf.requires_grad]
-    for relu in (False, True):
-        for loss in (torch.sum, lambda y: y.square().sum()):
-            y = F.linear(*leaves)
-            got = torch.autograd.grad(loss(linear(*leaves, relu=relu)), wanted)
-            for ours, stock in zip(got, torch.autograd.grad(loss(y.relu() if relu else y), wanted)):
-                close(ours, stock)
-
-
-def test_second_derivatives():
-    leaves = [leaf.requires_grad_() for leaf in tensors(9)]
-    seconds = []
-    for y in (linear(*leaves), F.linear(*leaves)):
-        first = torch.autograd.grad(y.square().sum(), leaves, create_graph=True)
-        seconds.append(torch.autograd.grad(sum(g.square().sum() for g in first), leaves))
-    for ours, stock in zip(*seconds):
-        close(ours, stock)
+def test_derivatives(images, relu):
+    stock = lambda *inputs: F.linear(*inputs).relu() if relu else F.linear(*inputs)
+    assert_same_derivatives(partial(linear, relu=relu), stock, tensors(images), close)
 
 
 def test_opcheck_and_compile():

@@ -1,14 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import (
-    assert_close,
-    exact_lrn,
-    forward_and_gradients,
-    in_layout,
-    memory_format,
-    saved_bytes,
-)
+from helpers import assert_close, assert_derivatives, assert_matches, exact_lrn, in_layout, memory_format
 
 from alexnet_cuda import ops, reference
 from alexnet_cuda._library import build_info, has_kernel
@@ -38,13 +31,9 @@ CASES = [
 @pytest.mark.parametrize(("shape", "args"), CASES, ids=str)
 def test_matches_float64(shape, args, dtype, layout, device):
     x = in_layout(torch.randn(shape, device=device).to(dtype), layout)
-    grad = torch.randn(shape).to(dtype).double()
-    y, (gx,) = forward_and_gradients(lambda x: ops.local_response_norm(x, **args), [x], grad)
-    want, (want_gx,) = forward_and_gradients(lambda x: exact_lrn(x, **args), [x.double().cpu()], grad)
-    assert y.dtype == dtype
-    assert_close(y, want)
-    assert_close(gx, want_gx)
-    assert_close(reference.local_response_norm(x, **args), want)
+    function = lambda x: ops.local_response_norm(x, **args)
+    also = [lambda x: reference.local_response_norm(x, **args)]
+    y, (gx,) = assert_matches(function, lambda x: exact_lrn(x, **args), [x], also=also)
     if layout in ("contiguous", "channels_last") and has_kernel(x):
         assert memory_format(y) == memory_format(gx) == memory_format(x)
 
@@ -73,12 +62,8 @@ def test_permuted_5d(device):
 
 @pytest.mark.parametrize("largest", [300.0, 65504.0])
 def test_half_does_not_overflow(largest, device):
-    x = torch.full((1, 96, 3, 3), largest, dtype=torch.float16, device=device, requires_grad=True)
-    y = ops.local_response_norm(x, 5)
-    y.sum().backward()
-    want, (want_gx,) = forward_and_gradients(lambda x: exact_lrn(x, 5), [x.double().cpu()], torch.ones(1, 96, 3, 3))
-    assert_close(y, want)
-    assert_close(x.grad, want_gx)
+    x = torch.full((1, 96, 3, 3), largest, dtype=torch.float16, device=device)
+    assert_matches(lambda x: ops.local_response_norm(x, 5), lambda x: exact_lrn(x, 5), [x])
 
 
 def test_special_values(device):
@@ -101,13 +86,8 @@ def test_without_k(format, device):
     assert y[:, 6:].isnan().all()
     x = torch.randn(1, 16, 1, 2, device=device)
     x[:, :2] = x[:, 14:] = 0
-    function = lambda x: ops.local_response_norm(x, 5, 1.0, k=0.0)
-    y, (gx,) = forward_and_gradients(function, [x.to(memory_format=format)], torch.ones(1, 16, 1, 2))
-    want, (want_gx,) = forward_and_gradients(
-        lambda x: reference.local_response_norm(x, 5, 1.0, k=0.0), [x.double().cpu()], torch.ones(1, 16, 1, 2)
-    )
-    assert_close(y, want)
-    assert_close(gx, want_gx)
+    functions = (lambda x, m=m: m.local_response_norm(x, 5, 1.0, k=0.0) for m in (ops, reference))
+    assert_matches(*functions, [x.to(memory_format=format)])
 
 
 @pytest.mark.skipif("avx512" not in build_info()["CPU kernels"], reason="AVX2's estimate of 1/sqrt takes them for 0")
@@ -120,48 +100,7 @@ def test_subnormal_sums_without_k():
 @pytest.mark.devices("cpu")
 @pytest.mark.parametrize("args", [c[1] for c in CASES[3:12]], ids=str)
 def test_gradients(args, device):
-    x = torch.randn(2, 6, 3, 3, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: ops.local_response_norm(x, **args), x, check_forward_ad=True)
-    assert torch.autograd.gradgradcheck(lambda x: ops.local_response_norm(x, **args), x)
-
-
-@pytest.mark.devices("cpu", "cuda")
-def test_opcheck(device, kernels):
-    for format in (torch.contiguous_format, torch.channels_last):
-        x = torch.randn(2, 6, 4, 5, device=device).contiguous(memory_format=format).requires_grad_()
-        args = (5, 2, 1e-2, 0.75, 2.0, 1, False)
-        torch.library.opcheck(torch.ops.alexnet_cuda.local_response_norm.default, (x, *args))
-        torch.library.opcheck(
-            torch.ops.alexnet_cuda._local_response_norm_backward.default, (torch.randn_like(x), x, *args)
-        )
-
-
-@pytest.mark.devices("cpu", "cuda")
-def test_saves_only_its_input(device, kernels):
-    x = torch.randn(2, 96, 13, 13, device=device, requires_grad=True)
-    assert saved_bytes(lambda x: ops.local_response_norm(x, 5), x) == x.nbytes
-    with torch.no_grad():
-        assert saved_bytes(lambda x: ops.local_response_norm(x, 5), x) == 0
-
-
-@pytest.mark.parametrize(
-    ("x", "args", "error", "words"),
-    [
-        (torch.zeros(4, 4), dict(size=5), ValueError, "x.*3-D.*got 2-D"),
-        (torch.zeros(1, 4, 4), dict(size=5, across="spatial"), ValueError, "x.*4-D.*got 3-D"),
-        (torch.zeros(1, 4, 4, 4), dict(size=0), ValueError, "size.*got 0"),
-        (torch.zeros(1, 4, 4, 4), dict(size=2.5), ValueError, "size.*got 2.5"),
-        (torch.zeros(1, 4, 4, 4), dict(size=5, groups=3), ValueError, "groups.*4 channels.*got 3"),
-        (torch.zeros(1, 4, 4, 4), dict(size=5, window="left"), ValueError, "window.*got 'left'"),
-        (torch.zeros(1, 4, 4, 4), dict(size=5, across="rows"), ValueError, "across.*got 'rows'"),
-        (torch.zeros(1, 4, 4, 4, dtype=torch.int64), dict(size=5), TypeError, "x.*floating.*got torch.int64"),
-        ([1.0], dict(size=5), TypeError, "x.*Tensor.*got list"),
-    ],
-)
-@pytest.mark.parametrize("module", [ops, reference], ids=["ops", "reference"])
-def test_bad_input(x, args, error, words, module):
-    with pytest.raises(error, match=f"local_response_norm: expected {words}"):
-        module.local_response_norm(x, **args)
+    assert_derivatives(lambda x: ops.local_response_norm(x, **args), [(2, 6, 3, 3)])
 
 
 def test_converters():

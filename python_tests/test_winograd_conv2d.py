@@ -1,19 +1,13 @@
 """3x3 and 5x5 convolutions with stride 1 on the CPU, their gradients and second derivatives, against float64."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import in_layout, memory_format
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from helpers import assert_same_derivatives, in_layout, memory_format
 
 from alexnet_cuda import ops
-from alexnet_cuda.ops.conv2d import is_supported
 
 pytestmark = pytest.mark.usefixtures("kernels")
 _op = torch.ops.alexnet_cuda
@@ -70,7 +64,7 @@ def check(images, sizes, layout="channels_last"):
 
 
 def check_sizes():
-    """In a process of its own for another instruction set."""
+    """At every instruction-set level: test_cpu_kernels.py."""
     for sizes in SIZES:
         check(9, sizes)
 
@@ -86,48 +80,6 @@ def test_layouts(sizes, layout):
     y = check(2, sizes, layout)
     channels_last = layout in ("channels_last", "offset")
     assert memory_format(y) == (torch.channels_last if channels_last else torch.contiguous_format)
-
-
-@pytest.mark.parametrize("level", ["baseline", "avx2"])
-def test_other_instruction_sets(level):
-    code = f"import {Path(__file__).stem} as tests; tests.check_sizes()"
-    command = [sys.executable, "-c", code]
-    environment = {**os.environ, "ALEXNET_CUDA_CPU_LEVEL": level}
-    run = subprocess.run(command, cwd=Path(__file__).parent, env=environment, capture_output=True, text=True)
-    if "does not support" in run.stderr:
-        pytest.skip(f"this CPU has no {level}")
-    assert run.returncode == 0, run.stderr
-
-
-@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-@given(st.data())
-def test_any_sizes(data):
-    draw = lambda *values: data.draw(st.sampled_from(values))
-    size, groups = draw(3, 5), draw(1, 2, 3)
-    padding = data.draw(st.integers(0, size - 1))
-    least = max(1, size - 2 * padding)
-    height, width = (data.draw(st.integers(least, 14)) for _ in range(2))
-    channels, filters = (groups * 16 * data.draw(st.integers(1, 5)) for _ in range(2))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(draw(1, 2, 3))
-    try:
-        check(data.draw(st.integers(1, 24)), (channels, filters, groups, size, padding, height, width),
-              draw("contiguous", "channels_last", "sliced", "permuted"))  # fmt: skip
-    finally:
-        torch.set_num_threads(threads)
-
-
-def test_any_number_of_threads_gives_the_same_bits():
-    threads, outcomes = torch.get_num_threads(), []
-    x, weight, bias, grad = tensors(9, *SIZES[0])
-    try:
-        for n in (1, 2, 3):
-            torch.set_num_threads(n)
-            outcomes.append((_op.conv2d(x, weight, bias, 1, 2, 2, False, False),
-                             *_op._conv2d_weight_grad(grad, x, 5, 1, 2, 2, True)))  # fmt: skip
-    finally:
-        torch.set_num_threads(threads)
-    assert all(torch.equal(a, b) for other in outcomes[1:] for a, b in zip(outcomes[0], other))
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf, 1e25, -3e38])
@@ -159,65 +111,13 @@ def test_values_beyond_the_range_of_the_algorithm(value):
 
 
 @pytest.mark.parametrize("relu", [False, True])
-@pytest.mark.parametrize(
-    "needs", [(True, True, True), (False, True, False), (True, False, False), (False, False, True)]
-)
-def test_gradients(needs, relu):
-    """Of whatever needs one, and of a sum, whose gradient has no memory of its own."""
-    x, weight, bias, _ = tensors(9, 32, 64, 2, 5, 2, 12, 12)
-    leaves = [leaf.requires_grad_(need) for leaf, need in zip((x, weight, bias), needs)]
-    wanted = [leaf for leaf in leaves if leaf.requires_grad]
-    for loss in (torch.sum, lambda y: y.square().sum()):
-        got = torch.autograd.grad(loss(ops.conv2d(*leaves, 1, 2, groups=2, relu=relu)), wanted)
-        y = F.conv2d(*leaves, padding=2, groups=2)
-        for ours, stock in zip(got, torch.autograd.grad(loss(y.relu() if relu else y), wanted)):
-            torch.testing.assert_close(ours, stock, rtol=1e-3, atol=1e-5 * stock.abs().max().item())
+def test_derivatives(relu):
+    def close(got, expected):
+        torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-5 * expected.abs().max().item())
 
+    def stock(*inputs):
+        y = F.conv2d(*inputs, padding=2, groups=2)
+        return y.relu() if relu else y
 
-def test_second_derivatives():
-    leaves = [t.requires_grad_() for t in tensors(9, 32, 64, 2, 5, 2, 12, 12)[:3]]
-    seconds = []
-    for y in (ops.conv2d(*leaves, 1, 2, groups=2), F.conv2d(*leaves, padding=2, groups=2)):
-        first = torch.autograd.grad(y.square().sum(), leaves, create_graph=True)
-        seconds.append(torch.autograd.grad(sum(g.square().sum() for g in first), leaves))
-    for ours, stock in zip(*seconds):
-        torch.testing.assert_close(ours, stock, rtol=1e-3, atol=1e-5 * stock.abs().max().item())
-
-
-def test_opcheck_compile_and_vmap():
-    x, weight, bias, grad = tensors(8, 32, 48, 2, 3, 1, 9, 9)
-    leaves = [t.requires_grad_() for t in (x, weight, bias)]
-    torch.library.opcheck(_op.conv2d.default, (*leaves, 1, 1, 2, False, True))
-    torch.library.opcheck(_op._conv2d_weight_grad.default, (grad, x.detach(), 3, 1, 1, 2, True))
-    torch.library.opcheck(_op._conv2d_input_grad.default, (grad, weight.detach(), 9, 9, 1, 1, 2))
-    function = lambda *leaves: ops.conv2d(*leaves, 1, 1, groups=2, relu=True)
-    y = function(*leaves)
-    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")(*leaves)
-    torch.testing.assert_close(compiled, y)
-    for got, want in zip(torch.autograd.grad(compiled.sum(), leaves), torch.autograd.grad(y.sum(), leaves)):
-        torch.testing.assert_close(got, want)
-    batched = torch.vmap(function, (0, None, None))(x.detach().view(2, 4, 32, 9, 9), weight, bias)
-    torch.testing.assert_close(batched.flatten(0, 1), y, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("layer", "supported"),
-    [
-        (dict(in_channels=96, out_channels=256, kernel_size=5, padding=2, groups=2), True),
-        (dict(in_channels=256, out_channels=384, kernel_size=3, padding=1), True),
-        (dict(in_channels=3, out_channels=64, kernel_size=11, stride=4, padding=2), True),
-        (dict(in_channels=2, out_channels=64, kernel_size=11, stride=4), False),
-        (dict(in_channels=96, out_channels=256, kernel_size=5, padding=2, groups=4), False),  # 24 channels in a group
-        (dict(in_channels=96, out_channels=40, kernel_size=5, padding=2), False),
-        (dict(in_channels=96, out_channels=96, kernel_size=5, stride=2), False),
-        (dict(in_channels=96, out_channels=96, kernel_size=3, padding=3), False),
-        (dict(in_channels=96, out_channels=96, kernel_size=3, padding=(1, 0)), False),
-        (dict(in_channels=96, out_channels=96, kernel_size=3, padding="same"), False),
-        (dict(in_channels=96, out_channels=96, kernel_size=3, padding=1, padding_mode="reflect"), False),
-        (dict(in_channels=96, out_channels=96, kernel_size=(3, 5)), False),
-        (dict(in_channels=96, out_channels=96, kernel_size=3, dilation=2), False),
-        (dict(in_channels=96, out_channels=96, kernel_size=7), False),
-    ],
-)
-def test_which_layers_have_a_kernel(layer, supported):
-    assert is_supported(torch.nn.Conv2d(**layer)) is supported
+    inputs = tensors(9, 32, 64, 2, 5, 2, 12, 12)[:3]
+    assert_same_derivatives(partial(ops.conv2d, stride=1, padding=2, groups=2, relu=relu), stock, inputs, close)
