@@ -1,7 +1,5 @@
 """Times and counts of the forms of a case, and the machine's ceilings."""
 
-from __future__ import annotations
-
 import argparse
 import gc
 import random
@@ -14,7 +12,7 @@ from itertools import accumulate
 from typing import Any
 
 import torch
-from common import DTYPES, Results, console
+from common import DTYPES, Results, console, machine
 from torch import Tensor
 
 from alexnet_cuda import _library
@@ -198,23 +196,18 @@ def peak_bytes(run: Callable[[], Any], cuda: bool) -> int:
         run()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
-    limit = set_cache_limit(0)  # the profiler sees only what torch allocates
+    library = _library._C  # without a cache: the profiler sees only what torch allocates
+    limit = library.cache_limit() if library else 0
+    if library:
+        library.set_cache_limit(0)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         run()
-    set_cache_limit(limit)
+    if library:
+        library.set_cache_limit(limit)
     profiler: Any = profile.profiler
     events = profiler.kineto_results.events()
     changes = sorted((e.start_ns(), i, e.nbytes()) for i, e in enumerate(events) if e.name() == "[memory]")
     return max(accumulate((c[2] for c in changes), initial=0))
-
-
-def set_cache_limit(limit: int) -> int:
-    """Sets the limit of this package's CPU caching allocator in bytes and returns the one before."""
-    library = _library._C
-    before = library.cache_limit() if library else 0
-    if library:
-        library.set_cache_limit(limit)
-    return before
 
 
 def kernels(run: Callable[[], Any]) -> int:
@@ -275,6 +268,7 @@ def graphed(run: Callable[[], Any]) -> Callable[[], None]:
 
 def start(flags: argparse.ArgumentParser, args: argparse.Namespace, half: str) -> tuple[Timer, dict[str, Any]]:
     """Applies the flags that both benchmarks have; the timer and the ceilings. `half`: the default dtype on CUDA."""
+    args.end = time.monotonic() + args.time
     if args.threads:
         torch.set_num_threads(args.threads)
     args.dtype = args.dtype or [half if args.device == "cuda" else "float32"]
@@ -324,3 +318,20 @@ def report(title: str, records: list[dict], results: Results) -> None:
     if pair[0] and pair[1]:
         line += f"; {pair[1]['median_ms'] / pair[0]['median_ms']:.2f}x"
     console.print(line + "".join(f"\n  {r['form']} {r['layout']}: {r['error']}" for r in records if "error" in r))
+
+
+def run(
+    kind: str, cases: dict[str, tuple], prepare: Callable[..., tuple[dict, Iterable[Form]]], timer: Timer,
+    args: argparse.Namespace, ceilings: dict,
+) -> int:  # fmt: skip
+    """Measures all cases (title: arguments of `prepare`, which returns a case's record and its forms)."""
+    with Results(args.output, kind, machine(args.device), ceilings) as results:
+        for title, arguments in cases.items():
+            if time.monotonic() > args.end:
+                results.skip(title)
+                continue
+            torch.compiler.reset()
+            torch.manual_seed(0)
+            case, forms = prepare(*arguments)
+            report(title, measure(forms, timer, args, ceilings, case, results), results)
+    return results.exit_code()
