@@ -105,10 +105,9 @@ def forms(model: nn.Module, x: Tensor, layouts: list[str], training: bool, dtype
             if cuda and not mode:
                 yield Form(f"{name} graph", layout, timing.graphed(run), None, settings, memory=False)
         peer = networks.get("eager")
-        others = isinstance(peer, AlexNet) and not (cuda or training) and layout == "contiguous"
-        if others and not any(
+        if isinstance(peer, AlexNet) and not (cuda or training) and layout == "contiguous" and not any(
             isinstance(m, nn.AdaptiveAvgPool2d | nn.ZeroPad2d | nn.BatchNorm2d) for m in peer.modules()
-        ):
+        ):  # fmt: skip
             for name, run in runtimes(model, data, autocast).items():
                 yield Form(name, layout, run, memory=False)
 
