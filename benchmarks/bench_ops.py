@@ -74,14 +74,10 @@ def least_work(op: str, shape: tuple[int, ...], itemsize: int, training: bool) -
     return forward + saved + y + saved + reread + gradient, 2 * flops
 
 
-def space_to_depth(x: Tensor) -> Tensor:
-    """(N, 3, 227, 227) to (N, 48, 57, 57): 4x4 pixels become channels."""
-    return F.pixel_unshuffle(F.pad(x, (0, 1, 0, 1)), 4)
-
-
 def depth_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """conv1 as a 3x3 convolution of 48 channels: its weight is padded to 12x12 and rearranged like the image."""
-    return F.conv2d(space_to_depth(x), F.pixel_unshuffle(F.pad(weight, (0, 1, 0, 1)), 4), bias)
+    """conv1 as a 3x3 convolution of 48 channels: 4x4 pixels, of image and weight (as 12x12), become channels."""
+    depth = lambda t: F.pixel_unshuffle(F.pad(t, (0, 1, 0, 1)), 4)
+    return F.conv2d(depth(x), depth(weight), bias)
 
 
 def forms(

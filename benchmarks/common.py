@@ -97,10 +97,6 @@ class Results(AbstractContextManager):
         if self.output and error is None:
             finish(self.output, self.complete)
 
-    def skip(self, title: str) -> None:
-        console.print(f"{title}: no time left")
-        self.complete = False
-
     def exit_code(self) -> int:
         """1 if one of our forms failed, those of others may; INCOMPLETE if only time was lacking."""
         if self.failed:

@@ -156,9 +156,8 @@ def operations(r: dict) -> int:
     elements = r["batch"] * channels * height * width
     pooled = r["batch"] * channels * ((height - 3) // 2 + 1) * ((width - 3) // 2 + 1)
     training = r["pass"] == "training"
-    normalised = 9 + 19 * training if "lrn" in r["case"] or "norm" in r["case"] else 0
-    rectified = 1 + training if "relu" in r["case"] else 0
-    return r["flops"] + elements * (normalised + rectified) + pooled * ((8 + training) if "pool" in r["case"] else 0)
+    each = (9 + 19 * training) * ("lrn" in r["case"] or "norm" in r["case"]) + (1 + training) * ("relu" in r["case"])
+    return r["flops"] + elements * each + pooled * (8 + training) * ("pool" in r["case"])
 
 
 def points(result: dict) -> list[tuple[dict, dict, dict]]:

@@ -30,6 +30,8 @@ class Form:
     settings: dict[str, bool] = field(default_factory=dict)
     memory: bool = True
     parameters: Iterable[Tensor] = ()
+    seconds: list[float] = field(default_factory=list)  # of its calls
+    error: str = ""  # what ended them
 
 
 def configure(benchmark: bool = False, tf32: bool = False, deterministic: bool = False) -> None:
@@ -82,31 +84,28 @@ class Timer:
             seconds.append(time.perf_counter() - begin_s)
         return lambda: seconds
 
-    def alternate(self, forms: list[Form], budget: float, repeats: int) -> tuple[list[list[float]], list[str]]:
-        """Seconds of every call of every form: up to `repeats` rounds, at least 3, within about `budget` seconds; and
-        the error that ended those of a form, or ""."""
-        seconds: list[list[float]] = [[] for _ in forms]
-        errors = [""] * len(forms)
+    def alternate(self, forms: list[Form], budget: float, repeats: int) -> None:
+        """Adds the seconds of every call: up to `repeats` rounds, at least 3, within about `budget` seconds. An error
+        ends those of a form."""
         gc.collect()
         gc.disable()
         end, order = time.monotonic() + budget, random.Random(0)
         for turn in range(repeats):
             samples = []
-            for i in order.sample(range(len(forms)), len(forms)):  # no form always follows the same other one
-                if errors[i]:
+            for form in order.sample(forms, len(forms)):  # no form always follows the same other one
+                if form.error:
                     continue
                 try:
-                    configure(**forms[i].settings)
-                    samples.append((i, self.sample(forms[i].run, self.calls(seconds[i]))))
+                    configure(**form.settings)
+                    samples.append((form, self.sample(form.run, self.calls(form.seconds))))
                 except Exception as error:
-                    errors[i] = reason(error, self)
+                    form.error = reason(error, self)
             self.synchronize()
-            for i, sample in samples:
-                seconds[i] += sample()
+            for form, sample in samples:
+                form.seconds += sample()
             if turn >= 2 and time.monotonic() > end:
                 break
         gc.enable()
-        return seconds, errors
 
 
 def reason(error: Exception, timer: Timer) -> str:
@@ -149,31 +148,26 @@ def measure(
     """Warm up, time in turn, and record every form of a case; `case` holds `bytes` and `flops` if they are known.
 
     Times measured before a form failed are recorded beside its error."""
-    bad, good = [], []
+    made, records = [], []
     for form in forms:
-        error = attempt(partial(warm_up, form, timer), timer)
-        if error:
-            bad.append({**case, "form": form.name, "layout": form.layout, "error": error})
-        else:
-            good.append(form)
-    records = []
-    for form, seconds, error in zip(good, *timer.alternate(good, args.budget, args.repeats)):
-        record = {**case, "form": form.name, "layout": form.layout, **statistics_of(seconds)}
+        form.error = attempt(partial(warm_up, form, timer), timer)
+        made.append(form)
+    timer.alternate(made, args.budget, args.repeats)
+    for form in sorted(made, key=lambda form: not form.seconds):  # those that failed at once come last
+        record = {**case, "form": form.name, "layout": form.layout, **statistics_of(form.seconds)}
         timed = "median_ms" in record
         if timed and case.get("bytes"):
             record["copy_share"] = digits(case["bytes"] / record["median_ms"] * 1e3 / ceilings["copy"])
         if timed and case.get("flops"):
             gemm = case["dtype"].replace("autocast", "bfloat16")
             record["gemm_share"] = digits(case["flops"] / record["median_ms"] * 1e3 / ceilings["gemm"][gemm])
+        form.error = form.error or attempt(partial(count, record, form, timer.cuda), timer)
+        if form.error:
+            record["error"] = form.error
         records.append(record)
-        error = error or attempt(partial(count, record, form, timer.cuda), timer)
-        if error:
-            record["error"] = error
         results.add(record)
     configure()
-    for record in bad:
-        results.add(record)
-    return records + bad
+    return records
 
 
 def count(record: dict, form: Form, cuda: bool) -> None:
@@ -288,10 +282,11 @@ def measure_ceilings(device: str, dtypes: Iterable[str], timer: Timer, small: bo
     target = torch.randn(elements, device=device)
 
     def rate(run: Callable[[], Any], work: int, **settings: bool) -> float:
-        (seconds,), (error,) = timer.alternate([Form("", "", run, settings=settings)], 2.0, 10)
-        if error:
-            raise RuntimeError(error)
-        return digits(work / min(seconds))
+        form = Form("", "", run, settings=settings)
+        timer.alternate([form], 2.0, 10)
+        if form.error:
+            raise RuntimeError(form.error)
+        return digits(work / min(form.seconds))
 
     ceilings: dict[str, Any] = {"copy": rate(lambda: target.copy_(source), 8 * elements), "gemm": {}}
     if device == "cpu":
@@ -328,7 +323,8 @@ def run(
     with Results(args.output, kind, machine(args.device), ceilings) as results:
         for title, arguments in cases.items():
             if time.monotonic() > args.end:
-                results.skip(title)
+                console.print(f"{title}: no time left")
+                results.complete = False
                 continue
             torch.compiler.reset()
             torch.manual_seed(0)
