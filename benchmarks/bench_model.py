@@ -10,12 +10,8 @@ weight decay (torch's fused one), dropout on. The weights are float32; --dtype t
 computes in bfloat16.
 """
 
-from __future__ import annotations
-
-import argparse
 import copy
 import sys
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import product
@@ -25,7 +21,7 @@ import common
 import timing
 import torch
 import torch.nn.functional as F
-from common import LAYOUTS, Results
+from common import LAYOUTS
 from runtimes import runtimes
 from timing import Form
 from torch import Tensor, nn
@@ -109,17 +105,15 @@ def forms(model: nn.Module, x: Tensor, layouts: list[str], training: bool, dtype
             if cuda and not mode:
                 yield Form(f"{name} graph", layout, timing.graphed(run), None, settings, memory=False)
         peer = networks.get("eager")
-        if isinstance(peer, AlexNet) and not (cuda or training) and layout == "contiguous":
-            chain = [*peer.features, peer.avgpool, nn.Flatten(), *peer.classifier]
-            if not any(isinstance(m, nn.AdaptiveAvgPool2d | nn.ZeroPad2d | nn.BatchNorm2d) for m in chain):
-                chain = [*peer.features, nn.Flatten(), *peer.classifier]
-                for name, run in runtimes(chain, data, peer.input_scale, autocast).items():
-                    yield Form(name, layout, run, memory=False)
+        if isinstance(peer, AlexNet) and not (cuda or training) and layout == "contiguous" and not any(
+            isinstance(m, nn.AdaptiveAvgPool2d | nn.ZeroPad2d | nn.BatchNorm2d) for m in peer.modules()
+        ):  # fmt: skip
+            for name, run in runtimes(model, data, autocast).items():
+                yield Form(name, layout, run, memory=False)
 
 
 def main(arguments: list[str] | None = None) -> int:
     flags = common.parser(__doc__)
-    flags.formatter_class = argparse.RawDescriptionHelpFormatter
     flags.add_argument(
         "--variants", nargs="+", default=["paper"], help=f"{', '.join(list_variants())}, torchvision/NAME"
     )
@@ -130,25 +124,22 @@ def main(arguments: list[str] | None = None) -> int:
     unknown = {v for v in args.variants if not v.startswith("torchvision/")} - set(list_variants())
     if unknown:
         flags.error(f"--variants: expected {', '.join(list_variants())} or torchvision/NAME, got {', '.join(unknown)}")
-    end = time.monotonic() + args.time
     timer, ceilings = timing.start(flags, args, "autocast")
-    batches = args.batch or ([256] if timer.cuda else [1, 32])
-    cases = [(v, d, b, p) for v in args.variants for d in args.dtype for b in batches for p in args.passes]
-    with Results(args.output, "model", common.machine(args.device), ceilings) as results:
-        for variant, dtype, batch, kind in cases:
-            title = f"{variant} batch {batch} {dtype} {kind}"
-            if time.monotonic() > end:
-                results.skip(title)
-                continue
-            torch.compiler.reset()
-            torch.manual_seed(0)
-            (model, shape), training = network(variant), kind == "training"
-            x = torch.randn(batch, *shape, device=args.device)
-            case = {"case": variant, "shape": list(shape), "pass": kind, "dtype": dtype, "batch": batch,
-                    "flops": batch * flops(model, shape, training)}  # fmt: skip
-            made = forms(model.to(args.device), x, args.layouts, training, dtype, args.compile)
-            timing.report(title, timing.measure(made, timer, args, ceilings, case, results), results)
-    return results.exit_code()
+    cases = {
+        f"{variant} batch {batch} {dtype} {kind}": (variant, dtype, batch, kind)
+        for variant, dtype, batch, kind in product(
+            args.variants, args.dtype, args.batch or ([256] if timer.cuda else [1, 32]), args.passes
+        )
+    }
+
+    def prepare(variant: str, dtype: str, batch: int, kind: str) -> tuple[dict, Iterator[Form]]:
+        (model, shape), training = network(variant), kind == "training"
+        x = torch.randn(batch, *shape, device=args.device)
+        case = {"case": variant, "shape": list(shape), "pass": kind, "dtype": dtype, "batch": batch,
+                "flops": batch * flops(model, shape, training)}  # fmt: skip
+        return case, forms(model.to(args.device), x, args.layouts, training, dtype, args.compile)
+
+    return timing.run("model", cases, prepare, timer, args, ceilings)
 
 
 def flops(model: nn.Module, shape: tuple[int, ...], training: bool) -> int:

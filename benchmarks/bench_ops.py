@@ -11,27 +11,23 @@ inference: the forward pass under no_grad. training: forward and backward; a con
 the first layer of a network.
 """
 
-from __future__ import annotations
-
-import argparse
 import copy
 import math
 import sys
-import time
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import common
 import timing
 import torch
 import torch.nn.functional as F
-from common import DTYPES, LAYOUTS, Results
+from common import DTYPES, LAYOUTS
 from runtimes import runtimes
 from timing import Form
 from torch import Tensor, nn
 
-from alexnet_cuda import ops
+from alexnet_cuda import accelerate, ops
 
 FILTERS, LRN, BLOCKS = 96, (5, 1e-4, 0.75, 2.0), ((96, 55, 55), (256, 27, 27))
 OPS: dict[str, tuple[tuple[str, ...], Callable[..., Tensor]]] = {  # its layers; the operator, given (x, weight, bias)
@@ -60,35 +56,28 @@ def least_work(op: str, shape: tuple[int, ...], itemsize: int, training: bool) -
     """(bytes, flops) at least: every input, saved tensor and gradient is read or written once in each pass."""
     n, c, h, w = shape
     conv, pool = op.startswith("conv2d"), op != "conv2d" and op != "local_response_norm"
-    x, weight = math.prod(shape) * itemsize, FILTERS * c * 121 * itemsize if conv else 0
-    flops = 0
-    y, a = x, 0
+    x, weight, flops = math.prod(shape) * itemsize, 0, 0
     if conv:
+        weight = FILTERS * c * 121 * itemsize
         h, w = (h - 11) // 4 + 1, (w - 11) // 4 + 1
-        y = n * FILTERS * h * w * itemsize
         flops = 2 * n * FILTERS * h * w * c * 121
-    if op.endswith("relu_lrn_max_pool2d") and conv:
-        a = y  # saved by the training pass
+        c = FILTERS
+    y = convolved = n * c * h * w * itemsize
     if pool:
-        y = n * (FILTERS if conv else c) * ((h - 3) // 2 + 1) * ((w - 3) // 2 + 1) * itemsize
-    code = y // itemsize if pool else 0
+        y = n * c * ((h - 3) // 2 + 1) * ((w - 3) // 2 + 1) * itemsize
     forward = x + weight + y
     if not training:
         return forward, flops
-    saved = code + a if op != "conv2d" else 0
+    saved = pool * (y // itemsize + conv * convolved)  # the code of the maxima; what the LRN divides
     reread = 0 if op == "max_pool2d" else x
     gradient = weight if conv else x
     return forward + saved + y + saved + reread + gradient, 2 * flops
 
 
-def space_to_depth(x: Tensor) -> Tensor:
-    """(N, 3, 227, 227) to (N, 48, 57, 57): 4x4 pixels become channels."""
-    return F.pixel_unshuffle(F.pad(x, (0, 1, 0, 1)), 4)
-
-
 def depth_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """conv1 as a 3x3 convolution of 48 channels: its weight is padded to 12x12 and rearranged like the image."""
-    return F.conv2d(space_to_depth(x), F.pixel_unshuffle(F.pad(weight, (0, 1, 0, 1)), 4), bias)
+    """conv1 as a 3x3 convolution of 48 channels: 4x4 pixels, of image and weight (as 12x12), become channels."""
+    depth = lambda t: F.pixel_unshuffle(F.pad(t, (0, 1, 0, 1)), 4)
+    return F.conv2d(depth(x), depth(weight), bias)
 
 
 def forms(
@@ -138,55 +127,45 @@ def forms(
             inside = torch.autocast("cpu", torch.bfloat16)(single)
             yield form("eager autocast", inside, {}, wide, parameters=list(single.parameters()))
         if not training and layout == "contiguous":
-            for name, run in runtimes(single, wide, bfloat16=autocast).items():
+            for name, run in runtimes(accelerate(single), wide, autocast).items():
                 yield Form(name, layout, run, memory=False)
 
 
 def gradients(function: Callable[[], Tensor], leaves: list[Tensor]) -> Any:
     y = function()
-    return torch.autograd.grad(y, leaves, _gradient(y))
+    return torch.autograd.grad(y, leaves, gradient_of(y.shape, y.stride(), y.dtype, y.device))
 
 
-_gradients: dict[Any, Tensor] = {}
-
-
-def _gradient(y: Tensor) -> Tensor:
-    """Random numbers with y's shape, strides, dtype and device, the same at every call."""
-    key = (y.shape, y.stride(), y.dtype, y.device)
-    if key not in _gradients:
-        _gradients[key] = torch.empty_like(y).normal_()
-    return _gradients[key]
+@cache
+def gradient_of(shape: tuple, stride: tuple, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Random numbers, the same at every call."""
+    return torch.empty_strided(shape, stride, dtype=dtype, device=device).normal_()
 
 
 def main(arguments: list[str] | None = None) -> int:
     flags = common.parser(__doc__)
-    flags.formatter_class = argparse.RawDescriptionHelpFormatter
     flags.add_argument("--dtype", nargs="+", choices=DTYPES, help="none: float32 on the CPU, bfloat16 on CUDA")
     flags.add_argument("--ops", nargs="+", choices=OPS, default=list(OPS))
     flags.add_argument("--blocks", type=int, nargs="+", choices=(1, 2), default=[1, 2], help="96x55x55, 256x27x27")
     args = flags.parse_args(arguments)
-    end = time.monotonic() + args.time
     timer, ceilings = timing.start(flags, args, "bfloat16")
-    wanted = [(p, shape) for p in args.ops for i, shape in enumerate(shapes(p)) if i + 1 in args.blocks]
-    cases = [(b, d, op, shape, p) for b in args.batch or [256 if timer.cuda else 32] for d in args.dtype
-             for op, shape in wanted if d != "tf32" or op.startswith("conv2d") for p in args.passes]  # fmt: skip
-    with Results(args.output, "ops", common.machine(args.device), ceilings) as results:
-        for batch, dtype, op, shape, kind in cases:
-            title = f"{op} {batch}x{'x'.join(map(str, shape))} {dtype} {kind}"
-            if time.monotonic() > end:
-                results.skip(title)
-                continue
-            torch.compiler.reset()
-            _gradients.clear()
-            torch.manual_seed(0)
-            x = torch.randn(batch, *shape, device=args.device).to(DTYPES[dtype])
-            training = kind == "training"
-            least, flops = least_work(op, x.shape, x.element_size(), training)
-            case = {"case": op, "shape": list(shape), "pass": kind, "dtype": dtype, "batch": batch, "bytes": least,
-                    "flops": flops}  # fmt: skip
-            made = forms(op, x, args.layouts, training, args.compile, dtype == "tf32")
-            timing.report(title, timing.measure(made, timer, args, ceilings, case, results), results)
-    return results.exit_code()
+    wanted = [(op, shape) for op in args.ops for i, shape in enumerate(shapes(op)) if i + 1 in args.blocks]
+    cases = {
+        f"{op} {batch}x{'x'.join(map(str, shape))} {dtype} {kind}": (batch, dtype, op, shape, kind)
+        for batch in args.batch or [256 if timer.cuda else 32] for dtype in args.dtype
+        for op, shape in wanted if dtype != "tf32" or op.startswith("conv2d") for kind in args.passes
+    }  # fmt: skip
+
+    def prepare(batch: int, dtype: str, op: str, shape: tuple[int, ...], kind: str) -> tuple[dict, Iterator[Form]]:
+        gradient_of.cache_clear()
+        x = torch.randn(batch, *shape, device=args.device).to(DTYPES[dtype])
+        training = kind == "training"
+        least, flops = least_work(op, x.shape, x.element_size(), training)
+        case = {"case": op, "shape": list(shape), "pass": kind, "dtype": dtype, "batch": batch, "bytes": least,
+                "flops": flops}  # fmt: skip
+        return case, forms(op, x, args.layouts, training, args.compile, dtype == "tf32")
+
+    return timing.run("ops", cases, prepare, timer, args, ceilings)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,11 @@
 """Shared by the benchmarks: flags, the machine's description, and results that are written as they are measured."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import os
 import platform
 import subprocess
+from contextlib import AbstractContextManager
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ console = Console(highlight=False, soft_wrap=True)
 
 def parser(description: str | None) -> argparse.ArgumentParser:
     """The flags that both benchmarks have."""
-    flags = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    flags = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     flags.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     flags.add_argument("--batch", type=int, nargs="+", help="images; none: 32 on the CPU, 256 on CUDA")
     flags.add_argument("--layouts", nargs="+", choices=LAYOUTS, default=list(LAYOUTS))
@@ -74,7 +73,7 @@ def _commit() -> str:
         return os.environ.get("ALEXNET_CUDA_COMMIT", "unknown")
 
 
-class Results:
+class Results(AbstractContextManager):
     """A JSON file that grows line by line as FILE.part and takes FILE's place when everything is measured.
 
     FILE: {"kind": ..., "machine": {...}, "ceilings": {...}, "complete": bool, "records": [{...}, ...]}
@@ -94,16 +93,9 @@ class Results:
             with open(part(self.output), "a") as file:
                 file.write(json.dumps(value) + "\n")
 
-    def __enter__(self) -> Results:
-        return self
-
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         if self.output and error is None:
             finish(self.output, self.complete)
-
-    def skip(self, title: str) -> None:
-        console.print(f"{title}: no time left")
-        self.complete = False
 
     def exit_code(self) -> int:
         """1 if one of our forms failed, those of others may; INCOMPLETE if only time was lacking."""

@@ -12,8 +12,6 @@ is 1 if a block failed, or was stopped or not reached and is none of "more".
 --dry-run runs the smallest sizes on the CPU, and some tests of the operators on the emulator (docs/emulator.md).
 """
 
-from __future__ import annotations
-
 import argparse
 import importlib.util
 import json
@@ -85,17 +83,15 @@ def blocks(out: Path, dry_run: bool) -> list[list[Block]]:
 
     check = [sys.executable, "-m", "alexnet_cuda.cli", "check", "--device", device]
     if dry_run:
-        small = ("--batch", 1, "--budget", 0.1, "--repeats", 3, "--layouts", "contiguous", "--threads", 1)
+        small = ("--batch", 1, "--budget", 0.1, "--repeats", 3, "--layouts", "channels_last", "--threads", 1)
         os.environ["OMP_NUM_THREADS"] = "1"  # of the children: with so little work, threads would only wait
         emulated = "emulated" if importlib.util.find_spec("alexnet_cuda._emulated") else "cpu"
-        return [
-            [
-                Block("check", [*check, "--small"], 110),
-                tests("tests", 110, f"{emulated} and unbatched", *OPS),
-                bench("ops", 50, 50, *small, "--ops", "max_pool2d", FIRST_BLOCK),
-                bench("more model", 50, 50, *small, "--variants", "cifar"),
-            ]
-        ]
+        return [[
+            Block("check", [*check, "--small"], 110),
+            tests("tests", 110, f"{emulated} and unbatched", *OPS),
+            bench("ops", 50, 50, *small, "--ops", "max_pool2d", FIRST_BLOCK),
+            bench("more model", 50, 50, *small, "--variants", "cifar"),
+        ]]  # fmt: skip
     sanitizers = [
         Block(tool, [*sanitizer(tool), *check, "--small"] if sanitizer(tool) else [], 75,
               {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})

@@ -5,18 +5,13 @@ compiles nothing. Rows of architectures that the library does not hold stay as t
 python_tests/test_kernel_resources.py compares the library with the table.
 """
 
-from __future__ import annotations
-
 import argparse
 import importlib.util
 import re
 import shutil
-import struct
 import subprocess
 import sys
-import tempfile
-from collections import Counter
-from collections.abc import Iterator
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,8 +28,7 @@ of them reserved by CUDA from sm_90 on), without what a launch adds. *HMMA* (mma
 multiply-add): instructions in the machine code, not executed ones.
 
 """
-# The lowest 9 bits of an instruction of 16 bytes, the same from sm_80 to sm_120.
-OPCODES = {0x03C: "HMMA", 0x1F0: "HGMMA", 0x023: "FFMA", 0x03B: "LDSM", 0x183: "LDL", 0x187: "STL", 0x1C5: "WARPGROUP"}
+INSTRUCTIONS = (*COLUMNS[5:], "LDSM", "LDL", "STL", "WARPGROUP")  # those that are counted
 
 
 @dataclass
@@ -46,7 +40,7 @@ class Kernel:
     registers: int
     stack: int
     shared: int
-    instructions: Counter[str]
+    instructions: dict[str, int]
 
     @property
     def title(self) -> str:
@@ -74,58 +68,39 @@ def tool(name: str) -> str | None:
 
 def kernels(path: Path) -> list[Kernel]:
     """Every kernel of a library on every architecture for which it holds machine code."""
-    cuobjdump = tool("cuobjdump")
-    text = subprocess.run([str(cuobjdump), "--dump-resource-usage", path], check=True, capture_output=True, text=True)
-    with tempfile.TemporaryDirectory() as folder:
-        subprocess.run([str(cuobjdump), "-xelf", "all", path.resolve()], check=True, cwd=folder, capture_output=True)
-        counts = {(re.findall(r"\.sm_(\w+)\.cubin", file.name)[0], name): count_instructions(code)
-                  for file in Path(folder).iterdir() for name, code in machine_code(file.read_bytes())}  # fmt: skip
+    command = [str(tool("cuobjdump")), "--dump-resource-usage", "--dump-sass", path]
+    text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     found = []
-    for part in text.stdout.split("arch = sm_")[1:]:
+    for part in text.split("arch = sm_")[1:]:
         architecture = re.match(r"\w+", part)[0]  # type: ignore[index]
+        usage, *functions = part.split("\t\tFunction : ")
+        counts = {code.split(maxsplit=1)[0]: {i: code.count(f" {i}") for i in INSTRUCTIONS} for code in functions}
         pattern = r"Function (\w+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)"
-        for symbol, registers, stack, shared, local in re.findall(pattern, part):
+        for symbol, registers, stack, shared, local in re.findall(pattern, usage):
             numbers = int(registers), int(stack) + int(local), int(shared)
-            found.append(Kernel(symbol, architecture, *numbers, counts[architecture, symbol]))
+            found.append(Kernel(symbol, architecture, *numbers, counts[symbol]))
     return found
-
-
-def machine_code(cubin: bytes) -> Iterator[tuple[str, bytes]]:
-    """(kernel, code) of an ELF file of 64 bits: a section for each kernel."""
-    (table,) = struct.unpack_from("<Q", cubin, 0x28)
-    size, count, names = struct.unpack_from("<HHH", cubin, 0x3A)
-    headers = [struct.unpack_from("<IIQQQQ", cubin, table + i * size) for i in range(count)]
-    strings = headers[names][4]
-    for name, _, _, _, offset, length in headers:
-        title = cubin[strings + name : cubin.index(b"\0", strings + name)].decode()
-        if title.startswith(".text."):
-            yield title.removeprefix(".text."), cubin[offset : offset + length]
-
-
-def count_instructions(code: bytes) -> Counter[str]:
-    words = struct.unpack(f"<{len(code) // 8}Q", code)[::2]
-    return Counter(OPCODES.get(word & 0x1FF, "other") for word in words)
 
 
 def rows(found: list[Kernel]) -> dict[tuple[str, str], tuple[str, ...]]:
     """(kernel, architecture) to the other cells of its row."""
-    groups: dict[tuple[str, str], list[Kernel]] = {}
+    groups = defaultdict(list)
     for k in found:
-        groups.setdefault((k.title, k.architecture), []).append(k)
+        groups[k.title, k.architecture].append(k)
 
     def extent(values: list[int]) -> str:
         return str(min(values)) if min(values) == max(values) else f"{min(values)} - {max(values)}"
 
     return {
         key: (str(len(group)), extent([k.registers for k in group]), extent([k.shared for k in group]),
-              *(extent([k.instructions[name] for k in group]) for name in ("HMMA", "HGMMA", "FFMA")))
+              *(extent([k.instructions[name] for k in group]) for name in COLUMNS[5:]))
         for key, group in groups.items()
     }  # fmt: skip
 
 
-def read(path: Path = TABLE) -> tuple[str, dict[tuple[str, str], tuple[str, ...]]]:
+def read() -> tuple[str, dict[tuple[str, str], tuple[str, ...]]]:
     """(version of nvcc, `rows`) of the table."""
-    text = path.read_text()
+    text = TABLE.read_text()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
     return re.findall(r"nvcc (\S+)", text)[0], {(name, sm): tuple(rest) for name, sm, *rest in cells[2:]}
 

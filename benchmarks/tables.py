@@ -3,14 +3,15 @@
 --check only compares: exit code 1 if one of them differs from the results.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys
 from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
-from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
 
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- measured: from benchmarks/results by benchmarks/tables.py -->\n", "<!-- /measured -->"
@@ -30,12 +31,12 @@ def family(record: dict) -> str:
 
 def cases(result: dict) -> list[list[dict]]:
     """The records of each case, in the file's order; those that failed are left out."""
-    key = lambda r: (r["case"], r["shape"], r["pass"], r["dtype"], r["batch"])
+    key = itemgetter("case", "shape", "pass", "dtype", "batch")
     return [timed for _, g in groupby(result["records"], key) if (timed := [r for r in g if "median_ms" in r])]
 
 
 def fastest(records: list[dict], *families: str) -> dict | None:
-    return min((r for r in records if family(r) in families), key=lambda r: r["median_ms"], default=None)
+    return min((r for r in records if family(r) in families), key=itemgetter("median_ms"), default=None)
 
 
 def columns(result: dict) -> list[tuple[str, str | None]]:
@@ -57,6 +58,10 @@ def milliseconds(value: float) -> str:
     return f"{value:.3g}" if value < 999.5 else f"{value:,.0f}"
 
 
+def size(r: dict) -> str:
+    return f"{r['batch']}x{'x'.join(map(str, r['shape']))} {r['dtype']}"
+
+
 def table(result: dict) -> list[str]:
     heads = columns(result)
     names = [f"{f}, {layout}" if layout else f for f, layout in heads]
@@ -67,7 +72,7 @@ def table(result: dict) -> list[str]:
     lines = ["| " + " | ".join(header) + " |", "|---|---|---|" + "---:|" * (len(header) - 3)]
     for records in cases(result):
         r = records[0]
-        cells = [r["case"], f"{r['batch']}x{'x'.join(map(str, r['shape']))} {r['dtype']}", r["pass"]]
+        cells = [r["case"], size(r), r["pass"]]
         for f, layout in heads:
             found = fastest([r for r in records if layout in (None, r["layout"])], f)
             cells.append(milliseconds(found["median_ms"]) if found else "-")
@@ -124,11 +129,9 @@ def summary(results: dict[str, dict]) -> str:
         for records in cases(result) if result["kind"] == "model" else ():
             r, ours, other = records[0], fastest(records, "ours"), fastest(records, *OTHERS)
             if ours and other:
-                cells = [f"`{r['case']}`, {r['dtype']}", f"{r['batch']}", device, r["pass"],
-                         f"{milliseconds(ours['median_ms'])} ms",
-                         f"{family(other)}, {milliseconds(other['median_ms'])} ms",
-                         f"**{other['median_ms'] / ours['median_ms']:.2f}**"]  # fmt: skip
-                lines.append(f"| {' | '.join(cells)} |")
+                times = milliseconds(ours["median_ms"]), milliseconds(other["median_ms"])
+                lines.append(f"| `{r['case']}`, {r['dtype']} | {r['batch']} | {device} | {r['pass']} | {times[0]} ms "
+                             f"| {family(other)}, {times[1]} ms | **{ratio(records):.2f}** |")  # fmt: skip
     return "\n".join([*lines, ""])
 
 
@@ -153,9 +156,8 @@ def operations(r: dict) -> int:
     elements = r["batch"] * channels * height * width
     pooled = r["batch"] * channels * ((height - 3) // 2 + 1) * ((width - 3) // 2 + 1)
     training = r["pass"] == "training"
-    normalised = 9 + 19 * training if "lrn" in r["case"] or "norm" in r["case"] else 0
-    rectified = 1 + training if "relu" in r["case"] else 0
-    return r["flops"] + elements * (normalised + rectified) + pooled * ((8 + training) if "pool" in r["case"] else 0)
+    each = (9 + 19 * training) * ("lrn" in r["case"] or "norm" in r["case"]) + (1 + training) * ("relu" in r["case"])
+    return r["flops"] + elements * each + pooled * (8 + training) * ("pool" in r["case"])
 
 
 def points(result: dict) -> list[tuple[dict, dict, dict]]:
@@ -166,33 +168,27 @@ def points(result: dict) -> list[tuple[dict, dict, dict]]:
     return [(r, ours, other) for r, ours, other in pairs if ours and other and r["batch"] == largest]
 
 
-def pyplot(name: str) -> Any:
-    import matplotlib
-
-    matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = name
-    import matplotlib.pyplot as plt
-
-    return plt
+def save(figure: Figure, path: Path, name: str) -> None:
+    with matplotlib.rc_context({"svg.hashsalt": name}):
+        figure.savefig(path, metadata={"Date": None})
 
 
 def draw_roofline(name: str, result: dict, root: Path) -> None:
     """Operations a second over operations a byte, below the measured rates; a panel for each dtype."""
-    plt = pyplot(name)
-    dtypes = list(dict.fromkeys(r["dtype"] for r, _, _ in points(result)))
-    size = (9, 0.8 + 4.6 * len(dtypes))
-    figure, panels = plt.subplots(len(dtypes), figsize=size, layout="constrained", squeeze=False)
-    operators = list(dict.fromkeys(r["case"] for r, _, _ in points(result)))
-    colours = dict(zip(operators, ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple")))
-    for axes, dtype in zip(panels[:, 0], dtypes):
-        shown = [point for point in points(result) if point[0]["dtype"] == dtype]
+    every = points(result)
+    dtypes = list(dict.fromkeys(r["dtype"] for r, _, _ in every))
+    figure = Figure(figsize=(9, 0.8 + 4.6 * len(dtypes)), layout="constrained")
+    panels = figure.subplots(len(dtypes), squeeze=False)[:, 0]
+    colours = {operator: f"C{i}" for i, operator in enumerate(dict.fromkeys(r["case"] for r, _, _ in every))}
+    for axes, dtype in zip(panels, dtypes):
+        shown = [point for point in every if point[0]["dtype"] == dtype]
         intensities = [operations(r) / r["bytes"] for r, _, _ in shown]
-        copy, gemm = result["ceilings"]["copy"], result["ceilings"]["gemm"]
-        left, right = min(intensities) / 2, 4 * max(*intensities, gemm[dtype] / copy)
-        axes.plot([left, gemm[dtype] / copy, right], [copy * left, gemm[dtype], gemm[dtype]], color="black", lw=1.2)
-        label = f"torch's matrix product, {dtype}: {gemm[dtype] / 1e12:.3g} TFLOP/s"
-        axes.annotate(label, (gemm[dtype] / copy, gemm[dtype]), (-4, 4), textcoords="offset points", ha="right")
-        middle = (left * gemm[dtype] / copy) ** 0.5
+        copy, gemm = result["ceilings"]["copy"], result["ceilings"]["gemm"][dtype]
+        left, right = min(intensities) / 2, 4 * max(*intensities, gemm / copy)
+        axes.plot([left, gemm / copy, right], [copy * left, gemm, gemm], color="black", lw=1.2)
+        label = f"torch's matrix product, {dtype}: {gemm / 1e12:.3g} TFLOP/s"
+        axes.annotate(label, (gemm / copy, gemm), (-4, 4), textcoords="offset points", ha="right")
+        middle = (left * gemm / copy) ** 0.5
         label = f"torch's copy: {round(copy / 1e9, 1):g} GB/s"
         axes.annotate(label, (middle, copy * middle), (-8, 4), textcoords="offset points", ha="right")
         for x, (r, ours, other) in zip(intensities, shown):
@@ -202,26 +198,25 @@ def draw_roofline(name: str, result: dict, root: Path) -> None:
             axes.plot([x, x], heights, color=style["color"], linewidth=0.8)
             axes.plot(x, heights[0], **style, markerfacecolor="white")
             axes.plot(x, heights[1], **style)
-        title = f"{result['machine']['device']}, {dtype}, batch {shown[0][0]['batch']}"
-        axes.set(xscale="log", yscale="log", title=title)
-        axes.set(xlabel="operations per byte that has to be moved", ylabel="operations per second")
+        axes.set(xscale="log", yscale="log", xlabel="operations per byte that has to be moved",
+                 ylabel="operations per second",
+                 title=f"{result['machine']['device']}, {dtype}, batch {shown[0][0]['batch']}")  # fmt: skip
         axes.grid(color="0.9", linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
-        key = [axes.plot([], [], "o", color=colours[c], label=c)[0] for c in operators]
+        key = [axes.plot([], [], "o", color=colour, label=c)[0] for c, colour in colours.items()]
         for kind, marker in (("inference", "o"), ("training", "s")):
             key.append(axes.plot([], [], marker, color="0.4", label=f"ours, {kind}")[0])
             key.append(axes.plot([], [], marker, color="0.4", markerfacecolor="white", label=f"best other, {kind}")[0])
         axes.legend(handles=key, fontsize="small", loc="lower right")
-    figure.savefig(root / roofline(name), metadata={"Date": None})
-    plt.close(figure)
+    save(figure, root / roofline(name), name)
 
 
 def draw(name: str, result: dict, root: Path) -> None:
     """Bars of best other / ours."""
-    plt = pyplot(name)
     rows = [(records[0], times) for records in cases(result) if (times := ratio(records))]
-    labels = [f"{r['case']} {r['batch']}x{'x'.join(map(str, r['shape']))} {r['dtype']}, {r['pass']}" for r, _ in rows]
-    figure, axes = plt.subplots(figsize=(9, 0.6 + 0.3 * len(rows)), layout="constrained")
+    labels = [f"{r['case']} {size(r)}, {r['pass']}" for r, _ in rows]
+    figure = Figure(figsize=(9, 0.6 + 0.3 * len(rows)), layout="constrained")
+    axes = figure.subplots()
     colours = ["tab:blue" if r["pass"] == "inference" else "tab:orange" for r, _ in rows]
     bars = axes.barh(labels, [times for _, times in rows], color=colours)
     axes.bar_label(bars, fmt="%.2f", padding=3)
@@ -230,8 +225,7 @@ def draw(name: str, result: dict, root: Path) -> None:
     axes.margins(x=0.1)
     axes.invert_yaxis()
     axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(root / picture(name), metadata={"Date": None})
-    plt.close(figure)
+    save(figure, root / picture(name), name)
 
 
 def filled(path: Path, text: str) -> str:

@@ -1,7 +1,5 @@
 """Times and counts of the forms of a case, and the machine's ceilings."""
 
-from __future__ import annotations
-
 import argparse
 import gc
 import random
@@ -14,7 +12,7 @@ from itertools import accumulate
 from typing import Any
 
 import torch
-from common import DTYPES, Results, console
+from common import DTYPES, Results, console, machine
 from torch import Tensor
 
 from alexnet_cuda import _library
@@ -32,6 +30,8 @@ class Form:
     settings: dict[str, bool] = field(default_factory=dict)
     memory: bool = True
     parameters: Iterable[Tensor] = ()
+    seconds: list[float] = field(default_factory=list)  # of its calls
+    error: str = ""  # what ended them
 
 
 def configure(benchmark: bool = False, tf32: bool = False, deterministic: bool = False) -> None:
@@ -84,31 +84,28 @@ class Timer:
             seconds.append(time.perf_counter() - begin_s)
         return lambda: seconds
 
-    def alternate(self, forms: list[Form], budget: float, repeats: int) -> tuple[list[list[float]], list[str]]:
-        """Seconds of every call of every form: up to `repeats` rounds, at least 3, within about `budget` seconds; and
-        the error that ended those of a form, or ""."""
-        seconds: list[list[float]] = [[] for _ in forms]
-        errors = [""] * len(forms)
+    def alternate(self, forms: list[Form], budget: float, repeats: int) -> None:
+        """Adds the seconds of every call: up to `repeats` rounds, at least 3, within about `budget` seconds. An error
+        ends those of a form."""
         gc.collect()
         gc.disable()
         end, order = time.monotonic() + budget, random.Random(0)
         for turn in range(repeats):
             samples = []
-            for i in order.sample(range(len(forms)), len(forms)):  # no form always follows the same other one
-                if errors[i]:
+            for form in order.sample(forms, len(forms)):  # no form always follows the same other one
+                if form.error:
                     continue
                 try:
-                    configure(**forms[i].settings)
-                    samples.append((i, self.sample(forms[i].run, self.calls(seconds[i]))))
+                    configure(**form.settings)
+                    samples.append((form, self.sample(form.run, self.calls(form.seconds))))
                 except Exception as error:
-                    errors[i] = reason(error, self)
+                    form.error = reason(error, self)
             self.synchronize()
-            for i, sample in samples:
-                seconds[i] += sample()
+            for form, sample in samples:
+                form.seconds += sample()
             if turn >= 2 and time.monotonic() > end:
                 break
         gc.enable()
-        return seconds, errors
 
 
 def reason(error: Exception, timer: Timer) -> str:
@@ -151,31 +148,26 @@ def measure(
     """Warm up, time in turn, and record every form of a case; `case` holds `bytes` and `flops` if they are known.
 
     Times measured before a form failed are recorded beside its error."""
-    bad, good = [], []
+    made, records = [], []
     for form in forms:
-        error = attempt(partial(warm_up, form, timer), timer)
-        if error:
-            bad.append({**case, "form": form.name, "layout": form.layout, "error": error})
-        else:
-            good.append(form)
-    records = []
-    for form, seconds, error in zip(good, *timer.alternate(good, args.budget, args.repeats)):
-        record = {**case, "form": form.name, "layout": form.layout, **statistics_of(seconds)}
+        form.error = attempt(partial(warm_up, form, timer), timer)
+        made.append(form)
+    timer.alternate(made, args.budget, args.repeats)
+    for form in sorted(made, key=lambda form: not form.seconds):  # those that failed at once come last
+        record = {**case, "form": form.name, "layout": form.layout, **statistics_of(form.seconds)}
         timed = "median_ms" in record
         if timed and case.get("bytes"):
             record["copy_share"] = digits(case["bytes"] / record["median_ms"] * 1e3 / ceilings["copy"])
         if timed and case.get("flops"):
             gemm = case["dtype"].replace("autocast", "bfloat16")
             record["gemm_share"] = digits(case["flops"] / record["median_ms"] * 1e3 / ceilings["gemm"][gemm])
+        form.error = form.error or attempt(partial(count, record, form, timer.cuda), timer)
+        if form.error:
+            record["error"] = form.error
         records.append(record)
-        error = error or attempt(partial(count, record, form, timer.cuda), timer)
-        if error:
-            record["error"] = error
         results.add(record)
     configure()
-    for record in bad:
-        results.add(record)
-    return records + bad
+    return records
 
 
 def count(record: dict, form: Form, cuda: bool) -> None:
@@ -198,23 +190,18 @@ def peak_bytes(run: Callable[[], Any], cuda: bool) -> int:
         run()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
-    limit = set_cache_limit(0)  # the profiler sees only what torch allocates
+    library = _library._C  # without a cache: the profiler sees only what torch allocates
+    limit = library.cache_limit() if library else 0
+    if library:
+        library.set_cache_limit(0)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         run()
-    set_cache_limit(limit)
+    if library:
+        library.set_cache_limit(limit)
     profiler: Any = profile.profiler
     events = profiler.kineto_results.events()
     changes = sorted((e.start_ns(), i, e.nbytes()) for i, e in enumerate(events) if e.name() == "[memory]")
     return max(accumulate((c[2] for c in changes), initial=0))
-
-
-def set_cache_limit(limit: int) -> int:
-    """Sets the limit of this package's CPU caching allocator in bytes and returns the one before."""
-    library = _library._C
-    before = library.cache_limit() if library else 0
-    if library:
-        library.set_cache_limit(limit)
-    return before
 
 
 def kernels(run: Callable[[], Any]) -> int:
@@ -275,6 +262,7 @@ def graphed(run: Callable[[], Any]) -> Callable[[], None]:
 
 def start(flags: argparse.ArgumentParser, args: argparse.Namespace, half: str) -> tuple[Timer, dict[str, Any]]:
     """Applies the flags that both benchmarks have; the timer and the ceilings. `half`: the default dtype on CUDA."""
+    args.end = time.monotonic() + args.time
     if args.threads:
         torch.set_num_threads(args.threads)
     args.dtype = args.dtype or [half if args.device == "cuda" else "float32"]
@@ -294,10 +282,11 @@ def measure_ceilings(device: str, dtypes: Iterable[str], timer: Timer, small: bo
     target = torch.randn(elements, device=device)
 
     def rate(run: Callable[[], Any], work: int, **settings: bool) -> float:
-        (seconds,), (error,) = timer.alternate([Form("", "", run, settings=settings)], 2.0, 10)
-        if error:
-            raise RuntimeError(error)
-        return digits(work / min(seconds))
+        form = Form("", "", run, settings=settings)
+        timer.alternate([form], 2.0, 10)
+        if form.error:
+            raise RuntimeError(form.error)
+        return digits(work / min(form.seconds))
 
     ceilings: dict[str, Any] = {"copy": rate(lambda: target.copy_(source), 8 * elements), "gemm": {}}
     if device == "cpu":
@@ -324,3 +313,21 @@ def report(title: str, records: list[dict], results: Results) -> None:
     if pair[0] and pair[1]:
         line += f"; {pair[1]['median_ms'] / pair[0]['median_ms']:.2f}x"
     console.print(line + "".join(f"\n  {r['form']} {r['layout']}: {r['error']}" for r in records if "error" in r))
+
+
+def run(
+    kind: str, cases: dict[str, tuple], prepare: Callable[..., tuple[dict, Iterable[Form]]], timer: Timer,
+    args: argparse.Namespace, ceilings: dict,
+) -> int:  # fmt: skip
+    """Measures all cases (title: arguments of `prepare`, which returns a case's record and its forms)."""
+    with Results(args.output, kind, machine(args.device), ceilings) as results:
+        for title, arguments in cases.items():
+            if time.monotonic() > args.end:
+                console.print(f"{title}: no time left")
+                results.complete = False
+                continue
+            torch.compiler.reset()
+            torch.manual_seed(0)
+            case, forms = prepare(*arguments)
+            report(title, measure(forms, timer, args, ceilings, case, results), results)
+    return results.exit_code()

@@ -14,6 +14,7 @@ from training_helpers import legible_texts, no_report, read_csv  # noqa: F401
 
 from alexnet_cuda.data import load_images
 from alexnet_cuda.recipe import Recipe, RecipeError, load_recipe
+from alexnet_cuda.reports.experiments import comparison_chart
 from alexnet_cuda.summary import model_summary
 from alexnet_cuda.training import classifier, comparison
 
