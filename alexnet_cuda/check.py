@@ -170,7 +170,7 @@ def _check_case(row: Row, case: Case, profiled: bool) -> None:
                 with profiler() if profiled else nullcontext() as profile:
                     y = case.call(*leaves)
                     gradients = torch.autograd.grad(y, leaves, grad.to(row.device))
-            names |= {event.name for event in profile.events()} if profiled else set()
+            names |= {event.name for event in profile.events()} if profile else set()
             good = [row.update("output", *_largest_error(t, exact, row.dtype)) for t in (inference, y)]
             for t, e in zip(gradients, exact_gradients):
                 good.append(row.update("gradients", *_gradient_error(t, e, row.dtype, case, exact.numel())))

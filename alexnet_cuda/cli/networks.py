@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.markup import escape
@@ -35,7 +35,7 @@ def summary(
     with torch.device("meta"):
         layers = model_summary(AlexNet(variant, classes, channels))
     parameters, macs = (sum(getattr(layer, key) for layer in layers) for key in ("parameters", "macs"))
-    columns = ["layer", "type", "output", *right("parameters", "share", "MACs", "share")]
+    columns: list[Any] = ["layer", "type", "output", *right("parameters", "share", "MACs", "share")]
     shown = table(columns, [], title=f"{variant}: {VARIANTS[variant].description}", **NARROW)
     for layer in layers:
         size = "x".join(map(str, layer.output_size))

@@ -247,7 +247,9 @@ def _marks(axes: Axes, columns: list[Stage], top: float, look: dict[str, str]) -
     for x, stage in _columns(columns):
         for i, (kind, label) in enumerate(stage.then):
             y = top - CHIP * (i + 1) + 2
-            style = dict(facecolor=_mix(COLOURS[kind], look["paper"], 0.72), edgecolor=COLOURS[kind], linewidth=0.8)
+            style: dict[str, Any] = dict(
+                facecolor=_mix(COLOURS[kind], look["paper"], 0.72), edgecolor=COLOURS[kind], linewidth=0.8
+            )
             corner, size = (x - COLUMN / 2 + 6, y), (COLUMN - 12, CHIP - 4)
             axes.add_patch(FancyBboxPatch(corner, *size, boxstyle="round,pad=0,rounding_size=4", **style))
             axes.text(x, y + (CHIP - 4) / 2 - 0.5, label, size=8, color=look["ink"], ha="center", va="center")
@@ -306,7 +308,8 @@ def _columns(columns: list[Stage]) -> Iterator[tuple[float, Stage]]:
 
 
 def _mix(colour: str, other: str, share: float) -> str:
-    return to_hex([a + (b - a) * share for a, b in zip(to_rgb(colour), to_rgb(other))])
+    mixed: Any = [a + (b - a) * share for a, b in zip(to_rgb(colour), to_rgb(other))]
+    return to_hex(mixed)
 
 
 def _product(*sizes: int) -> str:

@@ -41,7 +41,7 @@ def lr_find(
         trainer = trial_trainer(recipe, scratch, max_epochs=steps, check_val_every_n_epoch=steps + 1)
         console.print(f"{recipe.name}: {steps} batches of {recipe.batch_size}, {low:g} to {high:g}")
         module, data = SweepClassifier(recipe, len(images.classes)), ImageData(images, recipe)
-        limits = {"min_lr": low, "max_lr": high, "num_training": steps}
+        limits: dict[str, Any] = {"min_lr": low, "max_lr": high, "num_training": steps}
         found = Tuner(trainer).lr_find(module, datamodule=data, update_attr=False, **limits)
     assert found is not None
     losses = np.array(module.losses)
