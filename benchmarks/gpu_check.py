@@ -88,7 +88,7 @@ def blocks(out: Path, dry_run: bool) -> list[list[Block]]:
         emulated = "emulated" if importlib.util.find_spec("alexnet_cuda._emulated") else "cpu"
         return [[
             Block("check", [*check, "--small"], 110),
-            tests("tests", 110, f"{emulated} and unbatched", *OPS),
+            tests("tests", 110, f"{emulated} and unbatched", "operators"),
             bench("ops", 50, 50, *small, "--ops", "max_pool2d", FIRST_BLOCK),
             bench("more model", 50, 50, *small, "--variants", "cifar"),
         ]]  # fmt: skip
@@ -106,7 +106,7 @@ def blocks(out: Path, dry_run: bool) -> list[list[Block]]:
         [
             Block("check", check, 110),
             Block("check without wgmma", check, 110, NO_WGMMA),
-            *(tests(f"tests {name}", 110, "cuda", name) for name in (*OPS, "host_checks")),
+            *(tests(f"tests {name}", 110, "cuda", name) for name in (*OPS, "operators", "host_checks")),
             tests("tests cuda_only", 110, "not huge", "cuda_only"),
         ],
         [bench("ops", 85, 15, "--budget", 0.5)],

@@ -91,7 +91,7 @@ def test_conv2d(device, data):
 
 
 @many
-@given(st.data())
+@given(data=st.data())
 def test_winograd_conv2d(data, kernels):
     size, groups = data.draw(st.sampled_from([3, 5])), data.draw(st.integers(1, 3))
     padding = data.draw(st.integers(0, size - 1))

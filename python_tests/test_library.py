@@ -20,7 +20,7 @@ from alexnet_cuda import _library
 STABLE = re.compile(
     r"aoti_torch_(abi_version|aten_(fill__Scalar|narrow|pad)|(create|delete)_device_guard|delete_(library|tensor)_object"
     r"|dtype_element_size"
-    r"|get_(current_cuda_stream|device_index|device_type|dim|dtype|numel|size|stride)"
+    r"|get_(current_cuda_stream|device_index|device_type|dim|dtype|numel|sizes?|stride)"
     r"|library_(def|init_fragment|init_impl)|new_tensor_handle|(device_type|dtype|layout|memory_format)_\w+)"
     r"|torch_(call_dispatcher|from_blob|parallel_for|library_impl|get_(const|mutable)_data_ptr|dtype_\w+"
     r"|new_list_reserve_size|list_push_back|delete_list)"

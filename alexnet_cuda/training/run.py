@@ -55,6 +55,7 @@ def train(recipe: Recipe, images: ImageSet, folder: Path, console: Console, resu
     Writes config.yaml, metrics.csv, tensorboard/, checkpoints/last.ckpt and checkpoints/best.ckpt to `folder`. Raises
     Diverged if the loss is not finite, and OSError if the disk is full; earlier checkpoints stay intact.
     """
+    _quiet()
     checkpoints = folder / "checkpoints"
     checkpoints.mkdir(parents=True, exist_ok=True)
     if callbacks.is_main_process():
@@ -96,9 +97,7 @@ def train(recipe: Recipe, images: ImageSet, folder: Path, console: Console, resu
 
 def new_trainer(recipe: Recipe, **options: Any) -> lightning.Trainer:
     """A Trainer with the settings that all trainings share; the network is made after it, with the recipe's seed."""
-    for name in ("lightning.pytorch", "lightning.fabric"):  # its advice is for developers
-        logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module=r"lightning\..*")
+    _quiet()
     trainer = lightning.Trainer(
         accelerator=recipe.accelerator,
         precision=cast(Any, precision(recipe)),
@@ -113,6 +112,13 @@ def new_trainer(recipe: Recipe, **options: Any) -> lightning.Trainer:
     setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010
     lightning.seed_everything(recipe.seed, workers=True, verbose=False)
     return trainer
+
+
+def _quiet() -> None:
+    """Hides Lightning's messages, whose advice is for developers."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"lightning\..*")
 
 
 def averaging(recipe: Recipe) -> list[Callback]:

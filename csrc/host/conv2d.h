@@ -49,7 +49,8 @@ inline std::tuple<Tensor, Tensor> torch_conv2d_weight_grad(const Tensor& grad, c
                                   std::optional(Pair{conv.filters}), Pair{conv.stride, conv.stride},
                                   Pair{conv.padding, conv.padding}, Pair{1, 1}, false, Pair{0, 0}, int64_t{conv.groups},
                                   torch::headeronly::HeaderOnlyArrayRef<bool>(mask, 3));
-  const Tensor grad_weight = torch::stable::detail::to<Tensor>(results[1]);
+  const Tensor grad_weight =
+      torch::stable::contiguous(torch::stable::detail::to<Tensor>(results[1]), MemoryFormat::Contiguous);
   return {grad_weight,
           with_bias ? torch::stable::detail::to<Tensor>(results[2]) : no_elements(grad, grad.scalar_type())};
 }
