@@ -44,11 +44,12 @@ class Kernel:
 
     @property
     def title(self) -> str:
-        """Source file and name, without template arguments; in a symbol, the name follows its length."""
+        """Source file (header: one that several share) and name, without template arguments; in a symbol, the name
+        follows its length."""
         source = re.findall(r"_GLOBAL__N__[0-9a-f]+_\d+_(\w+?)_cu_", self.symbol)
         end = self.symbol.index("_kernel") + len("_kernel")
         start = next(i for i in range(end - 1, 0, -1) if self.symbol[:i].endswith(str(end - i)))
-        return f"{source[0] if source else '?'}: {self.symbol[start:end].removesuffix('_kernel')}"
+        return f"{source[0] if source else 'header'}: {self.symbol[start:end].removesuffix('_kernel')}"
 
 
 def library() -> Path | None:
