@@ -12,7 +12,10 @@
 //              products; after the last part they are transformed into weight gradients
 // Numerics: sums of kPart channels (or tiles) at a time, in an order that depends on the sizes alone. A number that is
 // not finite, or so large that others in its tile are lost beside it, always reaches the outputs that depend on it;
-// these are checked, and the caller computes the convolution in another way if one is not finite.
+// these are checked, and the caller lets torch compute the convolution if one is not finite.
+//
+// The 11x11 convolution (winograd_rows.h) shares the transforms and the multiplication but has loops of its own, since
+// the fused first block needs single rows of one image, while here a batch of tiles runs across images.
 #include "winograd.h"
 
 namespace alexnet_cuda::ALEXNET_CPU_LEVEL {

@@ -9,7 +9,7 @@
 //   products              [product][tile][filter], of one block of filters
 // Numerics: sums over at most 16 channels at a time. The transforms would turn an infinity into NaN, spread NaN over a
 // tile and overflow where a direct sum does not, so output rows that depend on a value beyond kWinogradLimit are
-// computed by conv.h, and everything is where a weight is.
+// computed by conv.h. If a weight is beyond it, all rows are.
 //
 // The 3x3 and 5x5 kernels (winograd_conv2d_kernel.cpp) share the transforms and the multiplication but not the loops:
 // here the fused first block asks for single rows of one image in any dtype and layout; there a batch of tiles runs
