@@ -143,7 +143,7 @@ def describe_devices() -> dict[str, str]:
     rows = {"kernels on cpu": UNAVAILABLE_REASON["cpu"] or f"yes ({_C.cpu_level()})"}
     for index in range(torch.cuda.device_count()):
         capability = torch.cuda.get_device_capability(index)
-        answer = "yes" if runs_on(capability, CUDA_ARCHITECTURES) else "no"
+        answer = "yes" if _has_code(index) else "no"
         why = f"compute capability {capability[0]}.{capability[1]}, compiled for {CUDA_ARCHITECTURES}"
         rows[f"kernels on cuda:{index}"] = UNAVAILABLE_REASON["cuda"] or f"{answer} ({why})"
     return rows

@@ -1,7 +1,4 @@
-"""Everything that this package uses of torch's private interfaces, each with the reason why no public one does.
-
-A test imports every name here against the torch that is installed.
-"""
+"""What the operators use of torch's private interfaces, each with the reason why no public one does."""
 
 from __future__ import annotations
 

@@ -13,8 +13,8 @@ from ._registration import before_relu, call, needs_grad, register, save_first, 
 
 _op = torch.ops.alexnet_cuda
 
-# oneDNN reorders its right operand into blocks first. For these numbers of images it is faster to exchange the operands
-# (measured: benchmarks/bench_ops.py), so that the images are reordered instead of the weights.
+# oneDNN reorders its right operand into blocks first. For these numbers of images it is faster to exchange the
+# operands, so that the images are reordered instead of the weights.
 _SWAPPED = range(8, 129)
 _SMALLEST = 2**20  # weights; smaller products are as fast in MKL
 

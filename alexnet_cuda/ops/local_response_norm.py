@@ -14,7 +14,7 @@ from ._registration import call, empty, gradient_fake, needs_grad, register, sav
 _op = torch.ops.alexnet_cuda
 
 
-def _lrn_plain(x, size, front, alpha, beta, k, groups, spatial):
+def _lrn_reference(x, size, front, alpha, beta, k, groups, spatial):
     window, across = "torch" if front == size // 2 else "onnx", "spatial" if spatial else "channels"
     return reference.local_response_norm(
         x, size, alpha, beta, k, groups=groups, divide_alpha=False, window=window, across=across
@@ -28,7 +28,7 @@ def _lrn_backward(ctx, grad):
 
 
 def _lrn_backward_backward(ctx, grad_grad):
-    gradients = second_order(lambda x: _lrn_plain(x, *ctx.args), *ctx.saved_tensors, grad_grad)
+    gradients = second_order(lambda x: _lrn_reference(x, *ctx.args), *ctx.saved_tensors, grad_grad)
     return (*gradients, *[None] * len(ctx.args))
 
 

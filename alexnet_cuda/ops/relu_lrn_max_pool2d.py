@@ -13,7 +13,7 @@ from .max_pool2d import max_pool2d_fake, pool_has_kernel
 _op = torch.ops.alexnet_cuda
 
 
-def _tail_plain(x, order, size, front, alpha, beta, k, groups, kernel_size, stride, padding, ceil_mode):
+def _tail_reference(x, order, size, front, alpha, beta, k, groups, kernel_size, stride, padding, ceil_mode):
     window = "torch" if front == size // 2 else "onnx"
     return reference.relu_lrn_max_pool2d(
         x, size, alpha, beta, k, order=ORDERS[order], groups=groups, divide_alpha=False, window=window,
@@ -41,7 +41,7 @@ def _tail_backward_setup(ctx, inputs, output):
 
 
 def _tail_backward_backward(ctx, grad_grad):
-    function = lambda x: _tail_plain(x, *ctx.args, ctx.ceil_mode)
+    function = lambda x: _tail_reference(x, *ctx.args, ctx.ceil_mode)
     grad, x = second_order(function, *ctx.saved_tensors, grad_grad)
     return (grad, x, *[None] * 11)
 

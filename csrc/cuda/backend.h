@@ -58,8 +58,11 @@ struct CudaBackend : Memory {
   }
   static bool conv2d_weight_grad(const char* op, ConvArguments args, const Tensor& like) {
     const DType dtype = args.images.dtype = product_dtype(args.images.dtype);
-    const Tensor unused = Memory::allocate(like, {args.grad_bias ? 0 : args.conv.filters}, MemoryFormat::Contiguous);
-    if (!args.grad_bias) args.grad_bias = unused.mutable_data_ptr();
+    std::optional<Tensor> unused;  // the kernel always writes a bias gradient
+    if (!args.grad_bias) {
+      unused = Memory::allocate(like, {args.conv.filters}, MemoryFormat::Contiguous);
+      args.grad_bias = unused->mutable_data_ptr();
+    }
     return launch(op, launch_conv2d_weight_grad, args, like,
                   conv2d_weight_grad_workspace(dtype, args.images.count, args.conv));
   }
@@ -97,8 +100,11 @@ struct CudaBackend : Memory {
 
   template <class Launcher, class Arguments>
   static bool launch(const char* op, Launcher launcher, Arguments args, const Tensor& like, int64_t workspace_floats) {
-    Tensor workspace = floats(like, workspace_floats);
-    args.workspace = workspace_floats ? static_cast<float*>(workspace.mutable_data_ptr()) : nullptr;
+    std::optional<Tensor> workspace;
+    if (workspace_floats) {
+      workspace = floats(like, workspace_floats);
+      args.workspace = static_cast<float*>(workspace->mutable_data_ptr());
+    }
     Memory::check(launcher(args, Memory::stream(like)), op);
     return true;
   }
