@@ -31,43 +31,24 @@ View<T, kNhwc> view_of(std::conditional_t<std::is_const_v<T>, const void, void>*
   return {static_cast<T*>(data), static_cast<int>(channels), static_cast<int>(pixels)};
 }
 
-// v[i] = channel c - 4 + i of a pixel for kFirst <= i < kEnd; 0 outside the group's channels [low, high). kVec4 (NHWC,
-// channels and addresses multiples of 4): one load for four channels.
-template <int kFirst, int kEnd, bool kVec4, class T, bool kNhwc>
+// v[i] = channel c - 4 + i of a pixel for kFirst <= i < kEnd; 0 outside the group's channels [low, high).
+template <int kFirst, int kEnd, class T, bool kNhwc>
 GPU_DEVICE void read_run(const View<const T, kNhwc>& x, int64_t n, int pixel, int c, int low, int high,
                          float (&v)[16]) {
   const T* image = x.image(n);
-  if constexpr (kVec4) {
 #pragma unroll
-    for (int i = kFirst / 4 * 4; i < kEnd; i += 4) {
-      const int channel = c - kHalo + i;
-      const bool inside = channel >= low && channel < high;
-      gpu::Vec4<T> four = {};
-      if (inside) four = *reinterpret_cast<const gpu::Vec4<T>*>(image + x.offset(pixel, channel));
-#pragma unroll
-      for (int j = 0; j < 4; ++j) v[i + j] = inside ? gpu::to_float(four.v[j]) : 0.f;
-    }
-  } else {
-#pragma unroll
-    for (int i = kFirst; i < kEnd; ++i) {
-      const int channel = c - kHalo + i;
-      v[i] = channel >= low && channel < high ? gpu::to_float(image[x.offset(pixel, channel)]) : 0.f;
-    }
+  for (int i = kFirst; i < kEnd; ++i) {
+    const int channel = c - kHalo + i;
+    v[i] = channel >= low && channel < high ? gpu::to_float(image[x.offset(pixel, channel)]) : 0.f;
   }
 }
 
 // Stores channels c .. c + 7 of a pixel, as far as they are below `high`.
-template <bool kVec4, class T, bool kNhwc>
+template <class T, bool kNhwc>
 GPU_DEVICE void write_run(const View<T, kNhwc>& y, int64_t n, int pixel, int c, int high, const float (&v)[kRun]) {
-  constexpr int kStep = kVec4 ? 4 : 1;
-  T* image = y.image(n);
 #pragma unroll
-  for (int i = 0; i < kRun; i += kStep) {
-    gpu::Vec<T, kStep> out;
-#pragma unroll
-    for (int j = 0; j < kStep; ++j) out.v[j] = gpu::from_float<T>(v[i + j]);
-    if (c + i < high) *reinterpret_cast<gpu::Vec<T, kStep>*>(image + y.offset(pixel, c + i)) = out;
-  }
+  for (int i = 0; i < kRun; ++i)
+    if (c + i < high) y.at(n, pixel, c + i) = gpu::from_float<T>(v[i]);
 }
 
 // All runs of a range of images, and the share of them that each thread does.

@@ -15,6 +15,10 @@ gpu::error_t launch_max_pool2d_backward(const PoolArguments& args, gpu::stream_t
 
 gpu::error_t launch_relu_lrn_max_pool2d(const TailArguments& args, gpu::stream_t stream);
 gpu::error_t launch_relu_lrn_max_pool2d_backward(const TailArguments& args, gpu::stream_t stream);
+// The same for AlexNets' settings, which the launchers above choose.
+bool has_alexnet_tail(const TailArguments& args);
+gpu::error_t launch_alexnet_tail(const TailArguments& args, gpu::stream_t stream);
+gpu::error_t launch_alexnet_tail_backward(const TailArguments& args, gpu::stream_t stream);
 
 // The geometry that the convolution kernels are made for: AlexNet's first layer, without groups. The forward applies
 // ReLU if ConvArguments::relu.

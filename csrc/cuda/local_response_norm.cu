@@ -1,32 +1,183 @@
 // Local response normalisation, forward and backward; the formulas are in lrn.h.
 //
-// Across channels, a thread computes runs of 8 channels of one pixel (channel_runs.h). With AlexNet's window of 5 and
-// beta of 3/4 all windows are in registers: the forward pass reads x once from memory (and the channels around a run
-// once more from cache) and writes y once; the backward pass reads x and grad and writes dx. Other constants, and the
-// spatial form, take simpler kernels. Numerics: sums in float, in a fixed order.
+// AlexNet's window of 5 and beta of 3/4: a thread computes runs of 8 channels of one pixel with all windows in
+// registers. In NHWC it has one run, which it moves with one load of 16 bytes (float32: two), and two channels
+// (backward of x: four) on either side. In NCHW it goes from run to run and keeps what two runs share. So x, grad and
+// the result cross the memory bus once. Other settings, and the spatial form, take simpler kernels. Numerics: sums in
+// float, in a fixed order.
 #include "lrn.h"
 
 namespace alexnet_cuda {
 namespace {
 
-template <class T, bool kNhwc, bool kLrn5>
+// ---- window of 5, beta of 3/4: NHWC --------------------------------------------------------------------------------
+
+// The runs of a launch: threads and runs count the same way through memory.
+struct DenseRuns {
+  int64_t first;
+  uint32_t count;
+  int per_group;
+};
+
+template <class T>
+__global__ void __launch_bounds__(kThreads, kMinBlocks)
+    forward_nhwc_kernel(const T* __restrict__ x, T* __restrict__ y, DenseRuns runs, LrnConstants lrn) {
+  const uint32_t i = blockIdx.x * kThreads + threadIdx.x;
+  if (i >= runs.count) return;
+  const int64_t at = (runs.first + i) * kRun;
+  const int run = i % runs.per_group;
+  float in[kRun + 4], out[kRun];
+  load_run<2>(x + at, run > 0, run + 1 < runs.per_group, in);
+  normalise_run(in, lrn, out);
+  store_run(y + at, out);
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads, kMinBlocks)
+    backward_nhwc_kernel(const T* __restrict__ x, const T* __restrict__ grad, T* __restrict__ dx, DenseRuns runs,
+                         LrnConstants lrn) {
+  const uint32_t i = blockIdx.x * kThreads + threadIdx.x;
+  if (i >= runs.count) return;
+  const int64_t at = (runs.first + i) * kRun;
+  const int run = i % runs.per_group;
+  const bool has_left = run > 0, has_right = run + 1 < runs.per_group;
+  float in[kRun + 8], g[kRun + 4], out[kRun];
+  load_run<4>(x + at, has_left, has_right, in);
+  load_run<2>(grad + at, has_left, has_right, g);
+  differentiate_run(in, g, lrn, out);
+  store_run(dx + at, out);
+}
+
+// launch(runs, grid) until all runs of a batch are done. A launch begins with the first run of a group.
+template <class Launch>
+gpu::error_t launch_dense_runs(const LrnArguments& args, Launch launch) {
+  const Images& images = args.images;
+  const int per_group = static_cast<int>(images.channels / args.lrn.groups) / kRun;
+  return for_each_batch(images.count * images.pixels() * args.lrn.groups, per_group, [&](int64_t first, int64_t count) {
+    const DenseRuns runs = {first * per_group, static_cast<uint32_t>(count * per_group), per_group};
+    return launch(runs, dim3(divide_up(runs.count, kThreads)));
+  });
+}
+
+// ---- window of 5, beta of 3/4: NCHW --------------------------------------------------------------------------------
+
+// A thread has one pixel and some runs of a group, its share.
+struct PixelRuns {
+  int64_t first_image;
+  uint32_t total_pixels;  // of all images
+  int pixels, channels, group_channels, shares, share_channels;
+
+  // body(offset of the pixel's channel `begin`, begin, end, group_channels), all counted from the group's first channel
+  template <class Body>
+  GPU_DEVICE void operator()(Body body) const {
+    const uint32_t position = blockIdx.x * kThreads + threadIdx.x;
+    if (position >= total_pixels) return;
+    const uint32_t image = position / pixels;
+    const int group = blockIdx.y / shares, begin = (blockIdx.y - group * shares) * share_channels;
+    const int64_t plane = (first_image + image) * channels + group * group_channels + begin;
+    body(plane * pixels + (position - image * pixels), begin, min(begin + share_channels, group_channels));
+  }
+};
+
+template <class T>
+__global__ void __launch_bounds__(kThreads, kMinBlocks)
+    forward_nchw_kernel(const T* __restrict__ x, T* __restrict__ y, PixelRuns runs, LrnConstants lrn) {
+  runs([&](int64_t at, int c, int end) {
+    const T* from = x + at;
+    T* to = y + at;
+    const int64_t plane = runs.pixels;
+    float in[kRun + 4], out[kRun];  // channels c - 2 .. c + 9; the first four come from the run before
+#pragma unroll
+    for (int i = 0; i < 4; ++i) in[i] = i >= 2 || c > 0 ? gpu::to_float(from[(i - 2) * plane]) : 0.f;
+#pragma unroll 1
+    for (; c < end; c += kRun) {
+      const bool has_right = c + kRun < runs.group_channels;
+      from += 2 * plane;
+#pragma unroll
+      for (int i = 0; i < kRun; ++i, from += plane) in[4 + i] = i < 6 || has_right ? gpu::to_float(*from) : 0.f;
+      from -= 2 * plane;
+      normalise_run(in, lrn, out);
+#pragma unroll
+      for (int i = 0; i < kRun; ++i, to += plane) *to = gpu::from_float<T>(out[i]);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) in[i] = in[kRun + i];
+    }
+  });
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads, kMinBlocks)
+    backward_nchw_kernel(const T* __restrict__ x, const T* __restrict__ grad, T* __restrict__ dx, PixelRuns runs,
+                         LrnConstants lrn) {
+  runs([&](int64_t at, int c, int end) {
+    const T *from_x = x + at, *from_grad = grad + at;
+    T* to = dx + at;
+    const int64_t plane = runs.pixels;
+    // x of channels c .. c + 11, the direct terms of c .. c + 9, t of c - 2 .. c + 9: the first 4, 2 and 4 come from
+    // the run before, or, at first, from x of c - 4 .. c + 3 and grad of c - 2 .. c + 1.
+    float in[kRun + 8], g[kRun], direct[kRun + 4], t[kRun + 4], out[kRun];
+#pragma unroll
+    for (int i = 0; i < 8; ++i) in[i] = i >= 4 || c > 0 ? gpu::to_float(from_x[(i - 4) * plane]) : 0.f;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) g[i] = i >= 2 || c > 0 ? gpu::to_float(from_grad[(i - 2) * plane]) : 0.f;
+    gradient_terms<4>(in, g, lrn, direct, t);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) in[i] = in[i + 4];
+    direct[0] = direct[2];
+    direct[1] = direct[3];
+#pragma unroll 1
+    for (; c < end; c += kRun) {
+      const bool has_right = c + kRun < runs.group_channels;
+      from_x += 4 * plane;
+      from_grad += 2 * plane;
+#pragma unroll
+      for (int i = 0; i < kRun; ++i, from_x += plane) in[4 + i] = i < 4 || has_right ? gpu::to_float(*from_x) : 0.f;
+#pragma unroll
+      for (int i = 0; i < kRun; ++i, from_grad += plane) g[i] = i < 6 || has_right ? gpu::to_float(*from_grad) : 0.f;
+      from_x -= 4 * plane;
+      from_grad -= 2 * plane;
+      gradient_terms<kRun>(in, g, lrn, direct + 2, t + 4);
+      finish_gradients(in, direct, t, lrn, out);
+#pragma unroll
+      for (int i = 0; i < kRun; ++i, to += plane) *to = gpu::from_float<T>(out[i]);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        in[i] = in[kRun + i];
+        t[i] = t[kRun + i];
+      }
+      direct[0] = direct[kRun];
+      direct[1] = direct[kRun + 1];
+    }
+  });
+}
+
+// launch(runs, grid) until all pixels are done. A thread does a whole group unless that leaves a large part of a GPU of
+// about 2^18 threads idle.
+template <class Launch>
+gpu::error_t launch_pixel_runs(const LrnArguments& args, Launch launch) {
+  const Images& images = args.images;
+  const int pixels = static_cast<int>(images.pixels()), channels = static_cast<int>(images.channels);
+  const int group_channels = channels / args.lrn.groups, runs = group_channels / kRun;
+  return for_each_batch(images.count, pixels, [&](int64_t first, int64_t count) {
+    const int64_t total = count * pixels, wanted = (1 << 18) / (total * args.lrn.groups);
+    const int share = divide_up(runs, std::clamp<int64_t>(wanted, 1, runs)), shares = divide_up(runs, share);
+    const PixelRuns pixel_runs = {first,       static_cast<uint32_t>(total), pixels, channels, group_channels, shares,
+                                  share * kRun};
+    return launch(pixel_runs, dim3(divide_up(total, kThreads), args.lrn.groups * shares));
+  });
+}
+
+// ---- any window ----------------------------------------------------------------------------------------------------
+
+// One channel at a time; its window is read from cache.
+template <class T, bool kNhwc>
 __global__ void __launch_bounds__(kThreads, kMinBlocks)
     forward_kernel(Runs runs, View<const T, kNhwc> x, View<T, kNhwc> y, LrnConstants lrn) {
-  constexpr bool kVec4 = kLrn5 && kNhwc;
   runs.for_each<kNhwc>([&](int64_t n, int pixel, int c, int low, int high) {
-    if constexpr (kLrn5) {
-      // 12 channels into registers, 8 results out.
-      float in[16], out[kRun];
-      read_run<2, 14, kVec4>(x, n, pixel, c, low, high, in);
-      normalise_run(in, lrn, out);
-      write_run<kVec4>(y, n, pixel, c, high, out);
-    } else {
-      // One channel at a time; its window is read from cache.
-      const auto value = [&](int j) { return gpu::to_float(x.at(n, pixel, j)); };
-      for (int j = c; j < min(c + kRun, high); ++j) {
-        const float d = denominator(lrn, j, low, high, value);
-        y.at(n, pixel, j) = gpu::from_float<T>(value(j) * inverse_power<false>(d, lrn.beta));
-      }
+    const auto value = [&](int j) { return gpu::to_float(x.at(n, pixel, j)); };
+    for (int j = c; j < min(c + kRun, high); ++j) {
+      const float d = denominator(lrn, j, low, high, value);
+      y.at(n, pixel, j) = gpu::from_float<T>(value(j) * inverse_power<false>(d, lrn.beta));
     }
   });
 }
@@ -101,15 +252,22 @@ gpu::error_t launch_spatial(const LrnArguments& args, gpu::stream_t stream) {
 gpu::error_t launch_local_response_norm(const LrnArguments& args, gpu::stream_t stream) {
   if (args.spatial) return launch_spatial<kForward>(args, stream);
   const Images& images = args.images;
+  const LrnConstants lrn(args.lrn);
   return dispatch_images(images, [&](auto type, auto nhwc) {
     using T = typename decltype(type)::type;
     constexpr bool kNhwc = decltype(nhwc)::value;
-    const auto x = view_of<const T, kNhwc>(args.x, images.channels, images.pixels());
-    const auto y = view_of<T, kNhwc>(args.out, images.channels, images.pixels());
-    return dispatch_flag(uses_lrn5_kernel<T>(images, args.lrn, nullptr, args.x, args.out), [&](auto lrn5) {
-      return launch_runs(forward_kernel<T, kNhwc, decltype(lrn5)::value>, kNhwc, images.count, x.pixels, x.channels,
-                         args.lrn.groups, stream, x, y, LrnConstants(args.lrn));
-    });
+    if (!has_lrn5_kernel<T>(images, args.lrn, args.x, args.out))
+      return launch_runs(forward_kernel<T, kNhwc>, kNhwc, images.count, images.pixels(), images.channels,
+                         args.lrn.groups, stream, view_of<const T, kNhwc>(args.x, images.channels, images.pixels()),
+                         view_of<T, kNhwc>(args.out, images.channels, images.pixels()), lrn);
+    if constexpr (kNhwc)
+      return launch_dense_runs(args, [&](const DenseRuns& runs, dim3 grid) {
+        return gpu::launch(forward_nhwc_kernel<T>, grid, kThreads, 0, stream, args.x, args.out, runs, lrn);
+      });
+    else
+      return launch_pixel_runs(args, [&](const PixelRuns& runs, dim3 grid) {
+        return gpu::launch(forward_nchw_kernel<T>, grid, kThreads, 0, stream, args.x, args.out, runs, lrn);
+      });
   });
 }
 
@@ -119,17 +277,25 @@ gpu::error_t launch_local_response_norm_backward(const LrnArguments& args, gpu::
     return error != gpu::kSuccess ? error : launch_spatial<kGradient>(args, stream);
   }
   const Images& images = args.images;
+  const LrnConstants lrn(args.lrn);
   return dispatch_images(images, [&](auto type, auto nhwc) {
     using T = typename decltype(type)::type;
     constexpr bool kNhwc = decltype(nhwc)::value;
-    return dispatch_flag(uses_lrn5_kernel<T>(images, args.lrn, nullptr, args.grad, args.x, args.out), [&](auto lrn5) {
-      constexpr bool kLrn5 = decltype(lrn5)::value;
-      const LrnBackward<T, T, kNhwc, kNhwc && kLrn5> policy = {
-          view_of<const T, kNhwc>(args.x, images.channels, images.pixels()),
-          view_of<const T, kNhwc>(args.grad, images.channels, images.pixels()),
-          view_of<T, kNhwc>(args.out, images.channels, images.pixels())};
-      return launch_lrn_backward<kLrn5>(policy, images.count, args.lrn, stream);
-    });
+    if (!has_lrn5_kernel<T>(images, args.lrn, args.x, args.grad, args.out)) {
+      const LrnBackward<T, T, kNhwc> policy = {view_of<const T, kNhwc>(args.x, images.channels, images.pixels()),
+                                               view_of<const T, kNhwc>(args.grad, images.channels, images.pixels()),
+                                               view_of<T, kNhwc>(args.out, images.channels, images.pixels())};
+      return launch_tiles(lrn_backward_tile_kernel<decltype(policy)>, images.count, images.channels, images.pixels(),
+                          args.lrn, stream, policy);
+    }
+    if constexpr (kNhwc)
+      return launch_dense_runs(args, [&](const DenseRuns& runs, dim3 grid) {
+        return gpu::launch(backward_nhwc_kernel<T>, grid, kThreads, 0, stream, args.x, args.grad, args.out, runs, lrn);
+      });
+    else
+      return launch_pixel_runs(args, [&](const PixelRuns& runs, dim3 grid) {
+        return gpu::launch(backward_nchw_kernel<T>, grid, kThreads, 0, stream, args.x, args.grad, args.out, runs, lrn);
+      });
   });
 }
 

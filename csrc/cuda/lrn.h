@@ -19,6 +19,10 @@ GPU_DEVICE float relu(float v) {
   return gpu::max_nan(v, 0.f);
 }
 
+GPU_DEVICE float relu_gradient(float v, float g) {
+  return v <= 0 ? 0.f : g;
+}
+
 struct LrnConstants {
   int front, back;  // channels of the window before and after c
   float alpha, beta, k;
@@ -31,16 +35,39 @@ struct LrnConstants {
         k(static_cast<float>(lrn.k)) {}
 };
 
-// AlexNet's window of 5 and beta of 3/4, for which windows fit in registers; kernels with kLrn5. d is never subnormal.
+// AlexNet's window of 5 and beta of 3/4, for which windows fit in registers. d is never subnormal.
 inline bool is_lrn5(const Lrn& lrn) {
   return lrn.size == 5 && lrn.front == 2 && lrn.beta == 0.75 && lrn.k > 1e-6;
 }
 
-// Whether the kLrn5 kernels serve: in NHWC they need channels and addresses that can be moved four at a time.
+// Whether kernels for these settings serve: they take runs of 8 channels, which NHWC moves at once.
 template <class T, class... Pointers>
-bool uses_lrn5_kernel(const Images& images, const Lrn& lrn, const uint8_t* code, Pointers... pointers) {
-  return is_lrn5(lrn) && (!images.channels_last || (images.channels / lrn.groups % 4 == 0 && are_aligned(4, code) &&
-                                                    are_aligned(4 * sizeof(T), pointers...)));
+bool has_lrn5_kernel(const Images& images, const Lrn& lrn, Pointers... pointers) {
+  return is_lrn5(lrn) && images.channels / lrn.groups % kRun == 0 &&
+         (!images.channels_last || are_aligned(kRun * sizeof(T), pointers...));
+}
+
+// NHWC: v = channels c - kSide .. c + 7 + kSide of a pixel, where x is at its channel c; zeros outside the group.
+template <int kSide, class T>
+GPU_DEVICE void load_run(const T* x, bool has_left, bool has_right, float (&v)[kRun + 2 * kSide]) {
+  gpu::Vec<T, kSide> left = {}, right = {};
+  if (has_left) left = *reinterpret_cast<const gpu::Vec<T, kSide>*>(x - kSide);
+  const auto middle = *reinterpret_cast<const gpu::Vec<T, kRun>*>(x);
+  if (has_right) right = *reinterpret_cast<const gpu::Vec<T, kSide>*>(x + kRun);
+#pragma unroll
+  for (int i = 0; i < kSide; ++i) {
+    v[i] = gpu::to_float(left.v[i]);
+    v[kSide + kRun + i] = gpu::to_float(right.v[i]);
+  }
+#pragma unroll
+  for (int i = 0; i < kRun; ++i) v[kSide + i] = gpu::to_float(middle.v[i]);
+}
+template <class T>
+GPU_DEVICE void store_run(T* to, const float (&v)[kRun]) {
+  gpu::Vec<T, kRun> out;
+#pragma unroll
+  for (int i = 0; i < kRun; ++i) out.v[i] = gpu::from_float<T>(v[i]);
+  *reinterpret_cast<gpu::Vec<T, kRun>*>(to) = out;
 }
 
 // d^-beta. For beta = 3/4 it is r sqrt(r) with r = d^-1/2.
@@ -59,14 +86,6 @@ GPU_DEVICE float inverse_power(float d, float beta) {
   return powf(d, -beta);
 }
 
-// d of the window x[first] .. x[first + 4], in registers.
-GPU_DEVICE float denominator(const float (&x)[16], int first, const LrnConstants& lrn) {
-  float sum = 0;
-#pragma unroll
-  for (int i = 0; i < 5; ++i) sum = fmaf(x[first + i], x[first + i], sum);
-  return fmaf(lrn.alpha, sum, lrn.k);
-}
-
 // d of channel c for any window; value(j) is x_j.
 template <class Value>
 GPU_DEVICE float denominator(const LrnConstants& lrn, int c, int low, int high, Value value) {
@@ -78,73 +97,90 @@ GPU_DEVICE float denominator(const LrnConstants& lrn, int c, int low, int high, 
   return fmaf(lrn.alpha, sum, lrn.k);
 }
 
-// The eight normalised values of a run, from channels c - 2 .. c + 9 (x[2] .. x[13]).
-GPU_DEVICE void normalise_run(const float (&x)[16], const LrnConstants& lrn, float (&y)[kRun]) {
+// sum[i] = terms i .. i + 4. first(i) is a term, add(i, sum) adds one. Windows of five blocks' ends and beginnings, as
+// no window spans more than two blocks of five: 2.75 additions a window instead of 4, and none is undone.
+template <int n, class First, class Add>
+GPU_DEVICE void window_sums(float (&sum)[n], First first, Add add) {
 #pragma unroll
-  for (int i = 0; i < kRun; ++i) y[i] = x[i + kHalo] * inverse_power<true>(denominator(x, i + 2, lrn), 0.75f);
+  for (int b = 0; b < n; b += 5) {
+    float end = first(b + 4);  // of this block: its last 1 .. 5 terms
+#pragma unroll
+    for (int i = b + 4; i > b; --i) {
+      if (i < n) sum[i] = end;
+      end = add(i - 1, end);
+    }
+    sum[b] = end;
+    float beginning = 0;  // of the next block: its first 1 .. 4 terms
+#pragma unroll
+    for (int i = b + 1; i < b + 5 && i < n; ++i) {
+      beginning = i == b + 1 ? first(i + 4) : add(i + 4, beginning);
+      sum[i] += beginning;
+    }
+  }
 }
 
-// The eight gradients of a run, from x of channels c - 4 .. c + 11 and g of c - 2 .. c + 9. Channels outside [low,
-// high) contribute nothing, whatever g holds there (with k = 0 their d may be 0).
-GPU_DEVICE void differentiate_run(const float (&x)[16], const float (&g)[16], const LrnConstants& lrn, int c, int low,
-                                  int high, float (&dx)[kRun]) {
-  // t of the run and of two channels on either side; dx starts as g d^-3/4.
-  float t[kRun + 4];
+// d[i] of the window x[i] .. x[i + 4].
+template <int n>
+GPU_DEVICE void denominators(const float* x, const LrnConstants& lrn, float (&d)[n]) {
+  window_sums(d, [&](int i) { return x[i] * x[i]; }, [&](int i, float sum) { return fmaf(x[i], x[i], sum); });
 #pragma unroll
-  for (int i = 0; i < kRun + 4; ++i) {  // channel c - 2 + i
-    const float d = denominator(x, i, lrn), r = gpu::rsqrt_ftz(d), gp = g[i + 2] * (r * gpu::sqrt_ftz(r));
-    const bool inside = c - 2 + i >= low && c - 2 + i < high;
-    t[i] = inside ? gp * x[i + 2] * (r * r) : 0.f;
-    if (i >= 2 && i < kRun + 2) dx[i - 2] = gp;
+  for (int i = 0; i < n; ++i) d[i] = fmaf(lrn.alpha, d[i], lrn.k);
+}
+
+// The eight normalised values of a run, from channels c - 2 .. c + 9.
+GPU_DEVICE void normalise_run(const float* x, const LrnConstants& lrn, float (&y)[kRun]) {
+  float d[kRun];
+  denominators(x, lrn, d);
+#pragma unroll
+  for (int i = 0; i < kRun; ++i) y[i] = x[i + 2] * inverse_power<true>(d[i], 0.75f);
+}
+
+// For n channels, the gradient's two terms: g d^-3/4, and t. x begins two channels before them. Where x and g are 0 so
+// is t.
+template <int n>
+GPU_DEVICE void gradient_terms(const float* x, const float* g, const LrnConstants& lrn, float* direct, float* t) {
+  float d[n];
+  denominators(x, lrn, d);
+#pragma unroll
+  for (int i = 0; i < n; ++i) {
+    const float r = gpu::rsqrt_ftz(d[i]);
+    direct[i] = g[i] * (r * gpu::sqrt_ftz(r));
+    t[i] = direct[i] * (x[i + 2] * (r * r));
   }
-  // dx -= 2 alpha beta x (sum of t over the window), with 2 beta = 1.5.
+}
+
+// dx of a run from its x and direct terms, and from t of channels c - 2 .. c + 9.
+GPU_DEVICE void finish_gradients(const float* x, const float* direct, const float* t, const LrnConstants& lrn,
+                                 float (&dx)[kRun]) {
+  float sum[kRun];
+  window_sums(sum, [&](int i) { return t[i]; }, [&](int i, float s) { return s + t[i]; });
 #pragma unroll
-  for (int i = 0; i < kRun; ++i) {
-    float sum = 0;
-#pragma unroll
-    for (int j = 0; j < 5; ++j) sum += t[i + j];
-    dx[i] = fmaf(-1.5f * lrn.alpha * x[i + kHalo], sum, dx[i]);
-  }
+  for (int i = 0; i < kRun; ++i) dx[i] = fmaf(-1.5f * lrn.alpha * x[i], sum[i], direct[i]);  // 2 beta = 1.5
+}
+
+// The eight gradients of a run, from x of channels c - 4 .. c + 11 and g of c - 2 .. c + 9, both 0 outside the group.
+GPU_DEVICE void differentiate_run(const float* x, const float* g, const LrnConstants& lrn, float (&dx)[kRun]) {
+  float direct[kRun + 4], t[kRun + 4];
+  gradient_terms<kRun + 4>(x, g, lrn, direct, t);
+  finish_gradients(x + 4, direct + 2, t, lrn, dx);
 }
 
 // ---- backward kernels ----------------------------------------------------------------------------------------------
 // The template parameter Policy says where x and the gradient of y come from and where dx goes:
-//   kChannelsLast, kVec4       memory format of dx; whether runs are moved four channels at a time
-//   read_x, read_grad          load the channels that a run needs
+//   kChannelsLast              memory format of dx
 //   x_at, grad_at              load a single channel
 //   finish_dx(x, dx)           the value that is stored
 // This one reads both from memory.
-template <class T, class Dx, bool kNhwc, bool kVec4_>
+template <class T, class Dx, bool kNhwc>
 struct LrnBackward {
-  static constexpr bool kChannelsLast = kNhwc, kVec4 = kVec4_;
+  static constexpr bool kChannelsLast = kNhwc;
   View<const T, kNhwc> x, grad;
   View<Dx, kNhwc> dx;
 
-  GPU_DEVICE void read_x(int64_t n, int pixel, int c, int low, int high, float (&v)[16]) const {
-    read_run<0, 16, kVec4>(x, n, pixel, c, low, high, v);
-  }
-  GPU_DEVICE void read_grad(int64_t n, int pixel, int c, int low, int high, const float (&)[16], float (&v)[16]) const {
-    read_run<2, 14, kVec4>(grad, n, pixel, c, low, high, v);
-  }
   GPU_DEVICE float x_at(int64_t n, int pixel, int c) const { return gpu::to_float(x.at(n, pixel, c)); }
   GPU_DEVICE float grad_at(int64_t n, int pixel, int c, float) const { return gpu::to_float(grad.at(n, pixel, c)); }
   GPU_DEVICE float finish_dx(float, float dx) const { return dx; }
 };
-
-// Window of 5: a thread computes runs of 8 channels with all windows in registers.
-template <class Policy>
-__global__ void __launch_bounds__(kThreads, kMinBlocks)
-    lrn_backward_kernel(Runs runs, Policy policy, LrnConstants lrn) {
-  runs.template for_each<Policy::kChannelsLast>([&](int64_t n, int pixel, int c, int low, int high) {
-    float x[16], g[16], dx[kRun];
-    policy.read_x(n, pixel, c, low, high, x);
-    policy.read_grad(n, pixel, c, low, high, x, g);
-    differentiate_run(x, g, lrn, c, low, high, dx);
-#pragma unroll
-    for (int i = 0; i < kRun; ++i) dx[i] = policy.finish_dx(x[i + kHalo], dx[i]);
-    write_run<Policy::kVec4>(policy.dx, n, pixel, c, high, dx);
-  });
-}
 
 // Any window: the part of the batch that a thread block computes, some channels of one group at some pixels. Shared
 // memory holds one row of pixels per channel, for these channels and for those that their windows reach.
@@ -175,7 +211,6 @@ struct ChannelTile {
 template <class Policy>
 __global__ void __launch_bounds__(kThreads, kMinBlocks)
     lrn_backward_tile_kernel(ChannelTile tile, LrnConstants lrn, Policy policy) {
-  static_assert(!Policy::kVec4);
   const gpu::shared<float> t = gpu::dynamic_shared<float>();
   // Channels [begin, end) of this thread block, in the group [low, high).
   const int begin = tile.begin(), end = tile.end(), low = tile.low(), high = low + tile.group_channels;
@@ -228,17 +263,6 @@ gpu::error_t launch_tiles(void (*kernel)(ChannelTile, LrnConstants, Parameters..
                          tile, constants, args...);
     });
   });
-}
-
-// kLrn5: the kernel for the window of 5.
-template <bool kLrn5, class Policy>
-gpu::error_t launch_lrn_backward(const Policy& policy, int64_t images, const Lrn& lrn, gpu::stream_t stream) {
-  const int channels = policy.dx.channels, pixels = policy.dx.pixels;
-  if constexpr (kLrn5)
-    return launch_runs(lrn_backward_kernel<Policy>, Policy::kChannelsLast, images, pixels, channels, lrn.groups, stream,
-                       policy, LrnConstants(lrn));
-  else
-    return launch_tiles(lrn_backward_tile_kernel<Policy>, images, channels, pixels, lrn, stream, policy);
 }
 
 }  // namespace alexnet_cuda

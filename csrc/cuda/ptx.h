@@ -62,12 +62,25 @@ GPU_DEVICE float max_nan(float a, float b) {
 }
 template <class T>
 GPU_DEVICE uint32_t max_nan(uint32_t a, uint32_t b) {
+  if constexpr (sizeof(T) == 4) return __float_as_uint(max_nan(__uint_as_float(a), __uint_as_float(b)));
   uint32_t r;
   if constexpr (std::is_same_v<T, half>)
     asm("max.NaN.f16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
   else
     asm("max.NaN.bf16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
   return r;
+}
+
+// All ones for an element that equals its counterpart (+0 equals -0, NaN nothing), else zeros. Of floats, or element by
+// element of two packed pairs.
+template <class T>
+GPU_DEVICE uint32_t equal_mask(uint32_t a, uint32_t b) {
+  if constexpr (std::is_same_v<T, half>)
+    return __heq2_mask(reinterpret_cast<const __half2&>(a), reinterpret_cast<const __half2&>(b));
+  else if constexpr (std::is_same_v<T, bfloat16>)
+    return __heq2_mask(reinterpret_cast<const __nv_bfloat162&>(a), reinterpret_cast<const __nv_bfloat162&>(b));
+  else
+    return __uint_as_float(a) == __uint_as_float(b) ? ~0u : 0;
 }
 
 // Approximate roots, relative error about 1e-7: four instructions (the IEEE-exact forms need a dozen). With _ftz (flush

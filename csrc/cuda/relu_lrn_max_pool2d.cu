@@ -1,4 +1,5 @@
-// ReLU, local response normalisation (LRN) across channels and max pooling in one kernel, forward and backward.
+// ReLU, local response normalisation (LRN) across channels and max pooling in one kernel, forward and backward, for any
+// settings; relu_lrn_max_pool2d_alexnet.cu has faster kernels for AlexNets'.
 //
 // Memory: a thread block of the forward pass owns a rectangle of pooled pixels and some channels of one group. What it
 // pools (or, if pooling comes first, what it normalises) lies in shared memory as floats and never reaches global
@@ -12,10 +13,6 @@
 namespace alexnet_cuda {
 namespace {
 
-GPU_DEVICE float relu_gradient(float v, float g) {
-  return v <= 0 ? 0.f : g;
-}
-
 // ---- forward, normalisation before pooling -------------------------------------------------------------------------
 
 // How a batch is cut into thread blocks: rectangles of pooled pixels times chunks of channels.
@@ -27,7 +24,7 @@ struct PoolTiles {
   int group_channels, channels, chunks;  // channels per thread block, a multiple of kRun; thread blocks per group
 };
 
-template <class T, bool kNhwc, bool kLrn5>
+template <class T, bool kNhwc>
 __global__ void __launch_bounds__(kThreads, kMinBlocks)
     lrn_pool_kernel(View<const T, kNhwc> x, View<T, kNhwc> y, uint8_t* code, PoolTiles tiles, LrnConstants lrn,
                     PoolGeometry pool, bool relu_first) {
@@ -53,28 +50,13 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
   for (int i = threadIdx.x; i < pixels * runs; i += kThreads) {
     const int local = kNhwc ? i / runs : i % pixels, run = (kNhwc ? i % runs : i / pixels) * kRun;
     const int pixel = (iy0 + local / width) * pool.width + ix0 + local % width, c = begin + run;
-    if constexpr (kLrn5) {
-      float in[16], out[kRun];
-      read_run<2, 14, kNhwc>(x, n, pixel, c, low, high, in);
-#pragma unroll
-      for (int j = 2; j < 14; ++j) in[j] = relu_first ? relu(in[j]) : in[j];
-      normalise_run(in, lrn, out);
-      if constexpr (kNhwc) {  // 16 bytes at a time, since lanes are 32 bytes apart
-        gpu::store4(normalised + slot(local, run), gpu::Vec4<float>{out[0], out[1], out[2], out[3]});
-        gpu::store4(normalised + slot(local, run + 4), gpu::Vec4<float>{out[4], out[5], out[6], out[7]});
-      } else {
-#pragma unroll
-        for (int j = 0; j < kRun; ++j) normalised[slot(local, run + j)] = out[j];
-      }
-    } else {
-      const auto value = [&](int j) {
-        const float v = gpu::to_float(x.at(n, pixel, j));
-        return relu_first ? relu(v) : v;
-      };
-      for (int j = c; j < min(c + kRun, high); ++j)
-        normalised[slot(local, j - begin)] =
-            value(j) * inverse_power<false>(denominator(lrn, j, low, high, value), lrn.beta);
-    }
+    const auto value = [&](int j) {
+      const float v = gpu::to_float(x.at(n, pixel, j));
+      return relu_first ? relu(v) : v;
+    };
+    for (int j = c; j < min(c + kRun, high); ++j)
+      normalised[slot(local, j - begin)] =
+          value(j) * inverse_power<false>(denominator(lrn, j, low, high, value), lrn.beta);
   }
   __syncthreads();
 
@@ -132,28 +114,19 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
 
 // ---- backward, normalisation before pooling ------------------------------------------------------------------------
 
-// Policy of lrn.h's backward kernels. The gradient is gathered from the pooled one through the codes. ReLU is applied
-// to x and dx or, if it comes last, to the gathered gradient (a pooled value is positive exactly if its x is).
-template <class T, bool kNhwc, bool kLrn5>
-struct LrnPoolBackward : LrnBackward<T, T, kNhwc, kNhwc && kLrn5> {
-  using Base = LrnBackward<T, T, kNhwc, kNhwc && kLrn5>;
+// Policy of lrn.h's backward kernel. The gradient is gathered from the pooled one through the codes. ReLU is applied to
+// x and dx or, if it comes last, to the gathered gradient (a pooled value is positive exactly if its x is).
+template <class T, bool kNhwc>
+struct LrnPoolBackward : LrnBackward<T, T, kNhwc> {
+  using Base = LrnBackward<T, T, kNhwc>;
   const uint8_t* code;
   PoolGeometry pool;
   bool relu_first;
 
-  GPU_DEVICE float lrn_input(float v) const { return relu_first ? relu(v) : v; }
-  GPU_DEVICE void read_x(int64_t n, int pixel, int c, int low, int high, float (&v)[16]) const {
-    Base::read_x(n, pixel, c, low, high, v);
-#pragma unroll
-    for (int i = 0; i < 16; ++i) v[i] = lrn_input(v[i]);
+  GPU_DEVICE float x_at(int64_t n, int pixel, int c) const {
+    const float v = Base::x_at(n, pixel, c);
+    return relu_first ? relu(v) : v;
   }
-  GPU_DEVICE void read_grad(int64_t n, int pixel, int c, int low, int high, const float (&in)[16],
-                            float (&v)[16]) const {
-    gather_run<2, 14, Base::kVec4>(this->grad, code, pool, n, pixel, c, low, high, v);
-#pragma unroll
-    for (int i = 2; i < 14; ++i) v[i] = relu_first ? v[i] : relu_gradient(in[i], v[i]);
-  }
-  GPU_DEVICE float x_at(int64_t n, int pixel, int c) const { return lrn_input(Base::x_at(n, pixel, c)); }
   GPU_DEVICE float grad_at(int64_t n, int pixel, int c, float in) const {
     const float g = gather(this->grad, code, pool, n, pixel, c);
     return relu_first ? g : relu_gradient(in, g);
@@ -167,7 +140,7 @@ struct LrnPoolBackward : LrnBackward<T, T, kNhwc, kNhwc && kLrn5> {
 
 // Policy of the first: pooled values are found in x through their codes.
 template <class T, bool kNhwc>
-struct PoolLrnBackward : LrnBackward<T, float, kNhwc, false> {
+struct PoolLrnBackward : LrnBackward<T, float, kNhwc> {
   const uint8_t* code;
   PoolGeometry pool;
 
@@ -178,14 +151,24 @@ struct PoolLrnBackward : LrnBackward<T, float, kNhwc, false> {
     const int ix = pixel % pool.out_width * pool.stride - pool.padding + position % pool.kernel_size;
     return relu(gpu::to_float(this->x.at(n, iy * pool.width + ix, c)));
   }
-  GPU_DEVICE void read_x(int64_t n, int pixel, int c, int low, int high, float (&v)[16]) const {
-#pragma unroll
-    for (int i = 0; i < 16; ++i) {
-      const int channel = c - kHalo + i;
-      v[i] = channel >= low && channel < high ? x_at(n, pixel, channel) : 0.f;
-    }
-  }
 };
+
+// The same for AlexNet's LRN: a thread computes runs of 8 channels with all windows in registers.
+template <class T, bool kNhwc>
+__global__ void __launch_bounds__(kThreads, kMinBlocks)
+    pool_lrn5_backward_kernel(Runs runs, PoolLrnBackward<T, kNhwc> policy, LrnConstants lrn) {
+  runs.for_each<kNhwc>([&](int64_t n, int pixel, int c, int low, int high) {
+    float x[kRun + 8], g[kRun + 8], dx[kRun];
+#pragma unroll
+    for (int i = 0; i < kRun + 8; ++i) {
+      const int channel = c - kHalo + i;
+      x[i] = channel >= low && channel < high ? policy.x_at(n, pixel, channel) : 0.f;
+    }
+    read_run<2, 14>(policy.grad, n, pixel, c, low, high, g);
+    differentiate_run(x, g + 2, lrn, dx);
+    write_run(policy.dx, n, pixel, c, high, dx);
+  });
+}
 
 template <class T, bool kNhwc>
 __global__ void __launch_bounds__(kThreads, kMinBlocks)
@@ -194,11 +177,11 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
   runs.for_each<kNhwc>([&](int64_t n, int pixel, int c, int low, int high) {
     // x and the gathered gradient of 8 channels into registers, masked and written.
     float in[16], g[16], out[kRun];
-    read_run<kHalo, kHalo + kRun, false>(x, n, pixel, c, low, high, in);
+    read_run<kHalo, kHalo + kRun>(x, n, pixel, c, low, high, in);
     gather_run<kHalo, kHalo + kRun, false>(grad, code, pool, n, pixel, c, low, high, g);
 #pragma unroll
     for (int i = 0; i < kRun; ++i) out[i] = relu_gradient(in[kHalo + i], g[kHalo + i]);
-    write_run<false>(dx, n, pixel, c, high, out);
+    write_run(dx, n, pixel, c, high, out);
   });
 }
 
@@ -231,6 +214,7 @@ gpu::error_t launch_pool_tiles(const Images& images, int groups, const PoolGeome
 }  // namespace
 
 gpu::error_t launch_relu_lrn_max_pool2d(const TailArguments& args, gpu::stream_t stream) {
+  if (has_alexnet_tail(args)) return launch_alexnet_tail(args, stream);
   const Images& images = args.images;
   const PoolGeometry pool(args.pool);
   return dispatch_images(images, [&](auto type, auto nhwc) {
@@ -241,16 +225,15 @@ gpu::error_t launch_relu_lrn_max_pool2d(const TailArguments& args, gpu::stream_t
     if (args.order == kReluPoolLrn)
       return launch_tiles(pool_lrn_kernel<T, kNhwc>, images.count, y.channels, y.pixels, args.lrn, stream, x, y,
                           args.code, pool);
-    return dispatch_flag(uses_lrn5_kernel<T>(images, args.lrn, nullptr, args.x), [&](auto lrn5) {
-      return launch_pool_tiles(images, args.lrn.groups, pool, [&](const PoolTiles& tiles, dim3 grid, size_t bytes) {
-        return gpu::launch(lrn_pool_kernel<T, kNhwc, decltype(lrn5)::value>, grid, kThreads, bytes, stream, x, y,
-                           args.code, tiles, LrnConstants(args.lrn), pool, args.order == kReluLrnPool);
-      });
+    return launch_pool_tiles(images, args.lrn.groups, pool, [&](const PoolTiles& tiles, dim3 grid, size_t bytes) {
+      return gpu::launch(lrn_pool_kernel<T, kNhwc>, grid, kThreads, bytes, stream, x, y, args.code, tiles,
+                         LrnConstants(args.lrn), pool, args.order == kReluLrnPool);
     });
   });
 }
 
 gpu::error_t launch_relu_lrn_max_pool2d_backward(const TailArguments& args, gpu::stream_t stream) {
+  if (has_alexnet_tail(args)) return launch_alexnet_tail_backward(args, stream);
   const Images& images = args.images;
   const PoolGeometry pool(args.pool);
   const int64_t pooled = args.pool.out_height * args.pool.out_width;
@@ -260,18 +243,18 @@ gpu::error_t launch_relu_lrn_max_pool2d_backward(const TailArguments& args, gpu:
     const auto x = view_of<const T, kNhwc>(args.x, images.channels, images.pixels());
     const auto grad = view_of<const T, kNhwc>(args.grad, images.channels, pooled);
     const auto dx = view_of<T, kNhwc>(args.out, images.channels, images.pixels());
-    const bool has_lrn5_kernel = uses_lrn5_kernel<T>(images, args.lrn, args.code, args.x, args.out, args.grad);
+    const auto launch_lrn = [&](const auto& policy) {
+      return launch_tiles(lrn_backward_tile_kernel<std::decay_t<decltype(policy)>>, images.count, policy.dx.channels,
+                          policy.dx.pixels, args.lrn, stream, policy);
+    };
     if (args.order != kReluPoolLrn)
-      return dispatch_flag(has_lrn5_kernel, [&](auto lrn5) {
-        constexpr bool kLrn5 = decltype(lrn5)::value;
-        const LrnPoolBackward<T, kNhwc, kLrn5> policy = {{x, grad, dx}, args.code, pool, args.order == kReluLrnPool};
-        return launch_lrn_backward<kLrn5>(policy, images.count, args.lrn, stream);
-      });
+      return launch_lrn(LrnPoolBackward<T, kNhwc>{{x, grad, dx}, args.code, pool, args.order == kReluLrnPool});
     const auto workspace = view_of<float, kNhwc>(args.workspace, images.channels, pooled);
     const PoolLrnBackward<T, kNhwc> policy = {{x, grad, workspace}, args.code, pool};
-    const gpu::error_t error = dispatch_flag(is_lrn5(args.lrn), [&](auto lrn5) {
-      return launch_lrn_backward<decltype(lrn5)::value>(policy, images.count, args.lrn, stream);
-    });
+    const gpu::error_t error =
+        is_lrn5(args.lrn) ? launch_runs(pool_lrn5_backward_kernel<T, kNhwc>, kNhwc, images.count, policy.dx.pixels,
+                                        policy.dx.channels, args.lrn.groups, stream, policy, LrnConstants(args.lrn))
+                          : launch_lrn(policy);
     if (error != gpu::kSuccess) return error;
     return launch_runs(relu_pool_backward_kernel<T, kNhwc>, kNhwc, images.count, x.pixels, x.channels, 1, stream, x,
                        view_of<const float, kNhwc>(args.workspace, images.channels, pooled), args.code, dx, pool);

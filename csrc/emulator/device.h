@@ -46,6 +46,21 @@ T __shfl_sync(unsigned mask, T value, int lane, int width = 32,
   return mine.result;
 }
 
+// Byte i of the result is byte (selector >> 4 i) & 7 of the eight bytes of a and b.
+inline uint32_t __byte_perm(uint32_t a, uint32_t b, uint32_t selector) {
+  const uint64_t bytes = a | uint64_t{b} << 32;
+  uint32_t result = 0;
+  for (int i = 0; i < 4; ++i) result |= static_cast<uint32_t>(bytes >> 8 * (selector >> 4 * i & 7) & 0xff) << 8 * i;
+  return result;
+}
+
+inline uint32_t __float_as_uint(float v) {
+  return std::bit_cast<uint32_t>(v);
+}
+inline float __uint_as_float(uint32_t v) {
+  return std::bit_cast<float>(v);
+}
+
 using std::max;
 using std::min;
 
@@ -109,7 +124,17 @@ inline float max_nan(float a, float b) {
 }
 template <class T>
 uint32_t max_nan(uint32_t a, uint32_t b) {
-  return pack<T>(max_nan(unpack<T>(a, 0), unpack<T>(b, 0)), max_nan(unpack<T>(a, 1), unpack<T>(b, 1)));
+  if constexpr (sizeof(T) == 4)
+    return std::bit_cast<uint32_t>(max_nan(std::bit_cast<float>(a), std::bit_cast<float>(b)));
+  else
+    return pack<T>(max_nan(unpack<T>(a, 0), unpack<T>(b, 0)), max_nan(unpack<T>(a, 1), unpack<T>(b, 1)));
+}
+template <class T>
+uint32_t equal_mask(uint32_t a, uint32_t b) {
+  if constexpr (sizeof(T) == 4)
+    return std::bit_cast<float>(a) == std::bit_cast<float>(b) ? ~0u : 0;
+  else
+    return (unpack<T>(a, 0) == unpack<T>(b, 0) ? 0xffffu : 0) | (unpack<T>(a, 1) == unpack<T>(b, 1) ? 0xffff0000u : 0);
 }
 
 inline float rsqrt(float v) {

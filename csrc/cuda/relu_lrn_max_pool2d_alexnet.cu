@@ -1,0 +1,343 @@
+// ReLU, local response normalisation and max pooling in one kernel, forward and backward, for AlexNets' settings: a
+// window of 5 channels and beta of 3/4 (lrn.h), then 3x3 pooling with stride 2 and no padding (pool3x3s2.h). Other
+// settings take the kernels of relu_lrn_max_pool2d.cu.
+//
+// Memory: a thread has two neighbouring columns of x and 8 channels, and goes down a strip of the image two rows at a
+// time with everything in registers. It reads its channels and two (backward: four) on either side; neighbouring
+// threads find these in cache. In NHWC a warp has 32 channels of 8 pairs of columns, in NCHW 8 channels of 32 pairs
+// (or, of narrow images, several strips). Chunks of channels are the fastest index of the grid, so that what they share
+// is in cache.
+//
+// The trick: maxima are taken down the columns first. The third column of a window is the first of the next thread's,
+// which sends its maxima by shuffles; so the last pair of a row's lanes has no window of its own. Numerics: float.
+#include "lrn.h"
+#include "pool3x3s2.h"
+
+namespace alexnet_cuda {
+namespace {
+
+template <bool kNhwc>
+constexpr int kWarpRuns = kNhwc ? 4 : 1;  // runs of 8 channels side by side in a warp
+
+struct TailGeometry {
+  int64_t first_image;
+  uint32_t warps;
+  int channels, runs, group_runs, chunks;   // of an image; chunk: the runs of a warp
+  int row_lanes, row_pairs, column_blocks;  // pairs of columns in a warp's row, those with a window, warps per row
+  int height, width, out_height, out_width, rows;  // rows: pooled rows (backward: pairs of rows) of a strip
+  bool relu_first;
+};
+
+// What a thread has.
+template <bool kNhwc>
+struct TailThread {
+  int64_t image;
+  int pair, strip, channel;  // of columns; first channel of its run
+  bool has_left, has_right;  // the group has channels before and after the run
+  bool last_pair, active;
+
+  GPU_DEVICE explicit TailThread(const TailGeometry& g) {
+    const uint32_t warp = blockIdx.x * (kThreads / 32) + threadIdx.x / 32, used = min(warp, g.warps - 1);
+    const int lane = threadIdx.x % 32, lane_pair = lane / kWarpRuns<kNhwc>, local = lane_pair % g.row_lanes;
+    const uint32_t rest = used / g.chunks, block = rest % g.column_blocks;
+    const int wanted = (used - rest * g.chunks) * kWarpRuns<kNhwc> + lane % kWarpRuns<kNhwc>;
+    const int run = min(wanted, g.runs - 1), in_group = run % g.group_runs;
+    image = g.first_image + rest / g.column_blocks;
+    pair = block * g.row_pairs + local;
+    strip = blockIdx.y * (32 / kWarpRuns<kNhwc> / g.row_lanes) + lane_pair / g.row_lanes;
+    channel = run * kRun;
+    has_left = in_group > 0;
+    has_right = in_group + 1 < g.group_runs;
+    last_pair = local + 1 == g.row_lanes;
+    active = warp < g.warps && wanted < g.runs;
+  }
+};
+
+// v = channels c - kSide .. c + 7 + kSide of a pixel, from the place of its channel c; zeros outside the group.
+template <int kSide, bool kNhwc, class T, bool kThreadNhwc>
+GPU_DEVICE void load_channels(const T* x, int plane, const TailThread<kThreadNhwc>& thread,
+                              float (&v)[kRun + 2 * kSide]) {
+  if constexpr (kNhwc) {
+    load_run<kSide>(x, thread.has_left, thread.has_right, v);
+  } else {
+#pragma unroll
+    for (int i = 0; i < kRun + 2 * kSide; ++i) {
+      const bool inside = i < kSide ? thread.has_left : i < kSide + kRun || thread.has_right;
+      v[i] = inside ? gpu::to_float(x[(i - kSide) * plane]) : 0.f;
+    }
+  }
+}
+
+// ---- forward -------------------------------------------------------------------------------------------------------
+
+// What is compared are the bits of normalised values. Different zeros are not told apart by it correctly, nor which of
+// several NaN is the last, but neither has an effect: the gradient of ReLU is 0 at zeros, that of LRN is NaN at every
+// NaN.
+GPU_DEVICE bool same(float a, float b) {
+  return __float_as_uint(a) == __float_as_uint(b);
+}
+
+template <class T, bool kNhwc, bool kSave>
+__global__ void __launch_bounds__(kThreads, kMinBlocks)
+    forward_kernel(const T* __restrict__ x, T* __restrict__ y, uint8_t* __restrict__ code, TailGeometry g,
+                   LrnConstants lrn) {
+  const TailThread<kNhwc> thread(g);
+  const int plane = g.height * g.width, out_plane = g.out_height * g.out_width, channel = thread.channel;
+  const int step = kNhwc ? g.channels : 1;
+  const int64_t out = thread.image * g.channels * out_plane + channel * (kNhwc ? 1 : out_plane);
+  // A window that hangs over the edge sees the last row or column twice. Of equal values the first wins.
+  const T* columns[2];
+#pragma unroll
+  for (int k = 0; k < 2; ++k)
+    columns[k] = x + (thread.image * g.channels * plane + channel * (kNhwc ? 1 : plane) +
+                      min(2 * thread.pair + k, g.width - 1) * step);
+  const auto normalise_row = [&](int row, float (&v)[2][kRun]) {
+    const int offset = min(row, g.height - 1) * g.width * step;
+#pragma unroll
+    for (int k = 0; k < 2; ++k) {
+      float in[kRun + 4];
+      load_channels<2, kNhwc>(columns[k] + offset, plane, thread, in);
+#pragma unroll
+      for (int i = 0; i < kRun + 4; ++i) in[i] = g.relu_first ? relu(in[i]) : in[i];
+      normalise_run(in, lrn, v[k]);
+    }
+  };
+
+  float first[2][kRun];  // the first row of the windows to come
+  int oy = thread.strip * g.rows;
+  normalise_row(2 * oy, first);
+  const bool stores = thread.active && !thread.last_pair && thread.pair < g.out_width;
+#pragma unroll 1
+  for (int i = 0; i < g.rows; ++i, ++oy) {
+    // Down the columns: two more rows, the maxima of three, and 0, 3 or 6 for where they were.
+    float second[2][kRun], third[2][kRun], largest[2][kRun];
+    int position[2][kRun];
+    normalise_row(2 * oy + 1, second);
+    normalise_row(2 * oy + 2, third);
+#pragma unroll
+    for (int k = 0; k < 2; ++k)
+#pragma unroll
+      for (int c = 0; c < kRun; ++c) {
+        largest[k][c] = gpu::max_nan(gpu::max_nan(first[k][c], second[k][c]), third[k][c]);
+        position[k][c] = same(first[k][c], largest[k][c]) ? 0 : same(second[k][c], largest[k][c]) ? 3 : 6;
+        first[k][c] = third[k][c];
+      }
+    // Across three columns, the third from the next pair's lane.
+    gpu::Vec<T, kRun> values;
+    gpu::Vec<uint8_t, kRun> codes;
+#pragma unroll
+    for (int c = 0; c < kRun; ++c) {
+      const int next = (threadIdx.x + kWarpRuns<kNhwc>) % 32;
+      const float left = largest[0][c], middle = largest[1][c], right = __shfl_sync(~0u, left, next);
+      const float value = gpu::max_nan(gpu::max_nan(left, middle), right);
+      values.v[c] = gpu::from_float<T>(g.relu_first ? value : relu(value));
+      if constexpr (kSave) {
+        const int of_right = __shfl_sync(~0u, position[0][c], next) + 2;
+        const int of_two = min(same(left, value) ? position[0][c] : 9, same(middle, value) ? position[1][c] + 1 : 9);
+        codes.v[c] = static_cast<uint8_t>(min(of_two, same(right, value) ? of_right : 9));
+      }
+    }
+    if (!stores || oy >= g.out_height) continue;
+    // To memory: 8 channels of a pixel at once, or one element of each plane.
+    const int64_t to = out + (oy * g.out_width + thread.pair) * step;
+    if constexpr (kNhwc) {
+      *reinterpret_cast<gpu::Vec<T, kRun>*>(y + to) = values;
+      if constexpr (kSave) *reinterpret_cast<gpu::Vec<uint8_t, kRun>*>(code + to) = codes;
+    } else {
+#pragma unroll
+      for (int c = 0; c < kRun; ++c) {
+        y[to + c * out_plane] = values.v[c];
+        if constexpr (kSave) code[to + c * out_plane] = codes.v[c];
+      }
+    }
+  }
+}
+
+// ---- backward ------------------------------------------------------------------------------------------------------
+
+// Gradients and positions of channels c - 2 .. c + 9 of a window, the positions as wide as the gradients: one float or
+// two 16-bit elements to a word.
+template <class T, bool kNhwc>
+struct RunWindow {
+  static constexpr int kPerWord = 4 / sizeof(T), kWords = (kRun + 4) / kPerWord;
+  uint32_t grad[kWords] = {}, code[kWords] = {};
+
+  GPU_DEVICE void load(const T* grads, const uint8_t* codes, int plane, const TailThread<kNhwc>& thread) {
+    T g[kRun + 4] = {};
+    uint8_t c[kRun + 4] = {};
+    const auto copy = [&](auto count, int first) {  // of some channels
+      constexpr int n = decltype(count)::value;
+      if constexpr (kNhwc) {
+        const auto from = *reinterpret_cast<const gpu::Vec<T, n>*>(grads + (first - 2));
+        const auto from_codes = *reinterpret_cast<const gpu::Vec<uint8_t, n>*>(codes + (first - 2));
+#pragma unroll
+        for (int i = 0; i < n; ++i) {
+          g[first + i] = from.v[i];
+          c[first + i] = from_codes.v[i];
+        }
+      } else {
+#pragma unroll
+        for (int i = 0; i < n; ++i) {
+          g[first + i] = grads[(first - 2 + i) * plane];
+          c[first + i] = codes[(first - 2 + i) * plane];
+        }
+      }
+    };
+    if (thread.has_left) copy(std::integral_constant<int, 2>{}, 0);
+    copy(std::integral_constant<int, kRun>{}, 2);
+    if (thread.has_right) copy(std::integral_constant<int, 2>{}, kRun + 2);
+    memcpy(grad, g, sizeof(grad));
+#pragma unroll
+    for (int i = 0; i < kWords; ++i)
+      code[i] = kPerWord == 1 ? c[i] : c[kPerWord * i] | static_cast<uint32_t>(c[kPerWord * i + kPerWord - 1]) << 16;
+  }
+  // Word i of the gradients, without those whose maximum was not at this position. (16-bit positions are compared as
+  // subnormal halfs.)
+  GPU_DEVICE uint32_t at(int position, int i) const {
+    if constexpr (kPerWord == 1) return static_cast<int>(code[i]) == position ? grad[i] : 0;
+    return grad[i] & gpu::equal_mask<gpu::half>(code[i], repeated<T>(position));
+  }
+};
+
+template <class T, bool kNhwc>
+__global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 1 : 2)
+    backward_kernel(const T* __restrict__ x, const T* __restrict__ grad, const uint8_t* __restrict__ code,
+                    T* __restrict__ dx, TailGeometry g, LrnConstants lrn) {
+  const TailThread<kNhwc> thread(g);
+  if (!thread.active) return;
+  const int plane = g.height * g.width, out_plane = g.out_height * g.out_width, step = kNhwc ? g.channels : 1;
+  const int64_t at = thread.image * g.channels * plane + thread.channel * (kNhwc ? 1 : plane);
+  const int64_t from = thread.image * g.channels * out_plane + thread.channel * (kNhwc ? 1 : out_plane);
+  // The windows that cover the two columns, in the last pooled row and in this one.
+  RunWindow<T, kNhwc> window[2][2];
+  const auto load_windows = [&](int oy) {
+#pragma unroll
+    for (int k = 0; k < 2; ++k) {
+      window[0][k] = window[1][k];
+      window[1][k] = {};
+      const int ox = thread.pair - 1 + k;
+      if (static_cast<unsigned>(oy) >= static_cast<unsigned>(g.out_height) ||
+          static_cast<unsigned>(ox) >= static_cast<unsigned>(g.out_width))
+        continue;
+      const int64_t offset = from + (oy * g.out_width + ox) * step;
+      window[1][k].load(grad + offset, code + offset, out_plane, thread);
+    }
+  };
+  int quad = thread.strip * g.rows;
+  load_windows(quad - 1);
+#pragma unroll 1
+  for (int n = 0; n < g.rows; ++n, ++quad) {
+    load_windows(quad);
+    const auto& w = window;
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {  // the four pixels of two rows and columns
+      const int row = 2 * quad + k / 2, column = 2 * thread.pair + k % 2;
+      if (row >= g.height || column >= g.width) continue;
+      const int64_t pixel = at + (row * g.width + column) * step;
+      float in[kRun + 8], sums[kRun + 4], out[kRun];
+      load_channels<4, kNhwc>(x + pixel, plane, thread, in);
+#pragma unroll
+      for (int i = 0; i < kRun + 4; ++i) {
+        using Window = RunWindow<T, kNhwc>;
+        const int word = i / Window::kPerWord;
+        const auto value = [&](uint32_t of_word) {
+          if constexpr (sizeof(T) == 4)
+            return __uint_as_float(of_word);
+          else
+            return gpu::unpack<T>(of_word, i % Window::kPerWord);
+        };
+        sums[i] = k == 0   ? value(w[0][0].at(8, word)) + value(w[0][1].at(6, word)) + value(w[1][0].at(2, word)) +
+                                 value(w[1][1].at(0, word))
+                  : k == 1 ? value(w[0][1].at(7, word)) + value(w[1][1].at(1, word))
+                  : k == 2 ? value(w[1][0].at(5, word)) + value(w[1][1].at(3, word))
+                           : value(w[1][1].at(4, word));
+        // A pooled value is positive exactly if its x is.
+        if (!g.relu_first) sums[i] = relu_gradient(in[i + 2], sums[i]);
+      }
+      if (g.relu_first) {
+#pragma unroll
+        for (int i = 0; i < kRun + 8; ++i) in[i] = relu(in[i]);
+      }
+      differentiate_run(in, sums, lrn, out);
+#pragma unroll
+      for (int i = 0; i < kRun; ++i) out[i] = g.relu_first ? relu_gradient(in[i + 4], out[i]) : out[i];
+      if constexpr (kNhwc) {
+        store_run(dx + pixel, out);
+      } else {
+#pragma unroll
+        for (int i = 0; i < kRun; ++i) dx[pixel + i * plane] = gpu::from_float<T>(out[i]);
+      }
+    }
+  }
+}
+
+// ---- launchers -----------------------------------------------------------------------------------------------------
+
+// launch(geometry, grid) until all images are done; `pairs` of columns with `shared` of a row's lanes without their
+// own, `rows` pooled rows or pairs of rows.
+template <bool kNhwc, class Launch>
+gpu::error_t launch_strips(const TailArguments& args, int pairs, int shared, int rows, Launch launch) {
+  const Images& images = args.images;
+  const int channels = static_cast<int>(images.channels), runs = channels / kRun,
+            chunks = divide_up(runs, kWarpRuns<kNhwc>);
+  const int lanes = 32 / kWarpRuns<kNhwc>;
+  int row_lanes = 8;
+  while (row_lanes < lanes && row_lanes < pairs + shared) row_lanes *= 2;
+  const int row_pairs = row_lanes - shared, column_blocks = divide_up(pairs, row_pairs);
+  return for_each_batch(images.count, int64_t{chunks} * column_blocks * 32, [&](int64_t first, int64_t count) {
+    const int64_t warps = count * chunks * column_blocks;
+    const int strip = strip_rows(warps * 32, rows), strips = divide_up(rows, strip);
+    const TailGeometry g = {first,
+                            static_cast<uint32_t>(warps),
+                            channels,
+                            runs,
+                            runs / args.lrn.groups,
+                            chunks,
+                            row_lanes,
+                            row_pairs,
+                            column_blocks,
+                            static_cast<int>(images.height),
+                            static_cast<int>(images.width),
+                            static_cast<int>(args.pool.out_height),
+                            static_cast<int>(args.pool.out_width),
+                            strip,
+                            args.order == kReluLrnPool};
+    return launch(g, dim3(divide_up(warps, kThreads / 32), divide_up(strips, lanes / row_lanes)));
+  });
+}
+
+}  // namespace
+
+bool has_alexnet_tail(const TailArguments& args) {
+  const int size = args.images.dtype == DType::kFloat ? 4 : 2;
+  return args.order != kReluPoolLrn && is_pool3x3s2(args.pool) && is_lrn5(args.lrn) &&
+         args.images.channels / args.lrn.groups % kRun == 0 &&
+         (!args.images.channels_last ||
+          (are_aligned(kRun * size, args.x, args.out, args.grad) && are_aligned(kRun, args.code)));
+}
+
+gpu::error_t launch_alexnet_tail(const TailArguments& args, gpu::stream_t stream) {
+  const int columns = static_cast<int>(args.pool.out_width), rows = static_cast<int>(args.pool.out_height);
+  return dispatch_images(args.images, [&](auto type, auto nhwc) {
+    constexpr bool kNhwc = decltype(nhwc)::value;
+    return dispatch_flag(args.code != nullptr, [&](auto save) {
+      return launch_strips<kNhwc>(args, columns, 1, rows, [&](const TailGeometry& g, dim3 grid) {
+        return gpu::launch(forward_kernel<typename decltype(type)::type, kNhwc, decltype(save)::value>, grid, kThreads,
+                           0, stream, args.x, args.out, args.code, g, LrnConstants(args.lrn));
+      });
+    });
+  });
+}
+
+gpu::error_t launch_alexnet_tail_backward(const TailArguments& args, gpu::stream_t stream) {
+  const int columns = divide_up(args.images.width, 2), rows = divide_up(args.images.height, 2);
+  return dispatch_images(args.images, [&](auto type, auto nhwc) {
+    constexpr bool kNhwc = decltype(nhwc)::value;
+    return launch_strips<kNhwc>(args, columns, 0, rows, [&](const TailGeometry& g, dim3 grid) {
+      return gpu::launch(backward_kernel<typename decltype(type)::type, kNhwc>, grid, kThreads, 0, stream, args.x,
+                         args.grad, args.code, args.out, g, LrnConstants(args.lrn));
+    });
+  });
+}
+
+}  // namespace alexnet_cuda
