@@ -67,6 +67,13 @@ def tool(name: str) -> str | None:
     return shutil.which(name) or (str(bundled) if bundled and bundled.exists() else None)
 
 
+def sass(path: Path, architecture: str) -> dict[str, str]:
+    """Machine code of a library's kernels on an architecture, by symbol."""
+    command = [str(tool("cuobjdump")), "--gpu-architecture", f"sm_{architecture}", "--dump-sass", path]
+    text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return dict(part.split("\n", 1) for part in text.split("\t\tFunction : ")[1:])
+
+
 def kernels(path: Path) -> list[Kernel]:
     """Every kernel of a library on every architecture for which it holds machine code."""
     command = [str(tool("cuobjdump")), "--dump-resource-usage", "--dump-sass", path]

@@ -44,7 +44,7 @@ TAIL = dict(size=5, alpha=0.3, k=2.0)
 KERNELS = {
     "lrn": (ops.local_response_norm, exact_lrn, TAIL, (2, 24, 5, 7)),
     "spatial-lrn": (ops.local_response_norm, exact_lrn, dict(size=3, alpha=0.5, across="spatial"), (2, 3, 7, 5)),
-    "pool": (ops.max_pool2d, reference.max_pool2d, {}, (2, 4, 9, 7)),
+    "pool": (ops.max_pool2d, reference.max_pool2d, {}, (2, 8, 9, 7)),
     **{o: (ops.relu_lrn_max_pool2d, exact_tail, TAIL | dict(order=o), (2, 24, 9, 11)) for o in ORDERS},
 }
 

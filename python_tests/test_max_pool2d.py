@@ -10,6 +10,7 @@ from alexnet_cuda._library import has_kernel
 CASES = [
     ((2, 96, 13, 13), (3, 2, 0, False)),
     ((1, 5, 12, 9), (3, 2, 0, True)),
+    ((2, 16, 14, 72), (3, 2, 0, True)),
     ((2, 3, 14, 11), (3, 2, 1, False)),
     ((2, 3, 14, 11), (3, 2, 1, True)),
     ((1, 17, 7, 8), (2, 2, 0, False)),

@@ -18,9 +18,9 @@ CASES = [
     ((1, 12, 9, 9), dict(size=11, alpha=0.5, beta=0.6, divide_alpha=False, kernel_size=2)),
     ((1, 4, 9, 10), dict(size=6, alpha=1e-4, window="onnx", kernel_size=3, stride=1, padding=1)),
     ((2, 5, 9, 8), dict(size=3, alpha=0.1, across="spatial")),
-    ((1, 36, 6, 7), dict(size=5, alpha=0.3, ceil_mode=True)),
+    ((1, 40, 6, 8), dict(size=5, alpha=0.3, ceil_mode=True)),
     ((1, 24, 5, 6), dict(size=5, alpha=0.3, groups=2, padding=1)),
-    ((1, 4, 3, 150), dict(size=5, alpha=0.3)),
+    ((1, 8, 3, 150), dict(size=5, alpha=0.3)),
     ((1, 4, 45, 3), dict(size=3, alpha=0.3, beta=1.0, groups=2, padding=1, ceil_mode=True)),
 ]
 

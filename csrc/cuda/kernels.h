@@ -12,6 +12,10 @@ gpu::error_t launch_local_response_norm_backward(const LrnArguments& args, gpu::
 
 gpu::error_t launch_max_pool2d(const PoolArguments& args, gpu::stream_t stream);
 gpu::error_t launch_max_pool2d_backward(const PoolArguments& args, gpu::stream_t stream);
+// The same for 3x3 windows of stride 2 without padding, which the launchers above choose.
+bool has_max_pool2d_3x3s2(const PoolArguments& args);
+gpu::error_t launch_max_pool2d_3x3s2(const PoolArguments& args, gpu::stream_t stream);
+gpu::error_t launch_max_pool2d_3x3s2_backward(const PoolArguments& args, gpu::stream_t stream);
 
 gpu::error_t launch_relu_lrn_max_pool2d(const TailArguments& args, gpu::stream_t stream);
 gpu::error_t launch_relu_lrn_max_pool2d_backward(const TailArguments& args, gpu::stream_t stream);

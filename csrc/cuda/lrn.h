@@ -40,10 +40,11 @@ inline bool is_lrn5(const Lrn& lrn) {
   return lrn.size == 5 && lrn.front == 2 && lrn.beta == 0.75 && lrn.k > 1e-6;
 }
 
-// Whether kernels for these settings serve: they take runs of 8 channels, which NHWC moves at once.
+// Whether kernels for these settings serve: they take runs of 8 channels, which NHWC moves at once, and have at most
+// one row of the grid per run.
 template <class T, class... Pointers>
 bool has_lrn5_kernel(const Images& images, const Lrn& lrn, Pointers... pointers) {
-  return is_lrn5(lrn) && images.channels / lrn.groups % kRun == 0 &&
+  return is_lrn5(lrn) && images.channels / lrn.groups % kRun == 0 && images.channels / kRun <= 65535 &&
          (!images.channels_last || are_aligned(kRun * sizeof(T), pointers...));
 }
 

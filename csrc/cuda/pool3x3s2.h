@@ -13,10 +13,11 @@
 
 namespace alexnet_cuda {
 
-// Output rows per strip: as many as leave a GPU of about 2^18 threads busy, one more being loaded at its beginning.
-inline int strip_rows(int64_t threads_per_row, int rows) {
-  const int64_t strips = std::clamp<int64_t>((1 << 18) / std::max<int64_t>(threads_per_row, 1), 1, divide_up(rows, 4));
-  return divide_up(rows, strips);
+// Output rows per strip: as many as leave a GPU of about 2^18 threads busy, since each strip loads a row more. The
+// number of strips is a multiple of `per_warp`.
+inline int strip_rows(int64_t threads_per_row, int rows, int per_warp = 1) {
+  const int64_t strips = std::clamp<int64_t>((1 << 18) / threads_per_row, 1, std::min(divide_up(rows, 4), 32768));
+  return divide_up(rows, divide_up(strips, per_warp) * per_warp);
 }
 
 inline bool is_pool3x3s2(const Pool& pool) {
@@ -76,9 +77,10 @@ GPU_DEVICE void find_codes(const WindowRow<T, n> (&row)[3], const uint32_t (&val
     // 0, 3 or 6 for the row; 0, 1 or 2 for the column.
     code[i] = (((second & repeated<T>(5)) ^ repeated<T>(6)) & ~first) +
               (((middle & repeated<T>(3)) ^ repeated<T>(2)) & ~left);
-    largest = gpu::max_nan<T>(largest, value[i]);
+    if (i > 0) largest = gpu::max_nan<T>(largest, value[i]);
   }
   if (__builtin_expect(gpu::equal_mask<T>(largest, largest) != ~0u, 0)) {  // the last NaN of a window is its maximum
+    gpu::rare_branch();
 #pragma unroll
     for (int i = 0; i < n; ++i)
 #pragma unroll

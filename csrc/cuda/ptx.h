@@ -104,6 +104,11 @@ GPU_DEVICE uint32_t to_tf32(float v) {
   return r;
 }
 
+// Marks a branch that only unusual data take; benchmarks/instruction_counts.py leaves it out.
+GPU_DEVICE void rare_branch() {
+  asm volatile("pmevent 0;");
+}
+
 // ---- shared memory -------------------------------------------------------------------------------------------------
 
 template <class T>

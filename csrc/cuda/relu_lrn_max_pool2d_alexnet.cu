@@ -286,7 +286,7 @@ gpu::error_t launch_strips(const TailArguments& args, int pairs, int shared, int
   const int row_pairs = row_lanes - shared, column_blocks = divide_up(pairs, row_pairs);
   return for_each_batch(images.count, int64_t{chunks} * column_blocks * 32, [&](int64_t first, int64_t count) {
     const int64_t warps = count * chunks * column_blocks;
-    const int strip = strip_rows(warps * 32, rows), strips = divide_up(rows, strip);
+    const int strip = strip_rows(warps * 32, rows, lanes / row_lanes), strips = divide_up(rows, strip);
     const TailGeometry g = {first,
                             static_cast<uint32_t>(warps),
                             channels,

@@ -150,6 +150,8 @@ inline float sqrt_ftz(float v) {
   return sqrt(std::fpclassify(v) == FP_SUBNORMAL ? 0.f : v);
 }
 
+inline void rare_branch() {}
+
 // ---- shared memory: a pointer whose every access is checked --------------------------------------------------------
 
 template <class T>

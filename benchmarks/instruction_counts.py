@@ -1,0 +1,205 @@
+"""Writes docs/instruction_counts.md: what the kernels for AlexNets' pooling, LRN and fused tail execute, by count.
+
+Reads the sm_90a machine code of the built `_cuda.so` with cuobjdump; needs no GPU. Each kernel is a straight line with
+at most one loop. Instructions are counted along it: branches forward are not taken, so that blocks that depend on a
+condition count, but for those that gpu::rare_branch marks; the loop counts as often as the launch makes a thread go
+through it. python_tests/test_kernel_resources.py compares the library with the table.
+"""
+
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+
+import kernel_resources as resources
+
+TABLE = Path(__file__).resolve().parents[1] / "docs" / "instruction_counts.md"
+ARCHITECTURE = "90a"
+# H200: multiprocessors, clock in Hz, warp instructions and special functions per multiprocessor and cycle; the rate at
+# which a copy kernel moved bytes (read and written) on one.
+SMS, CLOCK, ISSUE, SPECIAL, COPY_RATE = 132, 1.98e9, 4, 16 / 32, 4.3e12
+BATCH, SHAPES = 256, ((96, 55, 55), (256, 27, 27))  # of blocks 1 and 2: channels, height, width
+TYPES = {"bfloat16": ("13__nv_bfloat16", 2), "float32": ("f", 4)}
+GPU_THREADS = 1 << 18  # for which the launchers cut a batch into strips
+INTRODUCTION = f"""# Instructions of the kernels for AlexNets' pooling, LRN and fused tail
+
+Written by benchmarks/instruction_counts.py from the library that nvcc {{compiler}} built for sm_{ARCHITECTURE}. These are
+counts and the times that follow from them; nothing here was measured on a GPU. Batch {BATCH}; block 1 has 96x55x55
+elements, block 2 256x27x27. *loads*, *stores*: bytes x number, of a thread along the kernel. *instructions*: warp
+instructions for 1,000 elements of x. For an H200 ({SMS} multiprocessors, {CLOCK / 1e9} GHz), in us: *issue* is the time of
+all instructions at {ISSUE} per multiprocessor and cycle, *special* that of the square roots at {32 * SPECIAL:.0f} per multiprocessor
+and cycle, *memory* that of the bytes that have to be moved at {COPY_RATE / 1e12} TB/s. *bound*: the largest of the three.
+
+"""
+COLUMNS = ("kernel", "dtype", "format", "loads", "stores",
+           *(f"{name} {block}" for block in (1, 2) for name in ("instructions", "issue", "special", "memory", "bound")))  # fmt: skip
+
+
+@dataclass
+class Launch:
+    """Warps of a launch, how often each goes through its loop, and the bytes that have to be moved."""
+
+    warps: float
+    trips: float
+    bytes: float
+
+
+@dataclass
+class Work:
+    """A kernel: file, function and flags of its template; `launch(size, channels_last, channels, height, width)`."""
+
+    title: str
+    file: str
+    function: str
+    launch: object
+    flags: tuple[bool, ...] = ()
+    by_format: bool = False  # a function per memory format instead of a flag
+
+
+def strip_rows(threads: float, rows: int, per_warp: int = 1) -> int:
+    strips = min(max(GPU_THREADS // int(threads), 1), ceil(rows / 4))
+    return ceil(rows / (ceil(strips / per_warp) * per_warp))
+
+
+def pooled(size: int) -> int:
+    return (size - 3) // 2 + 1
+
+
+def traffic(size: int, c: int, h: int, w: int, full: int, quarter: int, codes: bool) -> float:
+    """Bytes of so many tensors like x, so many like y, and the codes."""
+    return BATCH * c * (size * full * h * w + (size * quarter + codes) * pooled(h) * pooled(w))
+
+
+def pooling(backward: bool, codes: bool = True):
+    def launch(size: int, channels_last: bool, c: int, h: int, w: int) -> Launch:
+        columns, rows = (ceil(w / 2), ceil(h / 2)) if backward else (pooled(w), pooled(h))
+        units, runs = (BATCH, c * size // 16) if channels_last else (BATCH * c // (1 if backward else 4 // size), 1)
+        threads = units * columns * runs
+        strip = strip_rows(threads, rows)
+        unrolled = 2 if backward and not channels_last else 1
+        return Launch(threads / 32 * ceil(rows / strip), strip / unrolled, traffic(size, c, h, w, 1, 1, codes))
+
+    return launch
+
+
+def normalisation(tensors: int):
+    def launch(size: int, channels_last: bool, c: int, h: int, w: int) -> Launch:
+        warps = BATCH * h * w * (c / 8 if channels_last else 1) / 32
+        return Launch(warps, 0 if channels_last else c / 8, traffic(size, c, h, w, tensors, 0, False))
+
+    return launch
+
+
+def tail(backward: bool, codes: bool = True):
+    def launch(size: int, channels_last: bool, c: int, h: int, w: int) -> Launch:
+        pairs, rows = (ceil(w / 2), ceil(h / 2)) if backward else (pooled(w), pooled(h))
+        shared, lanes, runs = (0 if backward else 1), (8 if channels_last else 32), (4 if channels_last else 1)
+        row_lanes = 8
+        while row_lanes < min(lanes, pairs + shared):
+            row_lanes *= 2
+        warps = BATCH * ceil(c / 8 / runs) * ceil(pairs / (row_lanes - shared))
+        strip = strip_rows(warps * 32, rows, lanes // row_lanes)
+        strips = ceil(ceil(rows / strip) / (lanes // row_lanes))
+        return Launch(warps * strips, strip, traffic(size, c, h, w, 2 if backward else 1, 1, codes))
+
+    return launch
+
+
+POOL, LRN, TAIL = "max_pool2d_3x3s2", "local_response_norm", "relu_lrn_max_pool2d_alexnet"
+WORK = (
+    Work("max_pool2d forward, inference", POOL, "forward_3x3s2", pooling(False, False), (False, False)),
+    Work("max_pool2d forward", POOL, "forward_3x3s2", pooling(False), (True, False)),
+    Work("max_pool2d backward", POOL, "backward_3x3s2", pooling(True)),
+    Work("local_response_norm forward", LRN, "forward", normalisation(2), by_format=True),
+    Work("local_response_norm backward", LRN, "backward", normalisation(3), by_format=True),
+    Work("relu_lrn_max_pool2d forward, inference", TAIL, "forward", tail(False, False), (False,)),
+    Work("relu_lrn_max_pool2d forward", TAIL, "forward", tail(False), (True,)),
+    Work("relu_lrn_max_pool2d backward", TAIL, "backward", tail(True)),
+)
+
+
+def instructions(code: str) -> list[tuple[int, str, str, int | None]]:
+    """(address, predicate, operation, target of a branch) of a kernel's SASS."""
+    lines = re.findall(r"/\*([0-9a-f]{4,})\*/\s+(?:(@!?U?P\w+)\s+)?([A-Z][\w.]*)([^;]*);", code)
+    targets = [re.findall(r"0x([0-9a-f]+)", rest) if name == "BRA" else [] for _, _, name, rest in lines]
+    return [(int(at, 16), predicate + ("P" if re.search(r"\bU?P\d", rest) and name == "BRA" else ""), name,
+             int(target[-1], 16) if target else None)
+            for (at, predicate, name, rest), target in zip(lines, targets, strict=True)]  # fmt: skip
+
+
+def path(code: str) -> tuple[list[str], list[str]]:
+    """Operations outside the loop and of one trip through it."""
+    found = instructions(code)
+    index = {at: i for i, (at, *_) in enumerate(found)}
+    walked: dict[int, str] = {}  # by address, in order
+    loop: tuple[int, int] | None = None
+    i = 0
+    while i < len(found) and found[i][0] not in walked:
+        at, predicate, name, target = found[i]
+        walked[at] = name
+        if name == "EXIT" and not predicate:
+            break
+        i += 1
+        if target is None:
+            continue
+        if target in walked:
+            loop = loop or (target, at)
+        elif not predicate or any(found[j][2] == "PMTRIG" for j in range(i, index[target])):
+            i = index[target]
+    order = list(walked)
+    if loop is None:
+        return list(walked.values()), []
+    begin, end = order.index(loop[0]), order.index(loop[1]) + 1
+    names = list(walked.values())
+    return names[:begin] + names[end:], names[begin:end]
+
+
+def accesses(names: list[str], kind: str) -> str:
+    """For example 16x3 4x2: three accesses of 16 bytes and two of 4."""
+    widths = Counter(
+        next((size for part, size in (("128", 16), ("64", 8), ("U16", 2), ("U8", 1)) if f".{part}" in name), 4)
+        for name in names if name.startswith(kind)
+    )  # fmt: skip
+    return " ".join(f"{size}x{widths[size]}" for size in sorted(widths, reverse=True))
+
+
+def rows(library: Path) -> Iterator[tuple[str, ...]]:
+    functions = resources.sass(library, ARCHITECTURE)
+    for work in WORK:
+        for dtype, (mangled, size) in TYPES.items():
+            for channels_last in (True, False):
+                layout = "nhwc" if channels_last else "nchw"
+                name = f"{work.function}_{layout}_kernel" if work.by_format else f"{work.function}_kernel"
+                flags = "".join(f"Lb{int(f)}E" for f in (() if work.by_format else (channels_last, *work.flags)))
+                wanted = re.compile(rf"_{work.file}_cu_.*\d{name}I{mangled}{flags}E")
+                outside, loop = path(next(code for symbol, code in functions.items() if wanted.search(symbol)))
+                cells = [work.title, dtype, layout.upper(), accesses(outside + loop, "LDG"),
+                         accesses(outside + loop, "STG")]  # fmt: skip
+                for c, h, w in SHAPES:
+                    launch = work.launch(size, channels_last, c, h, w)
+                    executed = launch.warps * (len(outside) + launch.trips * len(loop))
+                    special, special_loop = (sum(n.startswith("MUFU.") for n in names) for names in (outside, loop))
+                    times = {
+                        "issue": executed / (SMS * ISSUE * CLOCK),
+                        "special": launch.warps * (special + launch.trips * special_loop) / (SMS * SPECIAL * CLOCK),
+                        "memory": launch.bytes / COPY_RATE,
+                    }
+                    cells.append(f"{executed / (BATCH * c * h * w / 1000):.0f}")
+                    cells += [*(f"{t * 1e6:.0f}" for t in times.values()), max(times, key=lambda name: times[name])]
+                yield tuple(cells)
+
+
+def markdown(library: Path) -> str:
+    lines = [f"| {' | '.join(COLUMNS)} |", "|---|---|---|" + "---|" * 2 + ("---:|" * 4 + "---|") * len(SHAPES)]
+    lines += [f"| {' | '.join(cells)} |" for cells in rows(library)]
+    return INTRODUCTION.format(compiler=resources.compiler()) + "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    found = resources.library()
+    if found is None or resources.tool("cuobjdump") is None:
+        sys.exit(f"instruction_counts: {'no cuobjdump' if found else 'the package was built without nvcc'}")
+    TABLE.write_text(markdown(found))
