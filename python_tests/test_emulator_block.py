@@ -39,8 +39,10 @@ def bits(t):
 
 
 def check(x, weight, bias, padding, ceil_mode, lrn=LRN, fused=True, saves=(True,), **setting):
-    """That both kernels of the block give what the two kernels give, with or without what a backward needs; y."""
+    """That both kernels of the block give what the two kernels give, with or without what a backward needs; y. But for
+    the codes of NaN, of which any may be named: the gradient is NaN at all of them."""
     expected = two_kernels(x, weight, bias, padding, ceil_mode, lrn)
+    nan = expected[0].isnan()
     inputs = 2 if bias is None else 3
     for capability in (8, 9):
         with emulator(compute_capability=capability, **setting):
@@ -49,6 +51,8 @@ def check(x, weight, bias, padding, ceil_mode, lrn=LRN, fused=True, saves=(True,
                 copied, results = copies(op.conv2d_relu_lrn_max_pool2d, *arguments)
                 assert (copied == inputs) == fused  # a second kernel reads the convolution's output
                 for got, want in zip(results, expected if save else expected[:1]):
+                    if got.dtype == torch.uint8:
+                        got, want = (code.masked_fill(nan, 0) for code in (got, want))
                     assert bits(got).equal(bits(want))
                 assert save or results[1].numel() == results[2].numel() == 0
     return expected[0]

@@ -147,11 +147,11 @@ GPU_DEVICE void normalise_row(const float (&sums)[kTile / 8][4], int half, gpu::
     const uint32_t left = __shfl_sync(~0u, to_right, (quad_lane + 3) % 4, 4);
     const uint32_t right = __shfl_sync(~0u, to_left, (quad_lane + 1) % 4, 4);
     // 12 channels unpacked, 8 normalised.
-    float in[16], out[kRun];
+    float in[kRun + 4], out[kRun];
 #pragma unroll
     for (int k = 0; k < 12; ++k) {
       const uint32_t word = k < 2 ? left : k < 10 ? words[j][min(max(k / 2 - 1, 0), 3)] : right;
-      in[2 + k] = gpu::unpack<T>(word, k % 2);
+      in[k] = gpu::unpack<T>(word, k % 2);
     }
     normalise_run(in, lrn, out);
     body(j, out);

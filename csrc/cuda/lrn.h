@@ -129,9 +129,9 @@ GPU_DEVICE void denominators(const float* x, const LrnConstants& lrn, float (&d)
 }
 
 // The eight normalised values of a run, from channels c - 2 .. c + 9.
-GPU_DEVICE void normalise_run(const float* x, const LrnConstants& lrn, float (&y)[kRun]) {
+GPU_DEVICE void normalise_run(const float (&x)[kRun + 4], const LrnConstants& lrn, float (&y)[kRun]) {
   float d[kRun];
-  denominators(x, lrn, d);
+  denominators(&x[0], lrn, d);
 #pragma unroll
   for (int i = 0; i < kRun; ++i) y[i] = x[i + 2] * inverse_power<true>(d[i], 0.75f);
 }
