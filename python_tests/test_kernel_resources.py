@@ -3,6 +3,7 @@ that they need, and docs/kernel_resources.md is true."""
 
 import re
 
+import instruction_counts as counts
 import kernel_resources as resources
 import pytest
 
@@ -30,6 +31,13 @@ def test_table(kernels):
     expected = {key: cells for key, cells in table.items() if key[1] in built}
     assert resources.rows(kernels) == expected, "run benchmarks/kernel_resources.py"
     assert resources.markdown(version, table) == resources.TABLE.read_text()
+
+
+def test_instruction_counts(kernels):
+    """docs/instruction_counts.md is true, and AlexNets' pooling, LRN and tails stay below what they may cost."""
+    if resources.compiler() != resources.read()[0] or counts.ARCHITECTURE not in {k.architecture for k in kernels}:
+        pytest.skip("the table is of another compiler or architecture")
+    assert counts.markdown(LIBRARY) == counts.TABLE.read_text(), "run benchmarks/instruction_counts.py"
 
 
 # (channels, filters of a tile) to the instructions of one step: products of 16x8x16 (TF32: 16x8x8), and ldmatrix.
