@@ -1,11 +1,13 @@
 """Writes docs/benchmarks.md, the table in README.md and the pictures in docs/ from benchmarks/results/*.json.
 
---check only compares: exit code 1 if one of them differs from the results.
+--from ARCHIVE first puts the results of a GPU check (benchmarks/gpu_check.py) there. --check only compares: exit code 1
+if one of them differs from the results.
 """
 
 import argparse
 import json
 import sys
+import tarfile
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -16,8 +18,10 @@ from matplotlib.figure import Figure
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- measured: from benchmarks/results by benchmarks/tables.py -->\n", "<!-- /measured -->"
 KINDS = {"cpu": "CPU", "cuda": "CUDA"}
+BENCHMARKS = {"ops": "operators", "model": "whole networks", "kernelbench": "KernelBench"}
 FAMILIES = {  # first words of a form's name: its column
-    "ours deterministic": "ours, deterministic", "ours": "ours", "eager autocast": "eager autocast", "eager": "eager",
+    "ours deterministic": "ours, deterministic", "ours without wgmma": "ours, without wgmma",
+    "ours": "ours", "eager autocast": "eager autocast", "eager": "eager",
     "space-to-depth": "eager", "compile": "torch.compile", "onnxruntime": "ONNX Runtime",
     "openvino bfloat16": "OpenVINO bfloat16", "openvino": "OpenVINO",
 }  # fmt: skip
@@ -95,12 +99,11 @@ def least(records: list[dict], key: str, unit: int = 1) -> str:
 def section(name: str, result: dict) -> list[str]:
     m, ceilings = result["machine"], result["ceilings"]
     products = ", ".join(f"{dtype} {rate / 1e12:.3g} TFLOP/s" for dtype, rate in ceilings["gemm"].items())
-    what = "operators" if result["kind"] == "ops" else "whole networks"
     kernels = f"{m['threads']} threads, {m['cpu_kernels']}" if m["kind"] == "cpu" else f"CUDA {m['cuda']}"
     facts = f"{m['device']} ({kernels}), torch {m['torch']}, commit {m['commit']}, {m['date'][:10]}"
     copy = round(ceilings["copy"] / 1e9, 1)
     return [
-        f"**{KINDS[m['kind']]}, {what}**: {facts}; copy {copy:g} GB/s, matrix product {products}"
+        f"**{KINDS[m['kind']]}, {BENCHMARKS[result['kind']]}**: {facts}; copy {copy:g} GB/s, matrix product {products}"
         + ("." if result["complete"] else "; this run was stopped before its end."),
         "",
         *table(result),
@@ -237,15 +240,32 @@ def filled(path: Path, text: str) -> str:
     return head + BEGIN + text + END + rest.split(END, 1)[1]
 
 
+def take(archive: Path, results: Path) -> None:
+    """The result files in an archive; of a benchmark that was cut off, what it had measured."""
+    import common  # which imports torch
+
+    with tarfile.open(archive) as tar:
+        for member in tar:
+            path = results / member.name.removesuffix(".part")
+            if path.suffix == ".json" and path.name.startswith(tuple(f"{kind}-" for kind in KINDS)):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                (results / member.name).write_bytes(tar.extractfile(member).read())  # type: ignore[union-attr]
+                if path.name not in member.name.split("/"):
+                    common.finish(path, complete=False)
+
+
 def main(arguments: list[str] | None = None) -> int:
     flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     flags.add_argument("--check", action="store_true", help="change nothing")
+    flags.add_argument("--from", type=Path, dest="archive", metavar="ARCHIVE", help="results.tar.gz of a GPU check")
     flags.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
     flags.add_argument("--root", type=Path, default=ROOT, help="folder of README.md and docs/")
     args = flags.parse_args(arguments)
+    if args.archive:
+        take(args.archive, args.results)
     results = {path.stem: json.loads(path.read_text()) for path in sorted(args.results.glob("*.json"))}
-    order = lambda item: (list(KINDS).index(item[1]["machine"]["kind"]), item[1]["kind"] != "ops", item[0])
-    results = dict(sorted(results.items(), key=order))
+    order = lambda r: (list(KINDS).index(r["machine"]["kind"]), list(BENCHMARKS).index(r["kind"]))
+    results = dict(sorted(results.items(), key=lambda item: (*order(item[1]), item[0])))
     texts = {args.root / "README.md": summary(results), args.root / "docs" / "benchmarks.md": measured(results)}
     wanted = {path: filled(path, text) for path, text in texts.items()}
     if args.check:

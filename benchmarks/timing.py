@@ -2,6 +2,7 @@
 
 import argparse
 import gc
+import os
 import random
 import statistics
 import time
@@ -34,7 +35,8 @@ class Form:
     error: str = ""  # what ended them
 
 
-def configure(benchmark: bool = False, tf32: bool = False, deterministic: bool = False) -> None:
+def configure(benchmark: bool = False, tf32: bool = False, deterministic: bool = False, wgmma: bool = True) -> None:
+    os.environ["ALEXNET_CUDA_WGMMA"] = str(int(wgmma))
     torch.use_deterministic_algorithms(deterministic)
     torch.backends.cudnn.benchmark = benchmark
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
@@ -270,6 +272,8 @@ def start(flags: argparse.ArgumentParser, args: argparse.Namespace, half: str) -
         flags.error("--dtype tf32 needs --device cuda")
     configure()
     timer, products = Timer(args.device), [dtype.replace("autocast", "bfloat16") for dtype in args.dtype]
+    if args.launch:
+        return timer, {}
     return timer, measure_ceilings(args.device, products, timer, small=args.budget < 0.2)
 
 
@@ -328,6 +332,12 @@ def run(
                 continue
             torch.compiler.reset()
             torch.manual_seed(0)
-            case, forms = prepare(*arguments)
+            case, every = prepare(*arguments)
+            forms = (form for form in every if form.name in (args.forms or [form.name]))
+            if args.launch:
+                for form in forms:
+                    configure(**form.settings)
+                    form.run()
+                continue
             report(title, measure(forms, timer, args, ceilings, case, results), results)
     return results.exit_code()
