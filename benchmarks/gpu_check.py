@@ -108,6 +108,7 @@ def blocks(out: Path, dry_run: bool) -> list[list[Block]]:
             smoke,
             tests("tests", f"{emulated} and unbatched", "operators"),
             bench("ops", 50, 50, *small, "--ops", "max_pool2d", FIRST_BLOCK),
+            bench("kernelbench", 50, 50, *small, "--problems", "level1_50", "relu_lrn_pool"),
             bench("more model", 50, 50, *small, "--variants", "cifar"),
         ]]  # fmt: skip
     ours = ("--forms", "ours", "ours without wgmma")
@@ -138,7 +139,7 @@ def blocks(out: Path, dry_run: bool) -> list[list[Block]]:
         [bench("model", 40, 20, "--batch", 256, 1, "--budget", 2)],
         [Block("counters", tool("ncu", *COUNTERS, *launches), 50)],
         [bench("ops compile", 50, 25, *compiled, "--ops", *fused)],
-        [bench("kernelbench", 50, 25)],
+        [bench("kernelbench", 50, 25, "--compile", "default")],
         [tests("tests huge", "huge", "cuda_only", 50)],  # alone: up to 60 GB
         sanitizers,
         [bench("more model compile", 90, 60, *compiled)],

@@ -165,7 +165,7 @@ def operations(r: dict) -> int:
 
 def points(result: dict) -> list[tuple[dict, dict, dict]]:
     """(a record of the case, ours, best other) of each operator with the largest batch."""
-    known = [records for records in cases(result) if records[0].get("bytes")]
+    known = [records for records in cases(result) if records[0].get("bytes") and result["kind"] == "ops"]
     largest = max((records[0]["batch"] for records in known), default=0)
     pairs = [(rs[0], fastest(rs, "ours"), fastest(rs, *OTHERS)) for rs in known]
     return [(r, ours, other) for r, ours, other in pairs if ours and other and r["batch"] == largest]

@@ -132,11 +132,12 @@ def warm_up(form: Form, timer: Timer) -> None:
 
 
 def statistics_of(seconds: list[float]) -> dict[str, float]:
-    """Median, quartiles and minimum in ms; of one call, nothing."""
+    """Median, quartiles, minimum and mean in ms; of one call, nothing."""
     if len(seconds) < 2:
         return {}
     q1, median, q3 = statistics.quantiles(seconds, n=4, method="inclusive")
-    values = {"median_ms": median, "q1_ms": q1, "q3_ms": q3, "min_ms": min(seconds)}
+    values = {"median_ms": median, "q1_ms": q1, "q3_ms": q3, "min_ms": min(seconds),
+              "mean_ms": statistics.mean(seconds)}  # fmt: skip
     return {name: digits(1e3 * value) for name, value in values.items()} | {"calls": len(seconds)}
 
 

@@ -157,8 +157,8 @@ def exact_block(x, weight, bias, size, alpha=1e-4, beta=0.75, k=1.0, *, padding=
 
 
 def assert_close(actual, exact):
-    """`actual` is `exact` (float64, of the same but exactly represented inputs) up to the rounding of its dtype; compared
-    on the device of `exact`."""
+    """`actual` is `exact` (float64, of the same but exactly represented inputs) up to the rounding of its dtype;
+    they are compared where `exact` is."""
     tolerance = TOLERANCE[actual.dtype]
     scale = exact.abs().nan_to_num(0, 0, 0).max().item() if exact.numel() else 0
     torch.testing.assert_close(

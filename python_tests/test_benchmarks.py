@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import bench_model
 import bench_ops
 import common
+import kernelbench
 import pytest
 import runtimes
 import tables
@@ -246,6 +247,43 @@ def test_ranges_are_no_kernels():
     cuda, cpu = torch.autograd.DeviceType.CUDA, torch.autograd.DeviceType.CPU
     kinds = [(cuda, False), (cuda, True), (cpu, False), (cuda, False)]
     assert timing.device_events([SimpleNamespace(device_type=d, is_user_annotation=r) for d, r in kinds]) == 2
+
+
+@pytest.mark.devices("cpu", "emulated")
+@pytest.mark.parametrize("name", kernelbench.PROBLEMS)
+def test_kernelbench_problems(name, device, request, monkeypatch):
+    """ModelNew has Model's weights and results, from this package's operators."""
+    if "emulated" in request.node.name and name.startswith(("level1_42", "level3")):
+        pytest.skip("too large for the emulator")
+    monkeypatch.setattr(kernelbench, "TRIALS", 1)
+    problem = kernelbench.load(name, 1)
+    model, ours = kernelbench.models(problem, device)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), ours.parameters(), strict=True))
+    with torch.profiler.profile() as profile:
+        assert kernelbench.difference(problem, model, ours, device) <= kernelbench.TOLERANCE
+    assert any(event.name.startswith("alexnet_cuda::") for event in profile.events())
+
+
+@pytest.mark.parametrize(("error", "code"), [(0.0, 0), (3e-4, 1)])
+def test_kernelbench_counts_no_wrong_result(error, code, tmp_path, monkeypatch):
+    text = kernelbench.PROBLEMS["lrn"].read_text().replace("return fusion", f"return {1 + error} * fusion")
+    (tmp_path / "lrn.py").write_text(text)
+    monkeypatch.setitem(kernelbench.PROBLEMS, "lrn", tmp_path / "lrn.py")
+    flags = [
+        *SMALL[:4],
+        "--problems",
+        "lrn",
+        "--repeats",
+        "3",
+        "--budget",
+        "0.05",
+        "--output",
+        str(tmp_path / "x.json"),
+    ]
+    assert kernelbench.main(flags) == code
+    ours = next(r for r in json.loads((tmp_path / "x.json").read_text())["records"] if r["form"] == "ours")
+    assert ours["difference"] == pytest.approx(error, rel=0.05, abs=1e-6)
+    assert ("mean_ms" in ours) == ("differs from Model" not in ours.get("error", "")) == (not code)
 
 
 def test_memory():

@@ -117,7 +117,7 @@ def test_killed_at_any_moment(tmp_path, monkeypatch):
 
 
 def test_dry_run(tmp_path):
-    """All blocks; then, after it, none but the environment; and what comes back becomes the documents' tables."""
+    """All blocks, and what comes back becomes the documents' tables."""
     out = tmp_path / "out"
     command = [sys.executable, gpu_check.HERE / "gpu_check.py", "--dry-run", "--output"]
     done = subprocess.run([*command, out], capture_output=True, text=True, timeout=400)
@@ -137,7 +137,9 @@ def test_dry_run(tmp_path):
     assert json.loads((folder / "cpu-ops.json").read_text())["complete"]
     assert (folder / "more" / "cpu-model.json").exists()
     assert not (folder / "environment.json").exists()
-    assert "| max_pool2d | 1x96x55x55 float32 | inference |" in (tmp_path / "docs" / "benchmarks.md").read_text()
+    document = (tmp_path / "docs" / "benchmarks.md").read_text()
+    assert "| max_pool2d | 1x96x55x55 float32 | inference |" in document
+    assert "**CPU, KernelBench**" in document
 
 
 def test_after_an_earlier_run(tmp_path, monkeypatch):
