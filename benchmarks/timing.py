@@ -174,12 +174,11 @@ def measure(
 
 
 def count(record: dict, form: Form, cuda: bool) -> None:
-    """Memory and kernels of one call."""
+    """Memory, operators and kernels of one call."""
     configure(**form.settings)
     if form.memory:
         record["peak_bytes"] = peak_bytes(form.run, cuda)
-    if cuda:
-        record["kernels"] = kernels(form.run)
+    record |= calls(form.run, cuda)
     if form.forward:
         record["saved_bytes"] = saved_bytes(form.forward, form.parameters)
 
@@ -207,12 +206,25 @@ def peak_bytes(run: Callable[[], Any], cuda: bool) -> int:
     return max(accumulate((c[2] for c in changes), initial=0))
 
 
-def kernels(run: Callable[[], Any]) -> int:
-    """CUDA kernels, copies and fills of one call."""
+def calls(run: Callable[[], Any], cuda: bool) -> dict[str, int]:
+    """Of one call: operators that no other operator calls (another runtime has none), and on CUDA kernels (copies and
+    fills, too) and launches, of which a CUDA graph needs one."""
     with torch.profiler.profile() as profile:
         run()
-        torch.cuda.synchronize()
-    return device_events(profile.events())
+        if cuda:
+            torch.cuda.synchronize()
+    counted = counts(profile.events())
+    return counted if cuda else {"operators": counted["operators"]}
+
+
+def counts(events: Any) -> dict[str, int]:
+    operators = sum(is_operator(event) and not is_operator(event.cpu_parent) for event in events)
+    launches = sum(event.name.startswith("cu") and "Launch" in event.name for event in events)
+    return {"operators": operators, "kernels": device_events(events), "launches": launches}
+
+
+def is_operator(event: Any) -> bool:
+    return event is not None and event.name.startswith(("aten::", "alexnet_cuda::"))
 
 
 def device_events(events: Any) -> int:

@@ -286,6 +286,18 @@ def test_kernelbench_counts_no_wrong_result(error, code, tmp_path, monkeypatch):
     assert ("mean_ms" in ours) == ("differs from Model" not in ours.get("error", "")) == (not code)
 
 
+def test_calls():
+    x, weight = torch.randn(1, 3, 35, 35), torch.randn(8, 3, 11, 11)
+    assert timing.calls(lambda: ops.max_pool2d(ops.conv2d(x, weight)) + 1, cuda=False) == {"operators": 3}
+    assert timing.calls(lambda: None, cuda=False) == {"operators": 0}
+    names = ["aten::conv2d", "cudaLaunchKernel", "a kernel", "aten::add", "cudaGraphLaunch", "cudaMemcpyAsync"]
+    event = lambda name: SimpleNamespace(name=name, cpu_parent=None, is_user_annotation=False,
+                                         device_type=torch.autograd.DeviceType(int(name == "a kernel")))  # fmt: skip
+    events = [event(name) for name in names]
+    events[3].cpu_parent = events[0]
+    assert timing.counts(events) == {"operators": 1, "kernels": 1, "launches": 2}
+
+
 def test_memory():
     x = torch.randn(1000, requires_grad=True)
     assert timing.saved_bytes(lambda: (x * 2).exp() * x, [x]) == 4000
