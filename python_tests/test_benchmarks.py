@@ -286,6 +286,16 @@ def test_kernelbench_counts_no_wrong_result(error, code, tmp_path, monkeypatch):
     assert ("mean_ms" in ours) == ("differs from Model" not in ours.get("error", "")) == (not code)
 
 
+def test_launch(monkeypatch):
+    """Every chosen form runs once, and nothing is measured."""
+    shapes = []
+    monkeypatch.setitem(bench_ops.OPS, "max_pool2d", (("pool",), lambda x: shapes.append(x.shape)))
+    monkeypatch.setattr(timing.Timer, "sample", None)
+    flags = ["--launch", "--forms", "ours", "--ops", "max_pool2d", "--passes", "inference", "--batch", "1"]
+    assert bench_ops.main([*SMALL[:2], *flags]) == 0
+    assert sorted(shapes) == sorted(2 * [(1, *shape) for shape in bench_ops.BLOCKS])
+
+
 def test_calls():
     x, weight = torch.randn(1, 3, 35, 35), torch.randn(8, 3, 11, 11)
     assert timing.calls(lambda: ops.max_pool2d(ops.conv2d(x, weight)) + 1, cuda=False) == {"operators": 3}
