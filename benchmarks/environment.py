@@ -1,4 +1,7 @@
-"""The machine, and how fast it copies and multiplies, as FILE (JSON). Exit code 1 without kernels for the device."""
+"""The machine, and how fast it copies and multiplies, as FILE (JSON).
+
+Exit code 1 without kernels for the device, 77 without the rates.
+"""
 
 import argparse
 import json
@@ -31,7 +34,11 @@ def main() -> int:
     machine = common.machine(args.device)
     args.output.write_text(json.dumps({"machine": machine}) + "\n")
     dtypes = ["float32", "bfloat16"] if args.device == "cpu" else list(common.DTYPES)
-    ceilings = timing.measure_ceilings(args.device, dtypes, timing.Timer(args.device), small=args.device == "cpu")
+    try:
+        ceilings = timing.measure_ceilings(args.device, dtypes, timing.Timer(args.device), small=args.device == "cpu")
+    except RuntimeError as error:
+        common.console.print(f"no rates: {error}", markup=False)
+        return common.INCOMPLETE
     args.output.write_text(json.dumps({"machine": machine, "ceilings": ceilings}, indent=1) + "\n")
     common.console.print(f"{machine['device']}, torch {machine['torch']}, commit {machine['commit']}")
     return 0
