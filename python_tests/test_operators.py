@@ -5,7 +5,8 @@ from functools import partial
 
 import pytest
 import torch
-from helpers import assert_derivatives, assert_same_bits, saved_bytes
+from helpers import assert_derivatives, assert_same_bits, forward_and_gradients
+from timing import saved_bytes
 
 from alexnet_cuda import ops
 from alexnet_cuda.reference import ORDERS
@@ -32,18 +33,12 @@ def operator(request, device):
     return function, image, [weight / 19 for weight in weights]
 
 
-def run(function, inputs):
-    leaves = [x.detach().requires_grad_() for x in inputs]
-    y = function(*leaves)
-    return y.detach(), *torch.autograd.grad(y.square().sum(), leaves)
-
-
 @pytest.mark.devices("cpu", "cuda")
 def test_compile(operator):
     function, image, weights = operator
     inputs = [torch.stack([image, image.flip(0)]), *weights]
-    for got, want in zip(run(torch.compile(function, fullgraph=True), inputs), run(function, inputs)):
-        torch.testing.assert_close(got, want)
+    compiled = torch.compile(function, fullgraph=True)
+    torch.testing.assert_close(*(forward_and_gradients(f, inputs) for f in (compiled, function)))
 
 
 @pytest.mark.devices("cpu", "cuda")
@@ -53,10 +48,11 @@ def test_vmap_and_func_grad(operator):
     x, dims = torch.stack([image, -image, image.flip(0)])[:, None], (0, *[None] * len(weights))
     together = torch.stack([function(one, *weights) for one in x])
     torch.testing.assert_close(torch.vmap(function, dims)(x, *weights), together, **loose)
-    gradient = torch.func.grad(lambda x, *weights: function(x, *weights).square().sum())
+    gradient = torch.func.grad(lambda x, *weights: function(x, *weights).square().sum() / 2)
     gradients = torch.stack([gradient(one, *weights) for one in x])
     torch.testing.assert_close(torch.vmap(gradient, dims)(x, *weights), gradients, **loose)
-    torch.testing.assert_close(run(function, [x[:, 0], *weights])[1], gradients[:, 0], **loose)
+    whole = forward_and_gradients(function, [x[:, 0], *weights])[1][0]
+    torch.testing.assert_close(whole, gradients[:, 0], **loose)
 
 
 def test_unbatched_and_empty(operator):
@@ -86,7 +82,7 @@ def test_deterministic(operator):
     inputs = [torch.stack([image, -image, image.flip(0), image.flip(1)]), *weights]
     torch.use_deterministic_algorithms(True)
     try:
-        first, *others = [run(function, inputs) for _ in range(3)]
+        first, *others = [forward_and_gradients(function, inputs) for _ in range(3)]
     finally:
         torch.use_deterministic_algorithms(False)
     for other in others:
@@ -103,9 +99,9 @@ def test_saves_for_backward(operator, request, kernels):
     expected += {"lrn": 0, "conv2d": 0, "conv2d-3x3": y.nbytes}.get(name, y.numel())
     if name.startswith("block"):
         expected += ops.conv2d(*inputs).nbytes
-    assert saved_bytes(function, *inputs) == expected
+    assert saved_bytes(partial(function, *inputs)) == expected
     with torch.no_grad():
-        assert saved_bytes(function, *inputs) == 0
+        assert saved_bytes(partial(function, *inputs)) == 0
 
 
 POOL = dict(pool=(3, 2, 0, False), ceil=(3, 2, 1, True), gaps=(2, 3, 1, False))
