@@ -177,12 +177,12 @@ def assert_all_close(found, expected, rtol, atol):
         torch.testing.assert_close(ours, exact, rtol=rtol, atol=atol * scale)
 
 
-def assert_matches(function, exact, inputs, gradients=True, also=()):
+def assert_matches(function, exact, inputs, gradients=True, also=(), grad=None):
     """Output and gradients of `function` against those of `exact` in float64, and the outputs of the functions `also`,
-    of which nothing is differentiated. Returns the output and the gradients."""
+    of which nothing is differentiated; `grad`: none: random. Returns the output and the gradients."""
     leaves = [x.detach().double().cpu().requires_grad_() for x in inputs]
     want = exact(*leaves)
-    grad = torch.randn(want.shape).to(inputs[0].dtype).double()
+    grad = (torch.randn(want.shape).to(inputs[0].dtype) if grad is None else grad).double().cpu()
     y, found = forward_and_gradients(function, inputs, grad)
     assert y.dtype == inputs[0].dtype
     for result in (y, *(other(*inputs) for other in also)):

@@ -11,7 +11,9 @@ from network_helpers import narrow_network
 from torch import nn
 
 from alexnet_cuda import caffe
+from alexnet_cuda.errors import DataError
 from alexnet_cuda.formats.caffe import LAYERS, MEAN_BGR, load_caffe, read_caffemodel, state_dict_from_caffe
+from alexnet_cuda.weights import read_tensors
 
 CLASSES = 10
 
@@ -123,6 +125,8 @@ def test_a_damaged_file_is_a_sentence_with_its_path(tmp_path):
         path.write_bytes(content)
         with pytest.raises(ValueError, match=r"broken\.caffemodel is incomplete or no Caffe model"):
             read_caffemodel(path)
+        with pytest.raises(DataError, match=r"caffemodel is not a file of tensors: .* incomplete or no Caffe model"):
+            read_tensors(path)
     path.write_bytes(whole)
     with pytest.raises(ValueError, match=r"broken\.caffemodel: no weight and bias for conv1; layers found: a, fc"):
         state_dict_from_caffe(path)

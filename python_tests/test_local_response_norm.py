@@ -103,10 +103,8 @@ def test_gradients(args, device):
 def test_converters():
     x = torch.randn(2, 12, 5, 5)
     assert_close(LocalResponseNorm.from_tensorflow()(x), exact_lrn(x, 11, 1.0, 0.5, 1.0, divide_alpha=False))
-    assert_close(
-        LocalResponseNorm.from_caffe(5, 1e-4, 0.75, "WITHIN_CHANNEL")(x),
-        exact_lrn(x, 5, 1e-4, 0.75, 1.0, across="spatial"),
-    )
+    within = LocalResponseNorm.from_caffe(5, 1e-4, 0.75, "WITHIN_CHANNEL")
+    assert_close(within(x), exact_lrn(x, 5, 1e-4, 0.75, 1.0, across="spatial"))
     assert_close(LocalResponseNorm.from_onnx(4, 0.5)(x), exact_lrn(x, 4, 0.5, window="onnx"))
     with pytest.raises(ValueError, match=r"from_caffe.*odd, got 4"):
         LocalResponseNorm.from_caffe(4)

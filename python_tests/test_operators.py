@@ -12,16 +12,14 @@ from alexnet_cuda import ops
 from alexnet_cuda.reference import ORDERS
 
 IMAGE, PHOTO, WEIGHT = (96, 14, 15), (3, 67, 63), (64, 3, 11, 11)
+BLOCK = partial(ops.conv2d_relu_lrn_max_pool2d, bias=None, size=5, k=2.0)
 OPERATORS = {  # function of (x, weights ...), shape of one image, shapes of the weights
     "lrn": (partial(ops.local_response_norm, size=5, alpha=0.1), IMAGE),
     "pool": (ops.max_pool2d, IMAGE),
     "conv2d": (ops.conv2d, PHOTO, WEIGHT),
     "conv2d-3x3": (partial(ops.conv2d, stride=1, padding=1, groups=2, relu=True), (32, 9, 9), (48, 16, 3, 3)),
     **{o: (partial(ops.relu_lrn_max_pool2d, size=5, alpha=0.1, order=o), IMAGE) for o in ORDERS},
-    **{
-        f"block-{o}": (partial(ops.conv2d_relu_lrn_max_pool2d, bias=None, size=5, k=2.0, order=o), PHOTO, WEIGHT)
-        for o in ORDERS
-    },
+    **{f"block-{o}": (partial(BLOCK, order=o), PHOTO, WEIGHT) for o in ORDERS},
 }
 
 
@@ -105,15 +103,12 @@ def test_saves_for_backward(operator, request, kernels):
 
 
 POOL = dict(pool=(3, 2, 0, False), ceil=(3, 2, 1, True), gaps=(2, 3, 1, False))
+FILTERS = [(2, 1, 11, 11), (2,)]
 TAIL = dict(size=2, alpha=0.1, beta=0.6, groups=2, padding=1, ceil_mode=True)
 DERIVATIVES = {  # function of x (and weight, bias), their shapes, which derivatives are taken in one direction only
     **{name: (lambda x, a=a: ops.max_pool2d(x, *a), [(2, 2, 7, 8)]) for name, a in POOL.items()},
-    "conv2d": (ops.conv2d, [(2, 1, 15, 16), (2, 1, 11, 11), (2,)], (True, True)),
-    "conv2d-ceil": (
-        partial(ops.conv2d, padding=1, ceil_mode=True),
-        [(2, 1, 12, 14), (2, 1, 11, 11), (2,)],
-        (True, True),
-    ),
+    "conv2d": (ops.conv2d, [(2, 1, 15, 16), *FILTERS], (True, True)),
+    "conv2d-ceil": (partial(ops.conv2d, padding=1, ceil_mode=True), [(2, 1, 12, 14), *FILTERS], (True, True)),
 }
 for o in ORDERS:
     tail = partial(ops.relu_lrn_max_pool2d, order=o)

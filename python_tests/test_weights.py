@@ -55,13 +55,6 @@ def test_nothing_in_a_file_is_executed(name, kind, tmp_path):
     assert not marker.exists()
 
 
-def test_a_damaged_caffemodel_is_one_sentence(tmp_path):
-    path = tmp_path / "net.caffemodel"
-    path.write_bytes(b"\xff" * 40)
-    with pytest.raises(DataError, match=r"net\.caffemodel is not a file of tensors: .* incomplete or no Caffe model"):
-        weights.read_tensors(path)
-
-
 def test_the_package_unpickles_nothing():
     """Every torch.load has weights_only=True, np.load has no pickles, and no other library unpickles."""
     loads = 0
