@@ -85,9 +85,7 @@ def test_lrn_constants(name, expected):
 )
 def test_start_values(name, expected):
     variant = get_variant(name)
-    hidden = [
-        replace(part, units=part.units and 64) if isinstance(part, Linear) else part for part in variant.classifier
-    ]
+    hidden = [replace(part, units=part.units and 64) if type(part) is Linear else part for part in variant.classifier]
     variant = replace(variant, classifier=tuple(hidden))  # to be quick
     layers = [layer for layer in (*variant.features, *variant.classifier) if isinstance(layer, Conv | Linear)]
     assert " ".join(f"{layer.init.std:g}/{layer.init.bias:g}" for layer in layers) == expected
