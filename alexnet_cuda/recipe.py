@@ -20,7 +20,7 @@ from .variants import VARIANTS
 
 __all__ = ["FIELDS", "Recipe", "RecipeError", "list_recipes", "load_recipe", "read_yaml"]
 
-FOLDER = resources.files("alexnet_cuda") / "recipes"
+FOLDER = resources.files("alexnet_cuda") / "recipes"  # YAML files of the values that differ from the defaults
 BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 # What a resumed run may do with a value.
 FIXED = "fixed"  # not change it: the checkpoint fits no other value, or only the start of a run reads it
