@@ -4,8 +4,6 @@ Which tensors have a kernel is decided here alone (`has_kernel`). Where there is
 (`reference`). ALEXNET_CUDA_KERNELS=0 turns all kernels off.
 """
 
-from __future__ import annotations
-
 import importlib
 import os
 import re

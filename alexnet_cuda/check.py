@@ -1,7 +1,5 @@
 """Checks every operator on this machine's devices, forward and backward, against its reference in float64."""
 
-from __future__ import annotations
-
 import math
 import os
 from collections.abc import Iterator

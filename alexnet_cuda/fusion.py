@@ -3,8 +3,6 @@
 The modules are looked at in every call, so a layer that was replaced or has got a hook is always seen.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

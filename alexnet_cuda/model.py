@@ -1,7 +1,5 @@
 """AlexNet, built from a `Variant`: one module per layer, in the variant's order."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import torch

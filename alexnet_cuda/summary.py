@@ -1,7 +1,5 @@
 """The layers of a network as a table: sizes, parameters and multiply-accumulates, and a short name for each."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import partial
 

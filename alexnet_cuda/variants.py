@@ -9,8 +9,6 @@
   tf_slim          github.com/google-research/tf-slim, tf_slim/nets/alexnet.py
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 

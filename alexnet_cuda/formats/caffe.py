@@ -5,8 +5,6 @@ A .caffemodel is a NetParameter message of github.com/BVLC/caffe, src/caffe/prot
 protobuf package.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from os import PathLike, fspath
 from pathlib import Path

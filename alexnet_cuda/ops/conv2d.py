@@ -1,7 +1,5 @@
 """conv2d: three bilinear operators, each the derivative of the other two, so derivatives of any order exist."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
@@ -9,9 +7,7 @@ from torch import Tensor
 
 from .. import reference
 from .._library import KERNEL_DTYPES, has_kernel
-from ._registration import before_relu, call, empty, needs_grad, output_size, register, save_first, save_for_relu
-
-_op = torch.ops.alexnet_cuda
+from ._registration import _op, before_relu, call, empty, needs_grad, output_size, register, save_first, save_for_relu
 
 
 def conv2d_fake(x, weight, bias, stride, padding, groups, ceil_mode, relu):

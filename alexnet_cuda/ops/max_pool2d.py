@@ -1,7 +1,5 @@
 """max_pool2d: one byte per output, the position of the maximum in its window, is all that backward needs."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
@@ -10,9 +8,7 @@ from torch import Tensor
 from .. import reference
 from .._library import has_kernel
 from ..reference import Size
-from ._registration import call, empty, needs_grad, output_size, register
-
-_op = torch.ops.alexnet_cuda
+from ._registration import _op, call, empty, needs_grad, output_size, register
 
 
 def max_pool2d_fake(x, kernel_size, stride, padding, ceil_mode, save_code):

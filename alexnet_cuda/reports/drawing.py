@@ -3,8 +3,6 @@
 A column of the figure is a `Stage`. The axes are in points, and `Box` places a stage on them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
