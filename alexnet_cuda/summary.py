@@ -72,5 +72,4 @@ def layer_names(model: nn.Module) -> dict[str, str]:
 
 def _leaves(model: nn.Module) -> list[tuple[str, nn.Module]]:
     """The modules without children, by name."""
-    modules = [(name, m) for name, m in model.named_modules() if next(m.children(), None) is None]
-    return [(name, module) for name, module in modules if not isinstance(module, nn.Identity)]
+    return [(name, m) for name, m in model.named_modules() if not isinstance(m, nn.Identity) and not [*m.children()]]
