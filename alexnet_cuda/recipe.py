@@ -80,7 +80,7 @@ class Recipe:
     short_side: int | None = value(None,
         "Instead of --crop: resize a photograph's short side to this, then crop the input size anywhere.", (16, 4096))
     pad: int = value(0, "Extend an image of fixed size by this many reflected pixels, then crop its own size anywhere.",
-        (0, 64))
+        (0, 31))
     flip: bool = value(False, "Mirror half of the images, left to right.")
     auto_augment: str = value("none", "Augmentation policy of torchvision: TrivialAugmentWide or RandAugment.",
         choices=("none", "trivial", "rand"))

@@ -21,22 +21,16 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict]:
     With `recipe.layer_decay` d < 1 each layer with weights has groups of its own, and a layer with k layers behind it
     has the learning rate lr * d^k. A normalisation layer counts with the layer before it.
     """
-    depth, stages = 0, []
+    by_layer, depth = recipe.layer_decay < 1, 0
+    groups: dict[tuple[int, bool], dict] = {}
     for name, module in parameter_layers(model):
         depth += any(p is not None and p.dim() > 1 for p in module._parameters.values())
-        stages.append((depth, name, module))
-    groups: dict[tuple[int, bool], dict] = {}
-    for stage, name, module in stages:
         for p in module.parameters(recurse=False):
-            if not p.requires_grad:
-                continue
-            matrix, key = p.dim() > 1, stage if recipe.layer_decay < 1 else depth
-            kind = "weights" if matrix else "biases"
-            new = {
-                "params": [],
-                "name": f"{name}.{kind}" if recipe.layer_decay < 1 else kind,
-                "weight_decay": recipe.weight_decay if matrix else 0.0,
-                "lr": recipe.lr * recipe.layer_decay ** (depth - key),
-            }
-            groups.setdefault((key, matrix), new)["params"].append(p)
+            if p.requires_grad:
+                matrix = p.dim() > 1
+                kind, decay = ("weights", recipe.weight_decay) if matrix else ("biases", 0.0)
+                new = {"params": [], "name": f"{name}.{kind}" if by_layer else kind, "weight_decay": decay}
+                groups.setdefault((depth * by_layer, matrix), new)["params"].append(p)
+    for (layer, _), group in groups.items():
+        group["lr"] = recipe.lr * recipe.layer_decay ** (depth - layer)
     return [groups[key] for key in sorted(groups, key=lambda key: (not key[1], -key[0]))]
