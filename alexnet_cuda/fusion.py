@@ -45,11 +45,8 @@ def run(modules: nn.Sequential, x: Tensor, scale: float = 1.0) -> Tensor:
 
 
 def kind(module: nn.Module) -> str:
-    """The module's name in `PATTERNS`, or "" if it must run by itself.
-
-    That is a module of another class (subclasses included), one with hooks or a forward of its own, and one with
-    arguments that the operators do not take.
-    """
+    """The module's name in `PATTERNS`, or "" if it must run by itself. That is a module of another class (subclasses
+    included), one with hooks or a forward of its own, and one with arguments that the operators do not take."""
     if has_hooks(module) or "forward" in module.__dict__:
         return ""
     if isinstance(module, nn.Conv2d):

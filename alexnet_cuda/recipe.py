@@ -19,8 +19,6 @@ import yaml
 from .errors import RecipeError
 from .variants import VARIANTS
 
-__all__ = ["FIELDS", "Recipe", "RecipeError", "list_recipes", "load_recipe", "read_yaml"]
-
 FOLDER = resources.files("alexnet_cuda") / "recipes"  # YAML files of the values that differ from the defaults
 BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 # What a resumed run may do with a value.
@@ -43,9 +41,7 @@ fixed, machine = functools.partial(value, resume=FIXED), functools.partial(value
 @dataclass(frozen=True)
 class Recipe:
     """Every value of a training run. Each can be set in YAML, by an option of the same name, or with `--set key=value`.
-
-    Lengths are pixels, fractions and probabilities 0 to 1. None: not set.
-    """
+    Lengths are pixels, fractions and probabilities 0 to 1. None: not set."""
 
     # fmt: off
     name: str = value("custom", "Name of the recipe.", section="Network")
@@ -210,10 +206,8 @@ def list_recipes() -> dict[str, str]:
 
 
 def load_recipe(name: str, config: Path | str | None = None, overrides: Mapping[str, Any] | None = None) -> Recipe:
-    """The recipe `name`, then the values of the YAML file `config`, then `overrides`.
-
-    Raises RecipeError for an unknown recipe, key or value, and for a file that is not a YAML mapping.
-    """
+    """The recipe `name`, then the values of the YAML file `config`, then `overrides`. Raises RecipeError for an unknown
+    recipe, key or value, and for a file that is not a YAML mapping."""
     if name not in (recipes := list_recipes()):
         raise RecipeError(f"unknown recipe {name!r}; choose from {', '.join(recipes)}")
     values = read_yaml(FOLDER / f"{name}.yaml")

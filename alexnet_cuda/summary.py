@@ -28,10 +28,8 @@ class LayerSummary:
 
 
 def model_summary(model: AlexNet | str) -> list[LayerSummary]:
-    """Every layer of a network, or of the variant of that name, in the order of execution, for one image.
-
-    Nothing is computed: the sizes come from a forward pass of a copy on torch's meta device.
-    """
+    """Every layer of a network, or of the variant of that name, in the order of execution, for one image. Nothing is
+    computed: the sizes come from a forward pass of a copy on torch's meta device."""
     with torch.device("meta"):
         if isinstance(model, str):
             model = AlexNet(model)

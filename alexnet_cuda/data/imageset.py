@@ -45,10 +45,8 @@ class Items(Sequence):
 
 @dataclass
 class ImageSet:
-    """Classes, three splits, and `notes` for the user.
-
-    `size` is the edge of all images. None: they differ in size, and each is resized and cropped before it is batched.
-    """
+    """Classes, three splits, and `notes` for the user. `size` is the edge of all images. None: they differ in size, and
+    each is resized and cropped before it is batched."""
 
     classes: list[str]
     train: Split
@@ -73,10 +71,8 @@ class ImageSet:
 
 
 def data_folder(recipe: Recipe, what: str, inside: Sequence[str] = ("",), pattern: str = "", missing: str = "") -> Path:
-    """The first folder `inside` recipe.data_path that has a file of the name `pattern`.
-
-    Raises DataError, with `what` or `missing`, where no data_path is given or none of the folders has such a file.
-    """
+    """The first folder `inside` recipe.data_path that has a file of the name `pattern`. Raises DataError, with `what`
+    or `missing`, where no data_path is given or none of the folders has such a file."""
     if recipe.data_path is None:
         raise DataError(f"{recipe.data} needs --data-path{what}")
     root = Path(recipe.data_path)
@@ -87,10 +83,8 @@ def data_folder(recipe: Recipe, what: str, inside: Sequence[str] = ("",), patter
 
 
 def stratified_split(labels: Tensor, fractions: Sequence[float], seed: int) -> list[Tensor]:
-    """Indices of the parts that `fractions` ask for, then of the rest, with every class in proportion in each.
-
-    Each class is shuffled with `seed`; a class with at least as many images as there are parts has one in each.
-    """
+    """Indices of the parts that `fractions` ask for, then of the rest, with every class in proportion in each. Each
+    class is shuffled with `seed`; a class with at least as many images as there are parts has one in each."""
     generator = torch.Generator().manual_seed(seed)
     parts: list[list[Tensor]] = [[] for _ in range(len(fractions) + 1)]
     for label in labels.unique():
@@ -109,10 +103,8 @@ def split_images(images: Any, labels: Tensor, fractions: Sequence[float], seed: 
 
 
 def open_image(path: Path, mode: str) -> Tensor:
-    """Decodes one picture (PNG, JPEG, anything Pillow reads) to uint8 (C, H, W); `mode` is "L" or "RGB".
-
-    Raises DataError, naming the file, where it is missing, a folder, or not a whole image.
-    """
+    """Decodes one picture (PNG, JPEG, anything Pillow reads) to uint8 (C, H, W); `mode` is "L" or "RGB". Raises
+    DataError, naming the file, where it is missing, a folder, or not a whole image."""
     if path.is_dir():
         raise DataError(f"{path} is a folder, expected an image file")
     if not path.exists():
@@ -137,10 +129,8 @@ def progress(items: Iterable[T], what: str, count: int, shown: bool) -> Iterable
 
 
 def read_glyph(path: Path, native: int) -> Tensor:
-    """Reads a picture of one bright glyph on black (1, native, native), as the digit sets hold it.
-
-    A picture with a bright border is taken for dark ink on paper and inverted; one that is not square is padded.
-    """
+    """Reads a picture of one bright glyph on black (1, native, native), as the digit sets hold it. A picture with a
+    bright border is taken for dark ink on paper and inverted; one that is not square is padded."""
     x = open_image(path, "L")
     border = torch.cat([x[:, 0].flatten(), x[:, -1].flatten(), x[:, :, 0].flatten(), x[:, :, -1].flatten()])
     if border.median() > 127:

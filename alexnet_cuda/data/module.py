@@ -184,10 +184,8 @@ def augment(recipe: Recipe, size: int | None) -> v2.Transform:
 
 
 class ShiftedCrop(torch.nn.Module):
-    """A random crop, of the image's own size, of the image extended by reflection: (C, H, W) to (C, H, W).
-
-    Equivalent to v2.RandomCrop(size, padding=pad, padding_mode="reflect"), in a quarter of the time.
-    """
+    """A random crop, of the image's own size, of the image extended by reflection: (C, H, W) to (C, H, W). Equivalent
+    to v2.RandomCrop(size, padding=pad, padding_mode="reflect"), in a quarter of the time."""
 
     def __init__(self, pad: int):
         super().__init__()
@@ -201,9 +199,7 @@ class ShiftedCrop(torch.nn.Module):
 
 class ColourNoise(torch.nn.Module):
     """The paper's section 4.1: adds to every pixel a random multiple of each principal component of ImageNet's colours.
-
-    uint8 (3, H, W) to the same. Eigenvalues and vectors of RGB in 0..1 as published with fb.resnet.torch.
-    """
+    uint8 (3, H, W) to the same. Eigenvalues and vectors of RGB in 0..1 as published with fb.resnet.torch."""
 
     VALUES = torch.tensor([0.2175, 0.0188, 0.0045])
     VECTORS = torch.tensor([[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]])

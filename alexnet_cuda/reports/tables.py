@@ -11,9 +11,7 @@ from .. import files
 
 def per_class(p: Tensor, labels: Tensor, classes: list[str]) -> list[dict]:
     """Precision, recall, F1 and number of test images of every class; of more than five classes, top-5 accuracy, too.
-
-    From probabilities p (N, classes) and labels (N,). NaN where a metric is 0 / 0.
-    """
+    From probabilities p (N, classes) and labels (N,). NaN where a metric is 0 / 0."""
     n = len(classes)
     names = ("precision", "recall", "f1", "support")
     values = precision_recall_fscore_support(labels, p.argmax(1), labels=range(n), zero_division=math.nan)

@@ -123,10 +123,8 @@ def averaging(recipe: Recipe) -> list[Callback]:
 
 
 def finish(recipe: Recipe, images: ImageSet, folder: Path, outcome: Outcome) -> tuple[dict, Predictions]:
-    """Tests the weights of the best epoch and writes weights.safetensors and metrics.json to `folder`.
-
-    Without a best epoch (no validation yet, or recipe.monitor is none) these are the last weights.
-    """
+    """Tests the weights of the best epoch and writes weights.safetensors and metrics.json to `folder`. Without a best
+    epoch (no validation yet, or recipe.monitor is none) these are the last weights."""
     best, last = folder / "checkpoints" / "best.ckpt", folder / "checkpoints" / "last.ckpt"
     outcome.module.load_state_dict(read_checkpoint(best if best.exists() else last)["state_dict"])
     model = outcome.module.model.float()
