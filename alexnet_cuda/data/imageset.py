@@ -14,6 +14,7 @@ from PIL import Image, ImageOps
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
+from torchvision.transforms import v2
 
 from ..errors import DataError
 from ..recipe import Recipe
@@ -135,9 +136,8 @@ def read_glyph(path: Path, native: int) -> Tensor:
     border = torch.cat([x[:, 0].flatten(), x[:, -1].flatten(), x[:, :, 0].flatten(), x[:, :, -1].flatten()])
     if border.median() > 127:
         x = 255 - x
-    h, w = x.shape[1:]
-    edge = max(h, w)
-    x = F.pad(x, ((edge - w) // 2, edge - w - (edge - w) // 2, (edge - h) // 2, edge - h - (edge - h) // 2))
+    edge = max(x.shape[1:])
+    x = v2.functional.center_crop(x, [edge])  # pads the shorter side
     return x if edge == native else resize(x[None], native)[0]
 
 

@@ -31,10 +31,8 @@ class SplitDataset(Dataset):
 
 class EpochSampler(Sampler):
     """Indices for one process of several, each with a seed; both depend on (seed, epoch, position) and nothing else.
-
     The processes take turns, so that the union of their k-th batches is the k-th batch of one process with a batch as
-    large as theirs together. With `shuffle` all get equally many indices, which may drop the last few of an epoch.
-    """
+    large as theirs together. With `shuffle` all get equally many indices, which may drop the last few of an epoch."""
 
     def __init__(self, length: int, shuffle: bool, seed: int, rank: int = 0, world: int = 1):
         self.total = length - length % world if shuffle else length
@@ -139,11 +137,9 @@ def eval_transform(recipe: Recipe, size: int | None) -> v2.Transform:
 
 
 def views(recipe: Recipe, size: int | None) -> v2.Transform:
-    """What a test with several views does to one image: (views, C, H, W), the centre first.
-
-    2: the centre and its mirror image. 10: also the four corners, as in section 4.1 of the paper; an image of fixed
-    size is first extended by `pad` reflected pixels.
-    """
+    """What a test with several views does to one image: (views, C, H, W), the centre first. 2: the centre and its
+    mirror image. 10: also the four corners, as in section 4.1 of the paper; an image of fixed size is first extended by
+    `pad` reflected pixels."""
     if size is None:
         edge = recipe.input_size
         first: v2.Transform = v2.Resize(recipe.test_short_side, antialias=True)

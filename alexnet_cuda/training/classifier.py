@@ -159,11 +159,9 @@ def frozen(model: nn.Module, recipe: Recipe) -> list[nn.Module]:
 
 
 def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict]:
-    """Groups of trainable parameters for an optimiser: matrices with weight decay, vectors without.
-
-    With `recipe.layer_decay` d < 1 each layer with weights has groups of its own, and a layer with k layers behind it
-    has the learning rate lr * d^k. A normalisation layer counts with the layer before it.
-    """
+    """Groups of trainable parameters for an optimiser: matrices with weight decay, vectors without. With
+    `recipe.layer_decay` d < 1 each layer with weights has groups of its own, and a layer with k layers behind it has
+    the learning rate lr * d^k. A normalisation layer counts with the layer before it."""
     by_layer, depth = recipe.layer_decay < 1, 0
     groups: dict[tuple[int, bool], dict] = {}
     for name, module in parameter_layers(model):

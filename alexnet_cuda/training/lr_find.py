@@ -52,11 +52,9 @@ def lr_find(
 
 
 def suggest(rates: np.ndarray, losses: np.ndarray) -> float:
-    """The rate at which `losses` (steps,) fall fastest, before their minimum.
-
-    The slope is taken over the logarithm of the rate. Over the rate itself, as in Lightning's own suggestion, noise at
-    the low end would be divided by tiny differences.
-    """
+    """The rate at which `losses` (steps,) fall fastest, before their minimum. The slope is taken over the logarithm of
+    the rate. Over the rate itself, as in Lightning's own suggestion, noise at the low end would be divided by tiny
+    differences."""
     end = int(np.argmin(losses)) + 1
     if end - SKIPPED < 2:
         raise RecipeError("the loss never fell: a lower --min-lr, or more --steps, may help")

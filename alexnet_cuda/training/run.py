@@ -55,11 +55,9 @@ class Outcome:
 
 
 def train(recipe: Recipe, images: ImageSet, folder: Path, console: Console, resume: Path | None = None) -> Outcome:
-    """Trains according to the recipe, from the checkpoint `resume` if one is given.
-
-    Writes config.yaml, metrics.csv, tensorboard/, checkpoints/last.ckpt and checkpoints/best.ckpt to `folder`. Raises
-    Diverged if the loss is not finite, and OSError if the disk is full; earlier checkpoints stay intact.
-    """
+    """Trains according to the recipe, from the checkpoint `resume` if one is given. Writes config.yaml, metrics.csv,
+    tensorboard/, checkpoints/last.ckpt and checkpoints/best.ckpt to `folder`. Raises Diverged if the loss is not
+    finite, and OSError if the disk is full; earlier checkpoints stay intact."""
     checkpoints = folder / "checkpoints"
     checkpoints.mkdir(parents=True, exist_ok=True)
     if callbacks.is_main_process():
