@@ -27,11 +27,6 @@ from . import callbacks
 from .classifier import Classifier
 from .evaluation import Predictions, device_name, predict, run_facts, versions
 
-# Lightning's messages are advice for developers.
-for _name in ("lightning.pytorch", "lightning.fabric"):
-    logging.getLogger(_name).setLevel(logging.ERROR)
-warnings.filterwarnings("ignore", module=r"lightning\..*")
-
 
 def run_folder(recipe: Recipe) -> Path:
     """The folder of a run: `recipe.output`, or runs/NAME-TIME, the same in all processes of the run."""
@@ -58,6 +53,7 @@ def train(recipe: Recipe, images: ImageSet, folder: Path, console: Console, resu
     """Trains according to the recipe, from the checkpoint `resume` if one is given. Writes config.yaml, metrics.csv,
     tensorboard/, checkpoints/last.ckpt and checkpoints/best.ckpt to `folder`. Raises Diverged if the loss is not
     finite, and OSError if the disk is full; earlier checkpoints stay intact."""
+    _quiet()
     checkpoints = folder / "checkpoints"
     checkpoints.mkdir(parents=True, exist_ok=True)
     if callbacks.is_main_process():
@@ -99,6 +95,7 @@ def train(recipe: Recipe, images: ImageSet, folder: Path, console: Console, resu
 
 def new_trainer(recipe: Recipe, **options: Any) -> lightning.Trainer:
     """A Trainer with the settings that all trainings share; the network is made after it, with the recipe's seed."""
+    _quiet()
     trainer = lightning.Trainer(
         accelerator=recipe.accelerator,
         precision=cast(Any, precision(recipe)),
@@ -113,6 +110,13 @@ def new_trainer(recipe: Recipe, **options: Any) -> lightning.Trainer:
     setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010
     lightning.seed_everything(recipe.seed, workers=True, verbose=False)
     return trainer
+
+
+def _quiet() -> None:
+    """Hides Lightning's messages, whose advice is for developers."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"lightning\..*")
 
 
 def averaging(recipe: Recipe) -> list[Callback]:
