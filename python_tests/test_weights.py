@@ -17,8 +17,7 @@ from alexnet_cuda import AlexNet, weights
 from alexnet_cuda.errors import DataError, RecipeError
 from alexnet_cuda.networks import build
 from alexnet_cuda.recipe import Recipe
-from alexnet_cuda.training.classifier import Classifier
-from alexnet_cuda.training.transfer import parameter_groups
+from alexnet_cuda.training.classifier import Classifier, parameter_groups
 from alexnet_cuda.weights import start_from
 
 PACKAGE = Path(alexnet_cuda.__file__).parent
