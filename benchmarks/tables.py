@@ -8,6 +8,7 @@ import argparse
 import json
 import sys
 import tarfile
+from collections.abc import Callable
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -25,6 +26,7 @@ FAMILIES = {  # first words of a form's name: its column
     "space-to-depth": "eager", "compile": "torch.compile", "onnxruntime": "ONNX Runtime",
     "openvino bfloat16": "OpenVINO bfloat16", "openvino": "OpenVINO",
 }  # fmt: skip
+CAPTIONS = "How many times as fast as the best other form", "The same under the roofline"
 OTHERS = {name for form, name in FAMILIES.items() if not form.startswith("ours")}
 
 
@@ -108,9 +110,7 @@ def section(name: str, result: dict) -> list[str]:
         "",
         *table(result),
         "",
-        f"![How many times as fast as the best other form]({picture(name).name})",
-        "",
-        *([f"![The same under the roofline]({roofline(name).name})", ""] if points(result) else []),
+        *(line for text, path in zip(CAPTIONS, pictures(name, result)) for line in (f"![{text}]({path.name})", "")),
     ]
 
 
@@ -138,18 +138,6 @@ def summary(results: dict[str, dict]) -> str:
     return "\n".join([*lines, ""])
 
 
-def picture(name: str) -> Path:
-    return Path("docs") / f"measured-{name}.svg"
-
-
-def roofline(name: str) -> Path:
-    return Path("docs") / f"roofline-{name}.svg"
-
-
-def pictures(results: dict[str, dict]) -> list[Path]:
-    return [*map(picture, results), *(roofline(name) for name, result in results.items() if points(result))]
-
-
 def operations(r: dict) -> int:
     """Arithmetic operations of a case. Convolution: its products and sums; LRN: 9 per element, its gradient 19; ReLU: 1
     and 1; pooling: 8 comparisons per output, its gradient 1 addition."""
@@ -171,12 +159,7 @@ def points(result: dict) -> list[tuple[dict, dict, dict]]:
     return [(r, ours, other) for r, ours, other in pairs if ours and other and r["batch"] == largest]
 
 
-def save(figure: Figure, path: Path, name: str) -> None:
-    with matplotlib.rc_context({"svg.hashsalt": name}):
-        figure.savefig(path, metadata={"Date": None})
-
-
-def draw_roofline(name: str, result: dict, root: Path) -> None:
+def draw_roofline(result: dict) -> Figure:
     """Operations a second over operations a byte, below the measured rates; a panel for each dtype."""
     every = points(result)
     dtypes = list(dict.fromkeys(r["dtype"] for r, _, _ in every))
@@ -211,10 +194,10 @@ def draw_roofline(name: str, result: dict, root: Path) -> None:
             key.append(axes.plot([], [], marker, color="0.4", label=f"ours, {kind}")[0])
             key.append(axes.plot([], [], marker, color="0.4", markerfacecolor="white", label=f"best other, {kind}")[0])
         axes.legend(handles=key, fontsize="small", loc="lower right")
-    save(figure, root / roofline(name), name)
+    return figure
 
 
-def draw(name: str, result: dict, root: Path) -> None:
+def draw(result: dict) -> Figure:
     """Bars of best other / ours."""
     rows = [(records[0], times) for records in cases(result) if (times := ratio(records))]
     labels = [f"{r['case']} {size(r)}, {r['pass']}" for r, _ in rows]
@@ -228,7 +211,13 @@ def draw(name: str, result: dict, root: Path) -> None:
     axes.margins(x=0.1)
     axes.invert_yaxis()
     axes.spines[["top", "right"]].set_visible(False)
-    save(figure, root / picture(name), name)
+    return figure
+
+
+def pictures(name: str, result: dict) -> dict[Path, Callable[[dict], Figure]]:
+    """The files that show a result, and what draws them."""
+    drawn = {"measured": draw} | ({"roofline": draw_roofline} if points(result) else {})
+    return {Path("docs") / f"{kind}-{name}.svg": function for kind, function in drawn.items()}
 
 
 def filled(path: Path, text: str) -> str:
@@ -270,16 +259,17 @@ def main(arguments: list[str] | None = None) -> int:
     wanted = {path: filled(path, text) for path, text in texts.items()}
     if args.check:
         stale = [path for path, text in wanted.items() if path.read_text() != text]
-        stale += [path for path in pictures(results) if not (args.root / path).exists()]
+        drawn = (args.root / path for name, result in results.items() for path in pictures(name, result))
+        stale += [path for path in drawn if not path.exists()]
         if stale:
             print(f"tables: {', '.join(map(str, stale))}: not what the results say; run benchmarks/tables.py")
         return int(bool(stale))
     for path, text in wanted.items():
         path.write_text(text)
     for name, result in results.items():
-        draw(name, result, args.root)
-        if points(result):
-            draw_roofline(name, result, args.root)
+        for path, function in pictures(name, result).items():
+            with matplotlib.rc_context({"svg.hashsalt": name}):
+                function(result).savefig(args.root / path, metadata={"Date": None})
     return 0
 
 

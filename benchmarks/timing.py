@@ -59,76 +59,56 @@ class Timer:
         if self.cuda:
             torch.cuda.synchronize()
 
-    def calls(self, seconds: list[float]) -> int:
-        """How many in a row, given the times of earlier calls. On the CPU: as many as take 5 ms, up to 20, because the
-        first call has to wake threads and load code into the caches."""
-        if self.cuda:
-            return 5
-        return 1 if len(seconds) < 2 else max(1, min(20, int(0.005 / min(seconds))))
+    def attempt(self, form: Form, function: Callable, *arguments: Any) -> Any:
+        """function(*arguments) with the form's settings; an error ends the form."""
+        try:
+            configure(**form.settings)
+            return function(*arguments)
+        except Exception as error:
+            self.synchronize()  # raises if this process can no longer use the device
+            form.error = f"{type(error).__name__}: {error}".splitlines()[0][:200]
 
-    def sample(self, run: Callable[[], Any], calls: int) -> Callable[[], list[float]]:
-        """Start `calls` calls; the result, called after a synchronisation, returns their seconds."""
+    def warm_up(self, form: Form) -> None:
+        for _ in range(5 if self.cuda else 2):
+            form.run()
+        self.synchronize()
+
+    def sample(self, form: Form) -> Callable[[], list[float]]:
+        """Start some calls; the result, called after a synchronisation, returns their seconds. On the CPU: as many as
+        take 5 ms, up to 20, because the first call has to wake threads and load code into the caches."""
         if self.cuda:
             events = []
-            for _ in range(calls):
+            for _ in range(5):
                 self.flush.zero_()
                 begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
                 begin.record()
-                run()
+                form.run()
                 end.record()
                 events.append((begin, end))
             return lambda: [begin.elapsed_time(end) / 1e3 for begin, end in events]
+        calls = 1 if len(form.seconds) < 2 else max(1, min(20, int(0.005 / min(form.seconds))))
         time.sleep(0.003)  # until the thread pool of the form before has stopped spinning
         seconds = []
         for _ in range(calls):
             begin_s = time.perf_counter()
-            run()
+            form.run()
             seconds.append(time.perf_counter() - begin_s)
         return lambda: seconds
 
     def alternate(self, forms: list[Form], budget: float, repeats: int) -> None:
-        """Adds the seconds of every call: up to `repeats` rounds, at least 3, within about `budget` seconds. An error
-        ends those of a form."""
+        """Adds the seconds of every call: up to `repeats` rounds, at least 3, within about `budget` seconds."""
         gc.collect()
         gc.disable()
         end, order = time.monotonic() + budget, random.Random(0)
         for turn in range(repeats):
-            samples = []
-            for form in order.sample(forms, len(forms)):  # no form always follows the same other one
-                if form.error:
-                    continue
-                try:
-                    configure(**form.settings)
-                    samples.append((form, self.sample(form.run, self.calls(form.seconds))))
-                except Exception as error:
-                    form.error = reason(error, self)
+            shuffled = order.sample(forms, len(forms))  # no form always follows the same other one
+            samples = [(form, self.attempt(form, self.sample, form)) for form in shuffled if not form.error]
             self.synchronize()
             for form, sample in samples:
-                form.seconds += sample()
+                form.seconds += sample() if sample else []
             if turn >= 2 and time.monotonic() > end:
                 break
         gc.enable()
-
-
-def reason(error: Exception, timer: Timer) -> str:
-    timer.synchronize()  # raises if this process can no longer use the device
-    return f"{type(error).__name__}: {error}".splitlines()[0][:200]
-
-
-def attempt(function: Callable[[], Any], timer: Timer) -> str:
-    """ "" or the error of function()."""
-    try:
-        function()
-    except Exception as error:
-        return reason(error, timer)
-    return ""
-
-
-def warm_up(form: Form, timer: Timer) -> None:
-    configure(**form.settings)
-    for _ in range(5 if timer.cuda else 2):
-        form.run()
-    timer.synchronize()
 
 
 def statistics_of(seconds: list[float]) -> dict[str, float]:
@@ -153,7 +133,7 @@ def measure(
     Times measured before a form failed are recorded beside its error."""
     made, records = [], []
     for form in forms:
-        form.error = attempt(partial(warm_up, form, timer), timer)
+        timer.attempt(form, timer.warm_up, form)
         made.append(form)
     timer.alternate(made, args.budget, args.repeats)
     for form in sorted(made, key=lambda form: not form.seconds):  # those that failed at once come last
@@ -164,7 +144,8 @@ def measure(
         if timed and case.get("flops"):
             gemm = case["dtype"].replace("autocast", "bfloat16")
             record["gemm_share"] = digits(case["flops"] / record["median_ms"] * 1e3 / ceilings["gemm"][gemm])
-        form.error = form.error or attempt(partial(count, record, form, timer.cuda), timer)
+        if not form.error:
+            timer.attempt(form, count, record, form, timer.cuda)
         if form.error:
             record["error"] = form.error
         records.append(record)
@@ -175,7 +156,6 @@ def measure(
 
 def count(record: dict, form: Form, cuda: bool) -> None:
     """Memory, operators and kernels of one call."""
-    configure(**form.settings)
     if form.memory:
         record["peak_bytes"] = peak_bytes(form.run, cuda)
     record |= calls(form.run, cuda)
@@ -193,9 +173,7 @@ def peak_bytes(run: Callable[[], Any], cuda: bool) -> int:
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
     library = _library._C  # without a cache: the profiler sees only what torch allocates
-    limit = library.cache_limit() if library else 0
-    if library:
-        library.set_cache_limit(0)
+    limit = library.set_cache_limit(0) if library else 0
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         run()
     if library:
@@ -306,8 +284,6 @@ def measure_ceilings(device: str, dtypes: Iterable[str], timer: Timer, small: bo
         return digits(work / min(form.seconds))
 
     ceilings: dict[str, Any] = {"copy": rate(lambda: target.copy_(source), 8 * elements), "gemm": {}}
-    if device == "cpu":
-        ceilings["clone"] = rate(source.clone, 8 * elements)
     for name in dtypes:
         a, b = (torch.randn(n, n, device=device).to(DTYPES[name]) for _ in range(2))
         pixels, filters = a.view(1, n, 1, n).permute(0, 3, 2, 1), b.view(n, n, 1, 1)
