@@ -4,8 +4,6 @@ Which tensors have a kernel is decided here alone (`has_kernel`). Where there is
 (`reference`). ALEXNET_CUDA_KERNELS=0 turns all kernels off.
 """
 
-from __future__ import annotations
-
 import importlib
 import os
 import re
@@ -90,11 +88,9 @@ _has_code_for: dict[int | None, bool] = {}  # by CUDA device
 
 
 def has_kernel(x: torch.Tensor) -> bool:
-    """Whether a compiled kernel serves tensors with x's device and dtype.
-
-    On CUDA the library must hold code for the device. Inside torch.func.grad and its like, and in a dual_level() of
-    torch.autograd.forward_ad, none does: they cannot differentiate operators registered with torch.library.
-    """
+    """Whether a compiled kernel serves tensors with x's device and dtype. On CUDA the library must hold code for the
+    device. Inside torch.func.grad and its like, and in a dual_level() of torch.autograd.forward_ad, none does: they
+    cannot differentiate operators registered with torch.library."""
     kind = "cpu" if x.is_cpu else x.device.type  # a device object takes long to make, beside a small CPU call
     if x.dtype not in KERNEL_DTYPES.get(kind, ()) or differentiating():
         return False

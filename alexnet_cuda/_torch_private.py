@@ -1,7 +1,5 @@
 """What the operators use of torch's private interfaces, each with the reason why no public one does."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad

@@ -1,7 +1,5 @@
 """Our kernels in any network."""
 
-from __future__ import annotations
-
 import copy
 from typing import TypeVar
 

@@ -34,10 +34,18 @@ def write_text(path: Path | str, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_csv(path: Path | str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Writes `rows`, which have the same keys, as CSV with the keys as its header; None becomes an empty cell."""
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file; an empty list if there is no such file."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """`rows`, which have the same keys, as CSV with the keys as its header; None becomes an empty cell."""
     file = io.StringIO()
     writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    write_text(path, file.getvalue())
+    return file.getvalue()

@@ -3,8 +3,6 @@
 The modules are looked at in every call, so a layer that was replaced or has got a hook is always seen.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 
@@ -47,11 +45,8 @@ def run(modules: nn.Sequential, x: Tensor, scale: float = 1.0) -> Tensor:
 
 
 def kind(module: nn.Module) -> str:
-    """The module's name in `PATTERNS`, or "" if it must run by itself.
-
-    That is a module of another class (subclasses included), one with hooks or a forward of its own, and one with
-    arguments that the operators do not take.
-    """
+    """The module's name in `PATTERNS`, or "" if it must run by itself. That is a module of another class (subclasses
+    included), one with hooks or a forward of its own, and one with arguments that the operators do not take."""
     if has_hooks(module) or "forward" in module.__dict__:
         return ""
     if isinstance(module, nn.Conv2d):

@@ -1,7 +1,5 @@
 """AlexNet, built from a `Variant`: one module per layer, in the variant's order."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import torch
@@ -172,11 +170,9 @@ class AlexNet(nn.Module):
             c = self.in_channels
             raise ValueError(f"AlexNet: expected images (N, {c}, H, W) or ({c}, H, W), got shape {tuple(x.shape)}")
         height, width = x.shape[-2:]
-        size = self.variant.input_size
-        if (height, width) == (size, size):
-            return
         feature_size = self.variant.feature_size(height, width)
         if 0 in feature_size or (self.variant.average_pool is None and feature_size != self.feature_size):
+            size = self.variant.input_size
             made = f"variant {self.variant.name!r} is made for {size}x{size} images, got {height}x{width}"
             remain, takes = ("x".join(map(str, sides)) for sides in (feature_size, self.feature_size))
             raise ValueError(f"AlexNet: {made}, of which {remain} would remain where the classifier takes {takes}")

@@ -1,7 +1,5 @@
 """Drop-in modules: subclasses of torch's own, so names, arguments, `isinstance` and `state_dict` stay what they are."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
@@ -68,7 +66,7 @@ class LocalResponseNorm(torch.nn.LocalResponseNorm):
     @classmethod
     def from_tensorflow(
         cls, depth_radius: int = 5, bias: float = 1.0, alpha: float = 1.0, beta: float = 0.5
-    ) -> LocalResponseNorm:
+    ) -> "LocalResponseNorm":
         """`tf.nn.local_response_normalization`: 2 * depth_radius + 1 channels, alpha not divided; TF's defaults."""
         return cls(2 * depth_radius + 1, alpha, beta, bias, divide_alpha=False)
 
@@ -76,7 +74,7 @@ class LocalResponseNorm(torch.nn.LocalResponseNorm):
     def from_caffe(
         cls, local_size: int = 5, alpha: float = 1.0, beta: float = 0.75, norm_region: str = "ACROSS_CHANNELS",
         k: float = 1.0,
-    ) -> LocalResponseNorm:  # fmt: skip
+    ) -> "LocalResponseNorm":  # fmt: skip
         """Caffe's LRNParameter (fields in its order, with its defaults); local_size is odd."""
         if local_size % 2 == 0:
             raise ValueError(f"LocalResponseNorm.from_caffe: expected local_size to be odd, got {local_size}")
@@ -87,7 +85,7 @@ class LocalResponseNorm(torch.nn.LocalResponseNorm):
         return cls(local_size, alpha, beta, k, across=regions[norm_region])
 
     @classmethod
-    def from_onnx(cls, size: int, alpha: float = 1e-4, beta: float = 0.75, bias: float = 1.0) -> LocalResponseNorm:
+    def from_onnx(cls, size: int, alpha: float = 1e-4, beta: float = 0.75, bias: float = 1.0) -> "LocalResponseNorm":
         """The attributes of ONNX's LRN operator: an even window leans to the later channels."""
         return cls(size, alpha, beta, bias, window="onnx")
 

@@ -5,6 +5,7 @@ all follow from these declarations.
 """
 
 import dataclasses
+import functools
 import types
 import typing
 from collections.abc import Mapping
@@ -18,9 +19,7 @@ import yaml
 from .errors import RecipeError
 from .variants import VARIANTS
 
-__all__ = ["FIELDS", "Recipe", "RecipeError", "list_recipes", "load_recipe", "read_yaml"]
-
-FOLDER = resources.files("alexnet_cuda") / "recipes"
+FOLDER = resources.files("alexnet_cuda") / "recipes"  # YAML files of the values that differ from the defaults
 BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 # What a resumed run may do with a value.
 FIXED = "fixed"  # not change it: the checkpoint fits no other value, or only the start of a run reads it
@@ -36,39 +35,37 @@ def value(default: Any, help: str, limits: tuple[float, float] | None = None, **
     return dataclasses.field(default=default, metadata={"help": help, "limits": limits, "resume": ON_REQUEST, **rules})
 
 
+fixed, machine = functools.partial(value, resume=FIXED), functools.partial(value, resume=MACHINE)
+
+
 @dataclass(frozen=True)
 class Recipe:
     """Every value of a training run. Each can be set in YAML, by an option of the same name, or with `--set key=value`.
-
-    Lengths are pixels, fractions and probabilities 0 to 1. None: not set.
-    """
+    Lengths are pixels, fractions and probabilities 0 to 1. None: not set."""
 
     # fmt: off
     name: str = value("custom", "Name of the recipe.", section="Network")
-    variant: str = value("cifar", "Variant of AlexNet (see `alexnet-cuda summary`), or torchvision/NAME.", resume=FIXED)
-    size: int | None = value(None, "Edge of the input image of torchvision/NAME; none: 224.", (16, 4096), resume=FIXED)
-    weights: str | None = value(None, resume=FIXED,
-        help="Trained weights to start from, with a new last layer: a run folder, a weights file, or torchvision.")
-    freeze: str = value("none", choices=("none", "features", "backbone"), resume=FIXED,
+    variant: str = fixed("cifar", "Variant of AlexNet (see `alexnet-cuda summary`), or torchvision/NAME.")
+    size: int | None = fixed(None, "Edge of the input image of torchvision/NAME; none: 224.", (16, 4096))
+    weights: str | None = fixed(None,
+        "Trained weights to start from, with a new last layer: a run folder, a weights file, or torchvision.")
+    freeze: str = fixed("none", choices=("none", "features", "backbone"),
         help="Layers that keep the weights of --weights: the features, or all but the last layer (backbone).")
-    layer_decay: float = value(1.0, "Learning rate of a layer as a fraction of the next layer's.", (0.01, 1),
-        resume=FIXED)
+    layer_decay: float = fixed(1.0, "Learning rate of a layer as a fraction of the next layer's.", (0.01, 1))
 
-    data: str = value("folder", "Data set.", resume=FIXED, section="Data",
+    data: str = fixed("folder", "Data set.", section="Data",
         choices=("digits", "mnist", "fashion-mnist", "cifar10", "flowers17", "bike-ship", "imagenet", "folder"))
-    data_path: str | None = value(None, "Folder of the data (for folder also a CSV file).", resume=MACHINE)
-    val_fraction: float = value(0.1, limits=(0, 1), resume=FIXED,
+    data_path: str | None = machine(None, "Folder of the data (for folder also a CSV file).")
+    val_fraction: float = fixed(0.1, limits=(0, 1),
         help="Fraction of the images for validation, if the data has no such split; 0: none, with --monitor none.")
-    test_fraction: float = value(0.2, "Fraction of the images for the test, if the data has no such split.", (0, 1),
-        resume=FIXED)
-    split_seed: int = value(0, "Seed of these two splits, which --seed does not change.", (0, 2**31), resume=FIXED)
-    limit: int = value(0, "Largest number of images of each split; 0: all.", (0, 1e12), resume=FIXED)
+    test_fraction: float = fixed(0.2, "Fraction of the images for the test, if the data has no such split.", (0, 1))
+    split_seed: int = fixed(0, "Seed of these two splits, which --seed does not change.", (0, 2**31))
+    limit: int = fixed(0, "Largest number of images of each split; 0: all.", (0, 1e12))
     verify: bool = value(True, "Decode every picture of a folder once before training, to find damaged ones.")
     skip_corrupt: bool = value(False, "Leave damaged pictures out and list them, instead of stopping.")
-    workers: int = value(-1, "Processes that load data; -1: chosen from the data and the CPU.", (-1, 1024),
-        resume=MACHINE)
+    workers: int = machine(-1, "Processes that load data; -1: chosen from the data and the CPU.", (-1, 1024))
 
-    channels: int = value(3, "Channels of the network's input.", choices=(1, 3), resume=FIXED, section="Input")
+    channels: int = fixed(3, "Channels of the network's input.", choices=(1, 3), section="Input")
     mean: tuple[float, ...] = value((0.5,), "Mean of the pixels in 0..1: one number, or one per channel.")
     std: tuple[float, ...] = value((0.5,), "Standard deviation of the pixels in 0..1: one number, or one per channel.")
 
@@ -79,7 +76,7 @@ class Recipe:
     short_side: int | None = value(None,
         "Instead of --crop: resize a photograph's short side to this, then crop the input size anywhere.", (16, 4096))
     pad: int = value(0, "Extend an image of fixed size by this many reflected pixels, then crop its own size anywhere.",
-        (0, 64))
+        (0, 31))
     flip: bool = value(False, "Mirror half of the images, left to right.")
     auto_augment: str = value("none", "Augmentation policy of torchvision: TrivialAugmentWide or RandAugment.",
         choices=("none", "trivial", "rand"))
@@ -87,27 +84,23 @@ class Recipe:
     pca_noise: float = value(0.0,
         "Standard deviation of the AlexNet paper's colour noise (section 4.1); 0.1 in the paper.", (0, 10))
     erase: float = value(0.0, "Probability that a random rectangle of an image is erased.", (0, 1))
-    mixup: float = value(0.0, "Alpha of MixUp; 0: no MixUp.", (0, 100))
-    cutmix: float = value(0.0, "Alpha of CutMix; 0: no CutMix. With both, each batch gets one, drawn at random.",
-        (0, 100))
-    views: int = value(1,
-        "Crops averaged in the test: 1: the centre; 2: and its mirror image; 10: and the corners, as in the paper.",
-        choices=(1, 2, 10))
+    mixup: float = value(0.0, "Alpha of MixUp; 0: none.", (0, 100))
+    cutmix: float = value(0.0, "Alpha of CutMix; 0: none. With both, each batch gets one, drawn at random.", (0, 100))
+    views: int = value(1, choices=(1, 2, 10),
+        help="Crops averaged in the test: 1: the centre; 2: and its mirror image; 10: and the corners as in the paper.")
 
     epochs: int = value(10, "Passes over the training images.", (1, 1e6), resume=FREE, section="Optimisation")
     max_steps: int = value(0, "Stop after this many optimiser steps, so that --resume can continue; 0: no limit.",
         (0, 1e12), resume=FREE)
     batch_size: int = value(64, "Images per step and process.", (1, 1e6))
-    opt: str = value("adamw", "Optimiser.", choices=("sgd", "adam", "adamw"), resume=FIXED)
+    opt: str = fixed("adamw", "Optimiser.", choices=("sgd", "adam", "adamw"))
     lr: float = value(1e-3, "Learning rate at its peak.", (0, 1e3))
     momentum: float = value(0.9, "Momentum of sgd.", (0, 1))
     nesterov: bool = value(False, "Nesterov's momentum with sgd.")
-    weight_decay: float = value(0.0, "Weight decay of matrices and filters; biases and normalisation have none.",
-        (0, 1e3))
+    weight_decay: float = value(0.0, "Weight decay of matrices and filters, not of biases and normalisation.", (0, 1e3))
     schedule: str = value("cosine", "Learning rate after the warm-up; step: see --milestones, plateau: see --patience.",
         choices=("cosine", "step", "plateau", "constant"))
-    warmup: float = value(0.05, "Fraction of all steps in which the learning rate rises linearly; 0 with plateau.",
-        (0, 1))
+    warmup: float = value(0.05, "Fraction of steps in which the learning rate rises linearly; 0 with plateau.", (0, 1))
     milestones: tuple[float, ...] = value((0.5, 0.75),
         "Fractions of all steps after which the schedule step divides the learning rate by 10.")
     patience: int = value(5,
@@ -121,12 +114,12 @@ class Recipe:
         choices=("val/loss", "val/accuracy", "none"))
 
     seed: int = value(0, "Seed of initial weights, order, augmentation and dropout.", (0, 2**31), section="Machine")
-    accelerator: str = value("auto", "Device type.", choices=("auto", "cpu", "gpu", "cuda"), resume=MACHINE)
-    devices: str = value("auto", "How many devices (2), or which (0,1); auto: all.", resume=MACHINE)
-    nodes: int = value(1, "Machines.", (1, 1e6), resume=MACHINE)
+    accelerator: str = machine("auto", "Device type.", choices=("auto", "cpu", "gpu", "cuda"))
+    devices: str = machine("auto", "How many devices (2), or which (0,1); auto: all.")
+    nodes: int = machine(1, "Machines.", (1, 1e6))
     precision: str = value("32-true", choices=("auto", "32-true", "16-mixed", "bf16-mixed", "bf16-true", "64-true"),
         help="Arithmetic of training; auto: bf16-mixed where the hardware multiplies bfloat16, else 32-true.")
-    output: str | None = value(None, "Run folder; none: runs/RECIPE-TIME.", resume=MACHINE)
+    output: str | None = machine(None, "Run folder; none: runs/RECIPE-TIME.")
     # fmt: on
 
     @property
@@ -213,10 +206,8 @@ def list_recipes() -> dict[str, str]:
 
 
 def load_recipe(name: str, config: Path | str | None = None, overrides: Mapping[str, Any] | None = None) -> Recipe:
-    """The recipe `name`, then the values of the YAML file `config`, then `overrides`.
-
-    Raises RecipeError for an unknown recipe, key or value, and for a file that is not a YAML mapping.
-    """
+    """The recipe `name`, then the values of the YAML file `config`, then `overrides`. Raises RecipeError for an unknown
+    recipe, key or value, and for a file that is not a YAML mapping."""
     if name not in (recipes := list_recipes()):
         raise RecipeError(f"unknown recipe {name!r}; choose from {', '.join(recipes)}")
     values = read_yaml(FOLDER / f"{name}.yaml")

@@ -3,8 +3,6 @@
 Signatures, defaults and results are those of `ops`; works on any device, is differentiable any number of times.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """The layers of a network as a table: sizes, parameters and multiply-accumulates, and a short name for each."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import partial
 
@@ -30,10 +28,8 @@ class LayerSummary:
 
 
 def model_summary(model: AlexNet | str) -> list[LayerSummary]:
-    """Every layer of a network, or of the variant of that name, in the order of execution, for one image.
-
-    Nothing is computed: the sizes come from a forward pass of a copy on torch's meta device.
-    """
+    """Every layer of a network, or of the variant of that name, in the order of execution, for one image. Nothing is
+    computed: the sizes come from a forward pass of a copy on torch's meta device."""
     with torch.device("meta"):
         if isinstance(model, str):
             model = AlexNet(model)
@@ -74,5 +70,4 @@ def layer_names(model: nn.Module) -> dict[str, str]:
 
 def _leaves(model: nn.Module) -> list[tuple[str, nn.Module]]:
     """The modules without children, by name."""
-    modules = [(name, m) for name, m in model.named_modules() if next(m.children(), None) is None]
-    return [(name, module) for name, module in modules if not isinstance(module, nn.Identity)]
+    return [(name, m) for name, m in model.named_modules() if not isinstance(m, nn.Identity) and not [*m.children()]]

@@ -9,8 +9,6 @@
   tf_slim          github.com/google-research/tf-slim, tf_slim/nets/alexnet.py
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 
@@ -128,9 +126,9 @@ def _feature_size(layers: tuple[Layer, ...], size: int) -> int:
     return size
 
 
-def _head(hidden: Init, last: Init, p: float = 0.5) -> tuple[Layer, ...]:
+def _head(hidden: Init, last: Init) -> tuple[Layer, ...]:
     """Two hidden layers of 4096 units, each with dropout behind its ReLU, and the classes."""
-    block = (Linear(4096, hidden), ReLU(), Dropout(p))
+    block = (Linear(4096, hidden), ReLU(), Dropout())
     return (*block, *block, Linear(None, last))
 
 
@@ -215,13 +213,13 @@ _TF_SLIM = Variant(
 )  # fmt: skip
 
 _GLOROT = Init("xavier_uniform")  # the default of Keras
-_UNGROUPED_LRN = LRN(k=2.0, divide_alpha=False)
+_PAPER_LRN = LRN(k=2.0, divide_alpha=False)
 _UNGROUPED = Variant(
     "ungrouped",
     "the one-column 227x227 net of most TensorFlow and Keras tutorials, with the paper's LRN",
     features=(
-        *(Conv(96, 11, 4, init=_GLOROT), ReLU(), _UNGROUPED_LRN, MaxPool()),
-        *(Conv(256, 5, 1, 2, init=_GLOROT), ReLU(), _UNGROUPED_LRN, MaxPool()),
+        *(Conv(96, 11, 4, init=_GLOROT), ReLU(), _PAPER_LRN, MaxPool()),
+        *(Conv(256, 5, 1, 2, init=_GLOROT), ReLU(), _PAPER_LRN, MaxPool()),
         *(Conv(384, 3, 1, 1, init=_GLOROT), ReLU()),
         *(Conv(384, 3, 1, 1, init=_GLOROT), ReLU()),
         *(Conv(256, 3, 1, 1, init=_GLOROT), ReLU(), MaxPool()),
@@ -283,10 +281,8 @@ _CIFAR = Variant(
 )  # fmt: skip
 
 _PAPER = _grouped(
-    "paper",
-    "the 2012 paper's text: two columns, conv-ReLU-LRN-pool, k 2, alpha not divided",
-    LRN(k=2.0, divide_alpha=False), biases=1.0, hidden=0.01,
-)  # fmt: skip
+    "paper", "the 2012 paper's text: two columns, conv-ReLU-LRN-pool, k 2, alpha not divided", _PAPER_LRN, 1.0, 0.01
+)
 _CAFFE = _grouped("caffe", "Caffe's bvlc_alexnet: the paper's order, k 1, alpha divided", LRN(), 0.1, 0.005)
 _CAFFENET = _grouped(
     "caffenet", "Caffe's bvlc_reference_caffenet: pooling before LRN", LRN(), 1.0, 0.005, pool_first=True

@@ -25,10 +25,8 @@ def save_weights(path: Path, model: nn.Module, recipe: Recipe, classes: list[str
 
 
 def load_weights(source: Path) -> tuple[nn.Module, Recipe, list[str]]:
-    """The network, recipe and class names of a run folder or a file of `save_weights`.
-
-    Raises DataError if the file is missing or was not written by `save_weights`.
-    """
+    """The network, recipe and class names of a run folder or a file of `save_weights`. Raises DataError if the file is
+    missing or was not written by `save_weights`."""
     path = _weights_file(source, "expected the folder of a finished run, or its weights.safetensors")
     try:
         with safetensors.safe_open(path, "pt") as file:
@@ -68,10 +66,8 @@ def parameter_layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 def read_tensors(source: Path) -> dict[str, Tensor]:
-    """The tensors of a run folder, a .safetensors, .caffemodel, or .pt, .pth or .ckpt file, by parameter name.
-
-    Raises DataError if there is no such file or it is not a file of tensors.
-    """
+    """The tensors of a run folder, a .safetensors, .caffemodel, or .pt, .pth or .ckpt file, by parameter name. Raises
+    DataError if there is no such file or it is not a file of tensors."""
     path = _weights_file(source, "weights must be a run folder, a file or torchvision")
     try:
         if path.suffix == ".caffemodel":

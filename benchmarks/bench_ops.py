@@ -3,9 +3,10 @@
 Forms of a case are run in turn in one process. "ours" is the operator; "eager" the torch.nn modules; "compile" those
 under torch.compile (--compile); "space-to-depth" conv1 as a 3x3 convolution of 48 channels; on the CPU "onnxruntime"
 and "openvino" if they are installed; on CUDA also "graph" (a captured CUDA graph), for convolutions "benchmark"
-(cudnn.benchmark, on in every form but "eager"), and "ours deterministic" (torch.use_deterministic_algorithms). --dtype
-tf32 is float32 with TF32 allowed, for every form of the operators with a convolution. In bfloat16 on the CPU, where
-torch has no LRN, "eager autocast" and "openvino bfloat16" get float32 and compute in bfloat16 what they can.
+(cudnn.benchmark, on in every form but "eager"), for the first block "ours without wgmma" (elsewhere than on Hopper the
+same kernel), and "ours deterministic" (torch.use_deterministic_algorithms). --dtype tf32 is float32 with TF32 allowed,
+for every form of the operators with a convolution. In bfloat16 on the CPU, where torch has no LRN, "eager autocast" and
+"openvino bfloat16" get float32 and compute in bfloat16 what they can.
 
 inference: the forward pass under no_grad. training: forward and backward; a convolution's image has no gradient, as in
 the first layer of a network.
@@ -119,6 +120,8 @@ def forms(
             yield form("eager graph", stock, settings, graph=True)
         if cuda and training:
             yield form("ours deterministic", call, settings | {"deterministic": True})
+        if cuda and len(layers) == 4:
+            yield form("ours without wgmma", call, settings | {"wgmma": False})
         autocast = x.dtype == torch.bfloat16 and op != "max_pool2d"
         if cuda or not (autocast or x.dtype == torch.float32):
             continue

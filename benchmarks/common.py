@@ -30,6 +30,8 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     flags.add_argument("--batch", type=int, nargs="+", help="images; none: 32 on the CPU, 256 on CUDA")
     flags.add_argument("--layouts", nargs="+", choices=LAYOUTS, default=list(LAYOUTS))
     flags.add_argument("--passes", nargs="+", choices=("inference", "training"), default=["inference", "training"])
+    flags.add_argument("--forms", nargs="+", help="names of forms; none: all")
+    flags.add_argument("--launch", action="store_true", help="run every form once, for a profiler, and measure nothing")
     flags.add_argument("--compile", nargs="*", metavar="MODE", default=[], help="torch.compile: default, max-autotune")
     flags.add_argument("--threads", type=int, help="of the CPU; none: torch's choice")
     flags.add_argument("--repeats", type=int, default=30, help="most rounds of a case")

@@ -1,11 +1,14 @@
 """Writes docs/benchmarks.md, the table in README.md and the pictures in docs/ from benchmarks/results/*.json.
 
---check only compares: exit code 1 if one of them differs from the results.
+--from ARCHIVE first puts the results of a GPU check (benchmarks/gpu_check.py) there. --check only compares: exit code 1
+if one of them differs from the results.
 """
 
 import argparse
 import json
 import sys
+import tarfile
+from collections.abc import Callable
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -16,11 +19,14 @@ from matplotlib.figure import Figure
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- measured: from benchmarks/results by benchmarks/tables.py -->\n", "<!-- /measured -->"
 KINDS = {"cpu": "CPU", "cuda": "CUDA"}
+BENCHMARKS = {"ops": "operators", "model": "whole networks", "kernelbench": "KernelBench"}
 FAMILIES = {  # first words of a form's name: its column
-    "ours deterministic": "ours, deterministic", "ours": "ours", "eager autocast": "eager autocast", "eager": "eager",
+    "ours deterministic": "ours, deterministic", "ours without wgmma": "ours, without wgmma",
+    "ours": "ours", "eager autocast": "eager autocast", "eager": "eager",
     "space-to-depth": "eager", "compile": "torch.compile", "onnxruntime": "ONNX Runtime",
     "openvino bfloat16": "OpenVINO bfloat16", "openvino": "OpenVINO",
 }  # fmt: skip
+CAPTIONS = "How many times as fast as the best other form", "The same under the roofline"
 OTHERS = {name for form, name in FAMILIES.items() if not form.startswith("ours")}
 
 
@@ -95,19 +101,16 @@ def least(records: list[dict], key: str, unit: int = 1) -> str:
 def section(name: str, result: dict) -> list[str]:
     m, ceilings = result["machine"], result["ceilings"]
     products = ", ".join(f"{dtype} {rate / 1e12:.3g} TFLOP/s" for dtype, rate in ceilings["gemm"].items())
-    what = "operators" if result["kind"] == "ops" else "whole networks"
     kernels = f"{m['threads']} threads, {m['cpu_kernels']}" if m["kind"] == "cpu" else f"CUDA {m['cuda']}"
     facts = f"{m['device']} ({kernels}), torch {m['torch']}, commit {m['commit']}, {m['date'][:10]}"
     copy = round(ceilings["copy"] / 1e9, 1)
     return [
-        f"**{KINDS[m['kind']]}, {what}**: {facts}; copy {copy:g} GB/s, matrix product {products}"
+        f"**{KINDS[m['kind']]}, {BENCHMARKS[result['kind']]}**: {facts}; copy {copy:g} GB/s, matrix product {products}"
         + ("." if result["complete"] else "; this run was stopped before its end."),
         "",
         *table(result),
         "",
-        f"![How many times as fast as the best other form]({picture(name).name})",
-        "",
-        *([f"![The same under the roofline]({roofline(name).name})", ""] if points(result) else []),
+        *(line for text, path in zip(CAPTIONS, pictures(name, result)) for line in (f"![{text}]({path.name})", "")),
     ]
 
 
@@ -135,18 +138,6 @@ def summary(results: dict[str, dict]) -> str:
     return "\n".join([*lines, ""])
 
 
-def picture(name: str) -> Path:
-    return Path("docs") / f"measured-{name}.svg"
-
-
-def roofline(name: str) -> Path:
-    return Path("docs") / f"roofline-{name}.svg"
-
-
-def pictures(results: dict[str, dict]) -> list[Path]:
-    return [*map(picture, results), *(roofline(name) for name, result in results.items() if points(result))]
-
-
 def operations(r: dict) -> int:
     """Arithmetic operations of a case. Convolution: its products and sums; LRN: 9 per element, its gradient 19; ReLU: 1
     and 1; pooling: 8 comparisons per output, its gradient 1 addition."""
@@ -162,18 +153,13 @@ def operations(r: dict) -> int:
 
 def points(result: dict) -> list[tuple[dict, dict, dict]]:
     """(a record of the case, ours, best other) of each operator with the largest batch."""
-    known = [records for records in cases(result) if records[0].get("bytes")]
+    known = [records for records in cases(result) if records[0].get("bytes") and result["kind"] == "ops"]
     largest = max((records[0]["batch"] for records in known), default=0)
     pairs = [(rs[0], fastest(rs, "ours"), fastest(rs, *OTHERS)) for rs in known]
     return [(r, ours, other) for r, ours, other in pairs if ours and other and r["batch"] == largest]
 
 
-def save(figure: Figure, path: Path, name: str) -> None:
-    with matplotlib.rc_context({"svg.hashsalt": name}):
-        figure.savefig(path, metadata={"Date": None})
-
-
-def draw_roofline(name: str, result: dict, root: Path) -> None:
+def draw_roofline(result: dict) -> Figure:
     """Operations a second over operations a byte, below the measured rates; a panel for each dtype."""
     every = points(result)
     dtypes = list(dict.fromkeys(r["dtype"] for r, _, _ in every))
@@ -208,10 +194,10 @@ def draw_roofline(name: str, result: dict, root: Path) -> None:
             key.append(axes.plot([], [], marker, color="0.4", label=f"ours, {kind}")[0])
             key.append(axes.plot([], [], marker, color="0.4", markerfacecolor="white", label=f"best other, {kind}")[0])
         axes.legend(handles=key, fontsize="small", loc="lower right")
-    save(figure, root / roofline(name), name)
+    return figure
 
 
-def draw(name: str, result: dict, root: Path) -> None:
+def draw(result: dict) -> Figure:
     """Bars of best other / ours."""
     rows = [(records[0], times) for records in cases(result) if (times := ratio(records))]
     labels = [f"{r['case']} {size(r)}, {r['pass']}" for r, _ in rows]
@@ -225,7 +211,13 @@ def draw(name: str, result: dict, root: Path) -> None:
     axes.margins(x=0.1)
     axes.invert_yaxis()
     axes.spines[["top", "right"]].set_visible(False)
-    save(figure, root / picture(name), name)
+    return figure
+
+
+def pictures(name: str, result: dict) -> dict[Path, Callable[[dict], Figure]]:
+    """The files that show a result, and what draws them."""
+    drawn = {"measured": draw} | ({"roofline": draw_roofline} if points(result) else {})
+    return {Path("docs") / f"{kind}-{name}.svg": function for kind, function in drawn.items()}
 
 
 def filled(path: Path, text: str) -> str:
@@ -237,29 +229,47 @@ def filled(path: Path, text: str) -> str:
     return head + BEGIN + text + END + rest.split(END, 1)[1]
 
 
+def take(archive: Path, results: Path) -> None:
+    """The result files in an archive; of a benchmark that was cut off, what it had measured."""
+    import common  # which imports torch
+
+    with tarfile.open(archive) as tar:
+        for member in tar:
+            path = results / member.name.removesuffix(".part")
+            if path.suffix == ".json" and path.name.startswith(tuple(f"{kind}-" for kind in KINDS)):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                (results / member.name).write_bytes(tar.extractfile(member).read())  # type: ignore[union-attr]
+                if path.name not in member.name.split("/"):
+                    common.finish(path, complete=False)
+
+
 def main(arguments: list[str] | None = None) -> int:
     flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     flags.add_argument("--check", action="store_true", help="change nothing")
+    flags.add_argument("--from", type=Path, dest="archive", metavar="ARCHIVE", help="results.tar.gz of a GPU check")
     flags.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
     flags.add_argument("--root", type=Path, default=ROOT, help="folder of README.md and docs/")
     args = flags.parse_args(arguments)
+    if args.archive:
+        take(args.archive, args.results)
     results = {path.stem: json.loads(path.read_text()) for path in sorted(args.results.glob("*.json"))}
-    order = lambda item: (list(KINDS).index(item[1]["machine"]["kind"]), item[1]["kind"] != "ops", item[0])
-    results = dict(sorted(results.items(), key=order))
+    order = lambda r: (list(KINDS).index(r["machine"]["kind"]), list(BENCHMARKS).index(r["kind"]))
+    results = dict(sorted(results.items(), key=lambda item: (*order(item[1]), item[0])))
     texts = {args.root / "README.md": summary(results), args.root / "docs" / "benchmarks.md": measured(results)}
     wanted = {path: filled(path, text) for path, text in texts.items()}
     if args.check:
         stale = [path for path, text in wanted.items() if path.read_text() != text]
-        stale += [path for path in pictures(results) if not (args.root / path).exists()]
+        drawn = (args.root / path for name, result in results.items() for path in pictures(name, result))
+        stale += [path for path in drawn if not path.exists()]
         if stale:
             print(f"tables: {', '.join(map(str, stale))}: not what the results say; run benchmarks/tables.py")
         return int(bool(stale))
     for path, text in wanted.items():
         path.write_text(text)
     for name, result in results.items():
-        draw(name, result, args.root)
-        if points(result):
-            draw_roofline(name, result, args.root)
+        for path, function in pictures(name, result).items():
+            with matplotlib.rc_context({"svg.hashsalt": name}):
+                function(result).savefig(args.root / path, metadata={"Date": None})
     return 0
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import gc
+import os
 import random
 import statistics
 import time
@@ -34,7 +35,8 @@ class Form:
     error: str = ""  # what ended them
 
 
-def configure(benchmark: bool = False, tf32: bool = False, deterministic: bool = False) -> None:
+def configure(benchmark: bool = False, tf32: bool = False, deterministic: bool = False, wgmma: bool = True) -> None:
+    os.environ["ALEXNET_CUDA_WGMMA"] = str(int(wgmma))
     torch.use_deterministic_algorithms(deterministic)
     torch.backends.cudnn.benchmark = benchmark
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
@@ -57,84 +59,65 @@ class Timer:
         if self.cuda:
             torch.cuda.synchronize()
 
-    def calls(self, seconds: list[float]) -> int:
-        """How many in a row, given the times of earlier calls. On the CPU: as many as take 5 ms, up to 20, because the
-        first call has to wake threads and load code into the caches."""
-        if self.cuda:
-            return 5
-        return 1 if len(seconds) < 2 else max(1, min(20, int(0.005 / min(seconds))))
+    def attempt(self, form: Form, function: Callable, *arguments: Any) -> Any:
+        """function(*arguments) with the form's settings; an error ends the form."""
+        try:
+            configure(**form.settings)
+            return function(*arguments)
+        except Exception as error:
+            self.synchronize()  # raises if this process can no longer use the device
+            form.error = f"{type(error).__name__}: {error}".splitlines()[0][:200]
 
-    def sample(self, run: Callable[[], Any], calls: int) -> Callable[[], list[float]]:
-        """Start `calls` calls; the result, called after a synchronisation, returns their seconds."""
+    def warm_up(self, form: Form) -> None:
+        for _ in range(5 if self.cuda else 2):
+            form.run()
+        self.synchronize()
+
+    def sample(self, form: Form) -> Callable[[], list[float]]:
+        """Start some calls; the result, called after a synchronisation, returns their seconds. On the CPU: as many as
+        take 5 ms, up to 20, because the first call has to wake threads and load code into the caches."""
         if self.cuda:
             events = []
-            for _ in range(calls):
+            for _ in range(5):
                 self.flush.zero_()
                 begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
                 begin.record()
-                run()
+                form.run()
                 end.record()
                 events.append((begin, end))
             return lambda: [begin.elapsed_time(end) / 1e3 for begin, end in events]
+        calls = 1 if len(form.seconds) < 2 else max(1, min(20, int(0.005 / min(form.seconds))))
         time.sleep(0.003)  # until the thread pool of the form before has stopped spinning
         seconds = []
         for _ in range(calls):
             begin_s = time.perf_counter()
-            run()
+            form.run()
             seconds.append(time.perf_counter() - begin_s)
         return lambda: seconds
 
     def alternate(self, forms: list[Form], budget: float, repeats: int) -> None:
-        """Adds the seconds of every call: up to `repeats` rounds, at least 3, within about `budget` seconds. An error
-        ends those of a form."""
+        """Adds the seconds of every call: up to `repeats` rounds, at least 3, within about `budget` seconds."""
         gc.collect()
         gc.disable()
         end, order = time.monotonic() + budget, random.Random(0)
         for turn in range(repeats):
-            samples = []
-            for form in order.sample(forms, len(forms)):  # no form always follows the same other one
-                if form.error:
-                    continue
-                try:
-                    configure(**form.settings)
-                    samples.append((form, self.sample(form.run, self.calls(form.seconds))))
-                except Exception as error:
-                    form.error = reason(error, self)
+            shuffled = order.sample(forms, len(forms))  # no form always follows the same other one
+            samples = [(form, self.attempt(form, self.sample, form)) for form in shuffled if not form.error]
             self.synchronize()
             for form, sample in samples:
-                form.seconds += sample()
+                form.seconds += sample() if sample else []
             if turn >= 2 and time.monotonic() > end:
                 break
         gc.enable()
 
 
-def reason(error: Exception, timer: Timer) -> str:
-    timer.synchronize()  # raises if this process can no longer use the device
-    return f"{type(error).__name__}: {error}".splitlines()[0][:200]
-
-
-def attempt(function: Callable[[], Any], timer: Timer) -> str:
-    """ "" or the error of function()."""
-    try:
-        function()
-    except Exception as error:
-        return reason(error, timer)
-    return ""
-
-
-def warm_up(form: Form, timer: Timer) -> None:
-    configure(**form.settings)
-    for _ in range(5 if timer.cuda else 2):
-        form.run()
-    timer.synchronize()
-
-
 def statistics_of(seconds: list[float]) -> dict[str, float]:
-    """Median, quartiles and minimum in ms; of one call, nothing."""
+    """Median, quartiles, minimum and mean in ms; of one call, nothing."""
     if len(seconds) < 2:
         return {}
     q1, median, q3 = statistics.quantiles(seconds, n=4, method="inclusive")
-    values = {"median_ms": median, "q1_ms": q1, "q3_ms": q3, "min_ms": min(seconds)}
+    values = {"median_ms": median, "q1_ms": q1, "q3_ms": q3, "min_ms": min(seconds),
+              "mean_ms": statistics.mean(seconds)}  # fmt: skip
     return {name: digits(1e3 * value) for name, value in values.items()} | {"calls": len(seconds)}
 
 
@@ -150,7 +133,7 @@ def measure(
     Times measured before a form failed are recorded beside its error."""
     made, records = [], []
     for form in forms:
-        form.error = attempt(partial(warm_up, form, timer), timer)
+        timer.attempt(form, timer.warm_up, form)
         made.append(form)
     timer.alternate(made, args.budget, args.repeats)
     for form in sorted(made, key=lambda form: not form.seconds):  # those that failed at once come last
@@ -161,7 +144,8 @@ def measure(
         if timed and case.get("flops"):
             gemm = case["dtype"].replace("autocast", "bfloat16")
             record["gemm_share"] = digits(case["flops"] / record["median_ms"] * 1e3 / ceilings["gemm"][gemm])
-        form.error = form.error or attempt(partial(count, record, form, timer.cuda), timer)
+        if not form.error:
+            timer.attempt(form, count, record, form, timer.cuda)
         if form.error:
             record["error"] = form.error
         records.append(record)
@@ -171,12 +155,10 @@ def measure(
 
 
 def count(record: dict, form: Form, cuda: bool) -> None:
-    """Memory and kernels of one call."""
-    configure(**form.settings)
+    """Memory, operators and kernels of one call."""
     if form.memory:
         record["peak_bytes"] = peak_bytes(form.run, cuda)
-    if cuda:
-        record["kernels"] = kernels(form.run)
+    record |= calls(form.run, cuda)
     if form.forward:
         record["saved_bytes"] = saved_bytes(form.forward, form.parameters)
 
@@ -191,9 +173,7 @@ def peak_bytes(run: Callable[[], Any], cuda: bool) -> int:
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
     library = _library._C  # without a cache: the profiler sees only what torch allocates
-    limit = library.cache_limit() if library else 0
-    if library:
-        library.set_cache_limit(0)
+    limit = library.set_cache_limit(0) if library else 0
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         run()
     if library:
@@ -204,12 +184,25 @@ def peak_bytes(run: Callable[[], Any], cuda: bool) -> int:
     return max(accumulate((c[2] for c in changes), initial=0))
 
 
-def kernels(run: Callable[[], Any]) -> int:
-    """CUDA kernels, copies and fills of one call."""
+def calls(run: Callable[[], Any], cuda: bool) -> dict[str, int]:
+    """Of one call: operators that no other operator calls (another runtime has none), and on CUDA kernels (copies and
+    fills, too) and launches, of which a CUDA graph needs one."""
     with torch.profiler.profile() as profile:
         run()
-        torch.cuda.synchronize()
-    return device_events(profile.events())
+        if cuda:
+            torch.cuda.synchronize()
+    counted = counts(profile.events())
+    return counted if cuda else {"operators": counted["operators"]}
+
+
+def counts(events: Any) -> dict[str, int]:
+    operators = sum(is_operator(event) and not is_operator(event.cpu_parent) for event in events)
+    launches = sum(event.name.startswith("cu") and "Launch" in event.name for event in events)
+    return {"operators": operators, "kernels": device_events(events), "launches": launches}
+
+
+def is_operator(event: Any) -> bool:
+    return event is not None and event.name.startswith(("aten::", "alexnet_cuda::"))
 
 
 def device_events(events: Any) -> int:
@@ -270,6 +263,8 @@ def start(flags: argparse.ArgumentParser, args: argparse.Namespace, half: str) -
         flags.error("--dtype tf32 needs --device cuda")
     configure()
     timer, products = Timer(args.device), [dtype.replace("autocast", "bfloat16") for dtype in args.dtype]
+    if args.launch:
+        return timer, {}
     return timer, measure_ceilings(args.device, products, timer, small=args.budget < 0.2)
 
 
@@ -289,8 +284,6 @@ def measure_ceilings(device: str, dtypes: Iterable[str], timer: Timer, small: bo
         return digits(work / min(form.seconds))
 
     ceilings: dict[str, Any] = {"copy": rate(lambda: target.copy_(source), 8 * elements), "gemm": {}}
-    if device == "cpu":
-        ceilings["clone"] = rate(source.clone, 8 * elements)
     for name in dtypes:
         a, b = (torch.randn(n, n, device=device).to(DTYPES[name]) for _ in range(2))
         pixels, filters = a.view(1, n, 1, n).permute(0, 3, 2, 1), b.view(n, n, 1, 1)
@@ -328,6 +321,12 @@ def run(
                 continue
             torch.compiler.reset()
             torch.manual_seed(0)
-            case, forms = prepare(*arguments)
+            case, every = prepare(*arguments)
+            forms = (form for form in every if form.name in (args.forms or [form.name]))
+            if args.launch:
+                for form in forms:
+                    configure(**form.settings)
+                    form.run()
+                continue
             report(title, measure(forms, timer, args, ceilings, case, results), results)
     return results.exit_code()

@@ -104,22 +104,16 @@ def memory_format(x):
 
 def exact_lrn(x, size, alpha=1e-4, beta=0.75, k=1.0, *, groups=1, divide_alpha=True, window="torch",
               across="channels"):  # fmt: skip
-    """The formula of local_response_norm, element by element."""
+    """The formula of local_response_norm, over every window."""
     x = x.double().cpu()
     front = size // 2 if window == "torch" else (size - 1) // 2
-    sums = torch.zeros_like(x)
+    back = size - 1 - front
     if across == "channels":
-        width = x.shape[1] // groups
-        for c in range(x.shape[1]):
-            first = c - c % width
-            low, high = max(first, c - front), min(first + width, c - front + size)
-            sums[:, c] = (x[:, low:high] ** 2).sum(1)
+        grouped = F.pad(x.square().unflatten(1, (groups, -1)), (0, 0, 0, 0, front, back))
+        sums = grouped.unfold(2, size, 1).sum(-1).flatten(1, 2)
     else:
-        for i in range(x.shape[2]):
-            for j in range(x.shape[3]):
-                rows = slice(max(0, i - front), i - front + size)
-                columns = slice(max(0, j - front), j - front + size)
-                sums[:, :, i, j] = (x[:, :, rows, columns] ** 2).sum((2, 3))
+        padded = F.pad(x.square(), (front, back, front, back))
+        sums = padded.unfold(2, size, 1).unfold(3, size, 1).sum((-1, -2))
     elements = size if across == "channels" else size * size
     return x / (k + alpha / (elements if divide_alpha else 1) * sums) ** beta
 
@@ -157,11 +151,12 @@ def exact_block(x, weight, bias, size, alpha=1e-4, beta=0.75, k=1.0, *, padding=
 
 
 def assert_close(actual, exact):
-    """`actual` is `exact` (float64, of the same but exactly represented inputs) up to the rounding of its dtype."""
+    """`actual` is `exact` (float64, of the same but exactly represented inputs) up to the rounding of its dtype;
+    they are compared where `exact` is."""
     tolerance = TOLERANCE[actual.dtype]
     scale = exact.abs().nan_to_num(0, 0, 0).max().item() if exact.numel() else 0
     torch.testing.assert_close(
-        actual.double().cpu(), exact.cpu(), rtol=tolerance, atol=tolerance * scale, equal_nan=True
+        actual.double().to(exact.device), exact, rtol=tolerance, atol=tolerance * scale, equal_nan=True
     )
 
 
@@ -169,32 +164,26 @@ def assert_same_bits(actual, expected):
     torch.testing.assert_close(actual, expected, rtol=0, atol=0, equal_nan=True)
 
 
-def forward_and_gradients(function, inputs, grad):
-    """(output, gradients of the inputs) with leaves that keep the inputs' strides."""
+def forward_and_gradients(function, inputs, grad=None):
+    """(output, gradients of the inputs) with leaves that keep the inputs' strides. No `grad`: that is the output."""
     leaves = [x.detach().requires_grad_() for x in inputs]
     y = function(*leaves)
-    return y, torch.autograd.grad(y, leaves, grad.to(y))
+    return y, torch.autograd.grad(y, leaves, y.detach() if grad is None else grad.to(y))
 
 
-def saved_bytes(function, *inputs):
-    """Bytes that `function` saves for backward, each storage counted once."""
-    storages = {}
-
-    def pack(t):
-        storages[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
-        return t
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        function(*inputs)
-    return sum(storages.values())
+def assert_all_close(found, expected, rtol, atol):
+    """atol relative to the largest expected value of each tensor."""
+    for ours, exact in zip(found, expected, strict=True):
+        scale = exact.abs().max().item() if exact.numel() else 0
+        torch.testing.assert_close(ours, exact, rtol=rtol, atol=atol * scale)
 
 
-def assert_matches(function, exact, inputs, gradients=True, also=()):
+def assert_matches(function, exact, inputs, gradients=True, also=(), grad=None):
     """Output and gradients of `function` against those of `exact` in float64, and the outputs of the functions `also`,
-    of which nothing is differentiated. Returns the output and the gradients."""
+    of which nothing is differentiated; `grad`: none: random. Returns the output and the gradients."""
     leaves = [x.detach().double().cpu().requires_grad_() for x in inputs]
     want = exact(*leaves)
-    grad = torch.randn(want.shape).to(inputs[0].dtype).double()
+    grad = (torch.randn(want.shape).to(inputs[0].dtype) if grad is None else grad).double().cpu()
     y, found = forward_and_gradients(function, inputs, grad)
     assert y.dtype == inputs[0].dtype
     for result in (y, *(other(*inputs) for other in also)):
@@ -214,18 +203,16 @@ def assert_derivatives(function, shapes, fast=(False, False)):
     assert torch.autograd.gradgradcheck(function, inputs, fast_mode=fast[1])
 
 
-def assert_same_derivatives(ours, stock, inputs, close):
+def assert_same_derivatives(ours, stock, inputs):
     """First derivatives by each set of inputs, also of a sum, whose gradient has no memory of its own, and second."""
     for needs in [(True, True, True), (False, True, False), (True, False, False), (False, False, True)]:
         leaves = [x.detach().requires_grad_(need) for x, need in zip(inputs, needs)]
         wanted = [leaf for leaf in leaves if leaf.requires_grad]
         for loss in (torch.sum, lambda y: y.square().sum()):
             gradients = [torch.autograd.grad(loss(f(*leaves)), wanted) for f in (ours, stock)]
-            for got, expected in zip(*gradients):
-                close(got, expected)
+            assert_all_close(*gradients, rtol=1e-3, atol=1e-5)
     leaves, seconds = [x.detach().requires_grad_() for x in inputs], []
     for function in (ours, stock):
         first = torch.autograd.grad(function(*leaves).square().sum(), leaves, create_graph=True)
         seconds.append(torch.autograd.grad(sum(g.square().sum() for g in first), leaves))
-    for got, expected in zip(*seconds):
-        close(got, expected)
+    assert_all_close(*seconds, rtol=1e-3, atol=1e-5)

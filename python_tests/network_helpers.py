@@ -33,12 +33,6 @@ def images(model, n=1):
     return torch.randn(shape, generator=torch.Generator().manual_seed(1))
 
 
-def assert_all_close(found, expected, rtol, atol):
-    """atol relative to the largest expected value of each tensor."""
-    for ours, exact in zip(found, expected, strict=True):
-        torch.testing.assert_close(ours, exact, rtol=rtol, atol=atol * exact.abs().max().item())
-
-
 def outputs_and_gradients(run, x, parameters):
     """The output, and the gradients of the sum of its squares by x and the parameters."""
     leaves = [x.clone().requires_grad_(), *parameters]

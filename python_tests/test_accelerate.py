@@ -5,7 +5,8 @@ import pickle
 
 import pytest
 import torch
-from network_helpers import assert_all_close, outputs_and_gradients
+from helpers import assert_all_close
+from network_helpers import outputs_and_gradients
 from torch import nn
 
 import alexnet_cuda
@@ -48,7 +49,7 @@ def test_same_outputs_and_gradients(build, size, exchanged):
     torch.manual_seed(0)
     model = build().eval()
     faster = accelerate(model)
-    assert ours(faster) == exchanged
+    assert ours(faster) == ours(copy.deepcopy(faster)) == exchanged
     assert ours(model) == []
     assert list(faster.state_dict()) == list(model.state_dict())
 
@@ -93,7 +94,7 @@ def test_where_such_convolutions_are_torchs(kernels):
         ours(x[:, :16])
 
 
-def test_root_in_place_twice_with_hooks():
+def test_root_in_place_twice_with_hooks_and_weights():
     pool, calls = nn.MaxPool2d(3, 2), []
     pool.register_forward_hook(lambda *_: calls.append(1))
     assert type(accelerate(pool)) is alexnet_cuda.nn.MaxPool2d
@@ -103,13 +104,12 @@ def test_root_in_place_twice_with_hooks():
     assert type(accelerate(pool, inplace=True)) is alexnet_cuda.nn.MaxPool2d
     pool(torch.randn(1, 1, 7, 7))
     assert calls == [1]
-
-
-def test_weights_are_shared_in_place_and_copied_otherwise():
     conv = nn.Conv2d(3, 8, 11, 4)
     weight = conv.weight
     assert accelerate(conv).weight is not weight
     assert accelerate(conv, inplace=True).weight is weight
+    with pytest.raises(TypeError, match=r"expected module to be a torch\.nn\.Module, got Tensor"):
+        accelerate(torch.ones(1))
 
 
 class OwnPool(nn.MaxPool2d):
@@ -152,10 +152,3 @@ def test_feature_extractor_of_an_accelerated_network():
     results = [extraction.create_feature_extractor(net, nodes)(x) for net in (model, accelerate(model))]
     for name in nodes:
         torch.testing.assert_close(results[1][name], results[0][name], rtol=1e-4, atol=1e-4)
-
-
-def test_result_can_be_copied_and_rejects_non_modules():
-    model = accelerate(googlenet_v1())
-    assert ours(copy.deepcopy(model)) == ours(model)
-    with pytest.raises(TypeError, match=r"expected module to be a torch\.nn\.Module, got Tensor"):
-        accelerate(torch.ones(1))

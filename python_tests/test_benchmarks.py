@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import bench_model
 import bench_ops
 import common
+import kernelbench
 import pytest
 import runtimes
 import tables
@@ -56,7 +57,7 @@ def test_tables(tmp_path):
     assert "| `pool`, float32 | 2 | toy | training | 2 ms | eager, 5,000 ms | **2500.00** |" in readme.read_text()
     assert readme.read_text().startswith("head\n")
     assert readme.read_text().endswith("\ntail\n")
-    assert (tmp_path / tables.picture("ops")).exists()
+    assert {path.name for path in (tmp_path / "docs").glob("*.svg")} == {"measured-ops.svg", "measured-model.svg"}
     results(tmp_path, median=1.0)
     assert tables.main([*arguments, "--check"]) == 1
 
@@ -73,10 +74,8 @@ def test_roofline(tmp_path):
     assert [(r["batch"], r["dtype"]) for r, _, _ in tables.points(result)] == [(256, "float32"), (256, "tf32")]
     assert tables.operations(records[-1]) == 256 * 96 * (3025 * (28 + 2) + 729 * 9)
     assert tables.operations({**case, "case": "conv2d", "shape": [3, 227, 227], "batch": 2, "flops": 7}) == 7
-    (tmp_path / "docs").mkdir()
-    tables.draw_roofline("toy", result, tmp_path)
-    assert tables.pictures({"toy": result}) == [tables.picture("toy"), tables.roofline("toy")]
-    assert (tmp_path / tables.roofline("toy")).exists()
+    tables.draw_roofline(result).savefig(tmp_path / "toy.svg")
+    assert [path.name for path in tables.pictures("toy", result)] == ["measured-toy.svg", "roofline-toy.svg"]
 
 
 def test_interrupted_results(tmp_path):
@@ -239,13 +238,81 @@ def test_a_dead_device_ends_the_benchmark(monkeypatch):
 
     monkeypatch.setattr(timing.Timer, "synchronize", dead)
     with pytest.raises(RuntimeError, match="dead"):
-        timing.attempt(dead, timing.Timer("cpu"))
+        timing.Timer("cpu").attempt(timing.Form("ours", "contiguous", dead), dead)
 
 
 def test_ranges_are_no_kernels():
     cuda, cpu = torch.autograd.DeviceType.CUDA, torch.autograd.DeviceType.CPU
     kinds = [(cuda, False), (cuda, True), (cpu, False), (cuda, False)]
     assert timing.device_events([SimpleNamespace(device_type=d, is_user_annotation=r) for d, r in kinds]) == 2
+
+
+def assert_problem(name):
+    """ModelNew has Model's weights and results, from this package's operators."""
+    problem = kernelbench.load(name, 1)
+    model, ours = kernelbench.models(problem, "cpu")
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), ours.parameters(), strict=True))
+    with torch.profiler.profile() as profile:
+        assert kernelbench.difference(problem, model, ours, "cpu") <= kernelbench.TOLERANCE
+    assert any(event.name.startswith("alexnet_cuda::") for event in profile.events())
+
+
+@pytest.mark.parametrize("name", kernelbench.PROBLEMS)
+def test_kernelbench_problems(name, monkeypatch):
+    monkeypatch.setattr(kernelbench, "TRIALS", 1)
+    assert_problem(name)
+
+
+@pytest.mark.devices("emulated")
+@pytest.mark.parametrize("name", sorted(kernelbench.PROBLEMS.keys() - {"level1_42", "level3_5"}))  # not the large ones
+def test_kernelbench_problems_on_the_emulator(name, device, monkeypatch):
+    monkeypatch.setattr(kernelbench, "TRIALS", 1)
+    assert_problem(name)
+
+
+@pytest.mark.parametrize(("error", "code"), [(0.0, 0), (3e-4, 1)])
+def test_kernelbench_counts_no_wrong_result(error, code, tmp_path, monkeypatch):
+    text = kernelbench.PROBLEMS["lrn"].read_text().replace("return fusion", f"return {1 + error} * fusion")
+    (tmp_path / "lrn.py").write_text(text)
+    monkeypatch.setitem(kernelbench.PROBLEMS, "lrn", tmp_path / "lrn.py")
+    monkeypatch.setattr(timing, "measure_ceilings", lambda *_, **__: {"copy": 1e9})
+    flags = [
+        *SMALL[:4],
+        "--problems",
+        "lrn",
+        "--repeats",
+        "3",
+        "--budget",
+        "0.05",
+        "--output",
+        str(tmp_path / "x.json"),
+    ]
+    assert kernelbench.main(flags) == code
+    ours = next(r for r in json.loads((tmp_path / "x.json").read_text())["records"] if r["form"] == "ours")
+    assert ours["difference"] == pytest.approx(error, rel=0.05, abs=1e-6)
+    assert ("mean_ms" in ours) == ("differs from Model" not in ours.get("error", "")) == (not code)
+
+
+def test_launch(monkeypatch):
+    """Every chosen form runs once, and nothing is measured."""
+    shapes = []
+    monkeypatch.setitem(bench_ops.OPS, "max_pool2d", (("pool",), lambda x: shapes.append(x.shape)))
+    monkeypatch.setattr(timing.Timer, "sample", None)
+    flags = ["--launch", "--forms", "ours", "--ops", "max_pool2d", "--layouts", "channels_last"]
+    assert bench_ops.main([*SMALL, *flags]) == 0
+    assert shapes == [(1, *shape) for shape in bench_ops.BLOCKS]
+
+
+def test_calls():
+    x, weight = torch.randn(1, 3, 35, 35), torch.randn(8, 3, 11, 11)
+    assert timing.calls(lambda: ops.max_pool2d(ops.conv2d(x, weight)) + 1, cuda=False) == {"operators": 3}
+    assert timing.calls(lambda: None, cuda=False) == {"operators": 0}
+    names = ["aten::conv2d", "cudaLaunchKernel", "a kernel", "aten::add", "cudaGraphLaunch", "cudaMemcpyAsync"]
+    event = lambda name: SimpleNamespace(name=name, cpu_parent=None, is_user_annotation=False,
+                                         device_type=torch.autograd.DeviceType(int(name == "a kernel")))  # fmt: skip
+    events = [event(name) for name in names]
+    events[3].cpu_parent = events[0]
+    assert timing.counts(events) == {"operators": 1, "kernels": 1, "launches": 2}
 
 
 def test_memory():

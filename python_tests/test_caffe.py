@@ -11,16 +11,15 @@ from network_helpers import narrow_network
 from torch import nn
 
 from alexnet_cuda import caffe
+from alexnet_cuda.errors import DataError
 from alexnet_cuda.formats.caffe import LAYERS, MEAN_BGR, load_caffe, read_caffemodel, state_dict_from_caffe
+from alexnet_cuda.weights import read_tensors
 
 CLASSES = 10
 
 
 def varint(value):
-    out = b""
-    while value > 127:
-        out, value = out + bytes([value & 127 | 128]), value >> 7
-    return out + bytes([value])
+    return bytes([value]) if value < 128 else bytes([value & 127 | 128]) + varint(value >> 7)
 
 
 def field(number, payload):
@@ -85,12 +84,15 @@ def caffe_net(weights, x, pool_first):
 
 @pytest.mark.parametrize("variant", ["caffe", "caffenet"])
 @torch.no_grad()
-def test_network_on_rgb_equals_caffe_on_bgr(variant, weights):
+def test_network_on_rgb_equals_caffe_on_bgr(variant, weights, tmp_path):
     pixels = torch.randint(0, 256, (2, 3, 227, 227), generator=torch.Generator().manual_seed(0)).float()
     mean = torch.tensor(MEAN_BGR)[:, None, None]
     expected = caffe_net(weights, pixels - mean, pool_first=variant == "caffenet")
 
-    model = load_caffe(narrow_network(variant, CLASSES, input="pixels"), weights)
+    path = tmp_path / "net.caffemodel"
+    path.write_bytes(caffemodel(weights, v1=True))
+    assert_same_bits(state_dict_from_caffe(path), state_dict_from_caffe(weights))
+    model = load_caffe(narrow_network(variant, CLASSES, input="pixels"), path)
     rgb = pixels.flip(1) - mean.flip(0)
     torch.testing.assert_close(model(rgb), expected, rtol=1e-3, atol=1e-3 * expected.abs().max().item())
 
@@ -98,15 +100,6 @@ def test_network_on_rgb_equals_caffe_on_bgr(variant, weights):
     imagenet = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])[..., None, None]
     normalised = model((pixels.flip(1) / 255 - imagenet[0]) / imagenet[1])
     assert (normalised - expected).std() < 0.05 * expected.std()
-
-
-def test_a_whole_file(weights, tmp_path):
-    path = tmp_path / "net.caffemodel"
-    path.write_bytes(caffemodel(weights, v1=True))
-    state = state_dict_from_caffe(path)
-    expected = state_dict_from_caffe(weights)
-    assert_same_bits(state, expected)
-    assert torch.equal(state["features.0.weight"].flip(1), torch.from_numpy(weights["conv1"][0]))
 
 
 @pytest.mark.parametrize(
@@ -132,6 +125,8 @@ def test_a_damaged_file_is_a_sentence_with_its_path(tmp_path):
         path.write_bytes(content)
         with pytest.raises(ValueError, match=r"broken\.caffemodel is incomplete or no Caffe model"):
             read_caffemodel(path)
+        with pytest.raises(DataError, match=r"caffemodel is not a file of tensors: .* incomplete or no Caffe model"):
+            read_tensors(path)
     path.write_bytes(whole)
     with pytest.raises(ValueError, match=r"broken\.caffemodel: no weight and bias for conv1; layers found: a, fc"):
         state_dict_from_caffe(path)

@@ -86,11 +86,8 @@ def test_a_folder_that_is_no_run_is_named(run, tmp_path, drawings):
         assert "is not a weights file" in cli("evaluate", "--run", tmp_path, code=1)
 
 
-def test_a_run_is_not_written_over(run):
+def test_a_run_is_replaced_only_when_told(run, tmp_path):
     assert f"--resume {run}" in cli("train", "digits", "--output", run, code=2)
-
-
-def test_a_run_is_replaced_when_told(run, tmp_path):
     shutil.copytree(run, tmp_path, dirs_exist_ok=True)
     cli("train", "digits", "--output", tmp_path, "--overwrite", "--max-steps", 2, "--limit", 60, "--batch-size", 20)
     metrics = json.loads((tmp_path / "metrics.json").read_text())

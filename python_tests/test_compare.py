@@ -148,5 +148,4 @@ def test_the_chart_has_room_for_every_text():
         for i, a in enumerate((1.0, 0.5, 0.001))
     ]  # fmt: skip
     figure = comparison_chart([*found, {**dict.fromkeys(found[0]), "model": "cifar"}], "four networks")
-
     assert len(legible_texts(figure)) == 1 + 4 + 5 + 5 * 4

@@ -4,10 +4,12 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from helpers import forward_and_gradients
 from test_winograd_conv2d import check_sizes
 from torch.utils.data import DataLoader
 
@@ -53,9 +55,8 @@ def test_large_results_are_those_of_parts(name, arguments):
     """32 MiB are written past the caches, half of that is not."""
 
     def run(x):
-        x = x.detach().requires_grad_()
-        y = getattr(ops, name)(x, **arguments)
-        return y.detach(), torch.autograd.grad(y, x, y.detach())[0]
+        y, (grad,) = forward_and_gradients(partial(getattr(ops, name), **arguments), [x])
+        return y, grad
 
     x = torch.randn(8, 256, 64, 64).to(memory_format=torch.channels_last)
     for whole, *parts in zip(run(x), *map(run, x.chunk(2))):

@@ -1,7 +1,6 @@
 """What is committed is of today: the notebooks run to their end on small stand-ins for their data, the rendered pages
 are of them, README says what the files of the committed runs say, and their configurations are still recipes."""
 
-import gzip
 import importlib.util
 import json
 import os
@@ -16,6 +15,7 @@ import torch
 from jupyter_core.utils import run_sync
 from PIL import Image
 from sklearn import datasets
+from test_data import idx
 
 from alexnet_cuda import AlexNet
 from alexnet_cuda.data.imageset import resize
@@ -49,9 +49,8 @@ def data(tmp_path_factory):
     raw = root / "MNIST" / "raw"
     raw.mkdir(parents=True)
     for part, of in (("train", slice(0, 300)), ("t10k", slice(300, 400))):
-        for name, values in (("images-idx3", x[of, 2:30, 2:30]), ("labels-idx1", y[of])):
-            header = bytes([0, 0, 8, values.ndim]) + np.array(values.shape, ">i4").tobytes()
-            (raw / f"{part}-{name}-ubyte.gz").write_bytes(gzip.compress(header + values.tobytes()))
+        idx(raw / f"{part}-images-idx3-ubyte.gz", x[of, 2:30, 2:30])
+        idx(raw / f"{part}-labels-idx1-ubyte.gz", y[of])
 
     cifar = root / "cifar10"
     cifar.mkdir()
@@ -73,8 +72,8 @@ def data(tmp_path_factory):
             folder = root / "bike_ship" / part / name
             folder.mkdir(parents=True)
             for number in range(count):
-                piece = photograph.crop((10 * number, 5 * number, 10 * number + 300, 5 * number + 200))
-                piece.resize((90, 60)).save(folder / f"{part}_{number:02d}.jpg")
+                box = 10 * number, 5 * number, 10 * number + 300, 5 * number + 200
+                photograph.resize((90, 60), box=box).save(folder / f"{part}_{number:02d}.jpg")
     return root
 
 

@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from network_helpers import assert_all_close, images, narrow_network, outputs_and_gradients
+from helpers import assert_all_close
+from network_helpers import images, narrow_network, outputs_and_gradients
 from torch import nn
 from torch.autograd import forward_ad
 

@@ -12,6 +12,7 @@ from alexnet_cuda import ops, reference
 X, W = torch.zeros(2, 3, 20, 23), torch.zeros(8, 3, 11, 11)
 GRAD, CONV, FIRST = torch.zeros(2, 8, 3, 4), (4, 0, 1, False, False), (4, 0, False)
 LRN, POOL = (5, 2, 1e-4, 0.75, 1.0, 1), (3, 2, 0, False)
+OTHERS = [(3, 8, 11, 2, 0, 1, False), (3, 8, 7, 4, 1, 1, True), (4, 6, 3, 1, 2, 2, False), (2, 4, 11, 4, 3, 1, True)]
 TAIL, BLOCK = "relu_lrn_max_pool2d", "conv2d_relu_lrn_max_pool2d"
 POOLED, CODE = torch.zeros(2, 3, 9, 11), torch.zeros(2, 3, 9, 11, dtype=torch.uint8)
 
@@ -133,14 +134,10 @@ def test_bad_arguments(name, args, words, device, kernels):
 
 
 @pytest.mark.parametrize("format", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
-@pytest.mark.parametrize(
-    ("channels", "filters", "size", "stride", "padding", "groups", "ceil_mode"),
-    [(3, 8, 11, 2, 0, 1, False), (3, 8, 7, 4, 1, 1, True), (4, 6, 3, 1, 2, 2, False), (2, 4, 11, 4, 3, 1, True)],
-)
-def test_torch_computes_what_no_kernel_does(
-    channels, filters, size, stride, padding, groups, ceil_mode, format, device, kernels
-):
+@pytest.mark.parametrize("case", OTHERS, ids=str)
+def test_torch_computes_what_no_kernel_does(case, format, device, kernels):
     """Inside the operators; the public function does not call them for such a convolution."""
+    channels, filters, size, stride, padding, groups, ceil_mode = case
     op, sizes = torch.ops.alexnet_cuda, (stride, padding, groups)
     x = torch.randn(2, channels, 20, 23, device=device).to(memory_format=format)
     weight, bias = torch.randn(filters, channels // groups, size, size, device=device), torch.randn(filters).to(device)

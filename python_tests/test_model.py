@@ -39,23 +39,17 @@ def test_input_scale():
     assert scales == {variant: PIXELS_PER_UNIT if variant in PIXEL_VARIANTS else 1 for variant in VARIANTS}
 
 
-def crops():
-    """A 227x227 piece of each of scikit-learn's two photographs, normalised, and which photograph it was."""
-    photographs = pytest.importorskip("sklearn.datasets").load_sample_images().images
-    pieces = torch.stack([torch.tensor(photograph[100:327, 200:427]) for photograph in photographs]).permute(0, 3, 1, 2)
-    mean, std = (torch.tensor(v)[:, None, None] for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
-    return (pieces / 255 - mean) / std, torch.arange(2)
-
-
 def losses_in_training(setting, steps=50):
-    """Of the paper's net, until it has learnt the two photographs."""
+    """Of the paper's net, until it has learnt a piece of each of scikit-learn's two photographs, normalised."""
     torch.manual_seed(0)
-    x, y = crops()
+    photographs = pytest.importorskip("sklearn.datasets").load_sample_images().images
+    pixels = torch.stack([torch.tensor(photograph[100:327, 200:427]) for photograph in photographs]) / 255
+    x = (pixels - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor([0.229, 0.224, 0.225])
     model = AlexNet("paper", 2, dropout=0, input=setting)
     optimiser = torch.optim.SGD(model.parameters(), lr=5e-4, momentum=0.9, fused=True)
     losses = []
     while len(losses) < steps and min(losses, default=1) > 0.3:
-        loss = F.cross_entropy(model(x), y)
+        loss = F.cross_entropy(model(x.permute(0, 3, 1, 2)), torch.arange(2))
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

@@ -5,22 +5,21 @@ from functools import partial
 
 import pytest
 import torch
-from helpers import assert_derivatives, assert_same_bits, saved_bytes
+from helpers import assert_derivatives, assert_same_bits, forward_and_gradients
+from timing import saved_bytes
 
 from alexnet_cuda import ops
 from alexnet_cuda.reference import ORDERS
 
 IMAGE, PHOTO, WEIGHT = (96, 14, 15), (3, 67, 63), (64, 3, 11, 11)
+BLOCK = partial(ops.conv2d_relu_lrn_max_pool2d, bias=None, size=5, k=2.0)
 OPERATORS = {  # function of (x, weights ...), shape of one image, shapes of the weights
     "lrn": (partial(ops.local_response_norm, size=5, alpha=0.1), IMAGE),
     "pool": (ops.max_pool2d, IMAGE),
     "conv2d": (ops.conv2d, PHOTO, WEIGHT),
     "conv2d-3x3": (partial(ops.conv2d, stride=1, padding=1, groups=2, relu=True), (32, 9, 9), (48, 16, 3, 3)),
     **{o: (partial(ops.relu_lrn_max_pool2d, size=5, alpha=0.1, order=o), IMAGE) for o in ORDERS},
-    **{
-        f"block-{o}": (partial(ops.conv2d_relu_lrn_max_pool2d, bias=None, size=5, k=2.0, order=o), PHOTO, WEIGHT)
-        for o in ORDERS
-    },
+    **{f"block-{o}": (partial(BLOCK, order=o), PHOTO, WEIGHT) for o in ORDERS},
 }
 
 
@@ -32,18 +31,12 @@ def operator(request, device):
     return function, image, [weight / 19 for weight in weights]
 
 
-def run(function, inputs):
-    leaves = [x.detach().requires_grad_() for x in inputs]
-    y = function(*leaves)
-    return y.detach(), *torch.autograd.grad(y.square().sum(), leaves)
-
-
 @pytest.mark.devices("cpu", "cuda")
 def test_compile(operator):
     function, image, weights = operator
     inputs = [torch.stack([image, image.flip(0)]), *weights]
-    for got, want in zip(run(torch.compile(function, fullgraph=True), inputs), run(function, inputs)):
-        torch.testing.assert_close(got, want)
+    compiled = torch.compile(function, fullgraph=True)
+    torch.testing.assert_close(*(forward_and_gradients(f, inputs) for f in (compiled, function)))
 
 
 @pytest.mark.devices("cpu", "cuda")
@@ -53,10 +46,11 @@ def test_vmap_and_func_grad(operator):
     x, dims = torch.stack([image, -image, image.flip(0)])[:, None], (0, *[None] * len(weights))
     together = torch.stack([function(one, *weights) for one in x])
     torch.testing.assert_close(torch.vmap(function, dims)(x, *weights), together, **loose)
-    gradient = torch.func.grad(lambda x, *weights: function(x, *weights).square().sum())
+    gradient = torch.func.grad(lambda x, *weights: function(x, *weights).square().sum() / 2)
     gradients = torch.stack([gradient(one, *weights) for one in x])
     torch.testing.assert_close(torch.vmap(gradient, dims)(x, *weights), gradients, **loose)
-    torch.testing.assert_close(run(function, [x[:, 0], *weights])[1], gradients[:, 0], **loose)
+    whole = forward_and_gradients(function, [x[:, 0], *weights])[1][0]
+    torch.testing.assert_close(whole, gradients[:, 0], **loose)
 
 
 def test_unbatched_and_empty(operator):
@@ -86,7 +80,7 @@ def test_deterministic(operator):
     inputs = [torch.stack([image, -image, image.flip(0), image.flip(1)]), *weights]
     torch.use_deterministic_algorithms(True)
     try:
-        first, *others = [run(function, inputs) for _ in range(3)]
+        first, *others = [forward_and_gradients(function, inputs) for _ in range(3)]
     finally:
         torch.use_deterministic_algorithms(False)
     for other in others:
@@ -103,21 +97,18 @@ def test_saves_for_backward(operator, request, kernels):
     expected += {"lrn": 0, "conv2d": 0, "conv2d-3x3": y.nbytes}.get(name, y.numel())
     if name.startswith("block"):
         expected += ops.conv2d(*inputs).nbytes
-    assert saved_bytes(function, *inputs) == expected
+    assert saved_bytes(partial(function, *inputs)) == expected
     with torch.no_grad():
-        assert saved_bytes(function, *inputs) == 0
+        assert saved_bytes(partial(function, *inputs)) == 0
 
 
 POOL = dict(pool=(3, 2, 0, False), ceil=(3, 2, 1, True), gaps=(2, 3, 1, False))
+FILTERS = [(2, 1, 11, 11), (2,)]
 TAIL = dict(size=2, alpha=0.1, beta=0.6, groups=2, padding=1, ceil_mode=True)
 DERIVATIVES = {  # function of x (and weight, bias), their shapes, which derivatives are taken in one direction only
     **{name: (lambda x, a=a: ops.max_pool2d(x, *a), [(2, 2, 7, 8)]) for name, a in POOL.items()},
-    "conv2d": (ops.conv2d, [(2, 1, 15, 16), (2, 1, 11, 11), (2,)], (True, True)),
-    "conv2d-ceil": (
-        partial(ops.conv2d, padding=1, ceil_mode=True),
-        [(2, 1, 12, 14), (2, 1, 11, 11), (2,)],
-        (True, True),
-    ),
+    "conv2d": (ops.conv2d, [(2, 1, 15, 16), *FILTERS], (True, True)),
+    "conv2d-ceil": (partial(ops.conv2d, padding=1, ceil_mode=True), [(2, 1, 12, 14), *FILTERS], (True, True)),
 }
 for o in ORDERS:
     tail = partial(ops.relu_lrn_max_pool2d, order=o)

@@ -26,7 +26,6 @@ def test_recipes_are_whole_and_survive_yaml(name, tmp_path):
         ({"val_fraction": 0}, "val_fraction 0 needs monitor none"),
         ({"schedule": "plateau"}, "schedule plateau needs warmup 0"),
         ({"freeze": "features"}, "freeze features needs weights"),
-        ({"variant": "torchvision/no_such_net"}, "unknown variant 'torchvision/no_such_net'"),
         ({"views": 3}, "unknown views 3; choose from 1, 2, 10"),
         ({"erase": 1.5}, "erase must be between 0 and 1"),
     ],

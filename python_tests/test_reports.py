@@ -49,7 +49,6 @@ def test_grad_cam_is_the_one_computed_by_hand():
 
 @pytest.mark.parametrize("variant", ["cifar", "caffe", "torchvision/resnet18"])
 def test_grad_cam_of_every_kind_of_network_leaves_it_as_it_was(variant):
-
     resnet = variant == "torchvision/resnet18"
     model = (resnet18(num_classes=5).eval() if resnet else narrow_network(variant, 5)).requires_grad_(False)
     edge = 64 if resnet else model.variant.input_size
@@ -207,7 +206,6 @@ def test_any_number_of_classes_and_images(classes, channels, count, kind, tmp_pa
 
 
 def test_a_deep_network_is_shown_in_twelve_layers():
-
     split = Split(torch.randint(256, (1, 3, 64, 64), dtype=torch.uint8), torch.zeros(1, dtype=torch.long))
     recipe = Recipe().replace({"variant": "torchvision/resnet18", "size": 64})
     seen = cards.TestImages(ImageSet(["a", "b"], split, split, split, 64), recipe)

@@ -17,8 +17,7 @@ from alexnet_cuda import AlexNet, weights
 from alexnet_cuda.errors import DataError, RecipeError
 from alexnet_cuda.networks import build
 from alexnet_cuda.recipe import Recipe
-from alexnet_cuda.training.classifier import Classifier
-from alexnet_cuda.training.transfer import parameter_groups
+from alexnet_cuda.training.classifier import Classifier, parameter_groups
 from alexnet_cuda.weights import start_from
 
 PACKAGE = Path(alexnet_cuda.__file__).parent
@@ -53,13 +52,6 @@ def test_nothing_in_a_file_is_executed(name, kind, tmp_path):
     output = cli("train", "digits", "--weights", path, "--output", tmp_path / "run", code=1)
     assert "is not a file of tensors" in output
     assert not marker.exists()
-
-
-def test_a_damaged_caffemodel_is_one_sentence(tmp_path):
-    path = tmp_path / "net.caffemodel"
-    path.write_bytes(b"\xff" * 40)
-    with pytest.raises(DataError, match=r"net\.caffemodel is not a file of tensors: .* incomplete or no Caffe model"):
-        weights.read_tensors(path)
 
 
 def test_the_package_unpickles_nothing():

@@ -1,6 +1,7 @@
 """3x3 and 5x5 convolutions with stride 1 on the CPU, their gradients and second derivatives, against float64."""
 
 from functools import partial
+from itertools import product
 
 import pytest
 import torch
@@ -88,36 +89,29 @@ def test_values_beyond_the_range_of_the_algorithm(value):
     sizes = 16, 16, 1, 3, 1, 7, 7
     x, weight, bias, grad = tensors(17, *sizes)
     loose = dict(rtol=1e-4, atol=1e-4, equal_nan=True)
-    backward = lambda mask: torch.ops.aten.convolution_backward(
-        grad, x, weight, [16], (1, 1), (1, 1), (1, 1), False, (0, 0), 1, mask
-    )
-    for place in range(0, 49, 2):
-        row, column = divmod(place, 7)
-        for changed in (x, grad):
-            before = changed[1, 5, row, column].clone()
-            changed[1, 5, row, column] = value
-            if changed is x:
-                got = _op.conv2d(x, weight, bias, 1, 1, 1, False, False)
-                torch.testing.assert_close(got, F.conv2d(x, weight, bias, padding=1), **loose)
-            else:
-                got = _op._conv2d_input_grad(grad, weight, 7, 7, 1, 1, 1)
-                torch.testing.assert_close(got, backward((True, False, False))[0], **loose)
-            got = _op._conv2d_weight_grad(grad, x, 3, 1, 1, 1, True)[0]
-            torch.testing.assert_close(got, backward((False, True, False))[1], **loose)
-            changed[1, 5, row, column] = before
-    weight[3, 2, 1, 0] = value
-    got = _op.conv2d(x, weight, bias, 1, 1, 1, False, False)
-    torch.testing.assert_close(got, F.conv2d(x, weight, bias, padding=1), **loose)
+
+    def results():
+        """Those of the kernels, and torch's: the output, and the gradients of x and the weight."""
+        aten = torch.ops.aten.convolution_backward
+        stock = aten(grad, x, weight, [16], (1, 1), (1, 1), (1, 1), False, (0, 0), 1, (True, True, False))
+        yield _op.conv2d(x, weight, bias, 1, 1, 1, False, False), F.conv2d(x, weight, bias, padding=1)
+        yield _op._conv2d_input_grad(grad, weight, 7, 7, 1, 1, 1), stock[0]
+        yield _op._conv2d_weight_grad(grad, x, 3, 1, 1, 1, True)[0], stock[1]
+
+    for changed, place in [*product((x[1, 5], grad[1, 5]), range(0, 49, 2)), (weight[3, 2], 3)]:
+        place = divmod(place, changed.shape[1])
+        before = changed[place].clone()
+        changed[place] = value
+        for got, expected in results():
+            torch.testing.assert_close(got, expected, **loose)
+        changed[place] = before
 
 
 @pytest.mark.parametrize("relu", [False, True])
 def test_derivatives(relu):
-    def close(got, expected):
-        torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-5 * expected.abs().max().item())
-
     def stock(*inputs):
         y = F.conv2d(*inputs, padding=2, groups=2)
         return y.relu() if relu else y
 
     inputs = tensors(9, 32, 64, 2, 5, 2, 12, 12)[:3]
-    assert_same_derivatives(partial(ops.conv2d, stride=1, padding=2, groups=2, relu=relu), stock, inputs, close)
+    assert_same_derivatives(partial(ops.conv2d, stride=1, padding=2, groups=2, relu=relu), stock, inputs)

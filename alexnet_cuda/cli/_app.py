@@ -21,10 +21,6 @@ NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 TRAIN = ("torchvision", "lightning", "matplotlib", "safetensors", "sklearn", "tensorboard", "torchmetrics")
 
 
-class Failure(AlexNetError):
-    """Ends a command with a sentence and exit code 1."""
-
-
 class Commands(TyperGroup):
     """Prints the package's errors as one sentence: exit code 2 for wrong arguments, 1 for everything else."""
 
@@ -71,7 +67,7 @@ def newest_run(run: Path | None) -> Path:
         return run
     found = sorted(Path("runs").glob("*/weights.safetensors"), key=lambda path: path.stat().st_mtime)
     if not found:
-        raise Failure("no finished run in runs/; train one, or name its folder with --run")
+        raise AlexNetError("no finished run in runs/; train one, or name its folder with --run")
     return found[-1].parent
 
 
@@ -84,7 +80,7 @@ def load_run(run: Path, data_path: str | None):
     recipe = recipe.replace({"data_path": data_path} if data_path else {})
     images = load_images(recipe)
     if images.classes != classes:
-        raise Failure(f"the data has the classes {images.classes}, the run was trained on {classes}")
+        raise AlexNetError(f"the data has the classes {images.classes}, the run was trained on {classes}")
     return model, recipe, images
 
 
@@ -93,7 +89,8 @@ def require(module: str, extra: str) -> None:
     try:
         import_module(module)
     except ModuleNotFoundError as error:
-        raise Failure(f"{error.name} is not installed; `pip install 'alexnet_cuda[{extra}]'` installs it") from error
+        remedy = f"`pip install 'alexnet_cuda[{extra}]'` installs it"
+        raise AlexNetError(f"{error.name} is not installed; {remedy}") from error
 
 
 def require_train() -> None:
@@ -104,7 +101,7 @@ def require_train() -> None:
     except (RuntimeError, ImportError, OSError) as error:
         import torch
 
-        raise Failure(
+        raise AlexNetError(
             f"torchvision {version('torchvision')} does not work with torch {torch.__version__} "
             f"({str(error).splitlines()[0]}); install the two from one place: `pip install --force-reinstall torch "
             "torchvision`, or for a CPU-only pair add `--index-url https://download.pytorch.org/whl/cpu`"

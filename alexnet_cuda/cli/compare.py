@@ -31,7 +31,7 @@ def compare(
     """
     require_train()
     from ..data import load_images
-    from ..files import write_csv, write_text
+    from ..files import to_csv, write_text
     from ..reports.experiments import FIGURES, comparison_chart, save_chart
     from ..training.comparison import comparison_recipes, comparison_rows
     from ..training.evaluation import device_name
@@ -60,7 +60,7 @@ def compare(
     with console.status("measuring inference"):
         rows = comparison_rows(recipes, images, errors)
     folder.mkdir(parents=True, exist_ok=True)
-    write_csv(folder / "compare.csv", rows)
+    write_text(folder / "compare.csv", to_csv(rows))
     facts = {"recipe": recipe, "device": device_name(), "models": rows}
     write_text(folder / "compare.json", json.dumps(facts, indent=2) + "\n")
     title = f"{recipe}: {len(rows)} networks, equal settings, {device_name()}"

@@ -8,7 +8,8 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from ._app import JSON, RUN, Failure, app, console, newest_run, require, require_train
+from ..errors import AlexNetError
+from ._app import JSON, RUN, app, console, newest_run, require, require_train
 
 TOLERANCE = {"float32": 1e-4, "float16": 0.02, "bfloat16": 0.2}  # of the scores
 SUFFIXES = {"onnx": ".onnx", "safetensors": ".safetensors", "torch": ".pt2"}
@@ -51,7 +52,7 @@ def export(
         folder = source if source.is_dir() else source.parent
         output = output or folder / f"model{SUFFIXES[format]}"
         if output.exists() and output.samefile(folder / "weights.safetensors" if source.is_dir() else source):
-            raise Failure(f"{output} holds the run's own weights; name another file with --output")
+            raise AlexNetError(f"{output} holds the run's own weights; name another file with --output")
     else:
         recipe = Recipe().replace({"name": "nothing", "variant": variant})
         own = VARIANTS[variant].num_classes if variant in VARIANTS else 1000
@@ -80,7 +81,7 @@ def export(
         _show(facts)
     if found and not found[0] <= TOLERANCE[dtype] * max(1.0, found[1]):
         difference = f"differ by {found[0]:.2g} from those of the network, up to {found[1]:.2g}"
-        raise Failure(f"the scores of {output} {difference}")
+        raise AlexNetError(f"the scores of {output} {difference}")
 
 
 @app.command()
@@ -105,8 +106,8 @@ def demo(
         try:
             page.serve(runs, port, announce)
         except OSError as error:
-            why = error.strerror or error
-            raise Failure(f"port {port} of {page.ADDRESS} cannot be used ({why}); --port 0 takes a free one") from error
+            problem = f"port {port} of {page.ADDRESS} cannot be used ({error.strerror or error})"
+            raise AlexNetError(f"{problem}; --port 0 takes a free one") from error
 
 
 def _show(facts: dict) -> None:

@@ -4,7 +4,6 @@ import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.markup import escape
@@ -21,12 +20,7 @@ from ._app import console, right, table
 
 
 def run_recipe(
-    name: str | None,
-    config: Path | None,
-    values: Mapping[str, Any],
-    resume: Path | None,
-    overwrite: bool,
-    allow: bool = False,
+    name: str | None, config: Path | None, values: Mapping, resume: Path | None, overwrite: bool, allow: bool = False
 ) -> int:
     """Runs the recipe `name`, or continues the run folder or checkpoint `resume`.
 
@@ -74,7 +68,7 @@ def run_recipe(
 
 
 def _resumed(
-    name: str | None, config: Path | None, values: Mapping[str, Any], resume: Path, allow: bool
+    name: str | None, config: Path | None, values: Mapping, resume: Path, allow: bool
 ) -> tuple[Recipe, Path, Path]:
     checkpoint = resume / "checkpoints" / "last.ckpt" if resume.is_dir() else resume
     if not checkpoint.exists():

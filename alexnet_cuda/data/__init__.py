@@ -8,13 +8,12 @@ from importlib import import_module
 from types import ModuleType
 
 from ..errors import DataError
-from ..files import atomic_path, write_text
 from ..recipe import Recipe
 from .imageset import ImageSet, Split
 
 MODULES = {"mnist": "idx", "fashion-mnist": "idx", "bike-ship": "folder", "imagenet": "folder"}
 
-__all__ = ["DataError", "ImageSet", "Split", "atomic_path", "load_images", "source", "write_text"]
+__all__ = ["DataError", "ImageSet", "Split", "load_images", "source"]
 
 
 def source(recipe: Recipe) -> ModuleType:

@@ -11,10 +11,8 @@ NATIVE, SIZE = 8, 32
 
 
 def load(recipe: Recipe) -> ImageSet:
-    """The digits at 32x32, split with `recipe.split_seed` into train, val and test in every class's proportion.
-
-    Source: E. Alpaydin, C. Kaynak, "Optical Recognition of Handwritten Digits", UCI repository (the test part).
-    """
+    """The digits at 32x32, split with `recipe.split_seed` into train, val and test in every class's proportion. Source:
+    E. Alpaydin, C. Kaynak, "Optical Recognition of Handwritten Digits", UCI repository (the test part)."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()

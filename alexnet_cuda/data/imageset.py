@@ -14,6 +14,7 @@ from PIL import Image, ImageOps
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
+from torchvision.transforms import v2
 
 from ..errors import DataError
 from ..recipe import Recipe
@@ -45,10 +46,8 @@ class Items(Sequence):
 
 @dataclass
 class ImageSet:
-    """Classes, three splits, and `notes` for the user.
-
-    `size` is the edge of all images. None: they differ in size, and each is resized and cropped before it is batched.
-    """
+    """Classes, three splits, and `notes` for the user. `size` is the edge of all images. None: they differ in size, and
+    each is resized and cropped before it is batched."""
 
     classes: list[str]
     train: Split
@@ -73,10 +72,8 @@ class ImageSet:
 
 
 def data_folder(recipe: Recipe, what: str, inside: Sequence[str] = ("",), pattern: str = "", missing: str = "") -> Path:
-    """The first folder `inside` recipe.data_path that has a file of the name `pattern`.
-
-    Raises DataError, with `what` or `missing`, where no data_path is given or none of the folders has such a file.
-    """
+    """The first folder `inside` recipe.data_path that has a file of the name `pattern`. Raises DataError, with `what`
+    or `missing`, where no data_path is given or none of the folders has such a file."""
     if recipe.data_path is None:
         raise DataError(f"{recipe.data} needs --data-path{what}")
     root = Path(recipe.data_path)
@@ -87,10 +84,8 @@ def data_folder(recipe: Recipe, what: str, inside: Sequence[str] = ("",), patter
 
 
 def stratified_split(labels: Tensor, fractions: Sequence[float], seed: int) -> list[Tensor]:
-    """Indices of the parts that `fractions` ask for, then of the rest, with every class in proportion in each.
-
-    Each class is shuffled with `seed`; a class with at least as many images as there are parts has one in each.
-    """
+    """Indices of the parts that `fractions` ask for, then of the rest, with every class in proportion in each. Each
+    class is shuffled with `seed`; a class with at least as many images as there are parts has one in each."""
     generator = torch.Generator().manual_seed(seed)
     parts: list[list[Tensor]] = [[] for _ in range(len(fractions) + 1)]
     for label in labels.unique():
@@ -109,10 +104,8 @@ def split_images(images: Any, labels: Tensor, fractions: Sequence[float], seed: 
 
 
 def open_image(path: Path, mode: str) -> Tensor:
-    """Decodes one picture (PNG, JPEG, anything Pillow reads) to uint8 (C, H, W); `mode` is "L" or "RGB".
-
-    Raises DataError, naming the file, where it is missing, a folder, or not a whole image.
-    """
+    """Decodes one picture (PNG, JPEG, anything Pillow reads) to uint8 (C, H, W); `mode` is "L" or "RGB". Raises
+    DataError, naming the file, where it is missing, a folder, or not a whole image."""
     if path.is_dir():
         raise DataError(f"{path} is a folder, expected an image file")
     if not path.exists():
@@ -137,17 +130,14 @@ def progress(items: Iterable[T], what: str, count: int, shown: bool) -> Iterable
 
 
 def read_glyph(path: Path, native: int) -> Tensor:
-    """Reads a picture of one bright glyph on black (1, native, native), as the digit sets hold it.
-
-    A picture with a bright border is taken for dark ink on paper and inverted; one that is not square is padded.
-    """
+    """Reads a picture of one bright glyph on black (1, native, native), as the digit sets hold it. A picture with a
+    bright border is taken for dark ink on paper and inverted; one that is not square is padded."""
     x = open_image(path, "L")
     border = torch.cat([x[:, 0].flatten(), x[:, -1].flatten(), x[:, :, 0].flatten(), x[:, :, -1].flatten()])
     if border.median() > 127:
         x = 255 - x
-    h, w = x.shape[1:]
-    edge = max(h, w)
-    x = F.pad(x, ((edge - w) // 2, edge - w - (edge - w) // 2, (edge - h) // 2, edge - h - (edge - h) // 2))
+    edge = max(x.shape[1:])
+    x = v2.functional.center_crop(x, [edge])  # pads the shorter side
     return x if edge == native else resize(x[None], native)[0]
 
 

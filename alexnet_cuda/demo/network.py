@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor, nn
+from torchvision.transforms.functional import to_pil_image
 
 from ..data import source
 from ..data.module import Normalise, eval_transform
@@ -79,10 +80,8 @@ _hooks_lock = threading.Lock()  # `maps` adds hooks to the network
 
 
 def predict(network: Network, path: Path) -> Answer:
-    """The network's prediction for a picture file, with the preprocessing of `evaluation.predict_files`.
-
-    Raises DataError if the file is not an image or has more than 64 million pixels.
-    """
+    """The network's prediction for a picture file, with the preprocessing of `evaluation.predict_files`. Raises
+    DataError if the file is not an image or has more than 64 million pixels."""
     _check_size(path)
     images, normalise = source(network.recipe), Normalise(network.recipe)
     pixels = eval_transform(network.recipe, images.SIZE)(images.read(network.recipe, path))
@@ -98,7 +97,7 @@ def predict(network: Network, path: Path) -> Answer:
     large = F.interpolate(pixels[None].float(), scale_factor=factor, mode="nearest")[0].to(torch.uint8)
     top = {network.classes[k]: share for k, share in zip(labels.tolist(), shares.tolist())}
     strip = _strip([tiles[k].pixels for k in order[0].tolist()])
-    return Answer(top, cards.to_image(large), cards.to_image(cards.overlay(large, heat)), strip)
+    return Answer(top, to_pil_image(large), to_pil_image(cards.overlay(large, heat)), strip)
 
 
 def predict_drawing(network: Network, url: str) -> Answer:
@@ -151,5 +150,5 @@ def _check_size(path: Path) -> None:
 def _strip(tiles: list[Tensor], edge: int = 80, gap: int = 8) -> Image.Image:
     strip = Image.new("RGBA", (len(tiles) * (edge + gap) - gap, edge))
     for k, tile in enumerate(tiles):
-        strip.paste(cards.to_image(tile).resize((edge, edge), Image.Resampling.NEAREST), (k * (edge + gap), 0))
+        strip.paste(to_pil_image(tile).resize((edge, edge), Image.Resampling.NEAREST), (k * (edge + gap), 0))
     return strip

@@ -17,6 +17,7 @@ from .network import Network, load, predict, predict_drawing
 
 ADDRESS = "127.0.0.1"
 MAX_BYTES = 32 * 2**20  # of an upload
+NO_ANSWER = [None] * 4  # in place of an `Answer`
 
 
 def page(runs: list[Path]) -> gr.Blocks:
@@ -67,17 +68,15 @@ def page(runs: list[Path]) -> gr.Blocks:
 
         # Without preprocessing, in which gradio would decode the picture: the error messages are those of `predict`.
         picture.upload(uploaded, [run, picture], [picture, *outputs], preprocess=False, **ask)
-        picture.clear(lambda run: _no_answer(_greeting(load(Path(run)))), run, outputs, **choose)
+        picture.clear(lambda run: [_greeting(load(Path(run))), *NO_ANSWER], run, outputs, **choose)
         canvas.input(_ask_drawing, [run, canvas], outputs, **ask)
     return blocks
 
 
 def serve(runs: list[Path], port: int, announce: Any) -> None:
     """Serves `page` on 127.0.0.1 until SIGINT or SIGTERM, and calls `announce` with its address once it is ready.
-
     Uploads are kept in a temporary folder, which is removed at the end. Raises OSError if the port cannot be used,
-    DataError if the first run folder has no network.
-    """
+    DataError if the first run folder has no network."""
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
@@ -110,18 +109,14 @@ def _greeting(network: Network) -> str:
     return "Draw something, or drop a picture." if network.takes_drawings else "Drop a photograph, or paste one."
 
 
-def _no_answer(message: str) -> list:
-    return [message, None, None, None, None]
-
-
 def _choose(run: str) -> list:
     try:
         network = load(Path(run))
     except DataError as error:
-        return [f"**{error}**", gr.skip(), gr.skip(), None, None, *_no_answer("")]
+        return [f"**{error}**", gr.skip(), gr.skip(), None, None, "", *NO_ANSWER]
     tabs = gr.Tabs(selected="draw" if network.takes_drawings else "photo")
     draw_tab = gr.Tab(interactive=network.takes_drawings)
-    return [network.title, draw_tab, tabs, None, None, *_no_answer(_greeting(network))]
+    return [network.title, draw_tab, tabs, None, None, _greeting(network), *NO_ANSWER]
 
 
 def _ask_picture(run: str, path: str) -> list:
@@ -129,11 +124,11 @@ def _ask_picture(run: str, path: str) -> list:
         return [gr.skip(), "", *predict(load(Path(run)), Path(path))]
     except DataError as error:
         message = str(error).replace(f"{Path(path).parent}/", "")
-        return [None, *_no_answer(f"**{message}**")]
+        return [None, f"**{message}**", *NO_ANSWER]
 
 
 def _ask_drawing(run: str, url: str) -> list:
     try:
         return ["", *predict_drawing(load(Path(run)), url)]
     except DataError as error:
-        return _no_answer(f"**{error}**")
+        return [f"**{error}**", *NO_ANSWER]

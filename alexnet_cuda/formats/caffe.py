@@ -5,8 +5,6 @@ A .caffemodel is a NetParameter message of github.com/BVLC/caffe, src/caffe/prot
 protobuf package.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from os import PathLike, fspath
 from pathlib import Path
@@ -102,9 +100,7 @@ def _without_leading_ones(blob: Any, dims: int) -> Tensor | None:
 
 def read_caffemodel(path: str | PathLike[str]) -> dict[str, list[np.ndarray]]:
     """{layer name: its blobs} of a binary .caffemodel, in the old format (field `layers`) or the new one (`layer`).
-
-    Raises: OSError if the file cannot be read; ValueError, with the path, if it is incomplete or no Caffe model.
-    """
+    Raises: OSError if the file cannot be read; ValueError, with the path, if it is incomplete or no Caffe model."""
     content = memoryview(Path(path).read_bytes())
     layers = {}
     try:
@@ -178,12 +174,11 @@ def _varint(message: memoryview, position: int) -> tuple[int, int]:
     raise ValueError("a number of more than ten bytes")
 
 
-def _varints(message: memoryview) -> list[int]:
-    values, position = [], 0
+def _varints(message: memoryview) -> Iterator[int]:
+    position = 0
     while position < len(message):
         value, position = _varint(message, position)
-        values.append(value)
-    return values
+        yield value
 
 
 def _message(value: int | memoryview) -> memoryview:

@@ -50,11 +50,8 @@ def description(recipe: Recipe, classes: list[str]) -> dict[str, str]:
 
 
 def save_onnx(path: Path, model: nn.Module, recipe: Recipe, classes: list[str]) -> None:
-    """Writes one ONNX file: opset 18, float32, weights inside, `description` as metadata_props.
-
-    Input `images` (N, C, H, W) for any N, output `scores` (N, classes), before softmax. Raises DataError for a network
-    of more than 2 GiB.
-    """
+    """Writes one ONNX file: opset 18, float32, weights inside, `description` as metadata_props. Input `images` (N, C,
+    H, W) for any N, output `scores` (N, classes), before softmax. Raises DataError for a network of more than 2 GiB."""
     import onnx
 
     from . import onnx_translations
@@ -85,9 +82,7 @@ def save_safetensors(path: Path, model: nn.Module, recipe: Recipe, classes: list
 
 def save_torch(path: Path, model: nn.Module, recipe: Recipe, classes: list[str]) -> None:
     """Writes a torch.export program of torch's own operators: `torch.export.load(path).module()` needs torch alone.
-
-    `description` is its extra file metadata.json.
-    """
+    `description` is its extra file metadata.json."""
     with patch.dict(KERNEL_DTYPES, clear=True):  # `ops` are composed of torch's operators
         program = _program(model, recipe).run_decompositions({})
     for node in program.graph.nodes:
@@ -100,10 +95,8 @@ def save_torch(path: Path, model: nn.Module, recipe: Recipe, classes: list[str])
 
 
 def difference(path: Path, model: nn.Module, recipe: Recipe) -> tuple[float, float] | None:
-    """(largest absolute difference, largest absolute score) of file and network on 3 random images.
-
-    None for an ONNX file where onnxruntime is not installed.
-    """
+    """(largest absolute difference, largest absolute score) of file and network on 3 random images. None for an ONNX
+    file where onnxruntime is not installed."""
     model, x = _network_and_images(model, recipe, 3)
     with torch.no_grad():
         expected = model(x)

@@ -1,7 +1,5 @@
 """What the operators share: fake tensors in the right memory format, and registration with torch.library."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from typing import Any

@@ -1,7 +1,5 @@
 """conv2d: three bilinear operators, each the derivative of the other two, so derivatives of any order exist."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
@@ -9,9 +7,7 @@ from torch import Tensor
 
 from .. import reference
 from .._library import KERNEL_DTYPES, has_kernel
-from ._registration import before_relu, call, empty, needs_grad, output_size, register, save_first, save_for_relu
-
-_op = torch.ops.alexnet_cuda
+from ._registration import _op, before_relu, call, empty, needs_grad, output_size, register, save_first, save_for_relu
 
 
 def conv2d_fake(x, weight, bias, stride, padding, groups, ceil_mode, relu):
@@ -109,19 +105,18 @@ def has_uniform_geometry(conv: torch.nn.Conv2d) -> bool:
 
 def is_supported(conv: torch.nn.Conv2d) -> bool:
     """Whether a kernel computes such a convolution on some device."""
-    if not has_uniform_geometry(conv):
-        return False
-    args = conv.weight.shape, conv.stride[0], int(conv.padding[0]), conv.groups
-    return is_first_layer(conv.weight.shape, conv.stride[0], conv.groups) or _is_winograd_layer(*args)
+    shape, stride, groups = conv.weight.shape, conv.stride[0], conv.groups
+    return has_uniform_geometry(conv) and (
+        is_first_layer(shape, stride, groups) or _is_winograd_layer(shape, stride, int(conv.padding[0]), groups)
+    )
 
 
 def _is_served(x: Tensor, weight: Tensor, stride: int, padding: int, groups: int) -> bool:
     if weight.dim() != 4 or not has_kernel(x):
         return False
-    if is_first_layer(weight.shape, stride, groups):
-        return True
     float32_on_cpu = x.is_cpu and x.dtype == torch.float32
-    return float32_on_cpu and groups > 0 and _is_winograd_layer(weight.shape, stride, padding, groups)
+    winograd = float32_on_cpu and groups > 0 and _is_winograd_layer(weight.shape, stride, padding, groups)
+    return winograd or is_first_layer(weight.shape, stride, groups)
 
 
 def conv2d(

@@ -1,21 +1,16 @@
 """conv2d_relu_lrn_max_pool2d: AlexNet's whole first block as one op."""
 
-from __future__ import annotations
-
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .. import reference
 from .._library import has_kernel
 from ..reference import ORDERS, Size
-from ._registration import call, needs_grad, output_size, register
+from ._registration import _op, call, needs_grad, output_size, register
 from .conv2d import autocast, conv2d, conv2d_fake, conv2d_gradients, is_first_layer
 from .max_pool2d import max_pool2d_fake, pool_has_kernel
 from .relu_lrn_max_pool2d import relu_lrn_max_pool2d
-
-_op = torch.ops.alexnet_cuda
 
 
 def _block_fake(x, weight, bias, stride, padding, ceil_mode, *tail):

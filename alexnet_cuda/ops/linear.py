@@ -1,17 +1,13 @@
 """Linear layers in float32 on a CPU. torch runs them in MKL, which reads the weights of fully connected layers at half
 the speed of memory on some CPUs; here they run in the oneDNN that torch contains."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .._library import KERNEL_DTYPES, has_kernel
 from .._torch_private import has_onednn_linear, onednn_linear, transforms_active
-from ._registration import before_relu, call, needs_grad, register, save_first, save_for_relu
-
-_op = torch.ops.alexnet_cuda
+from ._registration import _op, before_relu, call, needs_grad, register, save_first, save_for_relu
 
 # oneDNN reorders its right operand into blocks first. For these numbers of images it is faster to exchange the
 # operands, so that the images are reordered instead of the weights.
@@ -46,14 +42,8 @@ def _weight_grad_backward(ctx, grad_weight):
     return x @ grad_weight.t(), grad @ grad_weight
 
 
-def _linear_fake(x, weight, bias, relu):
-    return x.new_empty(x.shape[0], weight.shape[0])
-
-
-def _weight_grad_fake(grad, x):
-    return x.new_empty(grad.shape[1], x.shape[1])
-
-
+_linear_fake = lambda x, weight, bias, relu: x.new_empty(x.shape[0], weight.shape[0])
+_weight_grad_fake = lambda grad, x: x.new_empty(grad.shape[1], x.shape[1])
 register("linear", _linear_fake, save_for_relu, _linear_backward, (0,))
 register("_linear_weight_grad", _weight_grad_fake, save_first(2), _weight_grad_backward, ())
 if KERNEL_DTYPES:

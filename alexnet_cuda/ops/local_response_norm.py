@@ -1,17 +1,12 @@
 """local_response_norm: forward, backward, and a second derivative composed of torch's own operators."""
 
-from __future__ import annotations
-
 import math
 
-import torch
 from torch import Tensor
 
 from .. import reference
 from .._library import has_kernel
-from ._registration import call, empty, gradient_fake, needs_grad, register, save_first, second_order
-
-_op = torch.ops.alexnet_cuda
+from ._registration import _op, call, empty, gradient_fake, needs_grad, register, save_first, second_order
 
 
 def _lrn_reference(x, size, front, alpha, beta, k, groups, spatial):

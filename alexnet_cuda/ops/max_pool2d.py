@@ -1,7 +1,5 @@
 """max_pool2d: one byte per output, the position of the maximum in its window, is all that backward needs."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
@@ -10,9 +8,7 @@ from torch import Tensor
 from .. import reference
 from .._library import has_kernel
 from ..reference import Size
-from ._registration import call, empty, needs_grad, output_size, register
-
-_op = torch.ops.alexnet_cuda
+from ._registration import _op, call, empty, needs_grad, output_size, register
 
 
 def max_pool2d_fake(x, kernel_size, stride, padding, ceil_mode, save_code):
@@ -40,10 +36,6 @@ def _indices(code: Tensor, width: int, kernel_size: int, stride: int, padding: i
     return (rows + code // kernel_size) * width + columns + code % kernel_size
 
 
-def _backward_fake(grad, code, height, width, *args):
-    return empty(code, (*code.shape[:2], height, width), grad.dtype)
-
-
 def _max_pool2d_backward_setup(ctx, inputs, output):
     _, code, _, *ctx.args = inputs
     ctx.save_for_backward(code)
@@ -56,6 +48,7 @@ def _max_pool2d_backward_backward(ctx, grad_grad):
 
 
 register("max_pool2d", max_pool2d_fake, _max_pool2d_setup, _max_pool2d_backward, (0,))
+_backward_fake = lambda grad, code, height, width, *_: empty(code, (*code.shape[:2], height, width), grad.dtype)
 register("_max_pool2d_backward", _backward_fake, _max_pool2d_backward_setup, _max_pool2d_backward_backward, (0, 1))
 
 

@@ -1,16 +1,12 @@
 """relu_lrn_max_pool2d: the tail of AlexNet's first two blocks as one op."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
 from .. import reference
 from ..reference import ORDERS, Size
-from ._registration import call, gradient_fake, needs_grad, output_size, register, second_order
+from ._registration import _op, call, gradient_fake, needs_grad, output_size, register, second_order
 from .max_pool2d import max_pool2d_fake, pool_has_kernel
-
-_op = torch.ops.alexnet_cuda
 
 
 def _tail_reference(x, order, size, front, alpha, beta, k, groups, kernel_size, stride, padding, ceil_mode):

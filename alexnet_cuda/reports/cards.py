@@ -12,8 +12,8 @@ import matplotlib
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
-from PIL import Image
 from torch import Tensor, nn
+from torchvision.transforms.functional import to_pil_image
 
 from ..data import ImageSet
 from ..data.module import Normalise, eval_transform
@@ -34,16 +34,10 @@ class Card:
     @functools.cached_property
     def uri(self) -> str:
         """The picture as a data URI: WebP of at most 224 pixels a side, lossless up to 64."""
-        image, buffer = to_image(self.pixels), io.BytesIO()
+        image, buffer = to_pil_image(self.pixels), io.BytesIO()
         image.thumbnail((224, 224))
         image.save(buffer, "webp", lossless=max(image.size) <= 64, quality=80, method=4)
         return "data:image/webp;base64," + b64encode(buffer.getvalue()).decode()
-
-
-def to_image(pixels: Tensor) -> Image.Image:
-    """uint8 (C, H, W), with 1 or 3 channels, as an image of Pillow."""
-    x = pixels.permute(1, 2, 0).contiguous().numpy()
-    return Image.fromarray(x.squeeze(2) if x.shape[2] == 1 else x)
 
 
 class TestImages:
@@ -84,7 +78,7 @@ def sheet(rows: Mapping[Any, Sequence[Card]], title: str, edge: float, names: bo
             axis.text(left - 0.05, y - edge / 2, name, ha="right", va="center", size=9)
         for column, card in enumerate(cards):
             x = left + gap + column * (edge + gap)
-            axis.imshow(to_image(card.pixels), cmap="gray", vmin=0, vmax=255, extent=(x, x + edge, y - edge, y))
+            axis.imshow(to_pil_image(card.pixels), cmap="gray", vmin=0, vmax=255, extent=(x, x + edge, y - edge, y))
             if not names:
                 colour = {True: BLUE, False: VERMILION, None: matplotlib.rcParams["text.color"]}[card.right]
                 caption = "\n".join(filter(None, (card.title, card.text)))
@@ -129,10 +123,8 @@ def filters(model: nn.Module, grey: bool) -> list[Card]:
 
 
 def maps(model: nn.Module, index: int, seen: TestImages, columns: int = 12, limit: int = 12) -> dict[str, list[Card]]:
-    """A test image, then the channels with the largest outputs of each convolution and pooling layer, by layer.
-
-    A deep network is represented by `limit` layers, evenly spaced.
-    """
+    """A test image, then the channels with the largest outputs of each convolution and pooling layer, by layer. A deep
+    network is represented by `limit` layers, evenly spaced."""
     rows = {f"input\n{_shape(seen[index])}": [Card(seen[index], "input")]}
     found = feature_maps(model, seen.batch([index], model))
     names = [name for name, y in found.items() if name.startswith(("conv", "pool")) and y[0].numel() > 1]

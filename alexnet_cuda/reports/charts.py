@@ -1,8 +1,6 @@
 """Charts of one run: curves, speed, confusion matrix, calibration."""
 
-import csv
 import math
-from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -14,6 +12,8 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from torch import Tensor
+
+from ..files import read_rows as read_rows
 
 # Okabe and Ito's palette, distinguishable with any form of colour blindness.
 BLUE, ORANGE, GREEN, VERMILION, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#767676"
@@ -32,14 +32,6 @@ STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
 }
 SHADES = LinearSegmentedColormap.from_list("shades", [(0, 0.447, 0.698, 0), (0, 0.447, 0.698, 1)])
-
-
-def read_rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a metrics.csv; an empty list if there is no such file."""
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def curves(rows: list[dict[str, str]], title: str) -> Figure:

@@ -3,8 +3,6 @@
 A column of the figure is a `Stage`. The axes are in points, and `Box` places a stage on them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
@@ -128,11 +126,8 @@ class Box:
 
 
 def architecture(model: AlexNet, theme: str = "light") -> Figure:
-    """The figure of a network; one unit of its axes is one point.
-
-    A network with grouped convolutions is drawn as two rows of boxes, as in figure 2 of the paper; the connections show
-    which halves of the channels a layer sees.
-    """
+    """The figure of a network; one unit of its axes is one point. A network with grouped convolutions is drawn as two
+    rows of boxes, as in figure 2 of the paper; the connections show which halves of the channels a layer sees."""
     look, variant, columns = THEMES[theme], model.variant, stages(model)
     split = any(isinstance(spec, variants.Conv) and spec.groups > 1 for spec in variant.features)
     marks = CHIP * max(len(stage.then) for stage in columns) + 8
@@ -162,10 +157,8 @@ def architecture(model: AlexNet, theme: str = "light") -> Figure:
 
 
 def draw(variant: str, path: Path, num_classes: int | None = None, theme: str = "light") -> None:
-    """Writes the figure of a variant to an .svg or .png file; the same call gives the same bytes.
-
-    Raises ValueError for an unknown variant, theme or file suffix, and OSError if the file cannot be written.
-    """
+    """Writes the figure of a variant to an .svg or .png file; the same call gives the same bytes. Raises ValueError for
+    an unknown variant, theme or file suffix, and OSError if the file cannot be written."""
     kind = path.suffix.lower()
     if kind not in SUFFIXES:
         raise ValueError(f"the drawing must end in .svg or .png, got {path.name!r}")
@@ -247,11 +240,12 @@ def _marks(axes: Axes, columns: list[Stage], top: float, look: dict[str, str]) -
     for x, stage in _columns(columns):
         for i, (kind, label) in enumerate(stage.then):
             y = top - CHIP * (i + 1) + 2
-            style: dict[str, Any] = dict(
-                facecolor=_mix(COLOURS[kind], look["paper"], 0.72), edgecolor=COLOURS[kind], linewidth=0.8
-            )
+            colour, fill = COLOURS[kind], _mix(COLOURS[kind], look["paper"], 0.72)
+            style: dict[str, Any] = dict(facecolor=fill, edgecolor=colour, linewidth=0.8)
             corner, size = (x - COLUMN / 2 + 6, y), (COLUMN - 12, CHIP - 4)
-            axes.add_patch(FancyBboxPatch(corner, *size, boxstyle="round,pad=0,rounding_size=4", **style))
+            axes.add_patch(
+                FancyBboxPatch(corner, *size, boxstyle="round,pad=0,rounding_size=4", linewidth=0.8, **style)
+            )
             axes.text(x, y + (CHIP - 4) / 2 - 0.5, label, size=8, color=look["ink"], ha="center", va="center")
 
 
@@ -283,7 +277,9 @@ def _table(axes: Axes, columns: list[Stage], rows: list[str], top: float, split:
             axes.add_patch(Rectangle((x - 20, y + 12), 40, bar, facecolor=COLOURS[stage.kind], linewidth=0))
             text = f"{count:,}" if key == "parameters" else _millions(count)
             axes.text(x, y, text, size=9, color=look["ink"], ha="center", gid=f"{stage.name} {key}")
-            axes.text(x + 23, y + 13, _percent(count / sum(counts)), size=7, color=look["faint"])
+            share = count / sum(counts)
+            percent = f"{share:.0%}" if share >= 0.01 else "<1%"
+            axes.text(x + 23, y + 13, percent, size=7, color=look["faint"])
 
 
 def _legend(axes: Axes, columns: list[Stage], look: dict[str, str]) -> None:
@@ -318,7 +314,3 @@ def _product(*sizes: int) -> str:
 
 def _millions(count: int) -> str:
     return f"{count / 1e6:,.1f} M" if count >= 1e5 else f"{count:,}"
-
-
-def _percent(share: float) -> str:
-    return f"{share:.0%}" if share >= 0.01 else "<1%"

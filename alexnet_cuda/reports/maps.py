@@ -49,19 +49,15 @@ def grad_cam(model: nn.Module, x: Tensor, classes: Tensor) -> Tensor:
 @torch.no_grad()
 def feature_maps(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
     """The outputs (C, h, w) of all layers that compute such maps, for one image (C, H, W) or (1, C, H, W), on the CPU.
-
-    Their names are those of `summary.layer_names`. No layers are fused.
-    """
+    Their names are those of `summary.layer_names`. No layers are fused."""
     batch = x if x.dim() == 4 else x[None]
     return {name: output[0] for name, output in _outputs(model, batch, _layers(model)).items()}
 
 
 @torch.no_grad()
 def strongest_filters(model: nn.Module, x: Tensor, count: int = 8) -> tuple[Tensor, Tensor]:
-    """Indices and responses of the first layer's filters with the largest responses, both (N, count), on the CPU.
-
-    The response of a filter to an image of x (N, C, H, W) is the mean over all positions of ReLU of its output.
-    """
+    """Indices and responses of the first layer's filters with the largest responses, both (N, count), on the CPU. The
+    response of a filter to an image of x (N, C, H, W) is the mean over all positions of ReLU of its output."""
     name, module = next(iter(convolutions(model).items()))
     responses = F.relu(_outputs(model, x, {name: module})[name]).mean((2, 3))
     values, indices = responses.topk(min(count, responses.shape[1]), dim=1)
@@ -70,9 +66,7 @@ def strongest_filters(model: nn.Module, x: Tensor, count: int = 8) -> tuple[Tens
 
 def first_filters(model: nn.Module, grey: bool = False) -> Tensor:
     """The first convolution's weights (K, C, k, k), on the CPU; with `grey`, their sums over the channels (K, 1, k, k).
-
-    The sum is the filter that applies to an image whose channels are equal.
-    """
+    The sum is the filter that applies to an image whose channels are equal."""
     weight = next(iter(convolutions(model).values())).weight.detach().float().cpu()
     return weight.sum(1, keepdim=True) if grey else weight
 

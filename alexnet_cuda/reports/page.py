@@ -21,9 +21,7 @@ def html(
     recipe: Recipe, images: ImageSet, m: dict, history: list[dict[str, str]], per_class: list[dict], **parts: Any
 ) -> str:
     """The page. m: the contents of metrics.json. history: the rows of metrics.csv. per_class: `tables.per_class`.
-
-    parts: other variables of the template: charts (results of `svg` by name), cards, the most frequent mistakes.
-    """
+    parts: other variables of the template: charts (results of `svg` by name), cards, the most frequent mistakes."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("alexnet_cuda.reports", ""), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,

@@ -58,8 +58,8 @@ def _write(folder: Path, recipe: Recipe, images: ImageSet, model: nn.Module, p: 
     pictures = {name: figure for name, figure in drawn.items() if figure is not None}
     for name in drawn.keys() - pictures:
         (folder / f"{name}.png").unlink(missing_ok=True)  # of an earlier report
-    drawings = {name: page.svg(figure) for name, figure in pictures.items()}
-    shown |= dict(charts=drawings, confused=tables.confused_pairs(counts, classes))
+    shown["charts"] = {name: page.svg(figure) for name, figure in pictures.items()}
+    shown["confused"] = tables.confused_pairs(counts, classes)
     html = page.html(recipe, images, metrics, history, rows, **shown)
     mistakes = f"the {len(wrong)} worst mistakes, then" if wrong else "no mistake;"
     confident = f"{title}: {mistakes} the most confident right predictions"

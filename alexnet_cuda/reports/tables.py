@@ -1,19 +1,17 @@
 """Metrics of every class, and the pairs of classes that are confused most often."""
 
-import csv
-import io
 import math
 
 import torchmetrics.functional.classification as tm
 from sklearn.metrics import precision_recall_fscore_support
 from torch import Tensor
 
+from .. import files
+
 
 def per_class(p: Tensor, labels: Tensor, classes: list[str]) -> list[dict]:
     """Precision, recall, F1 and number of test images of every class; of more than five classes, top-5 accuracy, too.
-
-    From probabilities p (N, classes) and labels (N,). NaN where a metric is 0 / 0.
-    """
+    From probabilities p (N, classes) and labels (N,). NaN where a metric is 0 / 0."""
     n = len(classes)
     names = ("precision", "recall", "f1", "support")
     values = precision_recall_fscore_support(labels, p.argmax(1), labels=range(n), zero_division=math.nan)
@@ -29,12 +27,8 @@ def per_class(p: Tensor, labels: Tensor, classes: list[str]) -> list[dict]:
 
 def to_csv(rows: list[dict]) -> str:
     """The rows as CSV, with six decimals; NaN becomes an empty cell."""
-    file = io.StringIO()
-    writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({k: "" if v != v else round(v, 6) if isinstance(v, float) else v for k, v in row.items()})
-    return file.getvalue()
+    cell = lambda v: None if v != v else round(v, 6) if isinstance(v, float) else v
+    return files.to_csv([{key: cell(v) for key, v in row.items()} for row in rows])
 
 
 def confused_pairs(counts: Tensor, classes: list[str], limit: int = 12) -> list[tuple[str, str, int, int]]:

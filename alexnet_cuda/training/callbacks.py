@@ -1,6 +1,5 @@
 """Additions to the Lightning Trainer: atomic checkpoints, stops that can be resumed, progress without a terminal."""
 
-import csv
 import io
 import signal
 import threading
@@ -17,7 +16,7 @@ from lightning.pytorch.trainer import Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 
-from ..files import atomic_path
+from ..files import atomic_path, read_rows
 
 
 class Stopped(Exception):
@@ -35,10 +34,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class ModelCheckpoint(callbacks.ModelCheckpoint):
-    """Lightning's ModelCheckpoint, which keeps its best epoch when the run folder was moved or renamed.
-
-    The class has the same name because that is the key of its state in a checkpoint.
-    """
+    """Lightning's ModelCheckpoint, which keeps its best epoch when the run folder was moved or renamed. The class has
+    the same name because that is the key of its state in a checkpoint."""
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         def here(path: str) -> str:
@@ -51,9 +48,7 @@ class ModelCheckpoint(callbacks.ModelCheckpoint):
 
 class StopAndCheckpoint(Callback):
     """Ends training after the current step on Ctrl-C, on SIGTERM and at `max_steps`, with a checkpoint of that step.
-
-    Also counts the seconds of training, summed over resumed runs.
-    """
+    Also counts the seconds of training, summed over resumed runs."""
 
     state_key = "Stop"  # as in the checkpoints of earlier versions
 
@@ -144,10 +139,7 @@ def is_main_process() -> bool:
 
 def csv_logger(folder: Path, steps: int) -> CSVLogger:
     """A logger to `folder`/metrics.csv that keeps the first `steps` steps of a run that is being resumed."""
-    path, rows = folder / "metrics.csv", []
-    if path.exists():
-        with path.open(newline="") as file:
-            rows = [row for row in csv.DictReader(file) if int(row["step"]) < steps]
+    rows = [row for row in read_rows(folder / "metrics.csv") if int(row["step"]) < steps]
     logger = CSVLogger(folder, name="", version="", flush_logs_every_n_steps=1)
     if is_main_process():
         logger.experiment.metrics = [{k: v for k, v in row.items() if v != ""} for row in rows]

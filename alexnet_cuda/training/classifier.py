@@ -1,4 +1,4 @@
-"""AlexNet as a LightningModule: the loss, what is logged, the optimiser and its schedule."""
+"""AlexNet as a LightningModule: the loss, what is logged, frozen layers, the optimiser and its schedule."""
 
 import math
 import time
@@ -8,15 +8,14 @@ import lightning
 import torch
 import torch.nn.functional as F
 import torchmetrics
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 from torchvision.transforms import v2
 
 from ..errors import AlexNetError
 from ..networks import build
 from ..recipe import Recipe
-from ..weights import start_from
-from .transfer import frozen, parameter_groups
+from ..weights import parameter_layers, start_from
 
 
 class Diverged(AlexNetError):
@@ -24,11 +23,8 @@ class Diverged(AlexNetError):
 
 
 class Classifier(lightning.LightningModule):
-    """Trains `AlexNet(recipe.variant)` on batches of images (N, C, H, W) and labels (N,).
-
-    Dropout and MixUp are drawn from a generator seeded by (seed, step, process), so that a resumed run needs no
-    generator state.
-    """
+    """Trains `AlexNet(recipe.variant)` on batches of images (N, C, H, W) and labels (N,). Dropout and MixUp are drawn
+    from a generator seeded by (seed, step, process), so that a resumed run needs no generator state."""
 
     def __init__(self, recipe: Recipe, classes: int):
         super().__init__()
@@ -151,3 +147,31 @@ def rate(recipe: Recipe, step: int, total: int) -> float:
     if recipe.schedule == "step":
         return 0.1 ** sum(step >= m * total for m in recipe.milestones)
     return 1.0
+
+
+def frozen(model: nn.Module, recipe: Recipe) -> list[nn.Module]:
+    """Excludes the layers that `recipe.freeze` names from training and returns them."""
+    layers = parameter_layers(model)[:-1] if recipe.freeze != "none" else []
+    modules = [module for name, module in layers if recipe.freeze == "backbone" or name.startswith("features.")]
+    for module in modules:
+        module.requires_grad_(False)
+    return modules
+
+
+def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict]:
+    """Groups of trainable parameters for an optimiser: matrices with weight decay, vectors without. With
+    `recipe.layer_decay` d < 1 each layer with weights has groups of its own, and a layer with k layers behind it has
+    the learning rate lr * d^k. A normalisation layer counts with the layer before it."""
+    by_layer, depth = recipe.layer_decay < 1, 0
+    groups: dict[tuple[int, bool], dict] = {}
+    for name, module in parameter_layers(model):
+        depth += any(p is not None and p.dim() > 1 for p in module._parameters.values())
+        for p in module.parameters(recurse=False):
+            if p.requires_grad:
+                matrix = p.dim() > 1
+                kind, decay = ("weights", recipe.weight_decay) if matrix else ("biases", 0.0)
+                new = {"params": [], "name": f"{name}.{kind}" if by_layer else kind, "weight_decay": decay}
+                groups.setdefault((depth * by_layer, matrix), new)["params"].append(p)
+    for (layer, _), group in groups.items():
+        group["lr"] = recipe.lr * recipe.layer_decay ** (depth - layer)
+    return [groups[key] for key in sorted(groups, key=lambda key: (not key[1], -key[0]))]

@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from ..data import ImageSet
 from ..data.module import ImageData
 from ..errors import RecipeError
-from ..model import AlexNet
 from ..networks import build
 from ..recipe import MACHINE, Recipe, load_recipe, read_yaml, resume_rule
-from ..summary import model_summary
 from ..weights import load_weights
 from .evaluation import best_device
 
@@ -25,10 +24,8 @@ MEASURE_SECONDS = 2.0
 def comparison_recipes(
     models: Sequence[str], name: str, config: Path | None, values: Mapping[str, Any], folder: Path
 ) -> dict[str, Recipe]:
-    """The recipe of every model, with equal settings, one device and the run folder `folder`/MODEL.
-
-    Raises RecipeError for an unknown model or value, more than one device, or a run in `folder` with other values.
-    """
+    """The recipe of every model, with equal settings, one device and the run folder `folder`/MODEL. Raises RecipeError
+    for an unknown model or value, more than one device, or a run in `folder` with other values."""
     if "variant" in values:
         raise RecipeError("variant is what a comparison compares: name the models instead")
     peers = [model for model in models if model.startswith("torchvision/")]
@@ -69,10 +66,6 @@ def macs(recipe: Recipe, classes: int) -> int:
     """Multiply-accumulates of the recipe's network for one image: of convolutions, linear layers and attention."""
     with torch.device("meta"):
         model = build(recipe, classes)
-        if isinstance(model, AlexNet):
-            return sum(layer.macs for layer in model_summary(model))
-        from torch.utils.flop_counter import FlopCounterMode
-
         x = torch.empty(1, recipe.channels, recipe.input_size, recipe.input_size)
         with FlopCounterMode(display=False) as counter:  # not in inference mode: attention would run as one op there
             model.eval()(x)

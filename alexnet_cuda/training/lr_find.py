@@ -14,7 +14,7 @@ from rich.console import Console
 from ..data import load_images
 from ..data.module import ImageData
 from ..errors import RecipeError
-from ..files import write_csv
+from ..files import to_csv, write_text
 from ..recipe import Recipe
 from .classifier import Classifier, Diverged
 from .run import new_trainer
@@ -46,16 +46,15 @@ def lr_find(
     assert found is not None
     losses = np.array(module.losses)
     rates = np.array(found.results["lr"][: len(losses)])
-    write_csv(folder / "lr_find.csv", [{"lr": lr, "loss": loss} for lr, loss in zip(rates.tolist(), losses.tolist())])
+    rows = [{"lr": lr, "loss": loss} for lr, loss in zip(rates.tolist(), losses.tolist())]
+    write_text(folder / "lr_find.csv", to_csv(rows))
     return rates, losses, suggest(rates, losses)
 
 
 def suggest(rates: np.ndarray, losses: np.ndarray) -> float:
-    """The rate at which `losses` (steps,) fall fastest, before their minimum.
-
-    The slope is taken over the logarithm of the rate. Over the rate itself, as in Lightning's own suggestion, noise at
-    the low end would be divided by tiny differences.
-    """
+    """The rate at which `losses` (steps,) fall fastest, before their minimum. The slope is taken over the logarithm of
+    the rate. Over the rate itself, as in Lightning's own suggestion, noise at the low end would be divided by tiny
+    differences."""
     end = int(np.argmin(losses)) + 1
     if end - SKIPPED < 2:
         raise RecipeError("the loss never fell: a lower --min-lr, or more --steps, may help")

@@ -50,11 +50,9 @@ class Outcome:
 
 
 def train(recipe: Recipe, images: ImageSet, folder: Path, console: Console, resume: Path | None = None) -> Outcome:
-    """Trains according to the recipe, from the checkpoint `resume` if one is given.
-
-    Writes config.yaml, metrics.csv, tensorboard/, checkpoints/last.ckpt and checkpoints/best.ckpt to `folder`. Raises
-    Diverged if the loss is not finite, and OSError if the disk is full; earlier checkpoints stay intact.
-    """
+    """Trains according to the recipe, from the checkpoint `resume` if one is given. Writes config.yaml, metrics.csv,
+    tensorboard/, checkpoints/last.ckpt and checkpoints/best.ckpt to `folder`. Raises Diverged if the loss is not
+    finite, and OSError if the disk is full; earlier checkpoints stay intact."""
     _quiet()
     checkpoints = folder / "checkpoints"
     checkpoints.mkdir(parents=True, exist_ok=True)
@@ -127,10 +125,8 @@ def averaging(recipe: Recipe) -> list[Callback]:
 
 
 def finish(recipe: Recipe, images: ImageSet, folder: Path, outcome: Outcome) -> tuple[dict, Predictions]:
-    """Tests the weights of the best epoch and writes weights.safetensors and metrics.json to `folder`.
-
-    Without a best epoch (no validation yet, or recipe.monitor is none) these are the last weights.
-    """
+    """Tests the weights of the best epoch and writes weights.safetensors and metrics.json to `folder`. Without a best
+    epoch (no validation yet, or recipe.monitor is none) these are the last weights."""
     best, last = folder / "checkpoints" / "best.ckpt", folder / "checkpoints" / "last.ckpt"
     outcome.module.load_state_dict(read_checkpoint(best if best.exists() else last)["state_dict"])
     model = outcome.module.model.float()

@@ -18,7 +18,7 @@ from rich.progress import Progress
 from ..data import ImageSet, load_images
 from ..data.module import ImageData
 from ..errors import DataError, RecipeError
-from ..files import write_csv, write_text
+from ..files import to_csv, write_text
 from ..recipe import MACHINE, Recipe, load_recipe, resume_rule
 from .classifier import Classifier, Diverged
 from .lr_find import trial_trainer
@@ -99,7 +99,7 @@ def search(
     found = Search(_rows(study), list(space), complete)
     if not found.rows or found.rows[0]["val/accuracy"] == 0:
         raise DataError(f"no trial ended with an accuracy; {folder / 'search.db'} has {len(study.trials)}")
-    write_csv(folder / "search.csv", found.rows)
+    write_text(folder / "search.csv", to_csv(found.rows))
     accuracy = f"validation accuracy {found.rows[0]['val/accuracy']:.4f} after at most {recipe.epochs} epochs"
     head = f"# {recipe.name}: {accuracy}, the best of {len(found.rows)} trials"
     write_text(folder / "best.yaml", f"{head}\n{yaml.safe_dump(found.best, sort_keys=False)}")

@@ -1,0 +1,36 @@
+"""AlexNet's first block."""
+
+import torch
+from torch import nn
+
+from alexnet_cuda import accelerate, fusion
+
+batch_size = 256
+
+
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, 96, 11, 4), nn.ReLU(), nn.LocalResponseNorm(5, 1e-4, 0.75, 2.0), nn.MaxPool2d(3, 2)
+        )
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+class ModelNew(Model):
+    def __init__(self):
+        super().__init__()
+        accelerate(self, inplace=True)
+
+    def forward(self, x):
+        return fusion.run(self.layers, x)
+
+
+def get_inputs():
+    return [64 * torch.rand(batch_size, 3, 227, 227) - 32]
+
+
+def get_init_inputs():
+    return []

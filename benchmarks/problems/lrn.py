@@ -1,0 +1,34 @@
+"""AlexNet's first LRN; the numbers are so large that its window counts."""
+
+import torch
+from torch import nn
+
+from alexnet_cuda import accelerate, fusion
+
+batch_size = 256
+
+
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.LocalResponseNorm(5, 1e-4, 0.75, 2.0))
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+class ModelNew(Model):
+    def __init__(self):
+        super().__init__()
+        accelerate(self, inplace=True)
+
+    def forward(self, x):
+        return fusion.run(self.layers, x)
+
+
+def get_inputs():
+    return [100 * torch.rand(batch_size, 96, 55, 55)]
+
+
+def get_init_inputs():
+    return []
