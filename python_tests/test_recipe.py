@@ -1,9 +1,11 @@
 """Recipes: whole, written and read again, wrong values named; and the schedules of the learning rate."""
 
 import pytest
+import torch
 
 from alexnet_cuda.recipe import Recipe, RecipeError, list_recipes, load_recipe
 from alexnet_cuda.training import classifier
+from alexnet_cuda.training.run import Averaging
 
 
 @pytest.mark.parametrize("name", list_recipes())
@@ -49,3 +51,10 @@ def test_schedules_rise_first_and_never_pass_the_peak(schedule):
     assert 0 < rates[0] < 0.2
     assert max(rates) == 1.0
     assert rates[100] == pytest.approx({"cosine": 0.0, "step": 0.01, "constant": 1.0}[schedule])
+
+
+def test_average_of_a_short_run_forgets_its_start():
+    average, weights = [torch.zeros(3)], [torch.ones(3)]
+    for step in range(1, 31):
+        Averaging.update(0.999, average, weights, torch.tensor(step))
+    assert average[0].min() > 0.99  # 0.03 with a decay of 0.999 from the first step on

@@ -243,9 +243,7 @@ def _marks(axes: Axes, columns: list[Stage], top: float, look: dict[str, str]) -
             colour, fill = COLOURS[kind], _mix(COLOURS[kind], look["paper"], 0.72)
             style: dict[str, Any] = dict(facecolor=fill, edgecolor=colour, linewidth=0.8)
             corner, size = (x - COLUMN / 2 + 6, y), (COLUMN - 12, CHIP - 4)
-            axes.add_patch(
-                FancyBboxPatch(corner, *size, boxstyle="round,pad=0,rounding_size=4", linewidth=0.8, **style)
-            )
+            axes.add_patch(FancyBboxPatch(corner, *size, boxstyle="round,pad=0,rounding_size=4", **style))
             axes.text(x, y + (CHIP - 4) / 2 - 0.5, label, size=8, color=look["ink"], ha="center", va="center")
 
 

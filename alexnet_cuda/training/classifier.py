@@ -117,10 +117,12 @@ class Classifier(lightning.LightningModule):
     def configure_optimizers(self):
         r = self.recipe
         groups = parameter_groups(self.model, r)
+        # Lightning cannot clip gradients before a fused step in mixed precision.
+        fused = not (r.clip and "mixed" in self.trainer.precision)
         if r.opt == "sgd":
-            optimiser = torch.optim.SGD(groups, r.lr, momentum=r.momentum, nesterov=r.nesterov)
+            optimiser = torch.optim.SGD(groups, r.lr, momentum=r.momentum, nesterov=r.nesterov, fused=fused)
         else:
-            optimiser = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[r.opt](groups, r.lr)
+            optimiser = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[r.opt](groups, r.lr, fused=fused)
         if r.schedule == "plateau":
             for group in optimiser.param_groups:
                 group["initial_lr"] = group["lr"]  # as the other schedules do

@@ -12,10 +12,11 @@ from typing import Any, cast
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, LearningRateMonitor
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor, WeightAveraging
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ..data import ImageSet
 from ..data.module import ImageData
@@ -119,9 +120,24 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", module=r"lightning\..*")
 
 
+class Averaging(WeightAveraging):
+    """A moving average of the weights. Its decay rises from 2/11 to `decay`, so that a short run forgets its start."""
+
+    def __init__(self, decay: float) -> None:
+        super().__init__(multi_avg_fn=lambda *args: self.update(decay, *args))
+
+    @staticmethod
+    def update(decay: float, averages: Any, weights: Any, steps: Any) -> None:
+        n = int(steps)
+        get_ema_multi_avg_fn(min(decay, (1 + n) / (10 + n)))(averages, weights, steps)
+
+    def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
+        return step_idx is not None
+
+
 def averaging(recipe: Recipe) -> list[Callback]:
     """The callback for the moving average of the weights, if the recipe has one."""
-    return [EMAWeightAveraging(decay=recipe.ema)] if recipe.ema else []
+    return [Averaging(recipe.ema)] if recipe.ema else []
 
 
 def finish(recipe: Recipe, images: ImageSet, folder: Path, outcome: Outcome) -> tuple[dict, Predictions]:
