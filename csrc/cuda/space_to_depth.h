@@ -5,6 +5,8 @@
 // s2d blocks, which are 2 longer than the rows of outputs: two results in each row are computed and not stored.
 #pragma once
 
+#include <array>
+
 #include "k_schedule.h"
 
 namespace alexnet_cuda {
@@ -137,14 +139,20 @@ struct SliceTable {
 
 // ---- host ----------------------------------------------------------------------------------------------------------
 
+// The tables of all pitches are made at the first call.
 template <int kChannels, int kSize = 8, int kPixels = kBlockPixels>
-SliceTable slice_table(int pitch) {
-  SliceTable table = {};
-  for (int i = 0; i < kMaxSlices; ++i) {
-    const KSlice& slice = kSchedule<kChannels, kSize>.slices[i];
-    table.slice[i] = {slice.group * kGroupStrideFor<kPixels> + (slice.by * pitch + slice.bx) * 8, slice.mask};
-  }
-  return table;
+const SliceTable& slice_table(int pitch) {
+  static const auto tables = [] {
+    std::array<SliceTable, kMaxStripWidth + 3> tables;
+    for (int pitch = 0; pitch < static_cast<int>(tables.size()); ++pitch)
+      for (int i = 0; i < kMaxSlices; ++i) {
+        const KSlice& slice = kSchedule<kChannels, kSize>.slices[i];
+        const int offset = slice.group * kGroupStrideFor<kPixels> + (slice.by * pitch + slice.bx) * 8;
+        tables[pitch].slice[i] = {offset, slice.mask};
+      }
+    return tables;
+  }();
+  return tables[pitch];
 }
 
 // `pixels`: of a strip, per thread block. `y`: the output or its gradient.
