@@ -227,12 +227,13 @@ gpu::error_t launch_tile(const ConvArguments& args, gpu::stream_t stream) {
 
 }  // namespace
 
-int64_t conv2d_weight_grad_workspace(DType dtype, int64_t images, const Conv& conv) {
-  if (uses_tensor_cores(dtype)) {
-    const int pixels = dtype == DType::kTF32 ? kPixels<float> : kPixels<gpu::half>;
-    return splits_of(images, strip_geometry(false, conv, nullptr, pixels)) * split_size(dtype, conv);
-  }
-  return conv2d_weight_grad_slices(images) * conv.filters * (conv.channels * kKernelArea + 1);
+int64_t conv2d_weight_grad_workspace(const ConvArguments& args) {
+  const Conv& conv = args.conv;
+  const DType dtype = args.images.dtype;
+  if (!uses_tensor_cores(dtype))
+    return conv2d_weight_grad_splits(args) * conv.filters * (conv.channels * kKernelArea + 1);
+  const int pixels = dtype == DType::kTF32 ? kPixels<float> : kPixels<gpu::half>;
+  return splits_of(args.images.count, strip_geometry(false, conv, nullptr, pixels)) * split_size(dtype, conv);
 }
 
 gpu::error_t launch_conv2d_weight_grad_mma(const ConvArguments& args, gpu::stream_t stream) {
