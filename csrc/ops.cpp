@@ -16,6 +16,10 @@
 #define LRN "int size, int front, float alpha, float beta, float k, int groups"
 #define POOL "int kernel_size, int stride, int padding"
 
+static bool allows_tf32_by_default() {
+  return true;
+}
+
 STABLE_TORCH_LIBRARY_FRAGMENT(ALEXNET_CUDA_NAMESPACE, m) {
   m.def(
       "conv2d(Tensor x, Tensor weight, Tensor? bias, int stride, int padding, int groups, bool ceil_mode, bool relu) "
@@ -27,7 +31,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(ALEXNET_CUDA_NAMESPACE, m) {
   m.def(
       "_conv2d_input_grad(Tensor grad, Tensor weight, int height, int width, int stride, int padding, int groups) "
       "-> Tensor");
-  // what torch.backends says of float32 convolutions: implemented in Python, asked by the CUDA kernels at each call
+  // what torch.backends says of float32 convolutions: asked by the CUDA kernels at each call
   m.def("_allows_tf32() -> bool");
 
   // linear layers in float32 on a CPU: implemented in Python (alexnet_cuda/ops/linear.py), but for the weight gradient
@@ -48,4 +52,10 @@ STABLE_TORCH_LIBRARY_FRAGMENT(ALEXNET_CUDA_NAMESPACE, m) {
   m.def(
       "conv2d_relu_lrn_max_pool2d(Tensor x, Tensor weight, Tensor? bias, int conv_stride, int conv_padding, "
       "bool conv_ceil_mode, int order, " LRN ", " POOL ", bool ceil_mode, bool save) -> (Tensor, Tensor, Tensor)");
+}
+
+// Torch's flag has no C interface, so the Python package replaces this with a function that reads it; a process without
+// Python has the flag's default.
+STABLE_TORCH_LIBRARY_IMPL(ALEXNET_CUDA_NAMESPACE, CompositeImplicitAutograd, m) {
+  m.impl("_allows_tf32", TORCH_BOX(&allows_tf32_by_default));
 }

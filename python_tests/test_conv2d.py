@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from functools import partial
 
 import pytest
@@ -84,6 +86,14 @@ def test_module_is_torchs():
     assert Conv2d(3, 6, 11, 4, ceil_mode=True)(x).shape == (2, 6, 7, 8)
     with pytest.raises(ValueError, match="ceil_mode"):
         Conv2d(3, 6, 11, 4, padding=(1, 2), ceil_mode=True)
+
+
+def test_tf32_without_python():
+    """Of a process that has not loaded the Python package: torch's default."""
+    library = pytest.importorskip("alexnet_cuda._C").__file__
+    code = f"import torch; torch.ops.load_library({library!r}); print(torch.ops.alexnet_cuda._allows_tf32())"
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("True\n", "")
 
 
 def test_tf32_follows_torch(kernels):

@@ -26,7 +26,7 @@ CONV = [  # shape, filters, padding, ceil_mode: 11x11, stride 4
     pytest.param((1, 1, 30, 13), 7, 0, True, id="grey-few-filters"),
     pytest.param((1, 4, 14, 19), 100, 2, False, id="four-channels-two-tiles"),
     pytest.param((1, 3, 71, 71), 8, 0, True, id="several-blocks"),
-    pytest.param((131, 1, 11, 11), 3, 0, False, id="more-images-than-slices"),
+    pytest.param((131, 1, 11, 11), 3, 0, False, id="many-images"),
     pytest.param((1, 1, 11, 277), 16, 0, False, id="two-strips"),
     pytest.param((1, 1, 23, 27), 96, 0, False, id="grey"),
     pytest.param((1, 4, 23, 27), 96, 0, False, id="four-channels"),
@@ -66,6 +66,26 @@ def test_conv2d(shape, filters, padding, ceil_mode, dtype, layout):
     _, (dx, *_) = forward_and_gradients(exact, inputs, rounded(nan_grad).double())
     for result, expected in zip(got, [y.detach(), *parameters, dx]):
         assert not expected.isnan().all()
+        assert_close(result, expected)
+
+
+@dtypes
+@layouts
+@pytest.mark.parametrize(
+    ("shape", "filters"),
+    [((4, 1, 71, 75), 7), ((1, 1, 11, 259), 16), ((20, 1, 15, 19), 70)],
+    ids=["several-stages", "strips-of-32-outputs", "several-images-in-a-stage"],
+)
+def test_long_weight_gradient(shape, filters, dtype, layout):
+    """Thread blocks go through several stages of pixels, with the next one loaded meanwhile, and past images' ends."""
+    rounded, stored = (round_to_tf32, "float32") if dtype == "tf32" else (lambda t: t, dtype)
+    x = torch.randn(shape).to(getattr(torch, stored))
+    weight = torch.zeros(filters, shape[1], 11, 11)
+    grad = torch.randn(exact_conv2d(x, weight).shape).to(x.dtype)
+    with tf32(dtype == "tf32"):
+        got = op._conv2d_weight_grad(in_layout(grad, layout), in_layout(x, layout), 11, 4, 0, 1, True)
+    inputs = [rounded(x).double(), weight.double(), torch.zeros(filters, dtype=torch.double)]
+    for result, expected in zip(got, forward_and_gradients(exact_conv2d, inputs, rounded(grad).double())[1][1:]):
         assert_close(result, expected)
 
 

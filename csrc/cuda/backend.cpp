@@ -6,6 +6,8 @@
 #include <torch/headeronly/util/shim_utils.h>
 
 #include <cstdlib>
+#include <map>
+#include <mutex>
 #include <string_view>
 
 // The function lives in libtorch_cuda.so, which a CPU-only torch does not have. The weak reference lets this library
@@ -37,19 +39,37 @@ struct CudaMemory {
     STD_TORCH_CHECK(error == cudaSuccess, op, ": the CUDA kernel could not be launched: ", cudaGetErrorString(error));
   }
 
-  static int attribute(const Tensor& x, cudaDeviceAttr which) {
-    int value = 0;
-    check(cudaDeviceGetAttribute(&value, which, x.get_device_index()), "alexnet_cuda");
-    return value;
+  // What the runtime says of a device, asked once.
+  struct Device {
+    int multiprocessors, shared_memory_limit, capability;
+
+    explicit Device(int index)
+        : multiprocessors(attribute(index, cudaDevAttrMultiProcessorCount)),
+          shared_memory_limit(attribute(index, cudaDevAttrMaxSharedMemoryPerBlockOptin)),
+          capability(attribute(index, cudaDevAttrComputeCapabilityMajor)) {}
+
+    static int attribute(int index, cudaDeviceAttr which) {
+      int value = 0;
+      check(cudaDeviceGetAttribute(&value, which, index), "alexnet_cuda");
+      return value;
+    }
+  };
+  static const Device& device(const Tensor& x) {
+    static std::mutex mutex;
+    static std::map<int, Device> devices;  // elements of a map stay where they are
+    const int index = x.get_device_index();
+    const std::lock_guard lock(mutex);
+    const auto known = devices.find(index);
+    return known == devices.end() ? devices.emplace(index, index).first->second : known->second;
   }
-  static int multiprocessors(const Tensor& x) { return attribute(x, cudaDevAttrMultiProcessorCount); }
-  static int shared_memory_limit(const Tensor& x) { return attribute(x, cudaDevAttrMaxSharedMemoryPerBlockOptin); }
+  static int multiprocessors(const Tensor& x) { return device(x).multiprocessors; }
+  static int shared_memory_limit(const Tensor& x) { return device(x).shared_memory_limit; }
 
   // ALEXNET_CUDA_WGMMA=0 lets a benchmark compare the two kernels of the first block.
   static bool uses_wgmma([[maybe_unused]] const Tensor& x) {
 #ifdef ALEXNET_CUDA_WGMMA
     const char* wanted = std::getenv("ALEXNET_CUDA_WGMMA");
-    return !(wanted && std::string_view(wanted) == "0") && attribute(x, cudaDevAttrComputeCapabilityMajor) == 9;
+    return !(wanted && std::string_view(wanted) == "0") && device(x).capability == 9;
 #else
     return false;
 #endif

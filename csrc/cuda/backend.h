@@ -49,7 +49,7 @@ struct CudaBackend : Memory {
   }
 
   static std::optional<MemoryFormat> conv2d_format(const Images&, const Conv& conv, MemoryFormat of_x) {
-    const bool has_kernel = is_conv11x11s4(conv) && conv.filters <= kMostFilters;
+    const bool has_kernel = is_conv11x11s4(conv) && conv.filters <= kMaxFilters;
     return has_kernel ? std::optional(of_x) : std::nullopt;
   }
   static bool conv2d(const char* op, ConvArguments args, const Tensor& like) {
@@ -57,14 +57,13 @@ struct CudaBackend : Memory {
     return launch(op, launch_conv2d, args, like, conv2d_workspace(dtype, args.conv));
   }
   static bool conv2d_weight_grad(const char* op, ConvArguments args, const Tensor& like) {
-    const DType dtype = args.images.dtype = product_dtype(args.images.dtype);
+    args.images.dtype = product_dtype(args.images.dtype);
     std::optional<Tensor> unused;  // the kernel always writes a bias gradient
     if (!args.grad_bias) {
       unused = Memory::allocate(like, {args.conv.filters}, MemoryFormat::Contiguous);
       args.grad_bias = unused->mutable_data_ptr();
     }
-    return launch(op, launch_conv2d_weight_grad, args, like,
-                  conv2d_weight_grad_workspace(dtype, args.images.count, args.conv));
+    return launch(op, launch_conv2d_weight_grad, args, like, conv2d_weight_grad_workspace(args));
   }
   static bool conv2d_input_grad(const char* op, ConvArguments args, const Tensor& like) {
     const DType dtype = args.images.dtype = product_dtype(args.images.dtype);

@@ -188,10 +188,15 @@ __global__ void __launch_bounds__(kConvThreads, kColumns == 32 ? 4 : 3)
   }
 }
 
-// Split-K: split s of the output's rows is summed into workspace[s][filter][tap, then the bias]. (For 96 columns of
-// NCHW the compiler needs more than a third of an SM's registers.)
+// Thread blocks of the weight gradient that an SM holds. (For 96 columns of NCHW the compiler needs more than a third
+// of an SM's registers.)
+constexpr int weight_grad_blocks_per_sm(bool nhwc, int columns) {
+  return columns == 32 ? 4 : 2 + nhwc;
+}
+
+// Split-K: split s of the output's rows is summed into workspace[s][filter][tap, then the bias].
 template <int kChannels, bool kNhwc, int kColumns>
-__global__ void __launch_bounds__(kConvThreads, kColumns == 32 ? 4 : 2 + kNhwc)
+__global__ void __launch_bounds__(kConvThreads, weight_grad_blocks_per_sm(kNhwc, kColumns))
     weight_grad_kernel(View<const float, kNhwc> grad, View<const float, kNhwc> x, float* workspace, int64_t rows,
                        int64_t splits, ConvGeometry conv) {
   const int64_t split = blockIdx.z, begin = rows * split / splits, end = rows * (split + 1) / splits;
@@ -272,12 +277,16 @@ gpu::error_t dispatch_conv(const ConvArguments& args, Body body) {
   });
 }
 
-// body(channels, channels_last, columns), with the tile that leaves less of the last one empty.
+// Columns of a tile: what leaves less of the last one empty.
+int columns_of(const Conv& conv) {
+  return divide_up(conv.filters, 96) * 96 <= divide_up(conv.filters, 32) * 32 ? 96 : 32;
+}
+
+// body(channels, channels_last, columns)
 template <class Body>
 gpu::error_t dispatch_columns(const ConvArguments& args, Body body) {
   return dispatch_conv(args, [&](auto channels, auto nhwc) {
-    if (divide_up(args.conv.filters, 96) * 96 <= divide_up(args.conv.filters, 32) * 32)
-      return body(channels, nhwc, std::integral_constant<int, 96>{});
+    if (columns_of(args.conv) == 96) return body(channels, nhwc, std::integral_constant<int, 96>{});
     return body(channels, nhwc, std::integral_constant<int, 32>{});
   });
 }
@@ -298,11 +307,19 @@ gpu::error_t launch_conv2d(const ConvArguments& args, gpu::stream_t stream) {
   });
 }
 
+// As many as fill 132 SMs once; not those of the device, so that results do not depend on it. At most four per image.
+int64_t conv2d_weight_grad_splits(const ConvArguments& args) {
+  const Conv& conv = args.conv;
+  const int columns = columns_of(conv), blocks = 132 * weight_grad_blocks_per_sm(args.images.channels_last, columns);
+  const int tiles = divide_up(conv.channels * kKernelArea + 1, kTileRows) * divide_up(conv.filters, columns);
+  return std::min(args.images.count * std::min(conv.out_height, int64_t{4}), int64_t{std::max(blocks / tiles, 1)});
+}
+
 gpu::error_t launch_conv2d_weight_grad(const ConvArguments& args, gpu::stream_t stream) {
   if (uses_tensor_cores(args.images.dtype)) return launch_conv2d_weight_grad_mma(args, stream);
   const Conv& conv = args.conv;
   const int taps = conv.channels * kKernelArea;
-  const int64_t splits = conv2d_weight_grad_slices(args.images.count);
+  const int64_t splits = conv2d_weight_grad_splits(args);
   const gpu::error_t error = dispatch_columns(args, [&](auto channels, auto nhwc, auto columns) {
     constexpr bool kNhwc = decltype(nhwc)::value;
     constexpr int kColumns = decltype(columns)::value;

@@ -7,15 +7,18 @@
 // each of its 8 warps has all the filters and an eighth of the K slices. It goes through its share of the pixels of all
 // images (split-K); sum_partials adds the partial sums of the thread blocks in a fixed order.
 //
-// Memory: of a block of pixels, the s2d blocks of x (space_to_depth.h) and the gradient, as [pixel][filter], lie in
-// shared memory.
+// Memory: a thread block takes its pixels (pixel_sequence.h) in stages. Shared memory holds the gradient of two stages,
+// as [pixel][filter], and s2d blocks in a ring, so that each is loaded once. The next stage is loaded during the
+// products of this one, in three parts to spare registers: s2d blocks, and the two halves of the gradient. A part goes
+// from global memory to registers before some of the products, to shared memory after them. A 16-bit gradient in NHWC
+// is copied by cp.async.
 //
 // The trick: products sum over pixels, which neither operand has as its contiguous index. For 16-bit elements ldmatrix
-// transposes both. It cannot for TF32, but filters and k may be assigned to rows and columns of the products freely: a
-// lane loads four filters of a pixel, which are the elements of four rows, and two k, those of two columns.
+// transposes both. It cannot for TF32, but filters and k may be assigned to rows and columns of the products freely: 16
+// bytes are two filters of two pixels, the four elements that a lane has of a product, or two k, those of two columns.
 //
 // Numerics: products of T, float sums.
-#include "space_to_depth.h"
+#include "pixel_sequence.h"
 
 namespace alexnet_cuda {
 namespace {
@@ -35,142 +38,223 @@ constexpr uint32_t kOne = sizeof(T) == 4                 ? 0x3f800000
                           : std::is_same_v<T, gpu::half> ? 0x3c003c00
                                                          : 0x3f803f80;
 template <class T>
-constexpr int kPixels = sizeof(T) == 4 ? kBlockPixels / 2 : kBlockPixels;  // in shared memory at a time
-// Words per pixel of the gradient. 16-bit: an odd multiple of 16 bytes, against bank conflicts. TF32: see gradient_at.
+constexpr int kPixels = kThreads / sizeof(T);  // of a stage
+template <class T>
+constexpr int kParts = kThreads / kPixels<T>;  // threads that share an s2d block, or a pixel of the gradient
+constexpr int kMaxWidth = 61;                  // of a strip
+constexpr int kHalo = 2 * (kMaxWidth + 2) + 2;
+template <class T>
+constexpr int kLead = kHalo / kPixels<T>;  // so many stages before its own, the s2d blocks of a stage are loaded
+static_assert(kHalo % kPixels<float> == 0 && kHalo % kPixels<gpu::half> == 0);
+template <class T>
+constexpr int kRing = (2 + kLead<T>)*kPixels<T>;  // s2d blocks in shared memory
+// Words per pixel of the gradient. 16-bit: an odd multiple of 16 bytes, against bank conflicts.
 template <class T, int kTile>
 constexpr int kRow = sizeof(T) == 4 ? kTile : kTile / 2 + 4;
 
-// The word where 16 bytes (a run) of a pixel's filters begin. Lanes read the same two runs of TF32 in four pixels at a
-// time: runs are permuted (xor) so that all are in different banks.
+// The word where 16 bytes (a run) of a pixel's filters begin. TF32 lies as [8 pixels][pair of filters][pixel % 4]
+// [pixel / 4][filter of the pair], so that the second half of a run is 16 words behind the first.
 template <class T, int kTile>
 GPU_DEVICE int gradient_at(int pixel, int run) {
-  return pixel * kRow<T, kTile> + (sizeof(T) == 4 ? run ^ pixel % 4 * 2 : run) * 4;
+  return sizeof(T) == 4 ? pixel / 8 * 8 * kTile + run * 32 + pixel % 4 * 4 + pixel / 4 % 2 * 2
+                        : pixel * kRow<T, kTile> + run * 4;
 }
-
-// Moves the gradient of a block of pixels to shared memory, as [pixel][filter], zeros where there is no such output or
-// filter; and a mask of an element's size per pixel, all ones if there is such an output. Wait for cp.async afterwards.
-template <class T, int kTile, class Mask>
-GPU_DEVICE void stage_gradient(gpu::shared<uint32_t> to, gpu::shared<Mask> masks, const Storage<T>* image,
-                               const StripGeometry& g, int strip, int first, int first_filter) {
-  constexpr int kSize = kGroupSize<T>, kRuns = kTile / kSize;
-  for (int i = threadIdx.x; i < kPixels<T> * kRuns; i += kThreads) {
-    // Consecutive threads take what is consecutive in memory: runs of filters of a pixel, or pixels.
-    const int pixel = g.channels_last ? i / kRuns : i % kPixels<T>;
-    const int run = g.channels_last ? i % kRuns : i / kPixels<T>, filter = first_filter + run * kSize;
-    const int output = g.output_index(strip, first + pixel);
-    const gpu::shared<uint32_t> row = to + gradient_at<T, kTile>(pixel, run);
-    if (sizeof(T) == 2 && g.vectors && g.channels_last) {
-      const bool inside = output >= 0 && filter < g.filters;
-      gpu::cp_async16(row, inside ? image + (output * g.filters + filter) : image, inside);
-    } else {
-      gpu::store4(row, load_gradient<T>(image, g, output, filter));
-    }
-    if (run == 0) masks[pixel] = static_cast<Mask>(output >= 0 ? ~0u : 0);
+template <class E>
+GPU_DEVICE void store_run(gpu::shared<uint32_t> to, int run, const E (&v)[16 / sizeof(E)]) {
+  if constexpr (sizeof(E) == 4) {
+    // Neighbouring runs take their halves in opposite order: they are in the same banks.
+    const int first = run % 2;
+    const gpu::Vec2<uint32_t> low = {operand_word(v), operand_word(v + 1)};
+    const gpu::Vec2<uint32_t> high = {operand_word(v + 2), operand_word(v + 3)};
+    gpu::shared_cast<gpu::Vec2<uint32_t>>(to + first * 16)[0] = first ? high : low;
+    gpu::shared_cast<gpu::Vec2<uint32_t>>(to + (1 - first) * 16)[0] = first ? low : high;
+  } else {
+    store_group(to, v);
   }
 }
 
-// partial[split][filter tile][filter][k]: the sums over the split's share of `total` blocks of pixels.
+// A thread's channel groups of an s2d block: every kParts-th from `part` on; 0 outside the images.
+template <int kChannels, bool kNhwc, class E, int n>
+GPU_DEVICE void load_blocks(const E* x, const Pixels& g, const Place& at, int part, E (&v)[n][16 / sizeof(E)]) {
+  const E* image = x + int64_t{at.image} * kChannels * g.height * g.width;
+  const int row = at.image < g.images ? 4 * at.row - g.padding : g.height;
+  const int column = 4 * (at.column + at.strip * g.strip_width) - g.padding;
+  unroll<kParts<E>>([&](auto p) {
+    if (part == p)
+      unroll<kGroups<E, kChannels> / kParts<E>>([&](auto i) {
+        constexpr int kIndex = decltype(p)::value + decltype(i)::value * kParts<E>;
+        load_group<kChannels, kNhwc, kIndex>(g, image, row, column, v[i]);
+      });
+  });
+}
+
+// 16 bytes of a pixel's filters in the output's gradient, from `filter` on; 0 if there is no such output or filter.
+template <class E>
+GPU_DEVICE void load_run(const E* image, const Pixels& g, int output, int filter, E (&v)[16 / sizeof(E)]) {
+  constexpr int kSize = 16 / sizeof(E);
+  const int pixels = g.out_height * g.out_width, pitch = g.channels_last ? 1 : pixels;
+  const E* from = image + (g.channels_last ? output * g.filters + filter : filter * pixels + output);
+  if (sizeof(E) == 4 && g.vectors && g.channels_last) {  // of 16 bits: copied by cp.async
+    gpu::Vec<E, kSize> run = {};
+    if (output >= 0 && filter < g.filters) run = *reinterpret_cast<const gpu::Vec<E, kSize>*>(from);
+#pragma unroll
+    for (int k = 0; k < kSize; ++k) v[k] = run.v[k];
+  } else {
+#pragma unroll
+    for (int k = 0; k < kSize; ++k) v[k] = output >= 0 && filter + k < g.filters ? from[k * pitch] : E{0};
+  }
+}
+
+// The warp's part of K of the next 8 (TF32) or 16 pixels, from where `offsets` in the ring are, which move on. The
+// gradient is 0 where there is no output, but 0 * NaN is NaN: s2d blocks are masked.
+template <class T, int n>
+GPU_DEVICE void load_right(gpu::shared<uint16_t> ring, const uint32_t (&keep)[2], const int (&ends)[n],
+                           int (&offsets)[n], uint32_t (&right)[2 * n][2]) {
+  constexpr bool kIsTF32 = sizeof(T) == 4;
+#pragma unroll
+  for (int s = 0; s < n; ++s) {
+    const auto advance = [&](int blocks) {
+      offsets[s] += blocks * 8;
+      if (offsets[s] >= ends[s]) offsets[s] -= 8 * kRing<T>;
+    };
+    if constexpr (kIsTF32) {
+#pragma unroll
+      for (int k = 0; k < 2; ++k) {
+        const auto two = gpu::load2(gpu::shared_cast<uint32_t>(ring + offsets[s]));
+#pragma unroll
+        for (int i = 0; i < 2; ++i) right[2 * s + i][k] = two.v[i] & keep[k];
+        advance(4);
+      }
+    } else {
+      uint32_t four[4];
+      gpu::ldmatrix_x4_trans(four, ring + offsets[s]);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) right[2 * s + i / 2][i % 2] = four[i] & keep[i % 2];
+      advance(16);
+    }
+  }
+}
+
+// 16 filters of the gradient of 8 (TF32) or 16 pixels.
+template <class T>
+GPU_DEVICE void load_left(gpu::shared<uint16_t> from, uint32_t (&left)[4]) {
+  if constexpr (sizeof(T) == 4) {
+    const gpu::Vec4<uint32_t> words = gpu::load4(gpu::shared_cast<uint32_t>(from));
+#pragma unroll
+    for (int i = 0; i < 4; ++i) left[i] = words.v[i];
+  } else {
+    gpu::ldmatrix_x4_trans(left, from);
+  }
+}
+
+// partial[split][filter tile][filter][k]: the sums over the split's share of `total` stages.
 template <class T, int kChannels, int kTile>
 __global__ void __launch_bounds__(kThreads, 1)
     weight_grad_mma_kernel(const Storage<T>* __restrict__ x, const Storage<T>* __restrict__ grad,
-                           float* __restrict__ partial, int64_t total, StripGeometry g, SliceTable table) {
+                           float* __restrict__ partial, int64_t total, Pixels g, SliceTable table) {
   constexpr bool kIsTF32 = sizeof(T) == 4;
-  constexpr int kSteps = kSixteens<kChannels, kGroupSize<T>>, kWarpSteps = (kSteps + 7) / 8;
-  const gpu::shared<uint32_t> shared = gpu::dynamic_shared<uint32_t>();
-  const gpu::shared<uint32_t> gradient = shared + kGroups<T, kChannels> * kGroupStrideFor<kPixels<T>> / 2;
-  const gpu::shared<uint32_t> masks = gradient + kPixels<T> * kRow<T, kTile>;
+  constexpr int kSize = kGroupSize<T>, kSteps = kSixteens<kChannels, kSize>, kWarpSteps = (kSteps + 7) / 8;
+  constexpr int kStepPixels = kPixels<T> / 8, kGradient = kPixels<T> * kRow<T, kTile>;
+  constexpr int kItems = kGroups<T, kChannels> / kParts<T>, kRuns = kTile / kSize / kParts<T> / 2;
+  const gpu::shared<uint32_t> ring = gpu::dynamic_shared<uint32_t>();
+  const gpu::shared<uint32_t> gradients = ring + kGroups<T, kChannels> * kRing<T> * 4;
+  const gpu::shared<uint32_t> masks = gradients + 2 * kGradient;  // of two stages: 64 words of an element per pixel
   const int lane = threadIdx.x % 32, quad_lane = lane % 4, first_step = threadIdx.x / 32 * kWarpSteps;
   const int64_t begin = total * blockIdx.x / gridDim.x, end = total * (blockIdx.x + 1) / gridDim.x;
 
   // Where this lane reads, in 16-bit words. 16-bit: its rows for ldmatrix, an s2d block in each pair of K slices and 8
-  // filters of a pixel. TF32: two channels of an s2d block in one of four K slices, four filters of a pixel.
-  int offsets[kWarpSteps];
+  // filters of a pixel. TF32: two channels of an s2d block in one of four K slices, two filters of two pixels. At the
+  // end of a channel group's s2d blocks it goes back to their beginning.
+  int offsets[kWarpSteps], ends[kWarpSteps];
 #pragma unroll
   for (int s = 0; s < kWarpSteps; ++s) {
     const int step = min(first_step + s, kSteps - 1);
-    offsets[s] = kIsTF32 ? table.slice[4 * step + lane / 8].offset + quad_lane * 8 + lane / 4 % 2 * 4
-                         : table.slice[2 * step + lane / 16].offset + lane % 16 * 8;
+    const int slice = kIsTF32 ? table.slice[4 * step + lane / 8].offset : table.slice[2 * step + lane / 16].offset;
+    offsets[s] = slice + (kIsTF32 ? quad_lane * 8 + lane / 4 % 2 * 4 : lane % 16 * 8);
+    ends[s] = (slice / (8 * kRing<T>)+1) * (8 * kRing<T>);
   }
-  const int row = kIsTF32 ? gradient_at<T, kTile>(quad_lane, lane / 4) * 2
-                          : gradient_at<T, kTile>(lane % 8 + lane / 16 * 8, lane / 8 % 2) * 2;
+  const int row = kIsTF32 ? lane * 8 : gradient_at<T, kTile>(lane % 8 + lane / 16 * 8, lane / 8 % 2) * 2;
+
+  // What this thread moves: every kParts-th channel group of an s2d block, every kParts-th run of filters of a pixel.
+  // Consecutive threads take what is consecutive in memory: pixels, or in NHWC a pixel's runs.
+  const int block = threadIdx.x % kPixels<T>, first_group = threadIdx.x / kPixels<T>;
+  const int pixel = g.channels_last ? threadIdx.x / kParts<T> : block;
+  const int first_run = g.channels_last ? threadIdx.x % kParts<T> : first_group;
+  const bool copied = sizeof(T) == 2 && g.vectors && g.channels_last;
+  Place block_place(g, begin * kPixels<T> + block), pixel_place(g, begin * kPixels<T> + pixel);
 
   // Lanes that hold the last k, the bias gradient's: the last of 8 columns in step kLast of the last warp.
   constexpr int kLast = (kSteps - 1) % kWarpSteps;
   const bool has_last = first_step + kLast == kSteps - 1 && lane / 4 == 7;
 
   float sums[kTile / 16][2 * kWarpSteps][4] = {};
-  for (int64_t b = begin; b < end; ++b) {
-    // Block of pixels b: a part of a strip of an image.
-    const int64_t image = b / (g.blocks * g.strips);
-    const int strip = static_cast<int>(b / g.blocks % g.strips), first = static_cast<int>(b % g.blocks) * kPixels<T>;
-    // Gradient and s2d blocks of the next pixels to shared memory, once the previous ones have been used.
-    __syncthreads();
-    stage_gradient<T, kTile>(gradient, gpu::shared_cast<std::conditional_t<kIsTF32, uint32_t, uint16_t>>(masks),
-                             grad + image * g.filters * g.out_height * g.out_width, g, strip, first,
-                             blockIdx.y * kTile);
-    gpu::cp_async_commit();
-    const Storage<T>* in = x + image * kChannels * g.height * g.width;
-    if (g.channels_last)
-      stage_blocks<kChannels, true, kPixels<T>>(shared, in, g, strip, first);
-    else
-      stage_blocks<kChannels, false, kPixels<T>>(shared, in, g, strip, first);
+  const int stages = static_cast<int>(end - begin);
+  int slot = block;  // of the ring
+#pragma unroll 1
+  for (int stage = -1 - kLead<T>; stage < stages; ++stage) {
     gpu::cp_async_wait<0>();
     __syncthreads();
-    const int pixels = min(kPixels<T>, g.out_height * g.pitch() - first);
-    const gpu::shared<uint16_t> blocks = gpu::shared_cast<uint16_t>(shared);
-    const gpu::shared<uint16_t> filters = gpu::shared_cast<uint16_t>(gradient) + row;
-    // Each iteration multiplies 8 (TF32) or 16 pixels. Fragments come from shared memory: `right` the warp's part of K,
-    // `left` 16 or 32 filters at a time. The gradient is 0 where there is no output, but 0 * NaN is NaN: x is masked.
-    if constexpr (kIsTF32) {
+    const int now = stage & 1, next = now ^ 1;
+    const bool loads_blocks = stage + 1 < stages, loads_gradient = loads_blocks && stage >= -1;
 #pragma unroll 1
-      for (int pixel = 0; pixel < pixels; pixel += 8) {
-        uint32_t right[2 * kWarpSteps][2];
+    for (int load = 0; load < 3; ++load) {
+      // The next stage's data to registers, or on their way to shared memory.
+      Storage<T> v[std::max(kItems, kRuns)][kSize];
+      const Storage<T>* image = grad + int64_t{pixel_place.image} * g.filters * g.out_height * g.out_width;
+      const int output = pixel_place.output_index(g), run = first_run + (load == 2 ? kRuns * kParts<T> : 0);
+      const int filter = blockIdx.y * kTile + run * kSize;
+      const gpu::shared<uint32_t> to = gradients + (next * kGradient + gradient_at<T, kTile>(pixel, run));
+      if (load == 0 && loads_blocks) {
+        if (copied && loads_gradient) {
 #pragma unroll
-        for (int k = 0; k < 2; ++k) {
-          const uint32_t keep = masks[pixel + 4 * k + quad_lane];
-#pragma unroll
-          for (int s = 0; s < kWarpSteps; ++s) {
-            const auto two = gpu::load2(gpu::shared_cast<uint32_t>(blocks + (offsets[s] + (pixel + 4 * k) * 8)));
-            right[2 * s][k] = two.v[0] & keep;
-            right[2 * s + 1][k] = two.v[1] & keep;
+          for (int i = 0; i < 2 * kRuns; ++i) {
+            const int more = i * kParts<T> * kSize;  // filters
+            const bool inside = output >= 0 && filter + more < g.filters;
+            gpu::cp_async16(to + gradient_at<T, kTile>(0, i * kParts<T>),
+                            inside ? image + (output * g.filters + filter + more) : grad, inside);
           }
-          if (has_last) right[2 * kLast + 1][k] = kOne<T>;
+          gpu::cp_async_commit();
         }
+        if (g.channels_last)
+          load_blocks<kChannels, true>(x, g, block_place, first_group, v);
+        else
+          load_blocks<kChannels, false>(x, g, block_place, first_group, v);
+      } else if (load > 0 && loads_gradient && !copied) {
 #pragma unroll
-        for (int m = 0; m < kTile / 16; m += 2) {
-          const gpu::shared<uint32_t> at = gpu::shared_cast<uint32_t>(filters) + (pixel * kTile + m * 16);
-          const auto low = gpu::load4(at), high = gpu::load4(at + 4 * kTile);
-#pragma unroll
-          for (int i = 0; i < 2; ++i) {
-            const uint32_t left[4] = {low.v[2 * i], low.v[2 * i + 1], high.v[2 * i], high.v[2 * i + 1]};
-#pragma unroll
-            for (int s = 0; s < 2 * kWarpSteps; ++s) mma<T>(sums[m + i][s], left, right[s]);
-          }
-        }
+        for (int i = 0; i < kRuns; ++i) load_run(image, g, output, filter + i * kParts<T> * kSize, v[i]);
       }
-    } else {
+      // Four, two and two eighths of this stage's products.
 #pragma unroll 1
-      for (int pixel = 0; pixel < pixels; pixel += 16) {
-        const uint32_t keep0 = masks[pixel / 2 + quad_lane], keep1 = masks[pixel / 2 + quad_lane + 4];
-        uint32_t right[kWarpSteps][4];
-#pragma unroll
-        for (int s = 0; s < kWarpSteps; ++s) {
-          gpu::ldmatrix_x4_trans(right[s], blocks + (offsets[s] + pixel * 8));
-#pragma unroll
-          for (int i = 0; i < 4; ++i) right[s][i] &= i % 2 ? keep1 : keep0;
-        }
-        if (has_last) right[kLast][2] = right[kLast][3] = kOne<T>;
+      for (int step = load == 0 ? 0 : 2 + 2 * load; stage >= 0 && step < 4 + 2 * load; ++step) {
+        const gpu::shared<uint32_t> mask = masks + (now * 64 + step * 8 + quad_lane);
+        const uint32_t keep[2] = {mask[0], mask[4]};
+        uint32_t right[2 * kWarpSteps][2];
+        load_right<T>(gpu::shared_cast<uint16_t>(ring), keep, ends, offsets, right);
+        if (has_last) right[2 * kLast + 1][0] = right[2 * kLast + 1][1] = kOne<T>;
+        const gpu::shared<uint16_t> filters =
+            gpu::shared_cast<uint16_t>(gradients + (now * kGradient + step * kStepPixels * kRow<T, kTile>)) + row;
 #pragma unroll
         for (int m = 0; m < kTile / 16; ++m) {
           uint32_t left[4];
-          gpu::ldmatrix_x4_trans(left, filters + (pixel * kRow<T, kTile> * 2 + m * 16));
+          load_left<T>(filters + m * (kIsTF32 ? 256 : 16), left);
 #pragma unroll
-          for (int s = 0; s < kWarpSteps; ++s) {
-            const uint32_t low[2] = {right[s][0], right[s][1]}, high[2] = {right[s][2], right[s][3]};
-            mma<T>(sums[m][2 * s], left, low);
-            mma<T>(sums[m][2 * s + 1], left, high);
-          }
+          for (int s = 0; s < 2 * kWarpSteps; ++s) mma<T>(sums[m][s], left, right[s]);
         }
+      }
+      // Registers to shared memory.
+      if (load == 0 && loads_blocks) {
+#pragma unroll
+        for (int i = 0; i < kItems; ++i) store_group(ring + ((first_group + i * kParts<T>)*kRing<T> + slot) * 4, v[i]);
+        slot += slot + kPixels<T> < kRing<T> ? kPixels<T> : kPixels<T> - kRing<T>;
+        block_place.advance(g);
+      } else if (load > 0 && loads_gradient && !copied) {
+#pragma unroll
+        for (int i = 0; i < kRuns; ++i) store_run(to + gradient_at<T, kTile>(0, i * kParts<T>), first_run, v[i]);
+      }
+      if (load == 2 && loads_gradient) {
+        using Mask = std::conditional_t<kIsTF32, uint32_t, uint16_t>;
+        if (first_run == 0) gpu::shared_cast<Mask>(masks + next * 64)[pixel] = static_cast<Mask>(output >= 0 ? ~0u : 0);
+        pixel_place.advance(g);
       }
     }
   }
@@ -185,7 +269,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 #pragma unroll
         for (int i = 0; i < 8; ++i) {
           const int half = i / 2 % 2, e = i % 2, column = i / 4;  // half of the rows, element of the pair, product
-          const int filter = kIsTF32 ? m / 2 * 32 + lane / 4 * 4 + m % 2 * 2 + half : m * 16 + half * 8 + lane / 4;
+          const int filter = m * 16 + (kIsTF32 ? lane / 4 * 2 + half : half * 8 + lane / 4);
           const int element = kIsTF32 ? quad_lane * 4 + e * 2 + column : column * 8 + quad_lane * 2 + e;
           out[filter * (kSteps * 16) + (first_step + s) * 16 + element] = sums[m][2 * s + column][half * 2 + e];
         }
@@ -203,23 +287,34 @@ int64_t split_size(DType dtype, const Conv& conv) {
   });
   return int64_t{divide_up(conv.filters, tile_of(conv))} * tile_of(conv) * sixteens * 16;
 }
+template <class T>
+Pixels pixels_of(const ConvArguments& args) {
+  const StripGeometry g = strip_geometry(args.images.channels_last, args.conv, args.grad, kPixels<T>, kMaxWidth);
+  const int pitch = g.strip_width + 2;
+  return {g, static_cast<int>(args.images.count), g.out_height + 2, kPixels<T> / pitch, kPixels<T> % pitch};
+}
+template <class T>
+int64_t stages_of(const ConvArguments& args) {
+  const Pixels g = pixels_of<T>(args);
+  return (int64_t{g.images} * g.strips * g.rows * (g.strip_width + 2) + kPixels<T> - 1) / kPixels<T>;
+}
 // A function of the batch and the layer alone, so that results do not depend on the device.
-int splits_of(int64_t images, const StripGeometry& g) {
-  return static_cast<int>(std::min(int64_t{128}, images * g.strips * g.blocks));
+int splits_of(int64_t stages) {
+  return static_cast<int>(std::min(kMaxSplits, stages));
 }
 
 template <class T, int kChannels, int kTile>
 gpu::error_t launch_tile(const ConvArguments& args, gpu::stream_t stream) {
   const Conv& conv = args.conv;
-  const StripGeometry g = strip_geometry(args.images.channels_last, conv, args.grad, kPixels<T>);
-  const int splits = splits_of(args.images.count, g), elements = kSixteens<kChannels, kGroupSize<T>> * 16;
-  constexpr int kBytes = 2 * kGroups<T, kChannels> * kGroupStrideFor<kPixels<T>> +
-                         kPixels<T> * (4 * kRow<T, kTile> + static_cast<int>(sizeof(T)));
+  const Pixels g = pixels_of<T>(args);
+  const int64_t stages = stages_of<T>(args);
+  const int splits = splits_of(stages), elements = kSixteens<kChannels, kGroupSize<T>> * 16;
+  constexpr int kBytes = 16 * kGroups<T, kChannels> * kRing<T> + 2 * (4 * kPixels<T> * kRow<T, kTile> + 4 * 64);
   static_assert(kBytes <= kMinSharedMemory);
   const gpu::error_t error =
       gpu::launch(weight_grad_mma_kernel<T, kChannels, kTile>, dim3(splits, divide_up(conv.filters, kTile)), kThreads,
-                  kBytes, stream, args.x, args.grad, args.workspace, args.images.count * g.strips * g.blocks, g,
-                  slice_table<kChannels, kGroupSize<T>, kPixels<T>>(g.strip_width + 2));
+                  kBytes, stream, args.x, args.grad, args.workspace, stages, g,
+                  slice_table<kChannels, kGroupSize<T>, 8 * kRing<T>>(g.strip_width + 2));
   if (error != gpu::kSuccess) return error;
   return sum_partials<T>(args, elements, splits, split_size(args.images.dtype, conv),
                          tap_table<kChannels, kGroupSize<T>>(), stream);
@@ -227,12 +322,13 @@ gpu::error_t launch_tile(const ConvArguments& args, gpu::stream_t stream) {
 
 }  // namespace
 
-int64_t conv2d_weight_grad_workspace(DType dtype, int64_t images, const Conv& conv) {
-  if (uses_tensor_cores(dtype)) {
-    const int pixels = dtype == DType::kTF32 ? kPixels<float> : kPixels<gpu::half>;
-    return splits_of(images, strip_geometry(false, conv, nullptr, pixels)) * split_size(dtype, conv);
-  }
-  return conv2d_weight_grad_slices(images) * conv.filters * (conv.channels * kKernelArea + 1);
+int64_t conv2d_weight_grad_workspace(const ConvArguments& args) {
+  const Conv& conv = args.conv;
+  const DType dtype = args.images.dtype;
+  if (!uses_tensor_cores(dtype))
+    return conv2d_weight_grad_splits(args) * conv.filters * (conv.channels * kKernelArea + 1);
+  const int64_t stages = dtype == DType::kTF32 ? stages_of<float>(args) : stages_of<gpu::half>(args);
+  return splits_of(stages) * split_size(dtype, conv);
 }
 
 gpu::error_t launch_conv2d_weight_grad_mma(const ConvArguments& args, gpu::stream_t stream) {

@@ -113,14 +113,20 @@ struct TapTable {
   int16_t tap[kMaxTaps];
 };
 
-template <int kChannels, int kSize = 8>
-TapTable tap_table() {
+template <int kChannels, int kSize>
+constexpr TapTable make_tap_table() {
   TapTable table = {};
   for (int i = 0; i < kMaxTaps; ++i) {
     const KSlice& slice = kSchedule<kChannels, kSize>.slices[i / kSize];
     const int tap = s2d_channel(kChannels, kSize * slice.group + i % kSize, kSize).tap(slice.by, slice.bx);
     table.tap[i] = static_cast<int16_t>(slice.mask ? tap : -1);
   }
+  return table;
+}
+// Computed by the compiler.
+template <int kChannels, int kSize = 8>
+const TapTable& tap_table() {
+  static constexpr TapTable table = make_tap_table<kChannels, kSize>();
   return table;
 }
 

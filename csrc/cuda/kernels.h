@@ -32,14 +32,15 @@ inline bool is_conv11x11s4(const Conv& conv) {
 }
 
 // A grid has at most 65535 blocks in y, each with at least 32 filters.
-constexpr int64_t kMostFilters = 65535 * 32;
+constexpr int64_t kMaxFilters = 65535 * 32;
 
 // Each launcher needs a workspace of as many floats as the function beside it says.
 gpu::error_t launch_conv2d(const ConvArguments& args, gpu::stream_t stream);
 int64_t conv2d_workspace(DType dtype, const Conv& conv);
 gpu::error_t launch_conv2d_weight_grad(const ConvArguments& args,
                                        gpu::stream_t stream);  // always writes grad_bias, too
-int64_t conv2d_weight_grad_workspace(DType dtype, int64_t images, const Conv& conv);
+int64_t conv2d_weight_grad_workspace(const ConvArguments& args);
+int64_t conv2d_weight_grad_splits(const ConvArguments& args);  // of the sums over pixels, without tensor cores
 gpu::error_t launch_conv2d_input_grad(const ConvArguments& args, gpu::stream_t stream);
 int64_t conv2d_input_grad_workspace(DType dtype, const Conv& conv);
 
@@ -56,10 +57,5 @@ gpu::error_t launch_conv2d_relu_lrn_max_pool2d(const BlockArguments& args, int m
 // The same with wgmma, for compute capability 9.0 and only in code for sm_90a.
 gpu::error_t launch_conv2d_relu_lrn_max_pool2d_wgmma(const BlockArguments& args, int multiprocessors,
                                                      gpu::stream_t stream);
-
-// The number of slices depends on the batch alone, so that a result does not depend on the device.
-inline int64_t conv2d_weight_grad_slices(int64_t images) {
-  return images < 16 ? 4 * images : 64;
-}
 
 }  // namespace alexnet_cuda

@@ -20,9 +20,10 @@ bool are_aligned(int bytes, Pointers... pointers) {
 }
 
 #if defined(ALEXNET_CUDA_EMULATOR)  // so small that tests cut launches too
-constexpr int64_t kMaxItems = int64_t{1} << 8, kMaxGridRows = 3;
+constexpr int64_t kMaxItems = int64_t{1} << 8, kMaxGridRows = 3, kMaxSplits = 2;
 #else
 constexpr int64_t kMaxItems = int64_t{1} << 30, kMaxGridRows = 65535;  // limits of a launch: work items, gridDim.y
+constexpr int64_t kMaxSplits = 132;  // of a sum over pixels on tensor cores: the SMs of an H200
 #endif
 
 // Calls launch(first, count) for consecutive parts of n that have at most `limit` items.

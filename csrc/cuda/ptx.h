@@ -2,21 +2,36 @@
 // warps (mma.sync, sm_80) and warpgroups (wgmma, sm_90a).
 #pragma once
 
+#include <map>
+#include <mutex>
 #include <type_traits>
+#include <utility>
 
 #define GPU_DEVICE __device__ __forceinline__
 
 namespace gpu {
 
-// kernel<<<grid, block, smem, stream>>>(args...), with args converted to the kernel's parameters. Dynamic shared memory
-// above 48 KB needs a kernel attribute.
+// Lets a kernel have `smem` bytes of dynamic shared memory on the current device: above 48 KB it needs an attribute,
+// which is set once per kernel and device, and again for a larger size.
+inline error_t allow_shared_memory(const void* kernel, size_t smem) {
+  static std::mutex mutex;
+  static std::map<std::pair<const void*, int>, size_t> allowed;
+  int device = 0;
+  if (const error_t error = cudaGetDevice(&device)) return error;
+  const std::lock_guard<std::mutex> lock(mutex);
+  size_t& bytes = allowed[{kernel, device}];
+  if (smem <= bytes) return kSuccess;
+  const error_t error =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(smem));
+  if (error == kSuccess) bytes = smem;
+  return error;
+}
+
+// kernel<<<grid, block, smem, stream>>>(args...), with args converted to the kernel's parameters.
 template <class... P, class... A>
 error_t launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t smem, stream_t stream, A... args) {
-  if (smem > 48 * 1024) {
-    const error_t error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                                               cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(smem));
-    if (error != cudaSuccess) return cudaGetLastError();  // clears it: the next launch would report it as its own
-  }
+  if (smem > 48 * 1024 && allow_shared_memory(reinterpret_cast<const void*>(kernel), smem) != kSuccess)
+    return cudaGetLastError();  // clears it: the next launch would report it as its own
   // clang-format off: it takes a header for plain C++
   kernel<<<grid, block, smem, stream>>>(static_cast<P>(args)...);
   // clang-format on

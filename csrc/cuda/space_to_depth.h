@@ -5,6 +5,8 @@
 // s2d blocks, which are 2 longer than the rows of outputs: two results in each row are computed and not stored.
 #pragma once
 
+#include <array>
+
 #include "k_schedule.h"
 
 namespace alexnet_cuda {
@@ -58,15 +60,16 @@ struct StripGeometry : ConvGeometry {
 // Channel group kIndex of the s2d block whose upper left pixel is (y, x); 0 outside the image.
 template <int kChannels, bool kNhwc, int kIndex, class E>
 GPU_DEVICE void load_group(const ConvGeometry& conv, const E* image, int y, int x, E (&v)[16 / sizeof(E)]) {
-  // Which pixel and channel each element is, is known at compile time: one address, constant offsets.
+  // Which pixel and channel each element is, is known at compile time: one address per row, constant offsets.
   constexpr int kSize = kGroupSize<E>;
-  const int height = conv.height, width = conv.width, corner = y * width + x;
+  const int height = conv.height, width = conv.width;
+  const E* corner = image + (y * width + x) * (kNhwc ? kChannels : 1);
   unroll<kSize>([&](auto e) {
     constexpr S2dChannel at = s2d_channel(kChannels, kSize * kIndex + decltype(e)::value, kSize);
     const bool inside = static_cast<unsigned>(y + at.y) < static_cast<unsigned>(height) &&
                         static_cast<unsigned>(x + at.x) < static_cast<unsigned>(width);
-    const int pixel = corner + at.y * width + at.x;
-    v[e] = inside ? image[kNhwc ? pixel * kChannels + at.c : at.c * height * width + pixel] : E{0};
+    const E* row = corner + (kNhwc ? at.y * kChannels : at.c * height + at.y) * width;
+    v[e] = inside ? row[kNhwc ? at.x * kChannels + at.c : at.x] : E{0};
   });
 }
 template <class E>
@@ -137,19 +140,26 @@ struct SliceTable {
 
 // ---- host ----------------------------------------------------------------------------------------------------------
 
-template <int kChannels, int kSize = 8, int kPixels = kBlockPixels>
-SliceTable slice_table(int pitch) {
-  SliceTable table = {};
-  for (int i = 0; i < kMaxSlices; ++i) {
-    const KSlice& slice = kSchedule<kChannels, kSize>.slices[i];
-    table.slice[i] = {slice.group * kGroupStrideFor<kPixels> + (slice.by * pitch + slice.bx) * 8, slice.mask};
-  }
-  return table;
+// The tables of all pitches are made at the first call.
+template <int kChannels, int kSize = 8, int kGroupWords = kGroupStride>
+const SliceTable& slice_table(int pitch) {
+  static const auto tables = [] {
+    std::array<SliceTable, kMaxStripWidth + 3> tables;
+    for (int pitch = 0; pitch < static_cast<int>(tables.size()); ++pitch)
+      for (int i = 0; i < kMaxSlices; ++i) {
+        const KSlice& slice = kSchedule<kChannels, kSize>.slices[i];
+        const int offset = slice.group * kGroupWords + (slice.by * pitch + slice.bx) * 8;
+        tables[pitch].slice[i] = {offset, slice.mask};
+      }
+    return tables;
+  }();
+  return tables[pitch];
 }
 
 // `pixels`: of a strip, per thread block. `y`: the output or its gradient.
-inline StripGeometry strip_geometry(bool channels_last, const Conv& conv, const void* y, int pixels = kBlockPixels) {
-  const int strips = divide_up(conv.out_width, kMaxStripWidth), strip_width = divide_up(conv.out_width, strips);
+inline StripGeometry strip_geometry(bool channels_last, const Conv& conv, const void* y, int pixels = kBlockPixels,
+                                    int max_width = kMaxStripWidth) {
+  const int strips = divide_up(conv.out_width, max_width), strip_width = divide_up(conv.out_width, strips);
   const int blocks = divide_up(conv.out_height * (strip_width + 2), pixels);
   const bool vectors = conv.filters % 8 == 0 && are_aligned(16, y);
   return {ConvGeometry(conv), strips, strip_width, blocks, channels_last, vectors};
