@@ -43,6 +43,9 @@ struct CudaMemory {
     return value;
   }
   static int multiprocessors(const Tensor& x) { return attribute(x, cudaDevAttrMultiProcessorCount); }
+  static int compute_capability(const Tensor& x) {
+    return 10 * attribute(x, cudaDevAttrComputeCapabilityMajor) + attribute(x, cudaDevAttrComputeCapabilityMinor);
+  }
   static int shared_memory_limit(const Tensor& x) { return attribute(x, cudaDevAttrMaxSharedMemoryPerBlockOptin); }
 
   // ALEXNET_CUDA_WGMMA=0 lets a benchmark compare the two kernels of the first block.

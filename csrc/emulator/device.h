@@ -46,6 +46,13 @@ T __shfl_sync(unsigned mask, T value, int lane, int width = 32,
   return mine.result;
 }
 
+inline float __uint_as_float(uint32_t bits) {
+  return std::bit_cast<float>(bits);
+}
+inline uint32_t __float_as_uint(float v) {
+  return std::bit_cast<uint32_t>(v);
+}
+
 using std::max;
 using std::min;
 
