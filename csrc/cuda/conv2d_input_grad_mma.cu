@@ -38,10 +38,16 @@ __global__ void __launch_bounds__(kThreads)
   store_weight(packed, i, v);
 }
 
-// Whether a shift needs some of 8 channels (needed_channels). Only shifts of 2 leave some out.
-constexpr bool is_partial(int mask) {
-  return mask != 0 && mask != 0xff;
-}
+// Which channels of a group of 8 a shift needs (needed_channels): all, none, or (at the bottom and right of a filter, a
+// shift of 2) some.
+template <int kChannels, int kGroup>
+struct Needed {
+  static constexpr int kBottom = needed_channels(kChannels, kGroup, 2, 0);
+  static constexpr int kRight = needed_channels(kChannels, kGroup, 0, 2);
+  static constexpr bool kIsPartial = kBottom % 0xff != 0 || kRight % 0xff != 0;
+
+  GPU_DEVICE static int at(int shift) { return (shift / 3 == 2 ? kBottom : 0xff) & (shift % 3 == 2 ? kRight : 0xff); }
+};
 
 // Moves filter groups of the gradient to shared memory, as [filter group][output][16 bytes], from output `first` of a
 // strip on: it is in the row two above the first s2d blocks, the columns start two to their left; 0 outside.
@@ -81,8 +87,9 @@ GPU_DEVICE float float_input_grad(const TF32x3* grad, const TF32x3* weight, cons
   return sum;
 }
 
+// Two thread blocks share an SM's registers where ptxas spills nothing.
 template <class T, int kChannels>
-__global__ void __launch_bounds__(kThreads, kChannels == 4 ? 1 : 2)
+__global__ void __launch_bounds__(kThreads, kChannels == 4 || (kChannels == 3 && kIsTF32x3<T>) ? 1 : 2)
     input_grad_mma_kernel(const Storage<T>* __restrict__ grad, const gpu::Vec4<uint32_t>* __restrict__ packed,
                           T* __restrict__ dx, int64_t first_image, int rows, StripGeometry g,
                           const Storage<T>* __restrict__ weight) {
@@ -96,69 +103,72 @@ __global__ void __launch_bounds__(kThreads, kChannels == 4 ? 1 : 2)
   const int warp_block = first + warp * kWarpPixels;
   const int all_groups = divide_up(g.filters, 4 * kGroupSize<T>) * 4;
   const bool active = warp_block < rows * pitch;
-  const Storage<T>* dy = grad + image * g.filters * g.out_height * g.out_width;
 
   float sums[2][kColumns][4] = {};
   const gpu::Vec4<uint32_t>* weights = packed + lane;
   for (int first_group = 0; first_group < all_groups; first_group += kFilterGroups) {
     const int groups = min(kFilterGroups, all_groups - first_group);
     __syncthreads();  // the groups before have been used
-    stage_gradient<T>(shared, dy, g, strip, first, first_group, groups);
+    stage_gradient<T>(shared, grad + image * g.filters * g.out_height * g.out_width, g, strip, first, first_group,
+                      groups);
     __syncthreads();
     if (!active) continue;
-    // Four filter groups at one shift per iteration, two k steps: fragments a of 32 s2d blocks from shared memory
+    // Four filter groups at one shift per iteration, two k steps (TF32x3: two groups, one k step): fragments a of 32 s2d blocks from shared memory
     // (lanes 16-31 address the second group of a k step), b of all channels from global memory; sums stay in registers.
 #pragma unroll 1
-    for (int group = 0; group < groups; group += 4) {
+    for (int group = 0; group < groups; group += kIsTF32x3<T> ? 2 : 4) {
+      if constexpr (kIsTF32x3<T>)
+        weights = packed + (((first_group + group) / 4 * kShifts * kLoads + group / 2 % 2) * 32 + lane);
       const gpu::shared<uint16_t> outputs = gpu::shared_cast<uint16_t>(shared) +
                                             ((group + lane / 16) * kGroupStride + (warp * kWarpPixels + lane % 16) * 8);
 #pragma unroll 1
       for (int shift = 0; shift < kShifts; ++shift) {
         // Shift (by, bx) reads the gradient `by` rows up and `bx` columns to the left; staging starts at (-2, -2).
         const int offset = (2 - shift / 3) * pitch + 2 - shift % 3;
-        uint32_t a[2][2][4], a_low[2][2][4];
-#pragma unroll
-        for (int k = 0; k < 2; ++k)
+        if constexpr (kIsTF32x3<T>) {
+          uint32_t a[2][4], a_low[2][4];
 #pragma unroll
           for (int i = 0; i < 2; ++i) {
-            gpu::ldmatrix_x4(a[k][i], outputs + (2 * k * kGroupStride + (offset + i * 16) * 8));
-            if constexpr (kIsTF32x3<T>) {
+            gpu::ldmatrix_x4(a[i], outputs + (offset + i * 16) * 8);
 #pragma unroll
-              for (int j = 0; j < 4; ++j) split(a[k][i][j], a[k][i][j], a_low[k][i][j]);
+            for (int k = 0; k < 4; ++k) split(a[i][k], a[i][k], a_low[i][k]);
+          }
+          unroll<kColumns>([&](auto p) {
+            if (!Needed<kChannels, decltype(p)::value>::at(shift)) return;
+            const gpu::Vec4<uint32_t> b = weights[2 * p * 32];
+            const uint32_t high[2] = {b.v[0], b.v[1]}, low[2] = {b.v[2], b.v[3]};
+#pragma unroll
+            for (int i = 0; i < 2; ++i) mma_tf32x3(sums[i][p], a[i], a_low[i], high, low);
+          });
+        } else {
+          uint32_t a[2][2][4];
+#pragma unroll
+          for (int k = 0; k < 2; ++k)
+#pragma unroll
+            for (int i = 0; i < 2; ++i)
+              gpu::ldmatrix_x4(a[k][i], outputs + (2 * k * kGroupStride + (offset + i * 16) * 8));
+          gpu::Vec4<uint32_t> b[kColumns];
+#pragma unroll
+          for (int p = 0; p < kColumns; ++p) b[p] = weights[p * 32];
+          unroll<kColumns>([&](auto p) {
+            using Group = Needed<kChannels, decltype(p)::value>;
+            const int needed = Group::at(shift);
+            const uint32_t halves[2][2] = {{b[p].v[0], b[p].v[1]}, {b[p].v[2], b[p].v[3]}};
+            if (!needed) return;
+            if (!Group::kIsPartial || needed == 0xff) {
+#pragma unroll
+              for (int i = 0; i < 4; ++i) mma<T>(sums[i % 2][p], a[i / 2][i % 2], halves[i / 2]);
+            } else {
+              // Separate sums, of which only the needed channels are added: the other weights are 0, but 0 * NaN is NaN.
+              float part[2][4] = {};
+#pragma unroll
+              for (int i = 0; i < 4; ++i) mma<T>(part[i % 2], a[i / 2][i % 2], halves[i / 2]);
+#pragma unroll
+              for (int i = 0; i < 8; ++i)
+                if (needed >> (2 * quad_lane + i % 2) & 1) sums[i / 4][p][i % 4] += part[i / 4][i % 4];
             }
-          }
-        gpu::Vec4<uint32_t> b[kLoads];
-#pragma unroll
-        for (int p = 0; p < kLoads; ++p) b[p] = weights[p * 32];
-        unroll<kColumns>([&](auto p) {
-          // Which of these 8 channels need this shift: all, none, or (at the bottom and right of a filter) some.
-          constexpr int kBottom = needed_channels(kChannels, decltype(p)::value, 2, 0);
-          constexpr int kRight = needed_channels(kChannels, decltype(p)::value, 0, 2);
-          const int needed = (shift / 3 == 2 ? kBottom : 0xff) & (shift % 3 == 2 ? kRight : 0xff);
-          if (!needed) return;
-          if constexpr (kIsTF32x3<T>) {
-#pragma unroll
-            for (int i = 0; i < 4; ++i) {
-              const gpu::Vec4<uint32_t>& of_step = b[2 * p + i / 2];
-              const uint32_t high[2] = {of_step.v[0], of_step.v[1]}, low[2] = {of_step.v[2], of_step.v[3]};
-              mma_tf32x3(sums[i % 2][p], a[i / 2][i % 2], a_low[i / 2][i % 2], high, low);
-            }
-            return;
-          }
-          const uint32_t halves[2][2] = {{b[p].v[0], b[p].v[1]}, {b[p].v[2], b[p].v[3]}};
-          if (!(is_partial(kBottom) || is_partial(kRight)) || needed == 0xff) {
-#pragma unroll
-            for (int i = 0; i < 4; ++i) mma<T>(sums[i % 2][p], a[i / 2][i % 2], halves[i / 2]);
-          } else {
-            // Separate sums, of which only the needed channels are added: the other weights are 0, but 0 * NaN is NaN.
-            float part[2][4] = {};
-#pragma unroll
-            for (int i = 0; i < 4; ++i) mma<T>(part[i % 2], a[i / 2][i % 2], halves[i / 2]);
-#pragma unroll
-            for (int i = 0; i < 8; ++i)
-              if (needed >> (2 * quad_lane + i % 2) & 1) sums[i / 4][p][i % 4] += part[i / 4][i % 4];
-          }
-        });
+          });
+        }
         weights += kLoads * 32;
       }
     }
@@ -195,6 +205,7 @@ __global__ void __launch_bounds__(kThreads, kChannels == 4 ? 1 : 2)
 #pragma unroll
     for (int i = 0; i < 8 * kColumns; ++i) not_finite = fmaf(sums[i % 2][i / 8][i / 2 % 4], 0.f, not_finite);
     if (not_finite == 0) return;
+    const T* dy = grad + image * g.filters * g.out_height * g.out_width;
 #pragma unroll 1
     for (int n = 0; n < 8 * kColumns; ++n) {
       const S2dChannel at = s2d_channel(kChannels, n / 8 * 8 + 2 * quad_lane + n / 4 % 2);
