@@ -10,7 +10,8 @@
 // shift is an address offset. 12 groups fit; more follow in further passes, into the same sums. s2d blocks are cut into
 // strips and numbered as outputs are in conv2d_mma.cu, and weights come from global memory as there.
 //
-// Numerics: products of T, float sums. Products with channels that a shift does not need are kept out of the sums.
+// Numerics: products of T, float sums. Products with channels that a shift does not need are kept out of the sums. TF32x3
+// (space_to_depth.h) keeps nothing out: where the result is not finite, it is made again by float products.
 #include "space_to_depth.h"
 
 namespace alexnet_cuda {
@@ -113,8 +114,9 @@ __global__ void __launch_bounds__(kThreads, kChannels == 4 || (kChannels == 3 &&
                       groups);
     __syncthreads();
     if (!active) continue;
-    // Four filter groups at one shift per iteration, two k steps (TF32x3: two groups, one k step): fragments a of 32 s2d blocks from shared memory
-    // (lanes 16-31 address the second group of a k step), b of all channels from global memory; sums stay in registers.
+    // Four filter groups at one shift per iteration, two k steps (TF32x3: two groups, one k step): fragments a of 32
+    // s2d blocks from shared memory (lanes 16-31 address the second group of a k step), b of all channels from global
+    // memory; sums stay in registers.
 #pragma unroll 1
     for (int group = 0; group < groups; group += kIsTF32x3<T> ? 2 : 4) {
       if constexpr (kIsTF32x3<T>)
@@ -159,7 +161,8 @@ __global__ void __launch_bounds__(kThreads, kChannels == 4 || (kChannels == 3 &&
 #pragma unroll
               for (int i = 0; i < 4; ++i) mma<T>(sums[i % 2][p], a[i / 2][i % 2], halves[i / 2]);
             } else {
-              // Separate sums, of which only the needed channels are added: the other weights are 0, but 0 * NaN is NaN.
+              // Separate sums, of which only the needed channels are added: the other weights are 0, but 0 * NaN is
+              // NaN.
               float part[2][4] = {};
 #pragma unroll
               for (int i = 0; i < 4; ++i) mma<T>(part[i % 2], a[i / 2][i % 2], halves[i / 2]);

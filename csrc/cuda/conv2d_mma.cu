@@ -1,5 +1,5 @@
-// AlexNet's first convolution (11x11, stride 4, 1, 3 or 4 channels) on tensor cores: float16, bfloat16, TF32, and float32
-// by TF32x3.
+// AlexNet's first convolution (11x11, stride 4, 1, 3 or 4 channels) on tensor cores: float16, bfloat16, TF32, and
+// float32 by TF32x3.
 //
 // An implicit GEMM by space to depth: k_schedule.h says how it becomes a matrix product, space_to_depth.h how the image
 // lies in shared memory and how output pixels are numbered in strips. A thread block of 8 warps makes 256 output pixels
@@ -65,13 +65,13 @@ GPU_DEVICE float float_output(const TF32x3* image, const TF32x3* weight, const S
   return sum;
 }
 
-// Thread blocks that share an SM's registers. If there were two, ptxas would spill words of TF32x3, and from sm_100 on two
-// of TF32.
+// Thread blocks that share an SM's registers. If there were two, ptxas would spill a few words of TF32x3, and from sm_100
+// on two of TF32.
 template <class T, int kTile>
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
-constexpr int kMmaMinBlocks = sizeof(T) == 4 && kTile == 96 ? 1 : 2;
+constexpr int kMmaMinBlocks = kIsTF32x3<T> || (sizeof(T) == 4 && kTile == 96) ? 1 : 2;
 #else
-constexpr int kMmaMinBlocks = kIsTF32x3<T> && kTile == 96 ? 1 : 2;
+constexpr int kMmaMinBlocks = kIsTF32x3<T> ? 1 : 2;
 #endif
 
 template <class T, int kChannels, int kTile>
@@ -139,8 +139,7 @@ __global__ void __launch_bounds__(kThreads, kMmaMinBlocks<T, kTile>)
   float not_finite = 0;  // NaN if a sum of TF32x3 is infinite or NaN
   if constexpr (kIsTF32x3<T>) {
 #pragma unroll
-    for (int i = 0; i < kTile; ++i)
-      not_finite = fmaf(sums[i % 2][i / 8][i / 2 % 4], 0.f, not_finite);
+    for (int i = 0; i < kTile; ++i) not_finite = fmaf(sums[i % 2][i / 8][i / 2 % 4], 0.f, not_finite);
   }
   const float floor = relu ? 0.f : -INFINITY;  // a branch on `relu` would spill two registers on sm_120
   const int plane = g.out_height * g.out_width;

@@ -136,7 +136,8 @@ auto dispatch_channels(const Conv& conv, Body body) {
 inline int k_steps(DType dtype, const Conv& conv) {
   return dispatch_channels(conv, [&](auto channels) {
     constexpr int kChannels = decltype(channels)::value;
-    return dtype == DType::kTF32 || dtype == DType::kTF32x3 ? kSchedule<kChannels, 4>.steps : kSchedule<kChannels, 8>.steps;
+    return dtype == DType::kTF32 || dtype == DType::kTF32x3 ? kSchedule<kChannels, 4>.steps
+                                                            : kSchedule<kChannels, 8>.steps;
   });
 }
 

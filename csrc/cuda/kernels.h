@@ -23,8 +23,8 @@ inline bool is_conv11x11s4(const Conv& conv) {
          (conv.channels == 1 || conv.channels == 3 || conv.channels == 4);
 }
 
-// Whether a float32 convolution runs on tensor cores (TF32x3), by compute capability (10 major + minor): where their rate in
-// TF32 is at least 4 times that of float32. On 8.6, 8.9 and 12.x the two are equal.
+// Whether a float32 convolution and its input gradient run on tensor cores (TF32x3), by compute capability (10 major +
+// minor): where TF32 has at least 4 times the rate of float32. On 8.6, 8.9 and 12.x the two are equal.
 inline bool has_fast_tf32(int capability) {
   return capability == 80 || capability == 90 || capability / 10 == 10;
 }

@@ -9,8 +9,8 @@
 
 namespace alexnet_cuda {
 
-// A float whose products on tensor cores are as exact as a float's (3xTF32): with a = high + low, both TF32, a b is
-// high high + high low + low high; low low is less than a float's rounding.
+// A float of which tensor cores make products as exact as a float's (3xTF32): with a = high + low, both TF32, a b is
+// high high + high low + low high; low low is less than a float's rounding. Of numbers below 1e-35 low is incomplete.
 struct TF32x3 {
   float value;
 
@@ -49,15 +49,15 @@ GPU_DEVICE uint32_t operand_word(const TF32x3* v) {
   return __float_as_uint(v[0].value);
 }
 
-// Splits a float's bits into high, rounded to TF32, and low, of which tensor cores ignore the last bits. Where high would
-// be infinite, low is infinite too, or NaN, and so is every product.
+// Splits a float's bits into high, rounded to TF32, and low, of which tensor cores ignore the last bits. Where high is
+// infinite, low is infinite too, or NaN: no sum of such products is finite.
 GPU_DEVICE void split(uint32_t bits, uint32_t& high, uint32_t& low) {
   high = (bits + 0x1000) & ~0x1fffu;
   low = __float_as_uint(__uint_as_float(bits) - __uint_as_float(high));
 }
 
-// Writes word i of packed weights, whose order is [..][lane][4]: b[0] and b[1] of two products. TF32x3 has two words for
-// each, [..][2 products][lane][4]: high b[0] and b[1], then low ones.
+// Writes word i of packed weights, whose order is [..][lane][4]: b[0] and b[1] of two products. TF32x3 has two words
+// for each, [..][2 products][lane][4]: high b[0] and b[1], then low ones.
 template <class E>
 GPU_DEVICE void store_weight(uint32_t* packed, int i, const E* v) {
   if constexpr (kIsTF32x3<E>) {
@@ -77,8 +77,8 @@ GPU_DEVICE void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2
     gpu::mma_m16n8k16<T>(d, a, b);
 }
 
-// d += the product of one k step of TF32x3. Tensor cores truncate their sums, a bias that would grow with every step: they
-// add a step's products, the small ones first, and ordinary additions, which round, add the steps.
+// d += the product of one k step of TF32x3. Tensor cores truncate their sums, a bias that would grow with every step:
+// they add a step's products, the small ones first, and ordinary additions, which round, add the steps.
 GPU_DEVICE void mma_tf32x3(float (&d)[4], const uint32_t (&a_high)[4], const uint32_t (&a_low)[4],
                            const uint32_t (&b_high)[2], const uint32_t (&b_low)[2]) {
   float step[4] = {};
