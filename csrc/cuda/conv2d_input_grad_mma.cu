@@ -10,8 +10,8 @@
 // shift is an address offset. 12 groups fit; more follow in further passes, into the same sums. s2d blocks are cut into
 // strips and numbered as outputs are in conv2d_mma.cu, and weights come from global memory as there.
 //
-// Numerics: products of T, float sums. Products with channels that a shift does not need are kept out of the sums. TF32x3
-// (space_to_depth.h) keeps nothing out: where the result is not finite, it is made again by float products.
+// Numerics: products of T, float sums. Products with channels that a shift does not need are kept out of the sums.
+// TF32x3 (space_to_depth.h) keeps nothing out: where the result is not finite, it is made again by float products.
 #include "space_to_depth.h"
 
 namespace alexnet_cuda {

@@ -9,7 +9,11 @@
 // packed so that a lane reads its fragments of 16 filters with one load; all warps and thread blocks read the same few
 // ten kilobytes, which L1 keeps (TF32's 140 come from L2).
 //
-// Numerics: products of T, float sums; channels that meet no weight are masked, so that NaN in them has no effect.
+// Numerics: products of T, float sums; channels that meet no weight are masked, so that NaN in them has no effect. TF32x3
+// (space_to_depth.h) masks nothing: outputs that are not finite are made again by float products.
+//
+// Count: a k step of TF32x3, 32 pixels x 96 filters x 8 k, takes a warp 223 instructions on sm_90 (72 HMMA, 104 FADD, 12
+// loads of weights). In conv2d.cu as many products take 909 (768 FFMA).
 #include "space_to_depth.h"
 
 namespace alexnet_cuda {
