@@ -9,11 +9,11 @@
 // packed so that a lane reads its fragments of 16 filters with one load; all warps and thread blocks read the same few
 // ten kilobytes, which L1 keeps (TF32's 140 come from L2).
 //
-// Numerics: products of T, float sums; channels that meet no weight are masked, so that NaN in them has no effect. TF32x3
-// (space_to_depth.h) masks nothing: outputs that are not finite are made again by float products.
+// Numerics: products of T, float sums; channels that meet no weight are masked, so that NaN in them has no effect.
+// TF32x3 (space_to_depth.h) masks nothing: outputs that are not finite are made again by float products.
 //
-// Count: a k step of TF32x3, 32 pixels x 96 filters x 8 k, takes a warp 223 instructions on sm_90 (72 HMMA, 104 FADD, 12
-// loads of weights). In conv2d.cu as many products take 909 (768 FFMA).
+// Count: a k step of TF32x3, 32 pixels x 96 filters x 8 k, takes a warp 223 instructions on sm_90 (72 HMMA, 104 FADD,
+// 12 loads of weights). In conv2d.cu as many products take 909 (768 FFMA).
 #include "space_to_depth.h"
 
 namespace alexnet_cuda {
@@ -69,8 +69,8 @@ GPU_DEVICE float float_output(const TF32x3* image, const TF32x3* weight, const S
   return sum;
 }
 
-// Thread blocks that share an SM's registers. If there were two, ptxas would spill a few words of TF32x3, and from sm_100
-// on two of TF32.
+// Thread blocks that share an SM's registers. If there were two, ptxas would spill a few words of TF32x3, and from
+// sm_100 on two of TF32.
 template <class T, int kTile>
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
 constexpr int kMmaMinBlocks = kIsTF32x3<T> || (sizeof(T) == 4 && kTile == 96) ? 1 : 2;
