@@ -10,8 +10,9 @@ enum class DType {
   kDouble,
   kHalf,
   kBFloat16,
-  kTF32
-};  // kTF32: float in memory, products may be rounded to TF32
+  kTF32,   // float in memory, products may be rounded to TF32
+  kTF32x3  // float in memory, exact products that tensor cores make of three in TF32
+};
 
 // A dense batch in memory, NCHW or, with channels_last, NHWC.
 struct Images {

@@ -28,7 +28,7 @@ SETTINGS = [dict(order="descending"), dict(offset=1), dict(offset=2)]
 
 
 @contextmanager
-def emulator(order="random", offset=0, multiprocessors=132, compute_capability=9):
+def emulator(order="random", offset=0, multiprocessors=132, compute_capability=90):
     """The order in which CUDA threads run, the elements by which inputs miss an aligned address, and the device."""
     _emulated.set_order(order, 7)
     _emulated.set_offset(offset)

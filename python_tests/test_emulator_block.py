@@ -44,7 +44,7 @@ def check(x, weight, bias, padding, ceil_mode, lrn=LRN, fused=True, saves=(True,
     expected = two_kernels(x, weight, bias, padding, ceil_mode, lrn)
     nan = expected[0].isnan()
     inputs = 2 if bias is None else 3
-    for capability in (8, 9):
+    for capability in (80, 90):
         with emulator(compute_capability=capability, **setting):
             for save in saves:
                 arguments = (x, weight, bias, 4, padding, ceil_mode, 0, *lrn, *POOL, save)

@@ -41,18 +41,20 @@ def test_instruction_counts(kernels):
 
 
 # (channels, filters of a tile) to the instructions of one step: products of 16x8x16 (TF32: 16x8x8), and ldmatrix.
+# TF32x3 has three products for each.
 TILES = [(1, 64), (1, 96), (3, 64), (3, 96), (4, 64)]
 FORWARD = {(c, tile): (tile // 4, 2) for c in (1, 3, 4) for tile in (64, 96)}
 SLICES = {1: 2, 3: 3, 4: 4}  # pairs of the K dimension's slices, of a warp
 WEIGHT_GRAD = {(c, tile): (tile // 16 * 2 * SLICES[c], tile // 16 + SLICES[c]) for c, tile in TILES}
 # 4 products per channel group and shift; again in another branch for each group of which some shifts leave elements out
 INPUT_GRAD = {(c, 0): (4 * (2 * c + again), 4) for c, again in [(1, 1), (3, 1), (4, 2)]}
+INPUT_GRAD_TF32X3 = {(c, 0): (3 * 2 * 2 * c, 2) for c in (1, 3, 4)}  # its step has half as many filters, and no branch
 STEPS = {1: 9, 3: 24, 4: 32}  # of the first block, unrolled
 BLOCK = {(c, tile): (STEPS[c] * tile // 4, STEPS[c] * 2) for c, tile in TILES}
 PRODUCTS = [  # kernel, expected, kernels for each: dtypes; of the first block also formats, with and without saving
-    ("conv2d_mma: mma", FORWARD, 3),
+    ("conv2d_mma: mma", FORWARD, 4),
     ("conv2d_weight_grad_mma: weight_grad_mma", WEIGHT_GRAD, 3),
-    ("conv2d_input_grad_mma: input_grad_mma", INPUT_GRAD, 3),
+    ("conv2d_input_grad_mma: input_grad_mma", INPUT_GRAD, 4),
     ("conv2d_relu_lrn_max_pool2d: block", BLOCK, 8),
 ]
 
@@ -66,6 +68,10 @@ def test_convolutions_are_tensor_core_instructions(title, expected, copies, kern
         products, matrices = expected[int(channels), int(tile or 0)]
         if "weight_grad" in title and dtype == "f":
             matrices = 0  # ldmatrix cannot transpose 32-bit elements
+        if "TF32x3" in dtype:
+            products = 3 * products
+            if "input_grad" in title:
+                products, matrices = INPUT_GRAD_TF32X3[int(channels), 0]
         assert (k.instructions["HMMA"], k.instructions["LDSM"]) == (products, matrices), (k.symbol, k.architecture)
 
 

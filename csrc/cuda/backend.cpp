@@ -46,7 +46,8 @@ struct CudaMemory {
     explicit Device(int index)
         : multiprocessors(attribute(index, cudaDevAttrMultiProcessorCount)),
           shared_memory_limit(attribute(index, cudaDevAttrMaxSharedMemoryPerBlockOptin)),
-          capability(attribute(index, cudaDevAttrComputeCapabilityMajor)) {}
+          capability(10 * attribute(index, cudaDevAttrComputeCapabilityMajor) +
+                     attribute(index, cudaDevAttrComputeCapabilityMinor)) {}
 
     static int attribute(int index, cudaDeviceAttr which) {
       int value = 0;
@@ -63,13 +64,14 @@ struct CudaMemory {
     return known == devices.end() ? devices.emplace(index, index).first->second : known->second;
   }
   static int multiprocessors(const Tensor& x) { return device(x).multiprocessors; }
+  static int compute_capability(const Tensor& x) { return device(x).capability; }
   static int shared_memory_limit(const Tensor& x) { return device(x).shared_memory_limit; }
 
   // ALEXNET_CUDA_WGMMA=0 lets a benchmark compare the two kernels of the first block.
   static bool uses_wgmma([[maybe_unused]] const Tensor& x) {
 #ifdef ALEXNET_CUDA_WGMMA
     const char* wanted = std::getenv("ALEXNET_CUDA_WGMMA");
-    return !(wanted && std::string_view(wanted) == "0") && device(x).capability == 9;
+    return !(wanted && std::string_view(wanted) == "0") && device(x).capability == 90;
 #else
     return false;
 #endif

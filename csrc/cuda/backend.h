@@ -53,11 +53,12 @@ struct CudaBackend : Memory {
     return has_kernel ? std::optional(of_x) : std::nullopt;
   }
   static bool conv2d(const char* op, ConvArguments args, const Tensor& like) {
-    const DType dtype = args.images.dtype = product_dtype(args.images.dtype);
+    const DType dtype = args.images.dtype = product_dtype(args.images.dtype, like);
     return launch(op, launch_conv2d, args, like, conv2d_workspace(dtype, args.conv));
   }
   static bool conv2d_weight_grad(const char* op, ConvArguments args, const Tensor& like) {
-    args.images.dtype = product_dtype(args.images.dtype);
+    const DType dtype = product_dtype(args.images.dtype, like);
+    args.images.dtype = dtype == DType::kTF32x3 ? DType::kFloat : dtype;
     std::optional<Tensor> unused;  // the kernel always writes a bias gradient
     if (!args.grad_bias) {
       unused = Memory::allocate(like, {args.conv.filters}, MemoryFormat::Contiguous);
@@ -66,7 +67,7 @@ struct CudaBackend : Memory {
     return launch(op, launch_conv2d_weight_grad, args, like, conv2d_weight_grad_workspace(args));
   }
   static bool conv2d_input_grad(const char* op, ConvArguments args, const Tensor& like) {
-    const DType dtype = args.images.dtype = product_dtype(args.images.dtype);
+    const DType dtype = args.images.dtype = product_dtype(args.images.dtype, like);
     return launch(op, launch_conv2d_input_grad, args, like, conv2d_input_grad_workspace(dtype, args.conv));
   }
 
@@ -90,11 +91,12 @@ struct CudaBackend : Memory {
   }
 
   // A convolution rounds float32 products to TF32 wherever torch's own does.
-  static DType product_dtype(DType dtype) {
+  static DType product_dtype(DType dtype, const Tensor& like) {
     if (dtype != DType::kFloat) return dtype;
     StableIValue allowed;
     TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("alexnet_cuda::_allows_tf32", "", &allowed, TORCH_ABI_VERSION));
-    return torch::stable::detail::to<bool>(allowed) ? DType::kTF32 : dtype;
+    if (torch::stable::detail::to<bool>(allowed)) return DType::kTF32;
+    return has_fast_tf32(Memory::compute_capability(like)) ? DType::kTF32x3 : dtype;
   }
 
   template <class Launcher, class Arguments>

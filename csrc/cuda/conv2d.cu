@@ -1,5 +1,6 @@
 // AlexNet's first convolution (11x11, stride 4, 1, 3 or 4 channels) in float32, and its two gradients. float16,
-// bfloat16 and TF32 run on tensor cores: conv2d_mma.cu, conv2d_weight_grad_mma.cu and conv2d_input_grad_mma.cu.
+// bfloat16 and TF32 run on tensor cores: conv2d_mma.cu, conv2d_weight_grad_mma.cu and conv2d_input_grad_mma.cu. So do
+// the forward and the input gradient of float32 on devices with fast TF32 (kernels.h).
 //
 // Forward and weight gradient are matrix products whose left operand, the unfolded image, is never
 // stored:

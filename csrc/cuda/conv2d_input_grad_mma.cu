@@ -1,4 +1,5 @@
-// The input gradient of AlexNet's first convolution on tensor cores: float16, bfloat16 and TF32.
+// The input gradient of AlexNet's first convolution on tensor cores: float16, bfloat16, TF32, and float32 by
+// TF32x3.
 //
 //   dx[s2d block, channel] = sum over shifts and filters of  dy[s2d block - shift, filter]  w[filter, channel at shift]
 //
@@ -10,6 +11,7 @@
 // strips and numbered as outputs are in conv2d_mma.cu, and weights come from global memory as there.
 //
 // Numerics: products of T, float sums. Products with channels that a shift does not need are kept out of the sums.
+// TF32x3 (space_to_depth.h) keeps nothing out: where the result is not finite, it is made again by float products.
 #include "space_to_depth.h"
 
 namespace alexnet_cuda {
@@ -34,13 +36,19 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
   for (int e = 0; e < kPerWord; ++e)
     v[e] = tap >= 0 && first + e < filters ? weight[(first + e) * channels * kKernelArea + tap] : E{0};
-  packed[i] = operand_word(v);
+  store_weight(packed, i, v);
 }
 
-// Whether a shift needs some of 8 channels (needed_channels). Only shifts of 2 leave some out.
-constexpr bool is_partial(int mask) {
-  return mask != 0 && mask != 0xff;
-}
+// Which channels of a group of 8 a shift needs (needed_channels): all, none, or (at the bottom and right of a filter, a
+// shift of 2) some.
+template <int kChannels, int kGroup>
+struct Needed {
+  static constexpr int kBottom = needed_channels(kChannels, kGroup, 2, 0);
+  static constexpr int kRight = needed_channels(kChannels, kGroup, 0, 2);
+  static constexpr bool kIsPartial = kBottom % 0xff != 0 || kRight % 0xff != 0;
+
+  GPU_DEVICE static int at(int shift) { return (shift / 3 == 2 ? kBottom : 0xff) & (shift % 3 == 2 ? kRight : 0xff); }
+};
 
 // Moves filter groups of the gradient to shared memory, as [filter group][output][16 bytes], from output `first` of a
 // strip on: it is in the row two above the first s2d blocks, the columns start two to their left; 0 outside.
@@ -59,11 +67,35 @@ GPU_DEVICE void stage_gradient(gpu::shared<uint32_t> to, const Storage<T>* image
   }
 }
 
+// dx of one channel of a pixel by float products, in the order of conv2d.cu.
+template <int kChannels>
+GPU_DEVICE float float_input_grad(const TF32x3* grad, const TF32x3* weight, const StripGeometry& g, int y, int x,
+                                  int c) {
+  const int filter_step = g.channels_last ? 1 : g.out_height * g.out_width;
+  const int pixel_step = g.channels_last ? g.filters : 1;
+  y += g.padding, x += g.padding;
+  float sum = 0;
+#pragma unroll 1
+  for (int oy = max(0, (y - kKernel + kStride) / kStride); oy <= min(y / kStride, g.out_height - 1); ++oy)
+#pragma unroll 1
+    for (int ox = max(0, (x - kKernel + kStride) / kStride); ox <= min(x / kStride, g.out_width - 1); ++ox) {
+      const TF32x3* w = weight + (c * kKernelArea + (y - oy * kStride) * kKernel + x - ox * kStride);
+      const TF32x3* from = grad + (oy * g.out_width + ox) * pixel_step;
+#pragma unroll 1
+      for (int filter = 0; filter < g.filters; ++filter)
+        sum = fmaf(from[filter * filter_step].value, w[filter * (kChannels * kKernelArea)].value, sum);
+    }
+  return sum;
+}
+
+// Two thread blocks share an SM's registers where ptxas spills nothing.
 template <class T, int kChannels>
-__global__ void __launch_bounds__(kThreads, kChannels == 4 ? 1 : 2)
+__global__ void __launch_bounds__(kThreads, kChannels == 4 || (kChannels == 3 && kIsTF32x3<T>) ? 1 : 2)
     input_grad_mma_kernel(const Storage<T>* __restrict__ grad, const gpu::Vec4<uint32_t>* __restrict__ packed,
-                          T* __restrict__ dx, int64_t first_image, int rows, StripGeometry g) {
+                          T* __restrict__ dx, int64_t first_image, int rows, StripGeometry g,
+                          const Storage<T>* __restrict__ weight) {
   constexpr int kColumns = 2 * kChannels;  // of 8 channels of an s2d block: the columns of a product
+  constexpr int kLoads = kColumns * (kIsTF32x3<T> ? 2 : 1);
   const gpu::shared<uint32_t> shared = gpu::dynamic_shared<uint32_t>();
   const int pitch = g.pitch(), warp = threadIdx.x / 32, lane = threadIdx.x % 32, quad_lane = lane % 4;
   // Thread blocks run over s2d blocks of a strip, strips and images.
@@ -82,59 +114,79 @@ __global__ void __launch_bounds__(kThreads, kChannels == 4 ? 1 : 2)
                       groups);
     __syncthreads();
     if (!active) continue;
-    // Four filter groups at one shift per iteration, two k steps: fragments a of 32 s2d blocks from shared memory
-    // (lanes 16-31 address the second group of a k step), b of all channels from global memory; sums stay in registers.
+    // Four filter groups at one shift per iteration, two k steps (TF32x3: two groups, one k step): fragments a of 32
+    // s2d blocks from shared memory (lanes 16-31 address the second group of a k step), b of all channels from global
+    // memory; sums stay in registers.
 #pragma unroll 1
-    for (int group = 0; group < groups; group += 4) {
+    for (int group = 0; group < groups; group += kIsTF32x3<T> ? 2 : 4) {
+      if constexpr (kIsTF32x3<T>)
+        weights = packed + (((first_group + group) / 4 * kShifts * kLoads + group / 2 % 2) * 32 + lane);
       const gpu::shared<uint16_t> outputs = gpu::shared_cast<uint16_t>(shared) +
                                             ((group + lane / 16) * kGroupStride + (warp * kWarpPixels + lane % 16) * 8);
 #pragma unroll 1
       for (int shift = 0; shift < kShifts; ++shift) {
         // Shift (by, bx) reads the gradient `by` rows up and `bx` columns to the left; staging starts at (-2, -2).
         const int offset = (2 - shift / 3) * pitch + 2 - shift % 3;
-        uint32_t a[2][2][4];
+        if constexpr (kIsTF32x3<T>) {
+          uint32_t a[2][4], a_low[2][4];
 #pragma unroll
-        for (int k = 0; k < 2; ++k)
+          for (int i = 0; i < 2; ++i) {
+            gpu::ldmatrix_x4(a[i], outputs + (offset + i * 16) * 8);
 #pragma unroll
-          for (int i = 0; i < 2; ++i)
-            gpu::ldmatrix_x4(a[k][i], outputs + (2 * k * kGroupStride + (offset + i * 16) * 8));
-        gpu::Vec4<uint32_t> b[kColumns];
-#pragma unroll
-        for (int p = 0; p < kColumns; ++p) b[p] = weights[p * 32];
-        unroll<kColumns>([&](auto p) {
-          // Which of these 8 channels need this shift: all, none, or (at the bottom and right of a filter) some.
-          constexpr int kBottom = needed_channels(kChannels, decltype(p)::value, 2, 0);
-          constexpr int kRight = needed_channels(kChannels, decltype(p)::value, 0, 2);
-          const int needed = (shift / 3 == 2 ? kBottom : 0xff) & (shift % 3 == 2 ? kRight : 0xff);
-          const uint32_t halves[2][2] = {{b[p].v[0], b[p].v[1]}, {b[p].v[2], b[p].v[3]}};
-          if (!needed) return;
-          if (!(is_partial(kBottom) || is_partial(kRight)) || needed == 0xff) {
-#pragma unroll
-            for (int i = 0; i < 4; ++i) mma<T>(sums[i % 2][p], a[i / 2][i % 2], halves[i / 2]);
-          } else {
-            // Separate sums, of which only the needed channels are added: the other weights are 0, but 0 * NaN is NaN.
-            float part[2][4] = {};
-#pragma unroll
-            for (int i = 0; i < 4; ++i) mma<T>(part[i % 2], a[i / 2][i % 2], halves[i / 2]);
-#pragma unroll
-            for (int i = 0; i < 8; ++i)
-              if (needed >> (2 * quad_lane + i % 2) & 1) sums[i / 4][p][i % 4] += part[i / 4][i % 4];
+            for (int k = 0; k < 4; ++k) split(a[i][k], a[i][k], a_low[i][k]);
           }
-        });
-        weights += kColumns * 32;
+          unroll<kColumns>([&](auto p) {
+            if (!Needed<kChannels, decltype(p)::value>::at(shift)) return;
+            const gpu::Vec4<uint32_t> b = weights[2 * p * 32];
+            const uint32_t high[2] = {b.v[0], b.v[1]}, low[2] = {b.v[2], b.v[3]};
+#pragma unroll
+            for (int i = 0; i < 2; ++i) mma_tf32x3(sums[i][p], a[i], a_low[i], high, low);
+          });
+        } else {
+          uint32_t a[2][2][4];
+#pragma unroll
+          for (int k = 0; k < 2; ++k)
+#pragma unroll
+            for (int i = 0; i < 2; ++i)
+              gpu::ldmatrix_x4(a[k][i], outputs + (2 * k * kGroupStride + (offset + i * 16) * 8));
+          gpu::Vec4<uint32_t> b[kColumns];
+#pragma unroll
+          for (int p = 0; p < kColumns; ++p) b[p] = weights[p * 32];
+          unroll<kColumns>([&](auto p) {
+            using Group = Needed<kChannels, decltype(p)::value>;
+            const int needed = Group::at(shift);
+            const uint32_t halves[2][2] = {{b[p].v[0], b[p].v[1]}, {b[p].v[2], b[p].v[3]}};
+            if (!needed) return;
+            if (!Group::kIsPartial || needed == 0xff) {
+#pragma unroll
+              for (int i = 0; i < 4; ++i) mma<T>(sums[i % 2][p], a[i / 2][i % 2], halves[i / 2]);
+            } else {
+              // Separate sums, of which only the needed channels are added: the other weights are 0, but 0 * NaN is
+              // NaN.
+              float part[2][4] = {};
+#pragma unroll
+              for (int i = 0; i < 4; ++i) mma<T>(part[i % 2], a[i / 2][i % 2], halves[i / 2]);
+#pragma unroll
+              for (int i = 0; i < 8; ++i)
+                if (needed >> (2 * quad_lane + i % 2) & 1) sums[i / 4][p][i % 4] += part[i / 4][i % 4];
+            }
+          });
+        }
+        weights += kLoads * 32;
       }
     }
   }
   if (!active) return;
 
   // Registers to dx: each channel of an s2d block to its pixel, unless that is in the padding.
-  int corner_y[4], corner_x[4];  // of the lane's s2d blocks
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
+  const auto corner = [&](int i, int& y, int& x) {  // of the lane's s2d block i
     const int block = warp_block + 8 * i + lane / 4, column = block % pitch;
-    corner_y[i] = 4 * (block / pitch) - g.padding;
-    corner_x[i] = column < g.strip_width ? 4 * (strip * g.strip_width + column) - g.padding : g.width;
-  }
+    y = 4 * (block / pitch) - g.padding;
+    x = column < g.strip_width ? 4 * (strip * g.strip_width + column) - g.padding : g.width;
+  };
+  int corner_y[4], corner_x[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) corner(i, corner_y[i], corner_x[i]);
   T* out = dx + image * kChannels * g.height * g.width;
 #pragma unroll
   for (int p = 0; p < kColumns; ++p)
@@ -150,15 +202,42 @@ __global__ void __launch_bounds__(kThreads, kChannels == 4 ? 1 : 2)
               gpu::from_float<T>(sums[i / 2][p][i % 2 * 2 + e]);
       }
     }
+  if constexpr (kIsTF32x3<T>) {
+    // The low part of an infinity is NaN, and 0 * NaN: results that are not finite are made again by float products.
+    float not_finite = 0;  // NaN if a sum is infinite or NaN
+#pragma unroll
+    for (int i = 0; i < 8 * kColumns; ++i) not_finite = fmaf(sums[i % 2][i / 8][i / 2 % 4], 0.f, not_finite);
+    if (not_finite == 0) return;
+    const T* dy = grad + image * g.filters * g.out_height * g.out_width;
+#pragma unroll 1
+    for (int n = 0; n < 8 * kColumns; ++n) {
+      const S2dChannel at = s2d_channel(kChannels, n / 8 * 8 + 2 * quad_lane + n / 4 % 2);
+      int y, x;
+      corner(n % 4, y, x);
+      y += at.y, x += at.x;
+      if (static_cast<unsigned>(y) >= static_cast<unsigned>(g.height) ||
+          static_cast<unsigned>(x) >= static_cast<unsigned>(g.width))
+        continue;
+      const int pixel = y * g.width + x;
+      T& to = out[g.channels_last ? pixel * kChannels + at.c : at.c * g.height * g.width + pixel];
+      if (to.value - to.value != 0) to.value = float_input_grad<kChannels>(dy, weight, g, y, x, at.c);
+    }
+  }
 }
 
 // ---- host ----------------------------------------------------------------------------------------------------------
+
+// Of T; TF32x3 has two for each.
+int packed_words(DType dtype, const Conv& conv) {
+  const bool is_16bit = dtype == DType::kHalf || dtype == DType::kBFloat16;
+  return divide_up(conv.filters, is_16bit ? 32 : 16) * kShifts * 2 * conv.channels * 128;
+}
 
 template <class T, int kChannels>
 gpu::error_t launch_channels(const ConvArguments& args, gpu::stream_t stream) {
   const Conv& conv = args.conv;
   void* packed = args.workspace;
-  const int words = static_cast<int>(conv2d_input_grad_workspace(args.images.dtype, conv));
+  const int words = packed_words(args.images.dtype, conv);
   const gpu::error_t error = gpu::launch(pack_kernel<Storage<T>>, dim3(divide_up(words, kThreads)), kThreads, 0, stream,
                                          args.weight, packed, words, conv.filters, kChannels);
   if (error != gpu::kSuccess) return error;
@@ -171,19 +250,18 @@ gpu::error_t launch_channels(const ConvArguments& args, gpu::stream_t stream) {
   static_assert(kBytes <= kMinSharedMemory);
   return for_each_batch(args.images.count, int64_t{g.strips} * g.blocks, [&](int64_t first, int64_t count) {
     return gpu::launch(input_grad_mma_kernel<T, kChannels>, dim3(count * g.strips * g.blocks), kThreads, kBytes, stream,
-                       args.grad, packed, args.out, first, rows, g);
+                       args.grad, packed, args.out, first, rows, g, args.weight);
   });
 }
 
 }  // namespace
 
 int64_t conv2d_input_grad_workspace(DType dtype, const Conv& conv) {
-  if (!uses_tensor_cores(dtype)) return 0;
-  return int64_t{divide_up(conv.filters, dtype == DType::kTF32 ? 16 : 32)} * kShifts * 2 * conv.channels * 128;
+  return uses_tensor_cores(dtype) ? int64_t{packed_words(dtype, conv)} * (dtype == DType::kTF32x3 ? 2 : 1) : 0;
 }
 
 gpu::error_t launch_conv2d_input_grad_mma(const ConvArguments& args, gpu::stream_t stream) {
-  return dispatch_dtype(args.images.dtype, [&](auto type) {
+  return dispatch_product(args.images.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     return dispatch_channels(
         args.conv, [&](auto channels) { return launch_channels<T, decltype(channels)::value>(args, stream); });

@@ -1,4 +1,5 @@
-// AlexNet's first convolution (11x11, stride 4, 1, 3 or 4 channels) on tensor cores: float16, bfloat16 and TF32.
+// AlexNet's first convolution (11x11, stride 4, 1, 3 or 4 channels) on tensor cores: float16, bfloat16, TF32, and
+// float32 by TF32x3.
 //
 // An implicit GEMM by space to depth: k_schedule.h says how it becomes a matrix product, space_to_depth.h how the image
 // lies in shared memory and how output pixels are numbered in strips. A thread block of 8 warps makes 256 output pixels
@@ -9,6 +10,10 @@
 // ten kilobytes, which L1 keeps (TF32's 140 come from L2).
 //
 // Numerics: products of T, float sums; channels that meet no weight are masked, so that NaN in them has no effect.
+// TF32x3 (space_to_depth.h) masks nothing: outputs that are not finite are made again by float products.
+//
+// Count: a k step of TF32x3, 32 pixels x 96 filters x 8 k, takes a warp 223 instructions on sm_90 (72 HMMA, 104 FADD,
+// 12 loads of weights). In conv2d.cu as many products take 909 (768 FFMA).
 #include "space_to_depth.h"
 
 namespace alexnet_cuda {
@@ -38,25 +43,47 @@ __global__ void __launch_bounds__(kThreads) pack_kernel(const E* weight, uint32_
     const int tap = taps.tap[slice * kGroupSize<E> + lane % 4 * kPerWord + e];
     v[e] = tap >= 0 && filter < filters ? weight[filter * length + tap] : E{0};
   }
-  packed[i] = operand_word(v);
+  store_weight(packed, i, v);
 }
 
 // ---- the product ---------------------------------------------------------------------------------------------------
 
-// Thread blocks that share an SM's registers. From sm_100 on ptxas would spill two words of TF32 if there were two.
+// One output of an image by float products, added to `sum` in the order of conv2d.cu.
+template <int kChannels>
+GPU_DEVICE float float_output(const TF32x3* image, const TF32x3* weight, const StripGeometry& g, int output,
+                              float sum) {
+  const int pixel_step = g.channels_last ? kChannels : 1, channel_step = g.channels_last ? 1 : g.height * g.width;
+  const int y0 = output / g.out_width * kStride - g.padding, x0 = output % g.out_width * kStride - g.padding;
+  int tap = 0;
+#pragma unroll 1
+  for (int c = 0; c < kChannels; ++c)
+#pragma unroll 1
+    for (int y = y0; y < y0 + kKernel; ++y)
+#pragma unroll 1
+      for (int x = x0; x < x0 + kKernel; ++x) {
+        const bool inside = static_cast<unsigned>(y) < static_cast<unsigned>(g.height) &&
+                            static_cast<unsigned>(x) < static_cast<unsigned>(g.width);
+        const float v = inside ? image[(y * g.width + x) * pixel_step + c * channel_step].value : 0.f;
+        sum = fmaf(v, weight[tap++].value, sum);
+      }
+  return sum;
+}
+
+// Thread blocks that share an SM's registers. If there were two, ptxas would spill a few words of TF32x3, and from
+// sm_100 on two of TF32.
 template <class T, int kTile>
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
-constexpr int kMmaMinBlocks = sizeof(T) == 4 && kTile == 96 ? 1 : 2;
+constexpr int kMmaMinBlocks = kIsTF32x3<T> || (sizeof(T) == 4 && kTile == 96) ? 1 : 2;
 #else
-constexpr int kMmaMinBlocks = 2;
+constexpr int kMmaMinBlocks = kIsTF32x3<T> ? 1 : 2;
 #endif
 
 template <class T, int kChannels, int kTile>
 __global__ void __launch_bounds__(kThreads, kMmaMinBlocks<T, kTile>)
     mma_kernel(const Storage<T>* __restrict__ x, const gpu::Vec4<uint32_t>* __restrict__ packed,
                const T* __restrict__ bias, T* __restrict__ y, int64_t first_image, StripGeometry g, SliceTable table,
-               bool relu) {
-  constexpr int kSteps = kSchedule<kChannels, kGroupSize<T>>.steps, kPairs = kTile / 16;
+               bool relu, const Storage<T>* __restrict__ weight) {
+  constexpr int kSteps = kSchedule<kChannels, kGroupSize<T>>.steps, kLoads = kTile / (kIsTF32x3<T> ? 8 : 16);
   const gpu::shared<uint32_t> shared = gpu::dynamic_shared<uint32_t>();
   const int pitch = g.pitch(), warp = threadIdx.x / 32, lane = threadIdx.x % 32, quad_lane = lane % 4;
   // Thread blocks run over pixels of a strip, strips and images in x, over filter tiles in y.
@@ -75,35 +102,49 @@ __global__ void __launch_bounds__(kThreads, kMmaMinBlocks<T, kTile>)
 
   // One k step per iteration: fragments a of 32 pixels from shared memory (lanes 16-31 address the second K slice), b
   // of 16 filters at a time from global memory; sums stay in registers.
-  float sums[2][2 * kPairs][4] = {};
+  float sums[2][kTile / 8][4] = {};
   if (active) {
     // Rows of ldmatrix: lane l addresses pixel l % 16 of the warp, 16 bytes of its s2d block.
     const gpu::shared<uint16_t> blocks = gpu::shared_cast<uint16_t>(shared) + (warp * kWarpPixels + lane % 16) * 8;
-    const gpu::Vec4<uint32_t>* weights = packed + blockIdx.y * (kSteps * kPairs * 32) + lane;
+    const gpu::Vec4<uint32_t>* weights = packed + blockIdx.y * (kSteps * kLoads * 32) + lane;
 #pragma unroll 1
     for (int step = 0; step < kSteps; ++step) {
       const auto &low = table.slice[2 * step], &high = table.slice[2 * step + 1];
-      uint32_t a[2][4];
+      uint32_t a[2][4], a_low[2][4];
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         gpu::ldmatrix_x4(a[i], blocks + (table.slice[2 * step + lane / 16].offset + i * 16 * 8));
-        mask_fragment<T>(low.mask, a[i][0], a[i][1]);
-        mask_fragment<T>(high.mask, a[i][2], a[i][3]);
+        if constexpr (kIsTF32x3<T>) {
+#pragma unroll
+          for (int k = 0; k < 4; ++k) split(a[i][k], a[i][k], a_low[i][k]);
+        } else {
+          mask_fragment<T>(low.mask, a[i][0], a[i][1]);
+          mask_fragment<T>(high.mask, a[i][2], a[i][3]);
+        }
       }
 #pragma unroll
-      for (int pair = 0; pair < kPairs; ++pair) {
-        const gpu::Vec4<uint32_t> b = weights[pair * 32];
+      for (int load = 0; load < kLoads; ++load) {
+        const gpu::Vec4<uint32_t> b = weights[load * 32];
         const uint32_t even[2] = {b.v[0], b.v[1]}, odd[2] = {b.v[2], b.v[3]};
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
-          mma<T>(sums[i][2 * pair], a[i], even);
-          mma<T>(sums[i][2 * pair + 1], a[i], odd);
+          if constexpr (kIsTF32x3<T>) {
+            mma_tf32x3(sums[i][load], a[i], a_low[i], even, odd);
+          } else {
+            mma<T>(sums[i][2 * load], a[i], even);
+            mma<T>(sums[i][2 * load + 1], a[i], odd);
+          }
         }
       }
-      weights += kPairs * 32;
+      weights += kLoads * 32;
     }
   }
 
+  float not_finite = 0;  // NaN if a sum of TF32x3 is infinite or NaN
+  if constexpr (kIsTF32x3<T>) {
+#pragma unroll
+    for (int i = 0; i < kTile; ++i) not_finite = fmaf(sums[i % 2][i / 8][i / 2 % 4], 0.f, not_finite);
+  }
   const float floor = relu ? 0.f : -INFINITY;  // a branch on `relu` would spill two registers on sm_120
   const int plane = g.out_height * g.out_width;
   T* out = y + image * g.filters * plane;
@@ -172,10 +213,27 @@ __global__ void __launch_bounds__(kThreads, kMmaMinBlocks<T, kTile>)
       }
     }
   }
+  if constexpr (kIsTF32x3<T>) {
+    // The low part of an infinity is NaN, and 0 * NaN: outputs that are not finite are made again by float products.
+    __syncwarp();  // other lanes may have stored them
+    if (not_finite == 0) return;
+#pragma unroll 1
+    for (int n = 0; n < kTile; ++n) {  // the lane's sums: 4 pixels, runs of 8 filters
+      const int output = g.output_index(strip, warp_pixel + n % 4 * 8 + lane / 4);
+      const int filter = first_filter + n / 32 * 32 + n / 4 % 8;
+      if (output < 0 || filter >= g.filters) continue;
+      T& to = out[g.channels_last ? output * g.filters + filter : filter * plane + output];
+      if (to.value - to.value == 0) continue;
+      const T* filter_weight = weight + filter * (kChannels * kKernelArea);
+      const float sum = float_output<kChannels>(in, filter_weight, g, output, bias ? bias[filter].value : 0.f);
+      to.value = gpu::max_nan(sum, floor);
+    }
+  }
 }
 
 // ---- host ----------------------------------------------------------------------------------------------------------
 
+// Of T; TF32x3 has two for each.
 int packed_words(DType dtype, const Conv& conv) {
   return divide_up(conv.filters, filter_tile(conv)) * filter_tile(conv) * k_steps(dtype, conv) * 8;
 }
@@ -193,14 +251,14 @@ gpu::error_t launch_tile(const ConvArguments& args, gpu::stream_t stream) {
     return gpu::launch(mma_kernel<T, kChannels, kTile>,
                        dim3(count * g.strips * g.blocks, divide_up(args.conv.filters, kTile)), kThreads, kBytes, stream,
                        args.x, packed, args.bias, args.out, first, g,
-                       slice_table<kChannels, kGroupSize<T>>(g.strip_width + 2), args.relu);
+                       slice_table<kChannels, kGroupSize<T>>(g.strip_width + 2), args.relu, args.weight);
   });
 }
 
 }  // namespace
 
 int64_t conv2d_workspace(DType dtype, const Conv& conv) {
-  return uses_tensor_cores(dtype) ? packed_words(dtype, conv) : 0;
+  return uses_tensor_cores(dtype) ? packed_words(dtype, conv) * (dtype == DType::kTF32x3 ? 2 : 1) : 0;
 }
 
 gpu::error_t pack_conv2d_weight(DType dtype, const void* weight, const Conv& conv, float* packed,
@@ -213,11 +271,11 @@ gpu::error_t pack_conv2d_weight(DType dtype, const void* weight, const Conv& con
         words, conv.filters, filter_tile(conv), k_steps(dtype, conv), conv.channels * kKernelArea,
         dispatch_channels(conv, [](auto channels) { return tap_table<decltype(channels)::value, kGroupSize<E>>(); }));
   };
-  return dtype == DType::kTF32 ? run(float{}) : run(uint16_t{});
+  return dispatch_product(dtype, [&](auto type) { return run(Storage<typename decltype(type)::type>{}); });
 }
 
 gpu::error_t launch_conv2d_mma(const ConvArguments& args, gpu::stream_t stream) {
-  return dispatch_dtype(args.images.dtype, [&](auto type) {
+  return dispatch_product(args.images.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     return dispatch_channels(args.conv, [&](auto channels) {
       constexpr int kChannels = decltype(channels)::value;

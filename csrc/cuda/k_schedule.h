@@ -138,11 +138,12 @@ auto dispatch_channels(const Conv& conv, Body body) {
                               : body(std::integral_constant<int, 4>{});
 }
 
-// k steps of the convolution for a dtype: 16-bit elements or TF32.
+// k steps of the convolution for a dtype: 16-bit elements, or TF32 and TF32x3.
 inline int k_steps(DType dtype, const Conv& conv) {
   return dispatch_channels(conv, [&](auto channels) {
     constexpr int kChannels = decltype(channels)::value;
-    return dtype == DType::kTF32 ? kSchedule<kChannels, 4>.steps : kSchedule<kChannels, 8>.steps;
+    return dtype == DType::kTF32 || dtype == DType::kTF32x3 ? kSchedule<kChannels, 4>.steps
+                                                            : kSchedule<kChannels, 8>.steps;
   });
 }
 

@@ -31,6 +31,12 @@ inline bool is_conv11x11s4(const Conv& conv) {
          (conv.channels == 1 || conv.channels == 3 || conv.channels == 4);
 }
 
+// Whether a float32 convolution and its input gradient run on tensor cores (TF32x3), by compute capability (10 major +
+// minor): where TF32 has at least 4 times the rate of float32. On 8.6, 8.9 and 12.x the two are equal.
+inline bool has_fast_tf32(int capability) {
+  return capability == 80 || capability == 90 || capability / 10 == 10;
+}
+
 // A grid has at most 65535 blocks in y, each with at least 32 filters.
 constexpr int64_t kMaxFilters = 65535 * 32;
 
@@ -44,7 +50,7 @@ int64_t conv2d_weight_grad_splits(const ConvArguments& args);  // of the sums ov
 gpu::error_t launch_conv2d_input_grad(const ConvArguments& args, gpu::stream_t stream);
 int64_t conv2d_input_grad_workspace(DType dtype, const Conv& conv);
 
-// The tensor core versions, which the launchers above choose for float16, bfloat16 and TF32.
+// The tensor core versions, which the launchers above choose for float16, bfloat16, TF32 and TF32x3.
 gpu::error_t launch_conv2d_mma(const ConvArguments& args, gpu::stream_t stream);
 gpu::error_t launch_conv2d_weight_grad_mma(const ConvArguments& args, gpu::stream_t stream);
 gpu::error_t launch_conv2d_input_grad_mma(const ConvArguments& args, gpu::stream_t stream);

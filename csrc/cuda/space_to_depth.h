@@ -11,9 +11,21 @@
 
 namespace alexnet_cuda {
 
-// How an element T lies in memory for tensor cores (TF32 is stored as float), and how many make a channel group.
+// A float of which tensor cores make products as exact as a float's (3xTF32): with a = high + low, both TF32, a b is
+// high high + high low + low high; low low is less than a float's rounding. Of numbers below 1e-35 low is incomplete.
+struct TF32x3 {
+  float value;
+
+  TF32x3() = default;
+  GPU_DEVICE explicit TF32x3(float v) : value(v) {}
+  GPU_DEVICE explicit operator float() const { return value; }
+};
 template <class T>
-using Storage = std::conditional_t<sizeof(T) == 4, float, uint16_t>;
+constexpr bool kIsTF32x3 = std::is_same_v<T, TF32x3>;
+
+// How an element T lies in memory for tensor cores (float is TF32), and how many make a channel group.
+template <class T>
+using Storage = std::conditional_t<sizeof(T) == 4, T, uint16_t>;
 template <class T>
 constexpr int kGroupSize = 16 / sizeof(T);
 template <class T, int kChannels>
@@ -28,12 +40,34 @@ template <int kPixels>
 constexpr int kGroupStrideFor = 8 * kStagedBlocks<kPixels>;  // 16-bit words from one channel group to the next
 constexpr int kGroupStride = kGroupStrideFor<kBlockPixels>;
 
-// One 32-bit operand word: two elements of 16 bits, or one rounded to TF32.
+// One 32-bit operand word: two elements of 16 bits, one rounded to TF32, or all bits of a float.
 GPU_DEVICE uint32_t operand_word(const uint16_t* v) {
   return v[0] | uint32_t{v[1]} << 16;
 }
 GPU_DEVICE uint32_t operand_word(const float* v) {
   return gpu::to_tf32(v[0]);
+}
+GPU_DEVICE uint32_t operand_word(const TF32x3* v) {
+  return __float_as_uint(v[0].value);
+}
+
+// Splits a float's bits into high, rounded to TF32, and low, of which tensor cores ignore the last bits. Where high is
+// infinite, low is infinite too, or NaN: no sum of such products is finite.
+GPU_DEVICE void split(uint32_t bits, uint32_t& high, uint32_t& low) {
+  high = (bits + 0x1000) & ~0x1fffu;
+  low = __float_as_uint(__uint_as_float(bits) - __uint_as_float(high));
+}
+
+// Writes word i of packed weights, whose order is [..][lane][4]: b[0] and b[1] of two products. TF32x3 has two words
+// for each, [..][2 products][lane][4]: high b[0] and b[1], then low ones.
+template <class E>
+GPU_DEVICE void store_weight(uint32_t* packed, int i, const E* v) {
+  if constexpr (kIsTF32x3<E>) {
+    uint32_t* to = packed + (i / 128 * 256 + i % 4 / 2 * 128 + i / 4 % 32 * 4 + i % 2);
+    split(operand_word(v), to[0], to[2]);
+  } else {
+    packed[i] = operand_word(v);
+  }
 }
 
 // The product of one k step.
@@ -43,6 +77,18 @@ GPU_DEVICE void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2
     gpu::mma_m16n8k8_tf32(d, a, b);
   else
     gpu::mma_m16n8k16<T>(d, a, b);
+}
+
+// d += the product of one k step of TF32x3. Tensor cores truncate their sums, a bias that would grow with every step:
+// they add a step's products, the small ones first, and ordinary additions, which round, add the steps.
+GPU_DEVICE void mma_tf32x3(float (&d)[4], const uint32_t (&a_high)[4], const uint32_t (&a_low)[4],
+                           const uint32_t (&b_high)[2], const uint32_t (&b_low)[2]) {
+  float step[4] = {};
+  gpu::mma_m16n8k8_tf32(step, a_low, b_high);
+  gpu::mma_m16n8k8_tf32(step, a_high, b_low);
+  gpu::mma_m16n8k8_tf32(step, a_high, b_high);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) d[i] += step[i];
 }
 
 struct StripGeometry : ConvGeometry {
@@ -163,6 +209,12 @@ inline StripGeometry strip_geometry(bool channels_last, const Conv& conv, const 
   const int blocks = divide_up(conv.out_height * (strip_width + 2), pixels);
   const bool vectors = conv.filters % 8 == 0 && are_aligned(16, y);
   return {ConvGeometry(conv), strips, strip_width, blocks, channels_last, vectors};
+}
+
+// body(Type<T>) with the element type of a tensor core convolution.
+template <class Body>
+auto dispatch_product(DType dtype, Body body) {
+  return dtype == DType::kTF32x3 ? body(Type<TF32x3>{}) : dispatch_dtype(dtype, body);
 }
 
 inline bool uses_tensor_cores(DType dtype) {

@@ -15,7 +15,7 @@ namespace {
 
 // The emulated device; set from Python.
 int64_t offset_elements = 0;
-int multiprocessor_count = 132, compute_capability = 9;
+int multiprocessor_count = 132, capability = 90;
 
 struct GuardedMemory {
   struct Guard {
@@ -43,7 +43,8 @@ struct GuardedMemory {
   }
   static int multiprocessors(const Tensor&) { return multiprocessor_count; }
   static int shared_memory_limit(const Tensor&) { return 227 * 1024; }
-  static bool uses_wgmma(const Tensor&) { return compute_capability == 9; }
+  static int compute_capability(const Tensor&) { return capability; }
+  static bool uses_wgmma(const Tensor&) { return capability == 90; }
 };
 
 }  // namespace
@@ -93,7 +94,7 @@ PYBIND11_MODULE(_emulated, m) {
   // By how many elements inputs start behind an aligned address.
   m.def("set_offset", [](int64_t elements) { offset_elements = elements; });
   m.def("set_multiprocessors", [](int n) { multiprocessor_count = n; });
-  m.def("set_compute_capability", [](int major) { compute_capability = major; });
+  m.def("set_compute_capability", [](int value) { capability = value; });
   define_kernels(m, "test_kernel", test_kernels());
   define_kernels(m, "broken_kernel", broken_kernels());
 }

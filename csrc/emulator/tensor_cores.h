@@ -35,6 +35,12 @@ void ldmatrix_x4_trans(uint32_t (&r)[4], shared<T> row, const emulator::Location
   load_matrices(r, row.range, true, at);
 }
 
+// A tensor core's sum: without rounding until the end, then truncated.
+inline float truncated(double sum) {
+  const float nearest = static_cast<float>(sum);
+  return std::isinf(nearest) || std::abs(nearest) <= std::abs(sum) ? nearest : std::nextafter(nearest, 0.f);
+}
+
 // d (16x8) += a (16 x kDepth) * b (kDepth x 8). PlaceElements writes the elements that a lane holds into a and b.
 template <int kDepth, class PlaceElements>
 void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], PlaceElements, const emulator::Location& at) {
@@ -47,8 +53,11 @@ void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], PlaceEle
     float a[16][kDepth], b[kDepth][8];
     for (int l = 0; l < 32; ++l) PlaceElements{}(l / 4, l % 4, lane(l)->a, lane(l)->b, a, b);
     for (int l = 0; l < 32; ++l)
-      for (int i = 0; i < 4; ++i)
-        for (int k = 0; k < kDepth; ++k) lane(l)->d[i] += a[l / 4 + 8 * (i / 2)][k] * b[k][2 * (l % 4) + i % 2];
+      for (int i = 0; i < 4; ++i) {
+        double sum = lane(l)->d[i];
+        for (int k = 0; k < kDepth; ++k) sum += double{a[l / 4 + 8 * (i / 2)][k]} * b[k][2 * (l % 4) + i % 2];
+        lane(l)->d[i] = truncated(sum);
+      }
   });
 }
 
@@ -133,9 +142,9 @@ void wgmma_k16(float (&d)[kGroups][4], const uint32_t (&a)[4], uint64_t b,
             for (int k = 0; k < 16; ++k) b[row][k] = descriptor_element<T>(lanes[0].b, row, k);
           for (int t = 0; t < 128; ++t)
             for (int i = 0; i < 4 * kGroups; ++i) {
-              float sum = kAdd ? lanes[t].d[i] : 0.f;
-              for (int k = 0; k < 16; ++k) sum += a[row_of(t, i)][k] * b[i / 4 * 8 + 2 * (t % 4) + i % 2][k];
-              lanes[t].d[i] = sum;
+              double sum = kAdd ? lanes[t].d[i] : 0.f;
+              for (int k = 0; k < 16; ++k) sum += double{a[row_of(t, i)][k]} * b[i / 4 * 8 + 2 * (t % 4) + i % 2][k];
+              lanes[t].d[i] = truncated(sum);
             }
         });
       },
