@@ -12,6 +12,7 @@ BLOCK = [  # shape, filters, padding, ceil_mode, multiprocessors
     pytest.param((3, 3, 43, 59), 96, 0, False, 1, id="alexnet-more-images-than-processors"),
     pytest.param((1, 3, 48, 47), 64, 2, True, 9, id="bands-of-one-row"),
     pytest.param((2, 3, 67, 19), 64, 0, False, 5, id="bands-of-two-rows-and-an-unpooled-row"),
+    pytest.param((5, 3, 59, 19), 64, 0, False, 4, id="several-rounds-of-bands"),
     pytest.param((1, 3, 19, 231), 64, 0, True, 1, id="widest"),
     pytest.param((2, 1, 43, 47), 96, 2, False, 3, id="grey"),
     pytest.param((1, 1, 35, 60), 64, 0, True, 1, id="grey-64-filters"),

@@ -19,6 +19,8 @@
 // do not read ConvArguments::relu.
 #pragma once
 
+#include <limits>
+
 #include "lrn.h"
 #include "pool.h"
 #include "space_to_depth.h"
@@ -270,15 +272,23 @@ auto dispatch_layout(const Conv& conv, Body body) {
   });
 }
 
-// A few images are cut into as many bands as there are `workers`, which costs the rows that two bands share.
+// Cuts images into bands so that the slowest of `workers` makes the fewest steps. More bands balance better, but two
+// neighbours share rows, which both compute. A worker does at most 16 bands, unless it has more images.
 inline Bands bands_of(const BlockArguments& args, int workers, int step_rows) {
   const Conv& conv = args.conv.conv;
   const Pool& pool = args.tail.pool;
   const int pool_height = static_cast<int>(pool.out_height), images = static_cast<int>(args.conv.images.count);
-  const int rows = divide_up(pool_height, std::clamp(workers / images, 1, pool_height));
-  const int bands = divide_up(pool_height, rows);
-  const int steps = divide_up(2 * rows + conv.out_height - 2 * pool_height, step_rows);
-  return {ConvGeometry(conv), pool_height, static_cast<int>(pool.out_width), images * bands, bands, rows, steps};
+  Bands best = {ConvGeometry(conv), pool_height, static_cast<int>(pool.out_width), 0, 0, 0, 0};
+  int64_t fewest = std::numeric_limits<int64_t>::max();
+  for (int count = 1; count <= std::clamp(16 * workers / images, 1, pool_height); ++count) {
+    const int rows = divide_up(pool_height, count), bands = divide_up(pool_height, rows), jobs = images * bands;
+    const int steps = divide_up(2 * rows + conv.out_height - 2 * pool_height, step_rows);
+    const int64_t total = int64_t{divide_up(jobs, workers)} * steps;
+    if (total >= fewest) continue;
+    fewest = total;
+    best.jobs = jobs, best.bands = bands, best.rows = rows, best.steps = steps;
+  }
+  return best;
 }
 
 // Packs the weights, then launches kernel_of(Type<T>, Layout, channels_last, save).
