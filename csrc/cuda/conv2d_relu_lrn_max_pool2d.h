@@ -25,9 +25,10 @@
 
 namespace alexnet_cuda {
 
-// Shared memory, in 32-bit words: weights, s2d blocks, rows of maxima (and in which of three rows each maximum was),
-// the bias, and in NCHW rows of `a` on their way to memory. kStreams: there are two buffers for the weights of
-// kSliceSteps k steps and one of all else; otherwise all weights and two of all else.
+// Shared memory, in 32-bit words: weights, s2d blocks, the bias, rows of maxima (and in which of three rows each
+// maximum was), and in NCHW rows of `a` on their way to memory. kStreams: there are two buffers for the weights of
+// kSliceSteps k steps and one of all else, and while products are summed, s2d blocks of the next step lie where maxima
+// begin; otherwise all weights and two of all else.
 template <int kChannels_, int kTile_, bool kStreams_>
 struct Layout {
   static constexpr int kChannels = kChannels_, kTile = kTile_, kBuffers = kStreams_ ? 1 : 2;
@@ -37,16 +38,19 @@ struct Layout {
   static constexpr int kBufferWords = 2 * kChannels * kBandStride / 2;
   static constexpr int kColumn = kTile + 4;  // floats from one column's maxima to the next's: no bank conflicts
   static constexpr int kBlocksAt = (kStreams ? 2 * kSliceSteps : kSteps) * kStepWords;
-  static constexpr int kMaximaAt = kBlocksAt + kBuffers * kBufferWords;
+  static constexpr int kBiasAt = kBlocksAt + kBuffers * kBufferWords, kMaximaAt = kBiasAt + kTile;
   static constexpr int kMaximumRowsAt = kMaximaAt + kBuffers * kMaxColumns * kColumn;
-  static constexpr int kBiasAt = kMaximumRowsAt + kBuffers * kMaxColumns * kTile / 4, kSavedAt = kBiasAt + kTile;
+  static constexpr int kSavedAt = kMaximumRowsAt + kBuffers * kMaxColumns * kTile / 4;
   static constexpr int kSavedPitch = kMaxColumns + 2;  // pixels from one channel to the next: no bank conflicts
+  static constexpr int kWaitingWords = kStreams ? kGroups * kThreads * 4 : 0;
   template <bool kSavesNchw>
-  static constexpr int kBytes = 4 * kSavedAt + (kSavesNchw ? kBuffers * kTile * kSavedPitch * 2 : 0);
+  static constexpr int kBytes =
+      4 * std::max(kSavedAt + (kSavesNchw ? kBuffers * kTile * kSavedPitch / 2 : 0), kMaximaAt + kWaitingWords);
 
   static GPU_DEVICE gpu::shared<uint32_t> weights() { return gpu::dynamic_shared<uint32_t>(); }
   static GPU_DEVICE gpu::shared<uint32_t> slice(int i) { return weights() + i % 2 * kSliceSteps * kStepWords; }
   static GPU_DEVICE gpu::shared<uint32_t> blocks(int buffer) { return weights() + (kBlocksAt + buffer * kBufferWords); }
+  static GPU_DEVICE gpu::shared<uint32_t> waiting() { return weights() + kMaximaAt; }
   static GPU_DEVICE gpu::shared<float> maxima(int buffer) {
     return gpu::shared_cast<float>(weights() + kMaximaAt) + buffer * kMaxColumns * kColumn;
   }

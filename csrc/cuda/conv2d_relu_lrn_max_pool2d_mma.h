@@ -7,9 +7,10 @@
 // (pooled row 2 s - 1). The s2d blocks of a step are 6 rows.
 //
 //   resident weights: s2d blocks lie in two buffers, a step reads one and fills the other
-//   streamed weights: there is one buffer of s2d blocks; those of the next step wait in registers until the products
-//                     are done. Weights come anew at every step, from L2, a slice while the slice before is multiplied.
-//                     Pooled rows take turns with the one row of maxima.
+//   streamed weights: there is one buffer of s2d blocks; those of the next step wait in the place of the maxima until
+//   the
+//                     products are done. Weights come anew at every step, from L2, a slice while the slice before is
+//                     multiplied. Pooled rows take turns with the one row of maxima.
 #pragma once
 
 #include "conv2d_relu_lrn_max_pool2d.h"
@@ -91,34 +92,31 @@ __global__ void __launch_bounds__(kThreads, 1)
     const Bands::Band band = b.band(job);
     for (int step = 0; step < b.steps; ++step) {
       // The first two of the next step's six rows of s2d blocks are this step's last two: they are copied within
-      // shared memory, unless another band begins; then they are loaded, where that can overlap with products by the
-      // warp without pixels.
+      // shared memory, unless another band begins; then they are loaded, by the warp without pixels if that overlaps
+      // with products.
       const bool last_step = step + 1 == b.steps;
       const int next_job = last_step ? job + gridDim.x : job, next_row = last_step ? 2 : step * kStepRows + kBlockRows;
       const gpu::shared<uint32_t> blocks = L::blocks(buffer);
       const gpu::shared<uint32_t> next = L::blocks(L::kStreams ? 0 : buffer ^ 1);
-      const auto begin_rows = [&](unsigned thread) {
-        if (last_step) {
-          if constexpr (L::kStreams)
-            stage_rows(next, next_job, 2, threadIdx.x, kThreads);
-          else if (warp == kMaxColumns / 8)
-            stage_rows(next, next_job, 2, lane, 32);
-        } else if (thread < 2 * kRowBlocks) {
+      const auto copy_rows = [&](unsigned thread) {
+        if (last_step || thread >= 2 * kRowBlocks) return;
 #pragma unroll
-          for (int p = 0; p < kGroups; ++p) {
-            const int at = p * (kBandStride / 2) + thread * 4;
-            gpu::store4(next + at, gpu::load4(blocks + (at + kStepRows * kRowBlocks * 4)));
-          }
+        for (int p = 0; p < kGroups; ++p) {
+          const int at = p * (kBandStride / 2) + thread * 4;
+          gpu::store4(next + at, gpu::load4(blocks + (at + kStepRows * kRowBlocks * 4)));
         }
       };
-      if constexpr (!L::kStreams) begin_rows(threadIdx.x);
+      if constexpr (!L::kStreams) {
+        copy_rows(threadIdx.x);
+        if (last_step && warp == kMaxColumns / 8) stage_rows(next, next_job, 2, lane, 32);
+      }
 
       // Multiply. In between, every thread loads one s2d block of the other four rows: a channel group from global
-      // memory before a part of the k steps, to shared memory after it, or all groups after the last product.
+      // memory before a part of the k steps, to shared memory after it.
       const Bands::Source source =
           b.source<kChannels>(x, next_job, next_row + threadIdx.x / kRowBlocks, threadIdx.x % kRowBlocks);
       const gpu::shared<uint32_t> mine_of_next = next + (2 * kRowBlocks + threadIdx.x) * 4;
-      [[maybe_unused]] gpu::Vec4<uint32_t> waiting[kGroups];
+      const gpu::shared<uint32_t> waiting = L::waiting() + threadIdx.x * 4;
       float sums[2][kTile / 8][4] = {};
       // Rows of ldmatrix: lane l addresses row l / 8 % 2 and column l % 8 of the warp's pixels.
       const gpu::shared<uint16_t> mine =
@@ -141,17 +139,16 @@ __global__ void __launch_bounds__(kThreads, 1)
           unroll<kEnd - kBegin>([&](auto s) {
             multiply<T, kChannels, kTile, kBegin + decltype(s)::value>(mine, weights + lane * 4, sums);
           });
-        if constexpr (L::kStreams)
-          waiting[kGroup] = pack_group(v);
-        else
-          store_group(mine_of_next + kGroup * (kBandStride / 2), v);
+        store_group(L::kStreams ? waiting + kGroup * kThreads * 4 : mine_of_next + kGroup * (kBandStride / 2), v);
       });
       __syncthreads();
       if constexpr (L::kStreams) {
-        // A thread overwrites blocks that it has moved itself.
-        begin_rows(threadIdx.x - 2 * kRowBlocks);
+        copy_rows(threadIdx.x - 2 * kRowBlocks);  // of the blocks that this thread overwrites
 #pragma unroll
-        for (int p = 0; p < kGroups; ++p) gpu::store4(mine_of_next + p * (kBandStride / 2), waiting[p]);
+        for (int p = 0; p < kGroups; ++p)
+          gpu::store4(mine_of_next + p * (kBandStride / 2), gpu::load4(waiting + p * kThreads * 4));
+        if (last_step) stage_rows(next, next_job, 2, threadIdx.x, kThreads);
+        __syncthreads();
       } else {
         buffer ^= 1;
       }
