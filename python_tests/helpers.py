@@ -28,12 +28,13 @@ SETTINGS = [dict(order="descending"), dict(offset=1), dict(offset=2)]
 
 
 @contextmanager
-def emulator(order="random", offset=0, multiprocessors=132, compute_capability=90):
+def emulator(order="random", offset=0, multiprocessors=132, compute_capability=90, shared_memory=227):
     """The order in which CUDA threads run, the elements by which inputs miss an aligned address, and the device."""
     _emulated.set_order(order, 7)
     _emulated.set_offset(offset)
     _emulated.set_multiprocessors(multiprocessors)
     _emulated.set_compute_capability(compute_capability)
+    _emulated.set_shared_memory(shared_memory)
     try:
         yield
     finally:

@@ -126,6 +126,11 @@ def test_maxima(dtype):
     torch.testing.assert_close(got[3:], torch.stack([normal.rsqrt(), normal.sqrt()]), equal_nan=True)
 
 
+def test_too_much_shared_memory():
+    with emulator(shared_memory=0), pytest.raises(_emulated.Error, match="invalid launch .* bytes of shared memory"):
+        run("reverse", torch.zeros(128), 128)
+
+
 @halves
 def test_tensor_cores(dtype):
     name = NAMES[dtype]

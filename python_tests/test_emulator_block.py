@@ -1,5 +1,5 @@
-"""The two CUDA kernels of AlexNet's whole first block, of mma.sync and of wgmma, on the emulator: bit for bit what the
-convolution and relu_lrn_max_pool2d give one after the other, and close to the exact result."""
+"""The CUDA kernels of AlexNet's whole first block, of mma.sync with resident or streamed weights and of wgmma, on the
+emulator: bit for bit what the convolution and relu_lrn_max_pool2d give one after the other, and close to the exact result."""
 
 import pytest
 import torch
@@ -8,10 +8,16 @@ from helpers import SETTINGS, assert_close, emulator, exact_block, in_layout
 op = torch.ops.alexnet_cuda_emulated
 
 LRN, POOL = (5, 2, 0.06, 0.75, 2.0, 1), (3, 2, 0, False)  # size, front, alpha, beta, k, groups
+KERNELS = [  # compute capability, KB of shared memory: wgmma; mma.sync with resident and with streamed weights
+    dict(compute_capability=90),
+    dict(compute_capability=80),
+    dict(compute_capability=86, shared_memory=99),
+]
 BLOCK = [  # shape, filters, padding, ceil_mode, multiprocessors
     pytest.param((3, 3, 43, 59), 96, 0, False, 1, id="alexnet-more-images-than-processors"),
     pytest.param((1, 3, 48, 47), 64, 2, True, 9, id="bands-of-one-row"),
     pytest.param((2, 3, 67, 19), 64, 0, False, 5, id="bands-of-two-rows-and-an-unpooled-row"),
+    pytest.param((5, 1, 59, 19), 64, 0, False, 4, id="several-rounds-of-bands"),
     pytest.param((1, 3, 19, 231), 64, 0, True, 1, id="widest"),
     pytest.param((2, 1, 43, 47), 96, 2, False, 3, id="grey"),
     pytest.param((1, 1, 35, 60), 64, 0, True, 1, id="grey-64-filters"),
@@ -39,13 +45,13 @@ def bits(t):
 
 
 def check(x, weight, bias, padding, ceil_mode, lrn=LRN, fused=True, saves=(True,), **setting):
-    """That both kernels of the block give what the two kernels give, with or without what a backward needs; y. But for
+    """That all kernels of the block give what the two kernels give, with or without what a backward needs; y. But for
     the codes of NaN, of which any may be named: the gradient is NaN at all of them."""
     expected = two_kernels(x, weight, bias, padding, ceil_mode, lrn)
     nan = expected[0].isnan()
     inputs = 2 if bias is None else 3
-    for capability in (80, 90):
-        with emulator(compute_capability=capability, **setting):
+    for device in KERNELS:
+        with emulator(**device, **setting):
             for save in saves:
                 arguments = (x, weight, bias, 4, padding, ceil_mode, 0, *lrn, *POOL, save)
                 copied, results = copies(op.conv2d_relu_lrn_max_pool2d, *arguments)

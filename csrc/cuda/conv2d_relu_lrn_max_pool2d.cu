@@ -1,158 +1,31 @@
-// AlexNet's whole first block on tensor cores by mma.sync; conv2d_relu_lrn_max_pool2d.h explains the method.
-//
-// A step makes 4 rows of up to 56 outputs: a warp has all filters of 4 x 8 pixels, the eighth warp has none. It finds
-// the maxima over rows 0-2 of the step (pooled row 2 s) and over the last two rows of the previous step and row 0
-// (pooled row 2 s - 1). s2d blocks lie in two buffers of 6 rows: a step reads one and fills the other.
-#include "conv2d_relu_lrn_max_pool2d.h"
+// AlexNet's whole first block by mma.sync with resident weights, and which blocks the kernels of the first block take.
+#include "conv2d_relu_lrn_max_pool2d_mma.h"
 
 namespace alexnet_cuda {
-namespace {
 
-constexpr int kStepRows = 4;  // rows of outputs per step; every thread stages one s2d block of the new rows
-static_assert(kThreads == kStepRows * kRowBlocks && kBlockRows == kStepRows + 2);
-static_assert(kMaxColumns + 2 <= kRowBlocks && kMaxColumns / 8 < kThreads / 32);
-
-// One k step for 4 x 8 pixels; both operands come from shared memory. `blocks`: where this lane's rows for ldmatrix
-// are.
-template <class T, int kChannels, int kTile, int kStep>
-GPU_DEVICE void multiply(gpu::shared<uint16_t> blocks, gpu::shared<uint32_t> weights, float (&sums)[2][kTile / 8][4]) {
-  constexpr KSlice low = kSchedule<kChannels>.slices[2 * kStep], high = kSchedule<kChannels>.slices[2 * kStep + 1];
-  constexpr int kLow = low.group * kBandStride + (low.by * kRowBlocks + low.bx) * 8;
-  constexpr int kHigh = high.group * kBandStride + (high.by * kRowBlocks + high.bx) * 8;
-  const gpu::shared<uint16_t> slices = blocks + (threadIdx.x % 32 < 16 ? kLow : kHigh);
-  uint32_t a[2][4];
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    gpu::ldmatrix_x4(a[i], slices + i * 2 * kRowBlocks * 8);
-    if constexpr (low.mask != 0xff) mask_fragment<T>(low.mask, a[i][0], a[i][1]);
-    if constexpr (high.mask != 0xff) mask_fragment<T>(high.mask, a[i][2], a[i][3]);
-  }
-#pragma unroll
-  for (int pair = 0; pair < kTile / 16; ++pair) {
-    const gpu::Vec4<uint32_t> b = gpu::load4(weights + (kStep * (kTile / 16) + pair) * 128);
-    const uint32_t even[2] = {b.v[0], b.v[1]}, odd[2] = {b.v[2], b.v[3]};
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      gpu::mma_m16n8k16<T>(sums[i][2 * pair], a[i], even);
-      gpu::mma_m16n8k16<T>(sums[i][2 * pair + 1], a[i], odd);
-    }
-  }
-}
-
-template <class T, class L, bool kNhwc, bool kSave>
-__global__ void __launch_bounds__(kThreads, 1)
-    block_kernel(const uint16_t* __restrict__ x, const uint32_t* __restrict__ packed, const T* __restrict__ bias,
-                 uint16_t* __restrict__ y, uint16_t* __restrict__ a, uint8_t* __restrict__ code, Bands b,
-                 LrnConstants lrn) {
-  constexpr int kChannels = L::kChannels, kTile = L::kTile;
-  constexpr int kSteps = kSchedule<kChannels>.steps, kGroups = 2 * kChannels;
-  // The shuffle tells the compiler that it is the same in all lanes.
-  const int warp = __shfl_sync(~0u, static_cast<int>(threadIdx.x / 32), 0);
-  const int lane = threadIdx.x % 32, column = warp * 8 + lane / 4, plane = b.out_height * b.out_width;
-  const bool active = warp * 8 < b.out_width;
-
-  // Moves the first rows of a job's s2d blocks to shared memory, by `threads` threads.
-  const auto stage_rows = [&](gpu::shared<uint32_t> to, int job, int rows, int thread, int threads) {
-    for (int i = thread; i < rows * kRowBlocks; i += threads)
-      b.stage<kChannels, kNhwc>(b.source<kChannels>(x, job, i / kRowBlocks, i % kRowBlocks), to + i * 4);
-  };
-
-  // Once per thread block: weights, bias and the first s2d blocks to shared memory.
-  for (int i = threadIdx.x; i < L::kBlocksAt / 4; i += kThreads)
-    gpu::cp_async16(L::weights() + 4 * i, packed + 4 * i, true);
-  gpu::cp_async_commit();
-  load_bias<L>(bias);
-  stage_rows(L::blocks(0), blockIdx.x, kBlockRows, threadIdx.x, kThreads);
-  gpu::cp_async_wait<0>();
-  __syncthreads();
-
-  int buffer = 0;
-  Windows<L, kSave> windows;
-  for (int job = blockIdx.x; job < b.jobs; job += gridDim.x) {
-    const Bands::Band band = b.band(job);
-    for (int step = 0; step < b.steps; ++step) {
-      // The first two of the next step's six rows of s2d blocks are this step's last two: they are copied within
-      // shared memory, unless another band begins; then the warp without pixels loads them.
-      const bool last_step = step + 1 == b.steps;
-      const int next_job = last_step ? job + gridDim.x : job, next_row = last_step ? 2 : step * kStepRows + kBlockRows;
-      const gpu::shared<uint32_t> blocks = L::blocks(buffer), next = L::blocks(buffer ^ 1);
-      if (last_step) {
-        if (warp == kMaxColumns / 8) stage_rows(next, next_job, 2, lane, 32);
-      } else if (threadIdx.x < 2 * kRowBlocks) {
-#pragma unroll
-        for (int p = 0; p < kGroups; ++p) {
-          const int at = p * (kBandStride / 2) + threadIdx.x * 4;
-          gpu::store4(next + at, gpu::load4(blocks + (at + kStepRows * kRowBlocks * 4)));
-        }
-      }
-      // Multiply. In between, every thread loads one s2d block of the other four rows: a channel group from global
-      // memory before a part of the k steps, to shared memory after it.
-      const Bands::Source source =
-          b.source<kChannels>(x, next_job, next_row + threadIdx.x / kRowBlocks, threadIdx.x % kRowBlocks);
-      float sums[2][kTile / 8][4] = {};
-      // Rows of ldmatrix: lane l addresses row l / 8 % 2 and column l % 8 of the warp's pixels.
-      const gpu::shared<uint16_t> mine =
-          gpu::shared_cast<uint16_t>(blocks) + (lane / 8 % 2 * kRowBlocks + warp * 8 + lane % 8) * 8;
-      unroll<kGroups>([&](auto p) {
-        constexpr int kGroup = decltype(p)::value;
-        constexpr int kBegin = kGroup * kSteps / kGroups, kEnd = (kGroup + 1) * kSteps / kGroups;
-        uint16_t v[8];
-        load_group<kChannels, kNhwc, kGroup>(b, source.image, source.y, source.x, v);
-        if (active)
-          unroll<kEnd - kBegin>([&](auto s) {
-            multiply<T, kChannels, kTile, kBegin + decltype(s)::value>(mine, L::weights() + lane * 4, sums);
-          });
-        store_group(next + (kGroup * (kBandStride / 2) + (2 * kRowBlocks + threadIdx.x) * 4), v);
-      });
-      buffer ^= 1;
-
-      // Normalise rows in registers and pool them vertically; maxima go to shared memory.
-      __syncthreads();
-      if (active) {
-#pragma unroll
-        for (int r = 0; r < kStepRows; ++r) {
-          const int row = 2 * band.first + step * kStepRows + r;
-          uint16_t* const save = kSave ? b.saved<kTile, kNhwc>(a, band, row, column) : nullptr;
-          normalise_row<T, kTile, kNhwc>(sums[r / 2], r % 2, L::bias(), save, plane, lrn,
-                                         [&](int j, const float* v) { windows.add_row(r, j, v, r / 2, column); });
-        }
-      }
-      __syncthreads();
-
-      // Pool horizontally: two rows of maxima from shared memory to y.
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const int row = 2 * step - 1 + band.first + i;
-        if (row >= band.first && row < band.end) pool_columns<T, L, kNhwc, kSave, kThreads>(i, b, band, row, y, code);
-      }
-    }
-  }
-}
-
-}  // namespace
-
-// ---- host ----------------------------------------------------------------------------------------------------------
-
-bool fuses_first_block(const BlockArguments& args, int shared_memory_limit) {
+bool fuses_first_block(const BlockArguments& args) {
   const Conv& conv = args.conv.conv;
   const Lrn& lrn = args.tail.lrn;
   const Pool& pool = args.tail.pool;
   const DType dtype = args.conv.images.dtype;
   const auto all_inside = [](int64_t out, int64_t size) { return out > 0 && 2 * out + 1 <= size; };
-  // 96 filters of 4 channels would need 247 KB of shared memory, more than any GPU has.
+  // 96 filters of 4 channels have too many sums and weights.
   return (dtype == DType::kHalf || dtype == DType::kBFloat16) && is_conv11x11s4(conv) &&
          (conv.filters == 64 || (conv.filters == 96 && conv.channels < 4)) && conv.out_width <= kMaxColumns &&
          args.tail.order == kReluLrnPool && is_lrn5(lrn) && lrn.groups == 1 && pool.kernel_size == 3 &&
          pool.stride == 2 && pool.padding == 0 && all_inside(pool.out_height, pool.height) &&
-         all_inside(pool.out_width, pool.width) &&
-         dispatch_layout(conv, [](auto layout) { return decltype(layout)::kBytes; }) <= shared_memory_limit;
+         all_inside(pool.out_width, pool.width);
+}
+
+int first_block_bytes(const BlockArguments& args) {
+  const bool saves_nchw = args.tail.code && !args.conv.images.channels_last;
+  return dispatch_layout<false>(args.conv.conv, [&](auto layout) {
+    return saves_nchw ? decltype(layout)::template kBytes<true> : decltype(layout)::template kBytes<false>;
+  });
 }
 
 gpu::error_t launch_conv2d_relu_lrn_max_pool2d(const BlockArguments& args, int multiprocessors, gpu::stream_t stream) {
-  const Bands bands = bands_of(args, multiprocessors, kStepRows);
-  return launch_block(args, multiprocessors, bands, stream, [](auto type, auto layout, auto nhwc, auto save) {
-    return block_kernel<typename decltype(type)::type, decltype(layout), decltype(nhwc)::value, decltype(save)::value>;
-  });
+  return launch_block_mma<false>(args, multiprocessors, stream);
 }
 
 }  // namespace alexnet_cuda

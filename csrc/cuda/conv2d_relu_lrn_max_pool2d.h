@@ -1,9 +1,9 @@
-// AlexNet's whole first block in one kernel: what its two kernels share, conv2d_relu_lrn_max_pool2d.cu (mma.sync) and
-// conv2d_relu_lrn_max_pool2d_wgmma.cu. k_schedule.h says how the convolution becomes a matrix product, conv2d_mma.cu in
-// which order weights are packed.
+// AlexNet's whole first block in one kernel: what conv2d_relu_lrn_max_pool2d_mma.h (mma.sync) and
+// conv2d_relu_lrn_max_pool2d_wgmma.cu share. k_schedule.h says how the convolution becomes a matrix product,
+// conv2d_mma.cu in which order weights are packed.
 //
-// Memory: one persistent thread block per SM keeps the weights in shared memory and goes through its images, or bands
-// of them, a few output rows per step. What the pooling needs never reaches global memory:
+// Memory: one persistent thread block per SM goes through its images, or bands of them, a few output rows per step. It
+// keeps the weights in shared memory, or streams them through it. What the pooling needs never reaches global memory:
 //
 //   1. sums = s2d blocks x weights; meanwhile the s2d blocks of the next step are loaded, one channel group at a time
 //   2. a = sums + bias, rounded (and saved); ReLU; LRN; maxima over three rows go to shared memory as floats
@@ -19,29 +19,38 @@
 // do not read ConvArguments::relu.
 #pragma once
 
+#include "conv2d_relu_lrn_max_pool2d_bands.h"
 #include "lrn.h"
 #include "pool.h"
-#include "space_to_depth.h"
 
 namespace alexnet_cuda {
 
-constexpr int kMaxColumns = 56;                           // outputs of a row
-constexpr int kRowBlocks = 64, kBlockRows = 6;            // s2d blocks of a row; rows in shared memory
-constexpr int kBandStride = 8 * kBlockRows * kRowBlocks;  // 16-bit words from one channel group to the next
-
-// Shared memory, in 32-bit words: weights, two buffers of s2d blocks, two rows of maxima (and in which of three rows
-// each maximum was), the bias.
-template <int kChannels_, int kTile_>
+// Shared memory, in 32-bit words: weights, s2d blocks, the bias, rows of maxima (and in which of three rows each
+// maximum was), and in NCHW rows of `a` on their way to memory. kStreams: there are two buffers for the weights of
+// kSliceSteps k steps and one of all else, and while products are summed, s2d blocks of the next step lie where maxima
+// begin; otherwise all weights and two of all else.
+template <int kChannels_, int kTile_, bool kStreams_>
 struct Layout {
-  static constexpr int kChannels = kChannels_, kTile = kTile_;
+  static constexpr int kChannels = kChannels_, kTile = kTile_, kBuffers = kStreams_ ? 1 : 2;
+  static constexpr bool kStreams = kStreams_;
+  static constexpr int kSteps = kSchedule<kChannels>.steps, kGroups = 2 * kChannels;
+  static constexpr int kSliceSteps = (kSteps + kGroups - 1) / kGroups, kStepWords = kTile * 8;
   static constexpr int kBufferWords = 2 * kChannels * kBandStride / 2;
   static constexpr int kColumn = kTile + 4;  // floats from one column's maxima to the next's: no bank conflicts
-  static constexpr int kBlocksAt = kSchedule<kChannels>.steps * kTile * 8, kMaximaAt = kBlocksAt + 2 * kBufferWords;
-  static constexpr int kMaximumRowsAt = kMaximaAt + 2 * kMaxColumns * kColumn;
-  static constexpr int kBiasAt = kMaximumRowsAt + kMaxColumns * kTile / 2, kBytes = 4 * (kBiasAt + kTile);
+  static constexpr int kBlocksAt = (kStreams ? 2 * kSliceSteps : kSteps) * kStepWords;
+  static constexpr int kBiasAt = kBlocksAt + kBuffers * kBufferWords, kMaximaAt = kBiasAt + kTile;
+  static constexpr int kMaximumRowsAt = kMaximaAt + kBuffers * kMaxColumns * kColumn;
+  static constexpr int kSavedAt = kMaximumRowsAt + kBuffers * kMaxColumns * kTile / 4;
+  static constexpr int kSavedPitch = kMaxColumns + 2;  // pixels from one channel to the next: no bank conflicts
+  static constexpr int kWaitingWords = kStreams ? kGroups * kThreads * 4 : 0;
+  template <bool kSavesNchw>
+  static constexpr int kBytes =
+      4 * std::max(kSavedAt + (kSavesNchw ? kBuffers * kTile * kSavedPitch / 2 : 0), kMaximaAt + kWaitingWords);
 
   static GPU_DEVICE gpu::shared<uint32_t> weights() { return gpu::dynamic_shared<uint32_t>(); }
+  static GPU_DEVICE gpu::shared<uint32_t> slice(int i) { return weights() + i % 2 * kSliceSteps * kStepWords; }
   static GPU_DEVICE gpu::shared<uint32_t> blocks(int buffer) { return weights() + (kBlocksAt + buffer * kBufferWords); }
+  static GPU_DEVICE gpu::shared<uint32_t> waiting() { return weights() + kMaximaAt; }
   static GPU_DEVICE gpu::shared<float> maxima(int buffer) {
     return gpu::shared_cast<float>(weights() + kMaximaAt) + buffer * kMaxColumns * kColumn;
   }
@@ -49,6 +58,9 @@ struct Layout {
     return gpu::shared_cast<uint8_t>(weights() + kMaximumRowsAt) + buffer * kMaxColumns * kTile;
   }
   static GPU_DEVICE gpu::shared<float> bias() { return gpu::shared_cast<float>(weights() + kBiasAt); }
+  static GPU_DEVICE gpu::shared<uint16_t> saved(int buffer) {
+    return gpu::shared_cast<uint16_t>(weights() + kSavedAt) + buffer * kTile * kSavedPitch;
+  }
 };
 
 template <class L, class T>
@@ -56,56 +68,64 @@ GPU_DEVICE void load_bias(const T* bias) {
   if (threadIdx.x < L::kTile) L::bias()[threadIdx.x] = bias ? gpu::to_float(bias[threadIdx.x]) : 0.f;
 }
 
-// How the work is cut. A job is a band of an image: `rows` pooled rows (the last band may have fewer).
-struct Bands : ConvGeometry {
-  int pool_height, pool_width;
-  int jobs, bands, rows, steps;  // jobs; bands per image; steps per band
+// How a band saves a row of the convolution's output `a`, if kSave. NHWC: from registers to memory, 16 bytes of a pixel
+// at a time. NCHW: put() moves it to shared memory, as [channel][pixel], and after a barrier copy() to memory, so that
+// a warp writes a row of pixels. Rows of an odd number of pixels are aligned to 2 bytes only: 4 bytes are moved at a
+// time from the first aligned pixel of a channel on, which is pixel 0 or 1, and the pixels at the ends alone.
+template <class L, bool kNhwc, bool kSave>
+struct SavedRow {
+  static constexpr bool kStages = kSave && !kNhwc;
+  uint16_t* image;
+  int plane, width, first;  // first: the row's first pixel
+  bool wanted;
 
-  // Where an s2d block comes from: its upper left pixel.
-  struct Source {
-    const uint16_t* image;
-    int y, x;
-  };
-  // The s2d block in a row and column of a job; below the image, so all zeros, after the last job.
-  template <int kChannels>
-  GPU_DEVICE Source source(const uint16_t* x, int job, int row, int column) const {
-    const int y = 4 * (2 * rows * (job % bands) + row) - padding;
-    return {x + int64_t{min(job, jobs - 1) / bands} * kChannels * height * width, job < jobs ? y : height,
-            4 * column - padding};
+  GPU_DEVICE SavedRow(uint16_t* a, const Bands& b, const Bands::Band& band, int row)
+      : plane(b.out_height * b.out_width), width(b.out_width), first(row * width), wanted(row < band.saved_end) {
+    image = a + band.image * L::kTile * plane;
   }
-  // Moves one s2d block from global to shared memory.
-  template <int kChannels, bool kNhwc>
-  GPU_DEVICE void stage(const Source& source, gpu::shared<uint32_t> to) const {
-    unroll<2 * kChannels>([&](auto p) {
-      uint16_t v[8];
-      load_group<kChannels, kNhwc, decltype(p)::value>(*this, source.image, source.y, source.x, v);
-      store_group(to + p * (kBandStride / 2), v);
-    });
-  }
+  // The first aligned pixel of a channel; in shared memory the channel begins with as many unused pixels.
+  GPU_DEVICE int skip(int channel) const { return (channel * plane + first) & 1; }
 
-  struct Band {
-    int64_t image;
-    int first, end, saved_end;  // pooled rows; end of the rows of `a` to save (a row of two bands: by the second)
-  };
-  // Pooled rows [first, end) need outputs 2 first .. 2 end; the last band also saves rows that no window covers.
-  GPU_DEVICE Band band(int job) const {
-    const int which = job % bands, first = which * rows, end = min(first + rows, pool_height);
-    return {job / bands, first, end, which + 1 == bands ? out_height : 2 * end};
+  // Channels 32 j + 8 (lane % 4) .. + 7 of a pixel.
+  GPU_DEVICE void put(int buffer, int j, int column, const uint32_t (&words)[4]) const {
+    const int channel = 32 * j + 8 * (threadIdx.x % 4);
+    if constexpr (kStages) {
+      const gpu::shared<uint16_t> to = L::saved(buffer) + (channel * L::kSavedPitch + column);
+#pragma unroll
+      for (int k = 0; k < 8; ++k)
+        to[k * L::kSavedPitch + skip(k)] = static_cast<uint16_t>(words[k / 2] >> 16 * (k % 2));
+    } else if constexpr (kSave) {
+      if (wanted && column < width)
+        *reinterpret_cast<gpu::Vec4<uint32_t>*>(image + ((first + column) * L::kTile + channel)) = {words[0], words[1],
+                                                                                                    words[2], words[3]};
+    }
   }
-  // Where a band saves a pixel of the convolution's output `a`, which has kTile channels; null if it does not.
-  template <int kTile, bool kNhwc>
-  GPU_DEVICE uint16_t* saved(uint16_t* a, const Band& band, int row, int column) const {
-    if (column >= out_width || row >= band.saved_end) return nullptr;
-    const int plane = out_height * out_width, pixel = row * out_width + column;
-    return a + (band.image * kTile * plane + pixel * (kNhwc ? kTile : 1));
+  // By kCopyThreads threads: a warp takes a channel at a time.
+  template <int kCopyThreads>
+  GPU_DEVICE void copy(int buffer) const {
+    if (!kStages || !wanted) return;
+    const gpu::shared<uint16_t> from = L::saved(buffer);
+    const int thread = threadIdx.x % kCopyThreads, lane = threadIdx.x % 32;
+#pragma unroll 4
+    for (int c = thread / 32; c < L::kTile; c += kCopyThreads / 32) {
+      const int pixel = skip(c) + 2 * lane, to = c * plane + first + pixel;
+      if (pixel + 1 < width)
+        *reinterpret_cast<uint32_t*>(image + to) =
+            gpu::shared_cast<uint32_t>(from + (c * L::kSavedPitch + skip(c) + pixel))[0];
+    }
+    for (int i = thread; i < 2 * L::kTile; i += kCopyThreads) {
+      const int c = i / 2, pixel = i % 2 ? width - 1 : 0;
+      if (i % 2 ? (width - skip(c)) % 2 : skip(c))
+        image[c * plane + first + pixel] = from[c * L::kSavedPitch + skip(c) + pixel];
+    }
   }
 };
 
-// One row (`half` 0 or 1) of a lane's column in a fragment of sums: a = sums + bias, rounded, goes to `save` unless
-// that is null. Then body(j, values) gets channels 32 j + 8 (lane % 4) .. + 7 after ReLU and LRN.
-template <class T, int kTile, bool kNhwc, class Body>
-GPU_DEVICE void normalise_row(const float (&sums)[kTile / 8][4], int half, gpu::shared<float> bias, uint16_t* save,
-                              int plane, const LrnConstants& lrn, Body body) {
+// One row (`half` 0 or 1) of a lane's column in a fragment of sums: save(j, words) gets a = sums + bias, rounded, then
+// body(j, values) that after ReLU and LRN, both channels 32 j + 8 (lane % 4) .. + 7.
+template <class T, int kTile, class Save, class Body>
+GPU_DEVICE void normalise_row(const float (&sums)[kTile / 8][4], int half, gpu::shared<float> bias,
+                              const LrnConstants& lrn, Save save, Body body) {
   constexpr int kRuns = kTile / 32;
   const int quad_lane = threadIdx.x % 4;
   // Bias from shared memory; values in packed pairs from here on.
@@ -122,20 +142,8 @@ GPU_DEVICE void normalise_row(const float (&sums)[kTile / 8][4], int half, gpu::
       }
     }
   }
-  // Registers to `a`: 16 bytes of a pixel in NHWC; in NCHW eight lanes write neighbouring pixels of a channel.
-  if (save) {
 #pragma unroll
-    for (int j = 0; j < kRuns; ++j) {
-      if constexpr (kNhwc) {
-        *reinterpret_cast<gpu::Vec4<uint32_t>*>(save + (32 * j + 8 * quad_lane)) = {words[j][0], words[j][1],
-                                                                                    words[j][2], words[j][3]};
-      } else {
-#pragma unroll
-        for (int k = 0; k < 8; ++k)
-          save[(32 * j + 8 * quad_lane + k) * plane] = static_cast<uint16_t>(words[j][k / 2] >> 16 * (k % 2));
-      }
-    }
-  }
+  for (int j = 0; j < kRuns; ++j) save(j, words[j]);
 #pragma unroll
   for (int i = 0; i < 4 * kRuns; ++i) words[i / 4][i % 4] = gpu::max_nan<T>(words[i / 4][i % 4], 0);  // ReLU
   // LRN needs two channels of the runs before and after, which the neighbouring lanes hold: for the first lane the last
@@ -263,26 +271,15 @@ GPU_DEVICE void pool_columns(int buffer, const Bands& b, const Bands::Band& band
 // ---- host ----------------------------------------------------------------------------------------------------------
 
 // body(Layout) for the pairs of channels and filters that have kernels.
-template <class Body>
+template <bool kStreams, class Body>
 auto dispatch_layout(const Conv& conv, Body body) {
   return dispatch_tile(conv, conv.filters, [&](auto channels, auto tile) {
-    return body(Layout<decltype(channels)::value, decltype(tile)::value>{});
+    return body(Layout<decltype(channels)::value, decltype(tile)::value, kStreams>{});
   });
 }
 
-// A few images are cut into as many bands as there are `workers`, which costs the rows that two bands share.
-inline Bands bands_of(const BlockArguments& args, int workers, int step_rows) {
-  const Conv& conv = args.conv.conv;
-  const Pool& pool = args.tail.pool;
-  const int pool_height = static_cast<int>(pool.out_height), images = static_cast<int>(args.conv.images.count);
-  const int rows = divide_up(pool_height, std::clamp(workers / images, 1, pool_height));
-  const int bands = divide_up(pool_height, rows);
-  const int steps = divide_up(2 * rows + conv.out_height - 2 * pool_height, step_rows);
-  return {ConvGeometry(conv), pool_height, static_cast<int>(pool.out_width), images * bands, bands, rows, steps};
-}
-
 // Packs the weights, then launches kernel_of(Type<T>, Layout, channels_last, save).
-template <class KernelOf>
+template <bool kStreams, class KernelOf>
 gpu::error_t launch_block(const BlockArguments& args, int multiprocessors, const Bands& bands, gpu::stream_t stream,
                           KernelOf kernel_of) {
   const ConvArguments& conv = args.conv;
@@ -291,11 +288,12 @@ gpu::error_t launch_block(const BlockArguments& args, int multiprocessors, const
   if (error != gpu::kSuccess) return error;
   return dispatch_flag(conv.images.channels_last, [&](auto nhwc) {
     return dispatch_flag(args.tail.code != nullptr, [&](auto save) {
-      return dispatch_layout(conv.conv, [&](auto layout) {
+      return dispatch_layout<kStreams>(conv.conv, [&](auto layout) {
+        constexpr int kBytes = decltype(layout)::template kBytes < decltype(save)::value && !decltype(nhwc)::value > ;
         const auto launch = [&](auto type) {
           return gpu::launch(kernel_of(type, layout, nhwc, save), dim3(std::min(bands.jobs, multiprocessors)), kThreads,
-                             decltype(layout)::kBytes, stream, conv.x, packed, conv.bias, args.tail.out, conv.out,
-                             args.tail.code, bands, LrnConstants(args.tail.lrn));
+                             kBytes, stream, conv.x, packed, conv.bias, args.tail.out, conv.out, args.tail.code, bands,
+                             LrnConstants(args.tail.lrn));
         };
         return conv.images.dtype == DType::kHalf ? launch(Type<gpu::half>{}) : launch(Type<gpu::bfloat16>{});
       });

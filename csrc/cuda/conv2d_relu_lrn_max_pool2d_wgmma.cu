@@ -35,11 +35,13 @@ __global__ void __launch_bounds__(kThreads, 1)
                        uint8_t* __restrict__ code, Bands b, LrnConstants lrn) {
 #if defined(ALEXNET_CUDA_EMULATOR) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
   constexpr int kChannels = L::kChannels, kTile = L::kTile;
-  constexpr int kSteps = kSchedule<kChannels>.steps, kGroups = 2 * kChannels;
+  constexpr int kSteps = L::kSteps, kGroups = L::kGroups;
+  using Saved = SavedRow<L, kNhwc, kSave>;
+  constexpr int kRowsAtOnce = Saved::kStages ? 1 : kStepRows;  // of a warpgroup, there is room for one row of `a`
   // The shuffles tell the compiler that they are the same in all lanes.
   const int group = __shfl_sync(~0u, static_cast<int>(threadIdx.x / kGroupThreads), 0);
   const int warp = __shfl_sync(~0u, static_cast<int>(threadIdx.x % kGroupThreads / 32), 0);
-  const int thread = threadIdx.x % kGroupThreads, lane = threadIdx.x % 32, plane = b.out_height * b.out_width;
+  const int thread = threadIdx.x % kGroupThreads, lane = threadIdx.x % 32;
   const gpu::shared<uint32_t> shared = L::weights(), blocks = L::blocks(group);
 
   // Once per thread block: weights to shared memory in the order of wgmma, [k step][K slice][filter][8], and the bias.
@@ -124,20 +126,26 @@ __global__ void __launch_bounds__(kThreads, 1)
       slot = (slot + 1) % 3;
 
       // Normalise rows in registers and pool them vertically; maxima go to shared memory.
-      gpu::warpgroup_barrier();
 #pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        if (!active[i]) continue;
-        const int column = 32 * i + warp * 8 + lane / 4;
+      for (int first = 0; first < kStepRows; first += kRowsAtOnce) {
+        const int row = 2 * band.first + step * kStepRows + first;
+        gpu::warpgroup_barrier();
 #pragma unroll
-        for (int r = 0; r < kStepRows; ++r) {
-          const int row = 2 * band.first + step * kStepRows + r;
-          uint16_t* const save = kSave ? b.saved<kTile, kNhwc>(a, band, row, column) : nullptr;
-          normalise_row<T, kTile, kNhwc>(sums[i], r, L::bias(), save, plane, lrn,
-                                         [&](int j, const float* v) { windows[i].add_row(r, j, v, group, column); });
+        for (int i = 0; i < 2; ++i) {
+          if (!active[i]) continue;
+          const int column = 32 * i + warp * 8 + lane / 4;
+#pragma unroll
+          for (int r = first; r < first + kRowsAtOnce; ++r) {
+            const Saved saved(a, b, band, row + r - first);
+            normalise_row<T, kTile>(
+                sums[i], r, L::bias(), lrn,
+                [&](int j, const uint32_t (&words)[4]) { saved.put(group, j, column, words); },
+                [&](int j, const float* v) { windows[i].add_row(r, j, v, group, column); });
+          }
         }
+        gpu::warpgroup_barrier();
+        Saved(a, b, band, row).template copy<kGroupThreads>(group);
       }
-      gpu::warpgroup_barrier();
 
       // Pool horizontally: a row of maxima from shared memory to y.
       const int row = band.first + step - 1;
@@ -156,7 +164,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 gpu::error_t launch_conv2d_relu_lrn_max_pool2d_wgmma(const BlockArguments& args, int multiprocessors,
                                                      gpu::stream_t stream) {
   const Bands bands = bands_of(args, 2 * multiprocessors, kStepRows);
-  return launch_block(args, multiprocessors, bands, stream, [](auto type, auto layout, auto nhwc, auto save) {
+  return launch_block<false>(args, multiprocessors, bands, stream, [](auto type, auto layout, auto nhwc, auto save) {
     return block_wgmma_kernel<typename decltype(type)::type, decltype(layout), decltype(nhwc)::value,
                               decltype(save)::value>;
   });

@@ -55,11 +55,16 @@ gpu::error_t launch_conv2d_mma(const ConvArguments& args, gpu::stream_t stream);
 gpu::error_t launch_conv2d_weight_grad_mma(const ConvArguments& args, gpu::stream_t stream);
 gpu::error_t launch_conv2d_input_grad_mma(const ConvArguments& args, gpu::stream_t stream);
 
-// The whole first block in one kernel, for what `fuses_first_block` accepts on a device whose thread blocks may have
-// that much shared memory. args.conv.out and args.tail.code are both null or both not; outputs are aligned to 16 bytes;
-// args.conv.workspace is conv2d_workspace's; `multiprocessors` is the device's number of them.
-bool fuses_first_block(const BlockArguments& args, int shared_memory_limit);
+// The whole first block in one kernel, for what `fuses_first_block` accepts. args.conv.out and args.tail.code are both
+// null or both not; outputs are aligned to 16 bytes; args.conv.workspace is conv2d_workspace's; `multiprocessors` is
+// the device's number of them.
+bool fuses_first_block(const BlockArguments& args);
 gpu::error_t launch_conv2d_relu_lrn_max_pool2d(const BlockArguments& args, int multiprocessors, gpu::stream_t stream);
+// The shared memory that it needs, in bytes of a thread block.
+int first_block_bytes(const BlockArguments& args);
+// The same for devices whose thread blocks may have less: at least 99 KB.
+gpu::error_t launch_conv2d_relu_lrn_max_pool2d_streamed(const BlockArguments& args, int multiprocessors,
+                                                        gpu::stream_t stream);
 // The same with wgmma, for compute capability 9.0 and only in code for sm_90a.
 gpu::error_t launch_conv2d_relu_lrn_max_pool2d_wgmma(const BlockArguments& args, int multiprocessors,
                                                      gpu::stream_t stream);

@@ -119,11 +119,15 @@ GPU_DEVICE void load_group(const ConvGeometry& conv, const E* image, int y, int 
   });
 }
 template <class E>
-GPU_DEVICE void store_group(gpu::shared<uint32_t> to, const E (&v)[16 / sizeof(E)]) {
+GPU_DEVICE gpu::Vec4<uint32_t> pack_group(const E (&v)[16 / sizeof(E)]) {
   gpu::Vec4<uint32_t> words;
 #pragma unroll
   for (int k = 0; k < 4; ++k) words.v[k] = operand_word(v + k * kGroupSize<E> / 4);
-  gpu::store4(to, words);
+  return words;
+}
+template <class E>
+GPU_DEVICE void store_group(gpu::shared<uint32_t> to, const E (&v)[16 / sizeof(E)]) {
+  gpu::store4(to, pack_group(v));
 }
 
 // Moves what kPixels pixels of a strip from `first` on need, from an image to shared memory: s2d blocks first ..

@@ -42,7 +42,7 @@ struct GuardedMemory {
     STD_TORCH_CHECK(error == gpu::kSuccess, op, ": the launcher returned an error");
   }
   static int multiprocessors(const Tensor&) { return multiprocessor_count; }
-  static int shared_memory_limit(const Tensor&) { return 227 * 1024; }
+  static int shared_memory_limit(const Tensor&) { return emulator::shared_memory_limit; }
   static int compute_capability(const Tensor&) { return capability; }
   static bool uses_wgmma(const Tensor&) { return capability == 90; }
 };
@@ -94,6 +94,7 @@ PYBIND11_MODULE(_emulated, m) {
   // By how many elements inputs start behind an aligned address.
   m.def("set_offset", [](int64_t elements) { offset_elements = elements; });
   m.def("set_multiprocessors", [](int n) { multiprocessor_count = n; });
+  m.def("set_shared_memory", [](int kilobytes) { emulator::shared_memory_limit = kilobytes << 10; });
   m.def("set_compute_capability", [](int value) { capability = value; });
   define_kernels(m, "test_kernel", test_kernels());
   define_kernels(m, "broken_kernel", broken_kernels());

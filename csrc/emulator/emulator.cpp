@@ -26,6 +26,7 @@ namespace emulator {
 
 Thread* self = nullptr;
 Block block;
+size_t shared_memory_limit = 227 << 10;
 std::vector<Thread> threads;
 
 std::string name_of(const dim3& d) {
@@ -214,7 +215,7 @@ void fail(const std::string& what) {
 void run(const Location& at, dim3 grid, dim3 size, size_t dynamic_bytes, const std::function<void()>& body) {
   const uint64_t n = uint64_t{size.x} * size.y * size.z;
   if (n == 0 || n > 1024 || grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.x > 0x7fffffffu || grid.y > 65535 ||
-      grid.z > 65535 || dynamic_bytes > 227 * 1024)
+      grid.z > 65535 || dynamic_bytes > shared_memory_limit)
     throw Error("invalid launch at " + name(at) + ": grid " + name_of(grid) + ", block " + name_of(size) + ", " +
                 std::to_string(dynamic_bytes) + " bytes of shared memory");
   launch = at;

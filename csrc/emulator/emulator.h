@@ -37,6 +37,7 @@ struct Error : std::runtime_error {
 
 enum class Order { kAscending, kDescending, kRandom };
 void set_order(Order order, unsigned seed);
+extern size_t shared_memory_limit;  // bytes that a launch may ask for
 
 enum class State { kReady, kInBarrier, kInWarp, kInWarpgroup, kDone };
 
