@@ -127,7 +127,7 @@ def test_maxima(dtype):
 
 
 def test_too_much_shared_memory():
-    with emulator(shared_memory=0), pytest.raises(_emulated.Error, match="invalid launch .* bytes of shared memory"):
+    with emulator(shared_memory=0), pytest.raises(_emulated.Error, match=r"invalid launch .* bytes of shared memory"):
         run("reverse", torch.zeros(128), 128)
 
 

@@ -1,5 +1,6 @@
 """The CUDA kernels of AlexNet's whole first block, of mma.sync with resident or streamed weights and of wgmma, on the
-emulator: bit for bit what the convolution and relu_lrn_max_pool2d give one after the other, and close to the exact result."""
+emulator: bit for bit what the convolution and relu_lrn_max_pool2d give one after the other, and close to the exact
+result."""
 
 import pytest
 import torch
