@@ -2,8 +2,7 @@
 // bfloat16 and TF32 run on tensor cores: conv2d_mma.cu, conv2d_weight_grad_mma.cu and conv2d_input_grad_mma.cu. So do
 // the forward and the input gradient of float32 on devices with fast TF32 (kernels.h).
 //
-// Forward and weight gradient are matrix products whose left operand, the unfolded image, is never
-// stored:
+// Forward and weight gradient are matrix products whose left operand, the unfolded image, is never stored:
 //   forward        y[pixel, filter]   = bias + sum over taps   of  x[pixel, tap]  w[filter, tap]
 //   weight grad    dw[tap, filter]    =        sum over pixels of  x[pixel, tap]  dy[pixel, filter]
 // "pixel" counts the output pixels of all images, "tap" = (channel, ky, kx) the elements of a filter. One tap more,
@@ -189,8 +188,7 @@ __global__ void __launch_bounds__(kConvThreads, kColumns == 32 ? 4 : 3)
   }
 }
 
-// Thread blocks of the weight gradient that an SM holds. (For 96 columns of NCHW the compiler needs more than a third
-// of an SM's registers.)
+// Thread blocks of the weight gradient on an SM. (96 columns of NCHW take more than a third of its registers.)
 constexpr int weight_grad_blocks_per_sm(bool nhwc, int columns) {
   return columns == 32 ? 4 : 2 + nhwc;
 }

@@ -199,8 +199,9 @@ struct RunWindow {
   }
 };
 
+// float32 in NCHW needs more than 128 registers.
 template <class T, bool kNhwc>
-__global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 1 : 2)
+__global__ void __launch_bounds__(kThreads, sizeof(T) == 4 && !kNhwc ? 1 : kMinBlocks)
     backward_kernel(const T* __restrict__ x, const T* __restrict__ grad, const uint8_t* __restrict__ code,
                     T* __restrict__ dx, TailGeometry g, LrnConstants lrn) {
   const TailThread<kNhwc> thread(g);
