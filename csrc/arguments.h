@@ -5,13 +5,8 @@
 
 namespace alexnet_cuda {
 
-enum class DType {
-  kFloat,
-  kDouble,
-  kHalf,
-  kBFloat16,
-  kTF32
-};  // kTF32: float in memory, products may be rounded to TF32
+// kTF32: float in memory, products may be rounded to TF32.
+enum class DType { kFloat, kDouble, kHalf, kBFloat16, kTF32 };
 
 // A dense batch in memory, NCHW or, with channels_last, NHWC.
 struct Images {
@@ -45,52 +40,38 @@ enum Order { kReluLrnPool = 0, kReluPoolLrn = 1, kLrnPoolRelu = 2 };
 
 // One struct per operator, for its forward and its backward. `images` describes x (in a backward also the gradient of
 // x); every other image is dense in the same dtype and memory format. Pointers that a call does not use are null.
-
-struct LrnArguments {
+struct Operands {
   Images images;
   const void* x = nullptr;
   const void* grad = nullptr;  // of y; backward only
   void* out = nullptr;         // y, or the gradient of x
+};
+
+struct LrnArguments : Operands {
   Lrn lrn;
   bool spatial = false;
   float* workspace = nullptr;  // CUDA, spatial backward: one float per element of x
 };
 
-struct PoolArguments {
-  Images images;
-  const void* x = nullptr;
-  const void* grad = nullptr;
+struct PoolArguments : Operands {
   uint8_t* code = nullptr;  // position of each maximum in its window: written by the forward if not null, read by the
                             // backward
-  void* out = nullptr;
   Pool pool;
 };
 
 // ReLU, LRN across channels and max pooling in one pass.
-struct TailArguments {
-  Images images;
-  const void* x = nullptr;
-  const void* grad = nullptr;
-  uint8_t* code = nullptr;
-  void* out = nullptr;
+struct TailArguments : PoolArguments {
   Order order = kReluLrnPool;
   Lrn lrn;
-  Pool pool;
   float* workspace = nullptr;  // CUDA, backward of kReluPoolLrn: one float per element of grad
 };
 
 // The forward reads x, weight and bias (or null) and writes out; the weight gradient reads x and grad and writes
 // grad_weight and grad_bias (or null); the input gradient reads grad and weight and writes out. Weights are
 // (filters, channels / groups, kernel_size, kernel_size), contiguous.
-struct ConvArguments {
-  Images images;
-  const void* x = nullptr;
-  const void* grad = nullptr;
-  const void* weight = nullptr;
-  const void* bias = nullptr;
-  void* out = nullptr;
-  void* grad_weight = nullptr;
-  void* grad_bias = nullptr;
+struct ConvArguments : Operands {
+  const void *weight = nullptr, *bias = nullptr;
+  void *grad_weight = nullptr, *grad_bias = nullptr;
   Conv conv;
   bool relu = false;           // forward only, not in BlockArguments: max(0, result)
   float* workspace = nullptr;  // CUDA

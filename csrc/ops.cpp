@@ -15,18 +15,13 @@
 
 #define LRN "int size, int front, float alpha, float beta, float k, int groups"
 #define POOL "int kernel_size, int stride, int padding"
+#define CONV "int stride, int padding, int groups"
 
 STABLE_TORCH_LIBRARY_FRAGMENT(ALEXNET_CUDA_NAMESPACE, m) {
-  m.def(
-      "conv2d(Tensor x, Tensor weight, Tensor? bias, int stride, int padding, int groups, bool ceil_mode, bool relu) "
-      "-> Tensor");
+  m.def("conv2d(Tensor x, Tensor weight, Tensor? bias, " CONV ", bool ceil_mode, bool relu) -> Tensor");
   // the gradients of the weight and of the bias, which has no elements unless with_bias
-  m.def(
-      "_conv2d_weight_grad(Tensor grad, Tensor x, int kernel_size, int stride, int padding, int groups, "
-      "bool with_bias) -> (Tensor, Tensor)");
-  m.def(
-      "_conv2d_input_grad(Tensor grad, Tensor weight, int height, int width, int stride, int padding, int groups) "
-      "-> Tensor");
+  m.def("_conv2d_weight_grad(Tensor grad, Tensor x, int kernel_size, " CONV ", bool with_bias) -> (Tensor, Tensor)");
+  m.def("_conv2d_input_grad(Tensor grad, Tensor weight, int height, int width, " CONV ") -> Tensor");
   // what torch.backends says of float32 convolutions: implemented in Python, asked by the CUDA kernels at each call
   m.def("_allows_tf32() -> bool");
 

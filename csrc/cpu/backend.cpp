@@ -2,10 +2,6 @@
 // tasks (kernels.h).
 #include <algorithm>
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
-
 #include "../host/register.h"
 #include "kernels.h"
 #include "memory.h"
@@ -21,7 +17,7 @@ void run_tasks(void (*kernel)(const Arguments&, int64_t, int64_t), const Argumen
   torch::stable::parallel_for(0, tasks, kMinWork / (work + 1) + 1, [&](int64_t begin, int64_t end) {
     kernel(args, begin, end);
 #if defined(__x86_64__)
-    _mm_sfence();  // makes non-temporal stores visible to the other threads
+    __builtin_ia32_sfence();  // makes non-temporal stores visible to the other threads
 #endif
   });
 }
@@ -63,7 +59,7 @@ int64_t filter_blocks(DType dtype, int64_t filters) {
 
 // `count` numbers in the type of the sums.
 Buffer<char> sums_buffer(DType dtype, int64_t count) {
-  return Buffer<char>(count * (dtype == DType::kDouble ? 8 : 4));
+  return make_buffer<char>(count * (dtype == DType::kDouble ? 8 : 4));
 }
 
 bool is_conv11x11s4(const Conv& c) {
@@ -100,14 +96,14 @@ struct PackedConv {
   const int64_t taps = 121 * task.conv.channels, blocks = filter_blocks(dtype, task.conv.filters);
   const int64_t filters = blocks * filter_block(dtype);
   const Buffer<char> weight = sums_buffer(dtype, filters* taps), bias = sums_buffer(dtype, filters);
-  const Buffer<float> winograd_weight{filters * kWinogradProducts * 16 * task.conv.channels};
+  const Buffer<float> winograd_weight = make_buffer<float>(filters * kWinogradProducts * 16 * task.conv.channels);
   bool in_range = true;
 
   explicit PackedConv(const ConvArguments& args) : task{args} {
-    task.packed_weight = weight.data();
-    task.packed_bias = bias.data();
+    task.packed_weight = weight.get();
+    task.packed_bias = bias.get();
     task.winograd = is_winograd11x11s4(dtype, task.conv);
-    task.winograd_weight = winograd_weight.data();
+    task.winograd_weight = winograd_weight.get();
     task.in_range = &in_range;
     run_tasks(conv2d_pack_weight_kernel(), task, blocks, 5 * taps * filter_block(dtype));
     task.winograd &= in_range;
@@ -118,9 +114,9 @@ bool winograd_conv2d(WinogradTask task) {
   const Conv& c = task.conv;
   const int64_t blocks = c.groups * filter_blocks(DType::kFloat, c.filters / c.groups);
   const int64_t block_size = kWinogradProducts * c.channels / c.groups * filter_block(DType::kFloat);
-  const Buffer<float> weight(blocks * block_size);
+  const auto weight = make_buffer<float>(blocks * block_size);
   bool finite = true;
-  task.winograd_weight = weight.data();
+  task.winograd_weight = weight.get();
   task.finite = &finite;
   run_tasks(winograd_weights_kernel(), task, blocks, block_size);
   run_tasks(winograd_forward_kernel(), task, ceil_div(winograd_tiles(c, task.images.count), kWinogradTask),
@@ -138,13 +134,13 @@ bool winograd_conv2d_weight_grad(WinogradTask task) {
   const int64_t numbers = kWinogradProducts * (c.channels + blocks * block);  // of one tile
   const int64_t tiles = winograd_tiles(c, task.images.count);
   const int64_t part = std::min(tiles, std::max<int64_t>(64, kCacheBytes / (4 * numbers) / 64 * 64));
-  const Buffer<float> inputs(kWinogradProducts * c.channels * part);
-  const Buffer<float> grads((kWinogradProducts + 1) * blocks * part * block);
-  const Buffer<float> sums(blocks * kWinogradProducts * channels * block);
+  const auto inputs = make_buffer<float>(kWinogradProducts * c.channels * part);
+  const auto grads = make_buffer<float>((kWinogradProducts + 1) * blocks * part * block);
+  const auto sums = make_buffer<float>(blocks * kWinogradProducts * channels * block);
   bool finite = true;
-  task.inputs = inputs.data();
-  task.grads = grads.data();
-  task.sums = sums.data();
+  task.inputs = inputs.get();
+  task.grads = grads.get();
+  task.sums = sums.get();
   task.finite = &finite;
   for (; task.first < tiles; task.first += part) {
     task.tiles = std::min(part, tiles - task.first);
@@ -240,7 +236,7 @@ struct Cpu {
     // Depends on the sizes alone, so threads do not change the result.
     task.chunks = std::clamp<int64_t>(rows / 8, 1, 32);
     const Buffer<char> sums = sums_buffer(dtype, task.chunks * blocks * sums_of_block);
-    task.sums = sums.data();
+    task.sums = sums.get();
     run_tasks(conv2d_weight_grad_kernel(), task, task.chunks, blocks * sums_of_block);
     run_tasks(conv2d_weight_grad_reduce_kernel(), task, blocks, task.chunks * sums_of_block);
     return true;
@@ -264,7 +260,7 @@ struct Cpu {
     const int64_t taps = filter_blocks(dtype, 11 * c.channels) * filter_block(dtype);  // of a kernel row, padded
     const Buffer<char> weight = sums_buffer(dtype, 11 * taps * c.filters);
     ConvTask task{args};
-    task.packed_weight = weight.data();
+    task.packed_weight = weight.get();
     run_tasks(conv2d_pack_taps_kernel(), task, 11, taps * c.filters);
     run_tasks(conv2d_input_grad_kernel(), task, args.images.count * c.height, c.width * c.channels * c.filters);
     return true;

@@ -15,7 +15,7 @@ namespace alexnet_cuda::ALEXNET_CPU_LEVEL {
 constexpr int kSize = 11, kStride = 4;
 
 inline Images output_images(const ConvTask& a) {
-  return resized(a.images, a.conv.filters, a.conv.out_height, a.conv.out_width);
+  return {a.images.dtype, a.images.channels_last, a.images.count, a.conv.filters, a.conv.out_height, a.conv.out_width};
 }
 
 // The filters, padded to whole blocks.
@@ -48,26 +48,19 @@ class InputRows {
     const int64_t first = o * kStride, last = first + kSize;
     if (n != image_ || last < next_) next_ = 0;
     image_ = n;
-    for (next_ = max64(next_, first); next_ < last; ++next_) load_row(next_);
+    for (next_ = max64(next_, first); next_ < last; ++next_) load(n, next_);
   }
 
   const A* operator[](int64_t r) { return rows_ + r % kSize * row_size_; }
 
-  // Row r of image n, valid until the next call.
-  const A* row(int64_t n, int64_t r) {
-    image_ = n;
-    load_row(r);
-    return (*this)[r];
-  }
-
- private:
-  void load_row(int64_t r) {
+  // Loads row r of image n.
+  const A* load(int64_t n, int64_t r) {
     A* to = rows_ + r % kSize * row_size_;
     const int64_t row = r - conv_.padding, c = conv_.channels, left = conv_.padding * c;
     const int64_t count = min64(conv_.width, width_ - conv_.padding);
     int64_t filled = 0;
     if (row >= 0 && row < conv_.height && count > 0) {
-      const T* from = static_cast<const T*>(a_.x) + row_offset(a_.images, channels_, image_, row);
+      const T* from = static_cast<const T*>(a_.x) + row_offset(a_.images, channels_, n, row);
       for (int64_t i = 0; i < left; ++i) to[i] = A{};
       filled = left + count * c;
       if (channels_.channel_stride == 1) {  // count * C contiguous numbers
@@ -79,8 +72,10 @@ class InputRows {
       }
     }
     for (int64_t i = filled; i < row_size_; ++i) to[i] = A{};
+    return to;
   }
 
+ private:
   const ConvTask& a_;
   const Conv& conv_ = a_.conv;
   const Channels channels_ = channels_of<A>(a_.images);
@@ -95,15 +90,16 @@ inline void conv_tile(const ConvTask& a, const A* const* row, int64_t first, int
   const int64_t step = kStride * a.conv.channels, taps = kSize * a.conv.channels, f = block * kFilterBlock<A>;
   const A* weight = static_cast<const A*>(a.packed_weight) + block * kSize * taps * kFilterBlock<A>;
   Tile<A, P> tile;
-  load_tile<A, P>(tile, static_cast<const A*>(a.packed_bias) + f, 0);
+  for_each_vector<A, P>(tile, static_cast<const A*>(a.packed_bias) + f, 0,
+                        [](Vec<A>& sum, const A* bias) { sum = load<A>(bias); });
   // One kernel row: each tap's two vectors of weights times that tap's input of every pixel.
   for (int i = 0; i < kSize; ++i, weight += taps * kFilterBlock<A>) {
     multiply<A, P>(tile, row[i] + first * step, step, 1, weight, kFilterBlock<A>, taps);
   }
 #pragma GCC unroll 11
   for (int p = 0; p < P; ++p) {
-    store<A>(out[first + p] + f, tile.sum[p][0]);
-    if (f + kLanes<A> < out.stride) store<A>(out[first + p] + f + kLanes<A>, tile.sum[p][1]);
+    store<A>(out[first + p] + f, tile[p][0]);
+    if (f + kLanes<A> < out.stride) store<A>(out[first + p] + f + kLanes<A>, tile[p][1]);
   }
 }
 

@@ -9,12 +9,8 @@
 
 namespace alexnet_cuda {
 
-struct Half {
-  uint16_t bits;
-};
-struct BFloat16 {
-  uint16_t bits;
-};
+enum class Half : uint16_t {};
+enum class BFloat16 : uint16_t {};
 
 // LRN across channels: a task is kStrip pixels of one image (channels_last: of the whole batch).
 // Spatial LRN: a task is kPlanes channels of one image (contiguous: kPlanes of the batch's planes).

@@ -25,12 +25,9 @@ void across_channels(const LrnArguments& a, int64_t begin, int64_t end) {
         t / strips * images.channels * images.pixels() + first * (images.channels_last ? images.channels : 1);
     const OutputRow<A, T> y(static_cast<T*>(a.out) + offset, c, out, is_nontemporal<T>(images));
     const Pixels<const A> from = pixels_at<A>(static_cast<const T*>(a.x) + offset, c, count, x);
-    if constexpr (BACKWARD) {
-      normaliser.template backward<false>(from, pixels_at<A>(static_cast<const T*>(a.grad) + offset, c, count, grad),
-                                          y.pixels, count);
-    } else {
-      normaliser.template forward<false>(from, y.pixels, count);
-    }
+    Pixels<const A> grads = {};
+    if (BACKWARD) grads = pixels_at<A>(static_cast<const T*>(a.grad) + offset, c, count, grad);
+    normaliser.template run<false, BACKWARD>(from, grads, y.pixels, count);
     y.finish(count);
   }
 }

@@ -124,19 +124,6 @@ ALEXNET_INLINE Vec<A> window_sum(const A* p, int64_t size) {
   return sum;
 }
 
-// Writes the squares of a block of pixels into the buffer. They are summed only when the whole block is written: a load
-// that overlaps two recent stores would wait for both.
-template <class A, bool RELU>
-ALEXNET_INLINE void square(const LrnPass<A>& pass, Pixels<const A> x, int64_t count, A* squares) {
-  for (int64_t p = 0; p < count; ++p) {
-    A* to = squares + p * pass.stride + pass.halo;
-    for (int64_t c = 0; c < pass.padded; c += kLanes<A>) {
-      const Vec<A> v = activation<A, RELU>(x[p] + c);
-      store<A>(to + c, v * v);
-    }
-  }
-}
-
 // For `count` pixels of one group: out = lrn(x), or lrn(relu(x)) with RELU; BACKWARD: its gradient, given that of y.
 // The halos of `squares` and of `terms`, which holds the summands of the gradient's sum, are zero; `direct` holds
 // g d^-beta. The forward uses neither of the last two.
@@ -147,7 +134,14 @@ inline void lrn_any(const LrnPass<A>& pass, Pixels<const A> x, Pixels<const A> g
   for (int64_t done = 0; done < count; done += kLrnBlock) {  // the buffer holds one block
     const int64_t block = min64(kLrnBlock, count - done);
     const Pixels<const A> from = {x[done], x.stride};
-    square<A, RELU>(pass, from, block, squares);
+    // The squares are summed only when the whole block is written: a load that overlaps two recent stores would wait
+    // for both.
+    for (int64_t p = 0; p < block; ++p) {
+      for (int64_t c = 0; c < pass.padded; c += kLanes<A>) {
+        const Vec<A> v = activation<A, RELU>(from[p] + c);
+        store<A>(squares + p * pass.stride + pass.halo + c, v * v);
+      }
+    }
     for (int64_t p = 0; p < block; ++p) {  // sum the squares, write y, or g d^-beta and the terms
       const A* window = squares + p * pass.stride + pass.halo - pass.front;
       A* term = terms + p * pass.stride + pass.halo;
@@ -258,20 +252,19 @@ class Normaliser {
     for (int64_t i = 0; i < size_; ++i) squares_[i] = terms_[i] = 0;
   }
 
-  template <bool RELU>
-  void forward(Pixels<const A> x, Pixels<A> y, int64_t count) {
-    for (int64_t g = 0; g < pass_.channels.groups; ++g, x.data += pass_.padded, y.data += pass_.padded) {
-      is_lrn5_ ? lrn5<A, RELU>(pass_, x, y, count)
-               : lrn_any<A, RELU, false>(pass_, x, {}, y, count, squares_, terms_, direct_);
-    }
-  }
-
-  template <bool RELU>
-  void backward(Pixels<const A> x, Pixels<const A> grad, Pixels<A> dx, int64_t count) {
-    for (int64_t g = 0; g < pass_.channels.groups;
-         ++g, x.data += pass_.padded, grad.data += pass_.padded, dx.data += pass_.padded) {
-      is_lrn5_ ? lrn5_backward<A, RELU>(pass_, x, grad, dx, count)
-               : lrn_any<A, RELU, true>(pass_, x, grad, dx, count, squares_, terms_, direct_);
+  // `count` pixels: out = lrn(x), or lrn(relu(x)) with RELU; BACKWARD: its gradient, given that of y. The forward does
+  // not read grad.
+  template <bool RELU, bool BACKWARD>
+  void run(Pixels<const A> x, Pixels<const A> grad, Pixels<A> out, int64_t count) {
+    for (int64_t g = 0; g < pass_.channels.groups; ++g) {
+      if (!is_lrn5_) {
+        lrn_any<A, RELU, BACKWARD>(pass_, x, grad, out, count, squares_, terms_, direct_);
+      } else if constexpr (BACKWARD) {
+        lrn5_backward<A, RELU>(pass_, x, grad, out, count);
+      } else {
+        lrn5<A, RELU>(pass_, x, out, count);
+      }
+      x.data += pass_.padded, grad.data += pass_.padded, out.data += pass_.padded;
     }
   }
 

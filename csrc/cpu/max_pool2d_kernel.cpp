@@ -26,7 +26,7 @@ void forward(const PoolArguments& a, int64_t begin, int64_t end) {
     const int64_t offset = block.offset(out_plane) + o * pool.out_width * pooled.pixel_stride;
     const OutputRow<A, T> y(static_cast<T*>(a.out) + offset, pooled, out);
     const auto start = [&](int64_t r) { return x + r * pool.width * in.pixel_stride; };
-    if (in.channel_stride == 1 && in.per_group == in.padded) {  // pooled from where it lies, also float16 and bfloat16
+    if (in.in_place()) {  // pooled from where it lies, also float16 and bfloat16
       pooler.row(o, in.padded, y.pixels, codes, [&](int64_t r) { return Pixels<const T>{start(r), in.pixel_stride}; });
     } else {
       pooler.row(o, in.padded, y.pixels, codes, [&](int64_t r) { return pixels_at<A>(start(r), in, pool.width, row); });

@@ -55,8 +55,7 @@ void* allocate_memory(int64_t bytes) {
     Cache& c = cache();
     const std::unique_lock<std::mutex> lock(c.mutex, std::try_to_lock);
     if (lock) {
-      const auto latest =
-          std::find_if(c.blocks.rbegin(), c.blocks.rend(), [&](const Block& b) { return b.bytes == bytes; });
+      const auto latest = std::ranges::find(c.blocks.rbegin(), c.blocks.rend(), bytes, &Block::bytes);
       if (latest != c.blocks.rend()) {
         void* data = latest->data;
         c.blocks.erase(std::next(latest).base());

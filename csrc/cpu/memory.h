@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 
 namespace alexnet_cuda {
 
@@ -17,20 +18,13 @@ void release_memory(void* data, int64_t bytes);
 int64_t set_cache_limit(int64_t bytes);
 int64_t cache_limit();
 
-// `count` uninitialised elements for the duration of one operator.
+// `count` uninitialised elements.
 template <class T>
-class Buffer {
- public:
-  explicit Buffer(int64_t count)
-      : bytes_(count * int64_t{sizeof(T)}), data_(static_cast<T*>(allocate_memory(bytes_))) {}
-  ~Buffer() { release_memory(data_, bytes_); }
-  Buffer(const Buffer&) = delete;
-  Buffer& operator=(const Buffer&) = delete;
-  T* data() const { return data_; }
-
- private:
-  int64_t bytes_;
-  T* data_;
-};
+using Buffer = std::shared_ptr<T[]>;
+template <class T>
+Buffer<T> make_buffer(int64_t count) {
+  const int64_t bytes = count * int64_t{sizeof(T)};
+  return {static_cast<T*>(allocate_memory(bytes)), [bytes](T* data) { release_memory(data, bytes); }};
+}
 
 }  // namespace alexnet_cuda

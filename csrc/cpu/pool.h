@@ -34,8 +34,8 @@ ALEXNET_INLINE int64_t max_covering(const Pool& pool) {
   return (pool.kernel_size + pool.stride - 1) / pool.stride + 1;
 }
 
-ALEXNET_INLINE Images pooled_images(Images images, const Pool& pool) {
-  return resized(images, images.channels, pool.out_height, pool.out_width);
+ALEXNET_INLINE Images pooled_images(const Images& images, const Pool& pool) {
+  return {images.dtype, images.channels_last, images.count, images.channels, pool.out_height, pool.out_width};
 }
 
 // The larger of two numbers, NaN if either is.
@@ -50,8 +50,8 @@ ALEXNET_INLINE Vec<A> max_nan(Vec<A> a, Vec<A> b) {
 template <class A>
 ALEXNET_INLINE Vec<A> max_nonnegative(Vec<A> a, Vec<A> b) {
   using U = Unsigned<A>;
-  const U x = bit_cast<U>(a), y = bit_cast<U>(b);
-  return bit_cast<Vec<A>>(x > y ? x : y);
+  const U x = __builtin_bit_cast(U, a), y = __builtin_bit_cast(U, b);
+  return __builtin_bit_cast(Vec<A>, x > y ? x : y);
 }
 
 // The input of a Pooler: any numbers; any numbers, to which it applies ReLU first; results of ReLU and LRN, which are
@@ -238,7 +238,7 @@ class PoolGradient {
   void row(int64_t n, int64_t h, Pixels<A> dx, F change) {
     if (h == 0) ring_.restart();
     const Span span = covering(pool_, h, pool_.out_height);
-    ring_.advance(span.first, span.last, [&](int64_t o, int slot) {
+    ring_.advance(span.first, span.last, [&](int64_t o, int64_t slot) {
       const int64_t at = row_offset(images_, channels_, n, o);
       PooledRow<A> row = {pixels_at<A>(grad_ + at, channels_, pool_.out_width, grads_ + slot * row_size_),
                           pixels_at<A>(code_ + at, channels_, pool_.out_width, codes_ + slot * row_size_)};

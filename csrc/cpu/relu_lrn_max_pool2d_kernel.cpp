@@ -38,10 +38,10 @@ ALEXNET_INLINE void tail_rows(const TailArguments& a, int64_t begin, int64_t end
     pooler.row(o, stride, kPoolFirst ? Pixels<A>{maxima, stride} : y.pixels, codes, [&](int64_t row) {
       const Pixels<const A> x = make(n, row, made);
       if (kPoolFirst) return x;
-      normaliser.template forward<kReluFirst>(x, {normalised, stride}, pool.width);
+      normaliser.template run<kReluFirst, false>(x, {}, {normalised, stride}, pool.width);
       return Pixels<const A>{normalised, stride};
     });
-    if (kPoolFirst) normaliser.template forward<false>({maxima, stride}, y.pixels, pool.out_width);
+    if (kPoolFirst) normaliser.template run<false, false>({maxima, stride}, {}, y.pixels, pool.out_width);
     if (ORDER == kLrnPoolRelu) {  // ReLU of the pooled row, in place
       for (int64_t w = 0; w < pool.out_width; ++w) {
         for (int64_t i = 0; i < stride; i += kLanes<A>) store<A>(y.pixels[w] + i, activation<A, true>(y.pixels[w] + i));
@@ -92,25 +92,24 @@ void backward(const TailArguments& a, int64_t begin, int64_t end) {
     };
     const OutputRow<A, T> result(static_cast<T*>(a.out) + row_offset(a.images, c, n, h), c, dx);
     const Pixels<A> sum = lrn_last ? result.pixels : Pixels<A>{gathered, stride};
-    gradient.row(n, h, sum, [&](int64_t o, int slot, PooledRow<A>& row) {
+    gradient.row(n, h, sum, [&](int64_t o, int64_t slot, PooledRow<A>& row) {
       if (!lrn_last) return;
       const Pixels<A> out = {lrn_grads + slot * pooled_size, stride};
       pooler.row(o, stride, {maxima, stride}, nullptr, [&](int64_t r) { return read(r, pooled_row); });
-      normaliser.template backward<false>({maxima, stride}, row.grad, out, pool.out_width);
+      normaliser.template run<false, true>({maxima, stride}, row.grad, out, pool.out_width);
       row.grad = {out.data, stride};
     });
     const Pixels<const A> x = read(h, x_row);
-    if (a.order != kReluLrnPool) {  // the gradient of ReLU, whose input had the sign of x
+    const Pixels<const A> grad = {sum.data, sum.stride};
+    if (a.order == kReluLrnPool) {
+      normaliser.template run<true, true>(x, grad, result.pixels, width);
+    } else {  // the gradient of ReLU, whose input had the sign of x
       for (int64_t w = 0; w < width; ++w) {
         for (int64_t i = 0; i < stride; i += kLanes<A>) {
           store<A>(sum[w] + i, through_relu<A, true>(load<A>(x[w] + i), load<A>(sum[w] + i)));
         }
       }
-    }
-    if (a.order == kReluLrnPool) {
-      normaliser.template backward<true>(x, {sum.data, sum.stride}, result.pixels, width);
-    } else if (a.order == kLrnPoolRelu) {
-      normaliser.template backward<false>(x, {sum.data, sum.stride}, result.pixels, width);
+      if (!lrn_last) normaliser.template run<false, true>(x, grad, result.pixels, width);
     }
     result.finish(width);
   }

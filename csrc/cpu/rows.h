@@ -67,6 +67,8 @@ struct Channels {
   int64_t groups, per_group, padded;
 
   int64_t stride() const { return groups * padded; }  // from pixel to pixel in scratch memory
+  // Whether pixels of the type of the sums can be computed on where they lie.
+  bool in_place() const { return channel_stride == 1 && per_group == padded; }
 };
 
 template <class A>
@@ -76,10 +78,6 @@ ALEXNET_INLINE Channels channels_of(const Images& images, int64_t groups = 1) {
   const bool channels_last = images.channels_last || images.pixels() == 1 || images.channels == 1;
   return {channels_last ? images.channels : 1, channels_last ? 1 : images.pixels(), groups, per_group,
           round_up(per_group, kLanes<A>)};
-}
-
-ALEXNET_INLINE Images resized(Images images, int64_t channels, int64_t height, int64_t width) {
-  return {images.dtype, images.channels_last, images.count, channels, height, width};
 }
 
 // The index of row `row` of image n in a dense tensor of such images.
@@ -110,12 +108,6 @@ constexpr int64_t kNontemporalBytes = int64_t{32} << 20;
 template <class T>
 ALEXNET_INLINE bool is_nontemporal(const Images& images) {
   return images.count * images.channels * images.pixels() * int64_t{sizeof(T)} >= kNontemporalBytes;
-}
-
-// True if pixels of type T can be computed on where they lie.
-template <class A, class T>
-ALEXNET_INLINE bool in_place(const Channels& c) {
-  return __is_same(A, T) && c.channel_stride == 1 && c.per_group == c.padded;
 }
 
 // One square: `rows` channels x `columns` pixels at x (ALL: kLanes of both) become pixels at `out`, missing channels
@@ -239,7 +231,7 @@ ALEXNET_INLINE void interleave3(const T* x, int64_t plane, int64_t count, A* out
 template <class A, class T>
 ALEXNET_INLINE Pixels<const A> pixels_at(const T* x, const Channels& c, int64_t count, A* scratch) {
   if constexpr (__is_same(A, T)) {
-    if (in_place<A, T>(c)) return {x, c.pixel_stride};
+    if (c.in_place()) return {x, c.pixel_stride};
   }
   read_pixels<A>(x, c, count, scratch, c.stride());
   return {scratch, c.stride()};
@@ -257,7 +249,7 @@ struct OutputRow {
       : y(out), channels(c), pixels{scratch, c.stride()} {
     if constexpr (__is_same(A, T)) {
       const bool aligned = (reinterpret_cast<uintptr_t>(y) | (c.pixel_stride * sizeof(A))) % kVectorBytes == 0;
-      if (in_place<A, T>(c)) pixels = {y, c.pixel_stride, nontemporal && aligned};
+      if (c.in_place()) pixels = {y, c.pixel_stride, nontemporal && aligned};
     }
   }
   ALEXNET_INLINE void finish(int64_t count) const {
@@ -269,20 +261,16 @@ struct OutputRow {
 template <class Row>
 struct Ring {
   Scratch<Row> row;
-  int slots;
-  int64_t next = 0;
+  int64_t slots, next = 0;
 
-  explicit Ring(int64_t rows) : row(rows), slots(static_cast<int>(rows)) {}
+  explicit Ring(int64_t rows) : row(rows), slots(rows) {}
   void restart() { next = 0; }  // before the first row of another image
   Row& operator[](int64_t r) { return row[r % slots]; }
 
   // Makes rows [first, last) available. make(row, slot) may use the memory of slot `slot` and returns the Row.
   template <class Make>
   ALEXNET_INLINE void advance(int64_t first, int64_t last, Make make) {
-    for (next = max64(next, first); next < last; ++next) {
-      const int slot = static_cast<int>(next % slots);
-      row[slot] = make(next, slot);
-    }
+    for (next = max64(next, first); next < last; ++next) row[next % slots] = make(next, next % slots);
   }
 };
 
@@ -291,13 +279,12 @@ struct Ring {
 // channels fill vectors, too.
 struct Planes {
   bool channels_last;
-  int64_t channels, first;  // channels of the tensor; the block's first plane, counted through the batch
-  int64_t count, padded;    // planes of the block, without and with padding to whole vectors
+  int64_t channels;       // of an image; in NCHW, of the batch
+  int64_t image, first;   // the block's image, 0 in NCHW, and its first plane there
+  int64_t count, padded;  // planes of the block, without and with padding to whole vectors
 
   // The block's first element and its layout in a tensor whose planes have `pixels` pixels.
-  int64_t offset(int64_t pixels) const {
-    return channels_last ? first / channels * channels * pixels + first % channels : first * pixels;
-  }
+  int64_t offset(int64_t pixels) const { return image * channels * pixels + first * (channels_last ? 1 : pixels); }
   Channels layout(int64_t pixels) const {
     return {channels_last ? channels : 1, channels_last ? 1 : pixels, 1, count, padded};
   }
@@ -306,11 +293,9 @@ struct Planes {
 // Block t of at most `size` planes.
 template <class A>
 ALEXNET_INLINE Planes planes_of(const Images& images, int64_t t, int64_t size) {
-  const int64_t channels = images.channels, blocks = (channels + size - 1) / size;  // blocks of an image, in NHWC
-  const int64_t first = images.channels_last ? t / blocks * channels + t % blocks * size : t * size;
-  const int64_t end = images.channels_last ? (t / blocks + 1) * channels : images.count * channels;
-  const int64_t count = min64(size, end - first);
-  return {images.channels_last, channels, first, count, round_up(count, kLanes<A>)};
+  const int64_t channels = images.channels * (images.channels_last ? 1 : images.count);
+  const int64_t blocks = (channels + size - 1) / size, first = t % blocks * size, count = min64(size, channels - first);
+  return {images.channels_last, channels, t / blocks, first, count, round_up(count, kLanes<A>)};
 }
 
 }  // namespace alexnet_cuda::ALEXNET_CPU_LEVEL

@@ -14,28 +14,16 @@ constexpr int64_t kFilterBlock = 2 * kLanes<A>;
 constexpr int kTileRows = kVectorBytes == 64 ? 11 : 5;
 
 template <class A, int P>
-struct Tile {
-  Vec<A> sum[P][2];
-};
+using Tile = Vec<A>[P][2];
 
 // Calls f(vector, address) for the vectors of a tile whose rows lie `stride` numbers apart in memory.
 template <class A, int P, class Number, class F>
 ALEXNET_INLINE void for_each_vector(Tile<A, P>& tile, Number* memory, int64_t stride, F f) {
 #pragma GCC unroll 16
   for (int p = 0; p < P; ++p) {
-    f(tile.sum[p][0], memory + p * stride);
-    f(tile.sum[p][1], memory + p * stride + kLanes<A>);
+    f(tile[p][0], memory + p * stride);
+    f(tile[p][1], memory + p * stride + kLanes<A>);
   }
-}
-
-template <class A, int P>
-ALEXNET_INLINE void load_tile(Tile<A, P>& tile, const A* from, int64_t stride) {
-  for_each_vector(tile, from, stride, [](Vec<A>& sum, const A* p) { sum = load<A>(p); });
-}
-
-template <class A, int P>
-ALEXNET_INLINE void store_tile(Tile<A, P>& tile, A* to, int64_t stride) {
-  for_each_vector(tile, to, stride, [](Vec<A>& sum, A* p) { store<A>(p, sum); });
 }
 
 // sum[p] += a[p * row_step + i * step] * w[i * w_step ...] over i < n.
@@ -47,8 +35,8 @@ ALEXNET_INLINE void multiply(Tile<A, P>& tile, const A* a, int64_t row_step, int
 #pragma GCC unroll 16
     for (int p = 0; p < P; ++p) {
       const Vec<A> v = fill<A>(a[p * row_step]);
-      tile.sum[p][0] += v * w0;
-      tile.sum[p][1] += v * w1;
+      tile[p][0] += v * w0;
+      tile[p][1] += v * w1;
     }
   }
 }
@@ -62,8 +50,8 @@ ALEXNET_INLINE void multiply_in_parts(const float* a, int64_t row_step, int64_t 
     Tile<float, P> tile = {};
     multiply<float, P>(tile, a + i * step, row_step, step, w + i * kFilterBlock<float>, kFilterBlock<float>,
                        min64(N, n - i));
-    if (add) for_each_vector(tile, out, out_stride, [](Vec<float>& sum, float* p) { sum += load<float>(p); });
-    store_tile<float, P>(tile, out, out_stride);
+    if (add) for_each_vector<float, P>(tile, out, out_stride, [](Vec<float>& sum, float* p) { sum += load<float>(p); });
+    for_each_vector<float, P>(tile, out, out_stride, [](Vec<float>& sum, float* p) { store<float>(p, sum); });
   }
 }
 

@@ -58,14 +58,6 @@ using Storage = std::conditional_t<sizeof(T) == 2, uint16_t, T>;
 template <class A, class T>
 using Raw = Vector<Storage<T>, kLanes<A>>;
 
-template <class To, class From>
-ALEXNET_INLINE To bit_cast(From from) {
-  static_assert(sizeof(To) == sizeof(From));
-  To to;
-  __builtin_memcpy(&to, &from, sizeof(to));
-  return to;
-}
-
 template <class A>
 ALEXNET_INLINE Vec<A> fill(A value) {
   return value - Vec<A>{};  // broadcasts; subtracting 0 keeps every value, also -0
@@ -85,17 +77,18 @@ ALEXNET_INLINE Vec<A> relu(Vec<A> v) {
 template <class V, class I>
 ALEXNET_INLINE V half_to_float(I h) {
   const I magnitude = (h & 0x7fff) << 13;
-  const V scaled = bit_cast<V>(magnitude) * 0x1p112f;
-  const I special = bit_cast<I>(scaled) | 0x7f800000;  // exponent 31: infinity or NaN
-  return bit_cast<V>(((magnitude >= (0x7c00 << 13)) ? special : bit_cast<I>(scaled)) | ((h & 0x8000) << 16));
+  const V scaled = __builtin_bit_cast(V, magnitude) * 0x1p112f;
+  const I special = __builtin_bit_cast(I, scaled) | 0x7f800000;  // exponent 31: infinity or NaN
+  return __builtin_bit_cast(
+      V, ((magnitude >= (0x7c00 << 13)) ? special : __builtin_bit_cast(I, scaled)) | ((h & 0x8000) << 16));
 }
 
 // float to float16, to nearest even. A normal result: add almost half of the last kept bit, plus that bit, then cut. A
 // subnormal result: adding 0.5 aligns the mantissa so that the addition itself rounds at the last bit of a float16.
 template <class V, class I>
 ALEXNET_INLINE I float_to_half(V v) {
-  const I bits = bit_cast<I>(v), magnitude = bits & 0x7fffffff;
-  const I subnormal = bit_cast<I>(bit_cast<V>(magnitude) + 0.5f) - 0x3f000000;
+  const I bits = __builtin_bit_cast(I, v), magnitude = bits & 0x7fffffff;
+  const I subnormal = __builtin_bit_cast(I, __builtin_bit_cast(V, magnitude) + 0.5f) - 0x3f000000;
   const I normal = (magnitude - (112 << 23) + 0xfff + ((magnitude >> 13) & 1)) >> 13;
   const I infinity = I{} + 0x7c00;
   I half = magnitude < (113 << 23) ? subnormal : normal;
@@ -114,9 +107,7 @@ ALEXNET_INLINE Bits<A> extend(R raw) {
   if constexpr (sizeof(R) == 16) return (Bits<A>)_mm512_maskz_cvtepu8_epi32(0xffff, (__m128i)raw);
 #elif defined(__AVX2__)
   if constexpr (sizeof(R) == 16) return (Bits<A>)_mm256_cvtepu16_epi32((__m128i)raw);
-  if constexpr (sizeof(R) == 8 && kLanes<A> == 8) {
-    return (Bits<A>)_mm256_cvtepu8_epi32(_mm_cvtsi64_si128(bit_cast<int64_t>(raw)));
-  }
+  if constexpr (sizeof(R) == 8) return (Bits<A>)_mm256_cvtepu8_epi32(_mm_loadu_si64(&raw));
 #endif
   return __builtin_convertvector(raw, Bits<A>);
 }
@@ -129,7 +120,7 @@ ALEXNET_INLINE Vec<A> widen(Raw<A, T> raw) {
   } else if constexpr (sizeof(T) == 1) {
     return __builtin_convertvector(extend<A>(raw), Vec<A>);
   } else if constexpr (__is_same(T, BFloat16)) {
-    return bit_cast<Vec<A>>(extend<A>(raw) << 16);
+    return __builtin_bit_cast(Vec<A>, extend<A>(raw) << 16);
   } else {
 #if defined(__AVX512F__)
     return (Vec<A>)_mm512_maskz_cvtph_ps(0xffff, (__m256i)raw);
@@ -148,7 +139,7 @@ ALEXNET_INLINE Raw<A, T> narrow(Vec<A> v) {
   } else if constexpr (sizeof(T) == 1) {
     return __builtin_convertvector(__builtin_convertvector(v, Bits<A>), Raw<A, T>);
   } else if constexpr (__is_same(T, BFloat16)) {  // round to nearest even; a NaN stays one
-    const Unsigned<A> bits = bit_cast<Unsigned<A>>(v);
+    const Unsigned<A> bits = __builtin_bit_cast(Unsigned<A>, v);
     const Unsigned<A> rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
     return __builtin_convertvector(v == v ? rounded : (bits >> 16) | 0x40, Raw<A, T>);
   } else {
@@ -194,7 +185,7 @@ ALEXNET_INLINE void stream(A* p, Vec<A> v) {
 template <class A, class T>
 ALEXNET_INLINE A to_accumulator(T value) {
   Raw<A, T> raw = {};
-  raw[0] = bit_cast<Storage<T>>(value);
+  raw[0] = __builtin_bit_cast(Storage<T>, value);
   return widen<A, T>(raw)[0];
 }
 
@@ -208,7 +199,7 @@ ALEXNET_INLINE Vec<A> load_part(const T* p, int64_t n) {
   if constexpr (sizeof(Raw<A, T>) == 16) return widen<A, T>((Raw<A, T>)_mm_maskz_loadu_epi8(bytes, p));
 #endif
   Raw<A, T> raw = {};
-  for (int64_t i = 0; i < n; ++i) raw[i] = bit_cast<Storage<T>>(p[i]);
+  for (int64_t i = 0; i < n; ++i) raw[i] = __builtin_bit_cast(Storage<T>, p[i]);
   return widen<A, T>(raw);
 }
 
@@ -221,7 +212,7 @@ ALEXNET_INLINE void store_part(T* p, Vec<A> v, int64_t n) {
   if constexpr (sizeof(Raw<A, T>) == 32) return _mm256_mask_storeu_epi8(p, bytes, (__m256i)raw);
   if constexpr (sizeof(Raw<A, T>) == 16) return _mm_mask_storeu_epi8(p, bytes, (__m128i)raw);
 #endif
-  for (int64_t i = 0; i < n; ++i) p[i] = bit_cast<T>(raw[i]);
+  for (int64_t i = 0; i < n; ++i) p[i] = __builtin_bit_cast(T, raw[i]);
 }
 
 // Sets all lanes but the first n to zero.

@@ -30,8 +30,20 @@ ALEXNET_INLINE void for_columns_and_rows(Tile6x6& v, F f) {
   for (int i = 0; i < 6; ++i) f(v[i][0], v[i][1], v[i][2], v[i][3], v[i][4], v[i][5]);
 }
 
-// B' v B
-ALEXNET_INLINE void transform_input(Tile6x6& v) {
+inline bool all(Bits<float> mask) {
+  bool all = true;
+  for (int i = 0; i < kLanes<float>; ++i) all = all && mask[i];
+  return all;
+}
+
+// B' v B of the inputs of a tile, at(row, column) being the address of one.
+template <class F>
+ALEXNET_INLINE void load_input(Tile6x6& v, F at) {
+#pragma GCC unroll 6
+  for (int i = 0; i < 6; ++i) {
+#pragma GCC unroll 6
+    for (int j = 0; j < 6; ++j) v[i][j] = load<float>(at(i, j));
+  }
   for_columns_and_rows(v, [](auto& v0, auto& v1, auto& v2, auto& v3, auto& v4, auto& v5) {
     const Vec<float> even_a = v4 - kB2 * v2, odd_a = kA * (v3 - kB2 * v1);
     const Vec<float> even_b = v4 - kA2 * v2, odd_b = kB * (v3 - kA2 * v1);
@@ -42,17 +54,6 @@ ALEXNET_INLINE void transform_input(Tile6x6& v) {
     v3 = even_b + odd_b;
     v4 = even_b - odd_b;
   });
-}
-
-// The inputs of a tile, at(row, column) being the address of one, transformed.
-template <class F>
-ALEXNET_INLINE void load_input(Tile6x6& v, F at) {
-#pragma GCC unroll 6
-  for (int i = 0; i < 6; ++i) {
-#pragma GCC unroll 6
-    for (int j = 0; j < 6; ++j) v[i][j] = load<float>(at(i, j));
-  }
-  transform_input(v);
 }
 
 // The values of a polynomial with N coefficients at the six evaluation points.

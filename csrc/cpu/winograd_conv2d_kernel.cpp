@@ -79,18 +79,13 @@ class WinogradTiles {
 };
 
 // Collects whether numbers are finite and below 1.8e19: 0 times the square of any other is NaN.
-class FiniteCheck {
- public:
-  ALEXNET_INLINE void add(Vec<float> v) { zero_ += v * v * 0; }
+struct FiniteCheck {
+  Vec<float> zero = {};
 
+  ALEXNET_INLINE void add(Vec<float> v) { zero += v * v * 0; }
   void report(bool* finite) const {
-    for (int i = 0; i < kLanes<float>; ++i) {
-      if (zero_[i] != 0) __atomic_store_n(finite, false, __ATOMIC_RELAXED);
-    }
+    if (!all(zero == 0)) __atomic_store_n(finite, false, __ATOMIC_RELAXED);
   }
-
- private:
-  Vec<float> zero_ = {};
 };
 
 // Filters of a group, padded to whole blocks.
@@ -126,78 +121,61 @@ void weights(const WinogradTask& a, int64_t begin, int64_t end) {
   }
 }
 
+// The products of one tile, `stride` apart, and a group of filters -> its outputs, with bias and ReLU.
 template <int R>
-class Forward {
- public:
-  explicit Forward(const WinogradTask& a) : a_(a) {}
-
-  // Tiles [first, last), at most kTiles and whole tasks of them.
-  void compute(int64_t first, int64_t last) {
-    for (int64_t group = 0; group < a_.conv.groups; ++group) {
-      const int64_t channel = group * channels_;
-      for (int64_t t = first; t < last; ++t) {
-        float* to = inputs_ + (t - first) * channels_ - channel;
-        tiles_.inputs(a_.x, t, channel, channel + channels_,
-                      [&](int64_t c, const Tile6x6& v) { store_domain(v, to + c, inputs_size_); });
-      }
-      multiply_tiles(group, last - first);
-      for (int64_t t = first; t < min64(last, tiles_.count()); ++t) {
-        transform_products(t, group, products_ + (t - first) * padded_);
-      }
-    }
-  }
-
-  FiniteCheck check;
-
- private:
-  // [tile][channel] x [channel][filter] for each of the 36 products.
-  void multiply_tiles(int64_t group, int64_t count) {
-    const float* weights = a_.winograd_weight + group * padded_ * kWinogradProducts * channels_;
-    for (int64_t p = 0; p < kWinogradProducts; ++p) {
-      for (int64_t f = 0; f < padded_; f += kBlock) {
-        for (int64_t t = 0; t < count; t += kRows) {
-          multiply_in_parts<kRows, kPart>(inputs_ + p * inputs_size_ + t * channels_, channels_, 1,
-                                          weights + (f * kWinogradProducts + p * kBlock) * channels_, channels_,
-                                          products_ + p * products_size_ + t * padded_ + f, padded_, false);
-        }
+void transform_products(const WinogradTask& a, const typename WinogradTiles<R>::Outputs& tile, int64_t group,
+                        const float* from, int64_t stride, FiniteCheck& check) {
+  const int64_t filters = a.conv.filters / a.conv.groups;
+  const float* bias = static_cast<const float*>(a.bias) + group * filters;
+  float* out = static_cast<float*>(a.out) + tile.offset + group * filters;
+  for (int64_t f = 0; f < filters; f += kLanes<float>) {
+    Tile6x6 v;
+    load_domain(v, from + f, stride);
+    transform_output<WinogradTiles<R>::M>(v);
+    const Vec<float> b = a.bias ? load<float>(bias + f) : Vec<float>{};
+    for (int i = 0; i < tile.rows; ++i) {
+      for (int j = 0; j < tile.columns; ++j) {
+        const Vec<float> sum = v[i][j] + b;
+        check.add(sum);
+        store<float>(out + (i * a.conv.out_width + j) * a.conv.filters + f, a.relu ? relu<float>(sum) : sum);
       }
     }
   }
-
-  // Products of one tile -> its outputs, with bias and ReLU.
-  void transform_products(int64_t tile, int64_t group, const float* from) {
-    const auto [offset, rows, columns] = tiles_.outputs(tile);
-    const float* bias = static_cast<const float*>(a_.bias) + group * filters_;
-    float* out = static_cast<float*>(a_.out) + offset + group * filters_;
-    for (int64_t f = 0; f < filters_; f += kLanes<float>) {
-      Tile6x6 v;
-      load_domain(v, from + f, products_size_);
-      transform_output<WinogradTiles<R>::M>(v);
-      const Vec<float> b = a_.bias ? load<float>(bias + f) : Vec<float>{};
-      for (int i = 0; i < rows; ++i) {
-        for (int j = 0; j < columns; ++j) {
-          const Vec<float> sum = v[i][j] + b;
-          check.add(sum);
-          store<float>(out + (i * a_.conv.out_width + j) * a_.conv.filters + f, a_.relu ? relu<float>(sum) : sum);
-        }
-      }
-    }
-  }
-
-  const WinogradTask& a_;
-  const int64_t channels_ = a_.conv.channels / a_.conv.groups;  // of a group
-  const int64_t filters_ = a_.conv.filters / a_.conv.groups, padded_ = padded_filters(a_);
-  const int64_t inputs_size_ = kTiles * channels_ + kPad, products_size_ = kTiles * padded_ + kPad;  // of one product
-  WinogradTiles<R> tiles_{a_};
-  Scratch<float> inputs_{kWinogradProducts * inputs_size_}, products_{kWinogradProducts * products_size_};
-};
+}
 
 template <int R>
 void forward(const WinogradTask& a, int64_t begin, int64_t end) {
-  Forward<R> tiles(a);
-  end *= kWinogradTask;
-  for (int64_t t = begin * kWinogradTask; t < end; t += kTiles) tiles.compute(t, min64(t + kTiles, end));
-  tiles.check.report(a.finite);
+  const int64_t channels = a.conv.channels / a.conv.groups, padded = padded_filters(a);          // of a group
+  const int64_t inputs_size = kTiles * channels + kPad, products_size = kTiles * padded + kPad;  // of one product
+  Scratch<float> inputs(kWinogradProducts * inputs_size), products(kWinogradProducts * products_size);
+  WinogradTiles<R> tiles(a);
+  FiniteCheck check;
+  for (int64_t first = begin * kWinogradTask; first < end * kWinogradTask; first += kTiles) {
+    const int64_t last = min64(first + kTiles, end * kWinogradTask);
+    for (int64_t group = 0; group < a.conv.groups; ++group) {
+      const int64_t channel = group * channels;
+      for (int64_t t = first; t < last; ++t) {
+        float* to = inputs + (t - first) * channels - channel;
+        tiles.inputs(a.x, t, channel, channel + channels,
+                     [&](int64_t c, const Tile6x6& v) { store_domain(v, to + c, inputs_size); });
+      }
+      // [tile][channel] x [channel][filter] for each of the 36 products.
+      const float* weights = a.winograd_weight + group * padded * kWinogradProducts * channels;
+      for (int64_t p = 0; p < kWinogradProducts; ++p) {
+        for (int64_t f = 0; f < padded; f += kBlock) {
+          for (int64_t t = 0; t < last - first; t += kRows) {
+            multiply_in_parts<kRows, kPart>(inputs + p * inputs_size + t * channels, channels, 1,
+                                            weights + (f * kWinogradProducts + p * kBlock) * channels, channels,
+                                            products + p * products_size + t * padded + f, padded, false);
+          }
+        }
+      }
+      for (int64_t t = first; t < min64(last, tiles.count()); ++t) {
+        transform_products<R>(a, tiles.outputs(t), group, products + (t - first) * padded, products_size, check);
+      }
+    }
+  }
+  check.report(a.finite);
 }
 
 // ---- weight and bias gradients

@@ -34,12 +34,6 @@ inline Bits<float> within_range(const float* v, int64_t n) {
   return mask;
 }
 
-inline bool all(Bits<float> mask) {
-  bool all = true;
-  for (int i = 0; i < kLanes<float>; ++i) all = all && mask[i];
-  return all;
-}
-
 // Calls f(i, j, tap) for each tap of the 11x11 kernel, counted as (kernel row, kernel column, channel), that is tap
 // (i, j) of the 3x3 kernel for channel `depth` of the space-to-depth image.
 template <class F>
@@ -83,7 +77,16 @@ class WinogradInput {
     for (bool in_range : in_range_) {
       if (!in_range) return false;
     }
-    transform(first);
+    // Tiles of 6x6 columns, 4 apart, a vector of channels at a time.
+    const float* rows[6];
+    for (int i = 0; i < 6; ++i) rows[i] = row(first + i);
+    for (int64_t t = 0; t < tiles; ++t) {
+      for (int64_t c = 0; c < channels; c += kLanes<float>) {
+        Tile6x6 v;
+        load_input(v, [&](int i, int j) { return rows[i] + (4 * t + j) * channels + c; });
+        store_domain(v, inputs_ + t * channels + c, tiles * channels);
+      }
+    }
     return true;
   }
 
@@ -100,25 +103,12 @@ class WinogradInput {
     const int64_t run = channels / 4;
     Bits<float> mask = Bits<float>{} - 1;
     for (int64_t i = 0; i < 4; ++i) {
-      const float* from = input_.row(image_, 4 * r + i);
+      const float* from = input_.load(image_, 4 * r + i);
       float* to = row(r) + i * run;
       mask &= within_range(from, columns_ * run);
       for (int64_t x = 0; x < columns_; ++x) __builtin_memcpy(to + x * channels, from + x * run, run * sizeof(float));
     }
     in_range_[r % 6] = all(mask);
-  }
-
-  // Tiles of 6x6 columns, 4 apart, a vector of channels at a time.
-  void transform(int64_t first) {
-    const float* rows[6];
-    for (int i = 0; i < 6; ++i) rows[i] = row(first + i);
-    for (int64_t t = 0; t < tiles; ++t) {
-      for (int64_t c = 0; c < channels; c += kLanes<float>) {
-        Tile6x6 v;
-        load_input(v, [&](int i, int j) { return rows[i] + (4 * t + j) * channels + c; });
-        store_domain(v, inputs_ + t * channels + c, tiles * channels);
-      }
-    }
   }
 
   const int64_t columns_ = 4 * tiles + 2;

@@ -2,19 +2,15 @@
 #include "kernels.h"
 
 namespace alexnet_cuda {
+
+std::map<std::string, TestKernel> broken_kernels;
+
 namespace {
 
-std::map<std::string, TestKernel> all;
-
-template <auto kKernel, int kThreads>
-gpu::error_t run(const void* in, void* out) {
-  return gpu::launch(kKernel, dim3(1), kThreads, 256, nullptr, in, out);
-}
-
 // Declares a kernel that is launched with one block of so many threads, and adds it to the map.
-#define BROKEN_KERNEL(name, threads)                                     \
-  __global__ void name(const float* in, float* out);                     \
-  const bool has_##name = all.emplace(#name, run<name, threads>).second; \
+#define BROKEN_KERNEL(name, threads)                                                     \
+  __global__ void name(const float* in, float* out);                                     \
+  const bool has_##name = broken_kernels.emplace(#name, run<name, threads, 256>).second; \
   __global__ void name([[maybe_unused]] const float* in, [[maybe_unused]] float* out)
 
 BROKEN_KERNEL(missing_barrier, 64) {
@@ -135,9 +131,4 @@ BROKEN_KERNEL(misaligned_global_write, 64) {
 }
 
 }  // namespace
-
-const std::map<std::string, TestKernel>& broken_kernels() {
-  return all;
-}
-
 }  // namespace alexnet_cuda

@@ -6,9 +6,12 @@
 #include <pybind11/stl.h>
 
 #include <cstring>
+#include <ranges>
 
 #include "../cuda/backend.h"
 #include "kernels.h"
+
+namespace py = pybind11;
 
 namespace alexnet_cuda {
 namespace {
@@ -46,6 +49,18 @@ struct GuardedMemory {
   static bool uses_wgmma(const Tensor&) { return compute_capability == 9; }
 };
 
+// Runs kernels[name] on a copy of `in` and returns its `outputs` floats.
+auto runner(const std::map<std::string, TestKernel>& kernels) {
+  return [&kernels](const std::string& name, const py::array& in, int64_t outputs) {
+    if (!(in.flags() & py::array::c_style)) throw py::value_error("expected a contiguous array");
+    const emulator::Array from(in.nbytes(), offset_elements * in.itemsize()), to(outputs * 4);
+    std::memcpy(from.data, in.data(), from.bytes);
+    if (kernels.at(name)(from.data, to.data) != gpu::kSuccess)
+      throw std::runtime_error("the launcher returned an error");
+    return py::array_t<float>(outputs, reinterpret_cast<const float*>(to.data));
+  };
+}
+
 }  // namespace
 }  // namespace alexnet_cuda
 
@@ -53,47 +68,24 @@ STABLE_TORCH_LIBRARY_IMPL(alexnet_cuda_emulated, CPU, m) {
   alexnet_cuda::register_operators<alexnet_cuda::CudaBackend<alexnet_cuda::GuardedMemory>>(m);
 }
 
-namespace py = pybind11;
-using namespace alexnet_cuda;
-
-namespace {
-
-// The functions WHATs(), their names, and run_WHAT(name, in, outputs) for some kernels.
-void define_kernels(py::module_& m, const std::string& what, const std::map<std::string, TestKernel>& kernels) {
-  m.def((what + "s").c_str(), [&kernels] {
-    std::vector<std::string> names;
-    for (const auto& [name, kernel] : kernels) names.push_back(name);
-    return names;
-  });
-  m.def(("run_" + what).c_str(), [&kernels](const std::string& name, const py::array& in, int64_t outputs) {
-    if (!(in.flags() & py::array::c_style)) throw py::value_error("expected a contiguous array");
-    const emulator::Array from(in.nbytes(), offset_elements * in.itemsize()), to(outputs * 4);
-    std::memcpy(from.data, in.data(), from.bytes);
-    if (kernels.at(name)(from.data, to.data) != gpu::kSuccess)
-      throw std::runtime_error("the launcher returned an error");
-    return py::array_t<float>(outputs, reinterpret_cast<const float*>(to.data));
-  });
-}
-
-}  // namespace
-
 PYBIND11_MODULE(_emulated, m) {
   py::register_exception<emulator::Error>(m, "Error", PyExc_RuntimeError);
-  m.def(
-      "set_order",
-      [](const std::string& order, unsigned seed) {
-        static const std::map<std::string, emulator::Order> orders = {{"ascending", emulator::Order::kAscending},
-                                                                      {"descending", emulator::Order::kDescending},
-                                                                      {"random", emulator::Order::kRandom}};
-        if (!orders.count(order))
-          throw py::value_error("order: expected ascending, descending or random, got " + order);
-        emulator::set_order(orders.at(order), seed);
-      },
-      py::arg("order"), py::arg("seed") = 0);
+  const auto set_order = [](const std::string& order, unsigned seed) {
+    const std::map<std::string, emulator::Order> orders = {{"ascending", emulator::Order::kAscending},
+                                                           {"descending", emulator::Order::kDescending},
+                                                           {"random", emulator::Order::kRandom}};
+    if (!orders.count(order)) throw py::value_error("order: expected ascending, descending or random, got " + order);
+    emulator::set_order(orders.at(order), seed);
+  };
+  m.def("set_order", set_order, py::arg("order"), py::arg("seed") = 0);
   // By how many elements inputs start behind an aligned address.
-  m.def("set_offset", [](int64_t elements) { offset_elements = elements; });
-  m.def("set_multiprocessors", [](int n) { multiprocessor_count = n; });
-  m.def("set_compute_capability", [](int major) { compute_capability = major; });
-  define_kernels(m, "test_kernel", test_kernels());
-  define_kernels(m, "broken_kernel", broken_kernels());
+  m.def("set_offset", [](int64_t elements) { alexnet_cuda::offset_elements = elements; });
+  m.def("set_multiprocessors", [](int n) { alexnet_cuda::multiprocessor_count = n; });
+  m.def("set_compute_capability", [](int major) { alexnet_cuda::compute_capability = major; });
+  m.def("run_test_kernel", alexnet_cuda::runner(alexnet_cuda::test_kernels));
+  m.def("run_broken_kernel", alexnet_cuda::runner(alexnet_cuda::broken_kernels));
+  m.def("broken_kernels", [] {
+    const auto names = std::views::keys(alexnet_cuda::broken_kernels);
+    return std::vector<std::string>(names.begin(), names.end());
+  });
 }

@@ -134,32 +134,24 @@ __global__ void warpgroup_product(const T* in, float* out) {
 #endif
 }
 
-template <auto kKernel, int kThreads, int kBytes>
-gpu::error_t run(const void* in, void* out) {
-  return gpu::launch(kKernel, dim3(1), kThreads, kBytes, nullptr, in, out);
-}
-
 }  // namespace
 
-const std::map<std::string, TestKernel>& test_kernels() {
-  static const std::map<std::string, TestKernel> kernels = {
-      {"shuffles", run<shuffles, 32, 0>},
-      {"reverse", run<reverse, 128, 512>},
-      {"warp_exchange", run<warp_exchange, 64, 0>},
-      {"copies", run<copies, 64, 2048>},
-      {"matrix_product_half", run<matrix_product<half, false>, 32, 768>},
-      {"matrix_product_bfloat16", run<matrix_product<bfloat16, false>, 32, 768>},
-      {"matrix_product_tf32", run<matrix_product<float, false>, 32, 768>},
-      {"transposed_product_half", run<matrix_product<half, true>, 32, 768>},
-      {"transposed_product_bfloat16", run<matrix_product<bfloat16, true>, 32, 768>},
-      {"maxima_half", run<maxima<half>, 32, 0>},
-      {"maxima_bfloat16", run<maxima<bfloat16>, 32, 0>},
-      {"warpgroup_product_96_half", run<warpgroup_product<half, 96>, 128, 5120>},
-      {"warpgroup_product_96_bfloat16", run<warpgroup_product<bfloat16, 96>, 128, 5120>},
-      {"warpgroup_product_64_half", run<warpgroup_product<half, 64>, 128, 4096>},
-      {"warpgroup_product_64_bfloat16", run<warpgroup_product<bfloat16, 64>, 128, 4096>},
-  };
-  return kernels;
-}
+const std::map<std::string, TestKernel> test_kernels = {
+    {"shuffles", run<shuffles, 32, 0>},
+    {"reverse", run<reverse, 128, 512>},
+    {"warp_exchange", run<warp_exchange, 64, 0>},
+    {"copies", run<copies, 64, 2048>},
+    {"matrix_product_half", run<matrix_product<half, false>, 32, 768>},
+    {"matrix_product_bfloat16", run<matrix_product<bfloat16, false>, 32, 768>},
+    {"matrix_product_tf32", run<matrix_product<float, false>, 32, 768>},
+    {"transposed_product_half", run<matrix_product<half, true>, 32, 768>},
+    {"transposed_product_bfloat16", run<matrix_product<bfloat16, true>, 32, 768>},
+    {"maxima_half", run<maxima<half>, 32, 0>},
+    {"maxima_bfloat16", run<maxima<bfloat16>, 32, 0>},
+    {"warpgroup_product_96_half", run<warpgroup_product<half, 96>, 128, 5120>},
+    {"warpgroup_product_96_bfloat16", run<warpgroup_product<bfloat16, 96>, 128, 5120>},
+    {"warpgroup_product_64_half", run<warpgroup_product<half, 64>, 128, 4096>},
+    {"warpgroup_product_64_bfloat16", run<warpgroup_product<bfloat16, 64>, 128, 4096>},
+};
 
 }  // namespace alexnet_cuda

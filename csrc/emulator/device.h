@@ -146,11 +146,7 @@ class shared {
   };
 
   explicit shared(const emulator::SharedRange& range) : range(range) {}
-  shared operator+(int64_t n) const {
-    emulator::SharedRange r = range;
-    r.offset += n * static_cast<int64_t>(sizeof(T));
-    return shared(r);
-  }
+  shared operator+(int64_t n) const { return shared({range.offset + n * int64_t{sizeof(T)}, range.begin, range.end}); }
   Element operator[](int64_t n) const { return {(*this + n).range}; }
 
   emulator::SharedRange range;
@@ -158,7 +154,7 @@ class shared {
 
 template <class T>
 shared<T> dynamic_shared() {
-  return shared<T>(emulator::dynamic_shared());
+  return shared<T>({0, 0, emulator::block.dynamic_bytes});
 }
 #define GPU_SHARED_ARRAY(T, name, n)     \
   static const char name##_identity = 0; \

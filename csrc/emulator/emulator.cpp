@@ -48,27 +48,26 @@ std::exception_ptr error;
 // ---- fibers --------------------------------------------------------------------------------------------------------
 
 #if ALEXNET_CUDA_UCONTEXT
-ucontext_t scheduler;
-std::vector<ucontext_t> contexts;
-void to_scheduler() {
-  swapcontext(&contexts[self->number], &scheduler);
-}
-void switch_to(Thread& thread) {
-  swapcontext(&scheduler, &contexts[thread.number]);
+using Context = ucontext_t;
+void switch_context(Context& from, Context& to) {
+  swapcontext(&from, &to);
 }
 #else
-void* scheduler;
-void to_scheduler() {
-  emulator_switch(&self->stack_pointer, scheduler);
-}
-void switch_to(Thread& thread) {
-  emulator_switch(&scheduler, thread.stack_pointer);
+using Context = void*;  // the stack pointer
+void switch_context(Context& from, Context& to) {
+  emulator_switch(&from, to);
 }
 #endif
+Context scheduler;
+std::vector<Context> contexts;  // of the threads
+
+void to_scheduler() {
+  switch_context(contexts[self->number], scheduler);
+}
 
 void resume(Thread& thread) {
   self = &thread;
-  switch_to(thread);
+  switch_context(scheduler, contexts[thread.number]);
   self = nullptr;
 }
 
@@ -103,7 +102,7 @@ void prepare_fiber(Thread& thread) {
   *--sp = nullptr;  // fiber_main's return address: ends a back trace
   *--sp = reinterpret_cast<void*>(&fiber_main);
   for (int i = 0; i < 6; ++i) *--sp = nullptr;
-  thread.stack_pointer = sp;
+  contexts[thread.number] = sp;
 #endif
 }
 
@@ -222,15 +221,12 @@ void run(const Location& at, dim3 grid, dim3 size, size_t dynamic_bytes, const s
   error = nullptr;
   threads.resize(n);
   stacks.resize(std::max(stacks.size(), n * kStackBytes));
-#if ALEXNET_CUDA_UCONTEXT
   contexts.resize(n);
-#endif
-  for (unsigned z = 0; z < grid.z; ++z)
-    for (unsigned y = 0; y < grid.y; ++y)
-      for (unsigned x = 0; x < grid.x; ++x) {
-        block = {grid, size, dim3(x, y, z), static_cast<uint32_t>(dynamic_bytes)};
-        run_block();
-      }
+  for (uint64_t i = 0; i < uint64_t{grid.x} * grid.y * grid.z; ++i) {
+    const dim3 index(i % grid.x, i / grid.x % grid.y, i / grid.x / grid.y);
+    block = {grid, size, index, static_cast<uint32_t>(dynamic_bytes)};
+    run_block();
+  }
   if (const std::string where = changed_guard(); !where.empty())
     throw Error("kernel launched at " + name(at) + ": it wrote outside an array, " + where);
 }

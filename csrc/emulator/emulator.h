@@ -4,18 +4,14 @@
 // wait: at a barrier, or in a warp operation, which the last lane to arrive computes for all. set_order chooses the
 // order in which fibers run; a correct kernel gives the same result for every order.
 //
-// Every access to shared memory is checked byte by byte. It is an error, reported as an emulator::Error that names the
-// launch, block and thread, if it
-//   - lies outside the array that its pointer was made from, or is misaligned;
-//   - reads bytes that this block never wrote;
-//   - conflicts with an access of another thread (one of the two a write) and no barrier orders them;
-//   - touches the destination of a cp.async that has not been waited for.
-// Arrays in global memory lie between guards, which are checked after every launch. Barriers that threads reach at
-// different places, and deadlocks, are errors as well. Not modelled: the memory order of different warps through global
-// memory, proxy fences, clusters, TMA, and time.
+// Every access to shared memory is checked byte by byte, and arrays in global memory lie between guards that are
+// checked after every launch. docs/emulator.md lists the mistakes that are found. Each is reported as an
+// emulator::Error that names the launch, block and thread. Not modelled: the memory order of different warps through
+// global memory, proxy fences, clusters, TMA, and time.
 #pragma once
 
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <source_location>
 #include <stdexcept>
@@ -53,8 +49,7 @@ struct Thread {
   dim3 index;
   unsigned number = 0;  // in the block
   State state = State::kReady;
-  Location at = {};  // the barrier or operation that it waits in
-  void* stack_pointer = nullptr;
+  Location at = {};       // the barrier or operation that it waits in
   uint32_t clock = 1;     // advances at every synchronisation, starts anew at __syncthreads
   VectorClock seen = {};  // by synchronisation of warps and warpgroups since the last __syncthreads
   std::vector<AsyncCopy> copies = {};
@@ -100,7 +95,6 @@ struct SharedRange {
   uint32_t begin, end;
 };
 
-SharedRange dynamic_shared();
 SharedRange static_shared(const void* key, uint32_t bytes);  // one array per key and block
 SharedRange shared_at(uint32_t address);                     // bounds: all of shared memory
 
@@ -112,8 +106,8 @@ unsigned char* write_shared(const SharedRange& range, uint32_t bytes);
 void start_copy(const SharedRange& destination, const void* source);  // cp.async of 16 bytes
 void finish_copies(int groups_left);
 
-void start_wgmma(std::function<void()> product);  // computed when the warpgroup waits for it
-void commit_wgmma();
+// The products of this warpgroup by commit group, of which the last is open. They are computed when waited for.
+std::deque<std::vector<std::function<void()>>>& wgmma_groups();
 void finish_wgmma(int groups_left);
 
 // ---- global memory -------------------------------------------------------------------------------------------------

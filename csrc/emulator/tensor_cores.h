@@ -86,7 +86,7 @@ void wgmma_fence(uint32_t (&)[n][4], const emulator::Location& at = emulator::Lo
   emulator::warpgroup_operation(nullptr, nullptr, at);
 }
 inline void wgmma_commit(const emulator::Location& at = emulator::Location::current()) {
-  emulator::warpgroup_operation(nullptr, [](void**) { emulator::commit_wgmma(); }, at);
+  emulator::warpgroup_operation(nullptr, [](void**) { emulator::wgmma_groups().emplace_back(); }, at);
 }
 template <int N>
 void wgmma_wait(const emulator::Location& at = emulator::Location::current()) {
@@ -122,7 +122,7 @@ void wgmma_k16(float (&d)[kGroups][4], const uint32_t (&a)[4], uint64_t b,
           lanes[t] = *static_cast<Lane*>(arguments[t]);
           if (lanes[t].b != lanes[0].b) emulator::fail("wgmma descriptors differ within a warpgroup");
         }
-        emulator::start_wgmma([lanes] {
+        emulator::wgmma_groups().back().push_back([lanes] {
           // Fragments of 128 threads and the matrix in shared memory into a and b; then one dot product per sum.
           static float a[64][16], b[8 * kGroups][16];
           const auto row_of = [](int t, int i) { return t / 32 * 16 + t % 32 / 4 + 8 * (i / 2 % 2); };

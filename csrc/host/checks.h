@@ -20,21 +20,18 @@ using torch::headeronly::MemoryFormat;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// Whether torch would call a 4-D tensor channels_last (Tensor::suggest_memory_format): strides ordered C, W, H, N.
-inline bool is_channels_last(const Tensor& x) {
-  if (x.stride(1) == 0) return false;
+// Tensor::suggest_memory_format of a 4-D tensor: channels_last if strides are ordered C, W, H, N.
+inline MemoryFormat format_of(const Tensor& x) {
+  if (x.stride(1) == 0) return MemoryFormat::Contiguous;
   int64_t smallest = 0;
   for (int d : {1, 3, 2, 0}) {
-    if (x.size(d) == 0 || x.stride(d) < smallest) return false;
-    if (d == 0 && smallest == x.stride(1)) return false;  // N111: both formats fit, torch calls it contiguous
+    if (x.size(d) == 0 || x.stride(d) < smallest) return MemoryFormat::Contiguous;
+    if (d == 0 && smallest == x.stride(1))
+      return MemoryFormat::Contiguous;  // N111: both fit, torch calls it contiguous
     smallest = x.stride(d);
     if (x.size(d) > 1) smallest *= x.size(d);
   }
-  return true;
-}
-
-inline MemoryFormat format_of(const Tensor& x) {
-  return is_channels_last(x) ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
+  return MemoryFormat::ChannelsLast;
 }
 
 inline std::vector<int64_t> size_of(const Tensor& x) {
@@ -91,13 +88,8 @@ inline Pool checked_pool(const char* op, int64_t height, int64_t width, int64_t 
   check_range(op, "stride", stride, 1);
   STD_TORCH_CHECK(padding >= 0 && 2 * padding <= kernel_size, op,
                   ": expected padding to be between 0 and half of kernel_size, got ", padding);
-  const Pool p = {int(kernel_size),
-                  int(stride),
-                  int(padding),
-                  height,
-                  width,
-                  output_size(height, kernel_size, stride, padding, ceil_mode, true),
-                  output_size(width, kernel_size, stride, padding, ceil_mode, true)};
+  const auto out = [&](int64_t n) { return output_size(n, kernel_size, stride, padding, ceil_mode, true); };
+  const Pool p = {int(kernel_size), int(stride), int(padding), height, width, out(height), out(width)};
   STD_TORCH_CHECK(p.out_height >= 1 && p.out_width >= 1, op, ": an input of ", height, "x", width,
                   " is too small for kernel_size ", kernel_size);
   return p;
@@ -136,16 +128,9 @@ inline Conv checked_conv(const char* op, int64_t channels, int64_t height, int64
   STD_TORCH_CHECK(channels % groups == 0 && filters % groups == 0 && weight_size[1] == channels / groups, op,
                   ": weight has ", filters, " filters of ", weight_size[1], " channels, which ", groups,
                   " groups of an input with ", channels, " channels do not fit");
-  const Conv c = {.channels = channels,
-                  .height = height,
-                  .width = width,
-                  .filters = filters,
-                  .kernel_size = int(kernel_size),
-                  .stride = int(stride),
-                  .padding = int(padding),
-                  .groups = int(groups),
-                  .out_height = output_size(height, kernel_size, stride, padding, ceil_mode, false),
-                  .out_width = output_size(width, kernel_size, stride, padding, ceil_mode, false)};
+  const auto out = [&](int64_t n) { return output_size(n, kernel_size, stride, padding, ceil_mode, false); };
+  const Conv c = {channels,    height,       width,       filters,     int(kernel_size),
+                  int(stride), int(padding), int(groups), out(height), out(width)};
   STD_TORCH_CHECK(c.out_height >= 1 && c.out_width >= 1, op, ": an input of ", height, "x", width,
                   " is too small for kernel_size ", kernel_size);
   return c;
@@ -168,8 +153,6 @@ inline Conv checked_conv_backward(const char* op, const Tensor& grad, int64_t ch
   return conv;
 }
 
-// ---- from tensors to the structs that kernels take
-
 // Images of `size` with the dtype of `like`.
 template <class Backend>
 Images images_of(const char* op, const char* name, const Tensor& like, const std::vector<int64_t>& size,
@@ -183,21 +166,14 @@ inline uint8_t* code_data(Tensor& code) {
   return code.numel() ? static_cast<uint8_t*>(code.mutable_data_ptr()) : nullptr;
 }
 
-// A backward reads its code; the argument struct is shared with the forward, which writes it.
-inline uint8_t* code_data(const Tensor& code) {
-  return const_cast<uint8_t*>(static_cast<const uint8_t*>(code.const_data_ptr()));
-}
-
 // The inputs of one kernel: keeps their dense copies until it has been launched.
 template <class Backend>
-class Inputs {
- public:
-  const void* data(const std::optional<Tensor>& x, MemoryFormat format = MemoryFormat::Contiguous) {
-    return x ? dense_.emplace_back(Backend::dense(*x, format)).const_data_ptr() : nullptr;
-  }
+struct Inputs {
+  std::vector<Tensor> dense;
 
- private:
-  std::vector<Tensor> dense_;
+  const void* data(const std::optional<Tensor>& x, MemoryFormat format = MemoryFormat::Contiguous) {
+    return x ? dense.emplace_back(Backend::dense(*x, format)).const_data_ptr() : nullptr;
+  }
 };
 
 // The result of a kernel that reads x, grad or both, a tensor of `size`. `args` holds all other arguments.

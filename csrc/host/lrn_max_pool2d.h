@@ -47,6 +47,21 @@ std::tuple<Tensor, Tensor> run_pooling(const char* op, Kernel kernel, Arguments 
   return {run<Backend>(op, kernel, args, x, std::nullopt, size, format), code};
 }
 
+// The gradient of x, a tensor of `size`, of such a kernel.
+template <class Backend, class Kernel, class Arguments>
+Tensor run_pooling_backward(const char* op, Kernel kernel, Arguments args, const std::optional<Tensor>& x,
+                            const Tensor& grad, const Tensor& code, const std::vector<int64_t>& size,
+                            MemoryFormat format) {
+  check_sizes(op, "grad", grad, size_of(code));
+  check_device(op, "code", code, grad);
+  Backend::check_size(op, "code", code.size(1) * code.size(2) * code.size(3));
+  args.images = images_of<Backend>(op, "x", grad, size, format);
+  const Tensor codes = Backend::dense(code, format);
+  // A backward reads its code; the argument struct is shared with the forward, which writes it.
+  args.code = const_cast<uint8_t*>(static_cast<const uint8_t*>(codes.const_data_ptr()));
+  return run<Backend>(op, kernel, args, x, grad, size, format);
+}
+
 template <class Backend>
 std::tuple<Tensor, Tensor> max_pool2d(const Tensor& x, int64_t kernel_size, int64_t stride, int64_t padding,
                                       bool ceil_mode, bool save_code) {
@@ -63,15 +78,8 @@ Tensor max_pool2d_backward(const Tensor& grad, const Tensor& code, int64_t heigh
   const char* op = "_max_pool2d_backward";
   PoolArguments args;
   args.pool = checked_pool_backward(op, code, height, width, kernel_size, stride, padding);
-  check_sizes(op, "grad", grad, size_of(code));
-  check_device(op, "code", code, grad);
-  Backend::check_size(op, "code", code.size(1) * code.size(2) * code.size(3));
-  const MemoryFormat format = format_of(code);
-  const std::vector<int64_t> size = {code.size(0), code.size(1), height, width};
-  args.images = images_of<Backend>(op, "x", grad, size, format);
-  const Tensor codes = Backend::dense(code, format);
-  args.code = code_data(codes);
-  return run<Backend>(op, &Backend::max_pool2d_backward, args, std::nullopt, grad, size, format);
+  return run_pooling_backward<Backend>(op, &Backend::max_pool2d_backward, args, std::nullopt, grad, code,
+                                       {code.size(0), code.size(1), height, width}, format_of(code));
 }
 
 template <class Backend>
@@ -98,16 +106,9 @@ Tensor relu_lrn_max_pool2d_backward(const Tensor& grad, const Tensor& x, const T
   args.lrn = checked_lrn(op, x.size(1), size, front, alpha, beta, k, groups);
   args.pool = checked_pool_backward(op, code, x.size(2), x.size(3), kernel_size, stride, padding);
   check_same(op, "grad", grad, x);
-  check_device(op, "code", code, x);
-  const std::vector<int64_t> out_size = {x.size(0), x.size(1), args.pool.out_height, args.pool.out_width};
-  check_sizes(op, "code", code, out_size);
-  check_sizes(op, "grad", grad, out_size);
-  Backend::check_size(op, "code", out_size[1] * out_size[2] * out_size[3]);
-  const MemoryFormat format = format_of(x);
-  args.images = images_of<Backend>(op, "x", x, size_of(x), format);
-  const Tensor codes = Backend::dense(code, format);
-  args.code = code_data(codes);
-  return run<Backend>(op, &Backend::relu_lrn_max_pool2d_backward, args, x, grad, size_of(x), format);
+  check_sizes(op, "code", code, {x.size(0), x.size(1), args.pool.out_height, args.pool.out_width});
+  return run_pooling_backward<Backend>(op, &Backend::relu_lrn_max_pool2d_backward, args, x, grad, code, size_of(x),
+                                       format_of(x));
 }
 
 // (pooled output, convolution output, code); the last two have no elements unless save.

@@ -1,8 +1,8 @@
-// Checked shared memory: see emulator.h.
+// Checked shared memory and arrays in global memory between guards: see emulator.h.
 #include <algorithm>
 #include <cstring>
-#include <deque>
 #include <map>
+#include <set>
 #include <utility>
 
 #include "emulator.h"
@@ -12,6 +12,7 @@ namespace emulator {
 namespace {
 
 constexpr uint32_t kSharedBytes = 256 << 10;
+constexpr int64_t kGuard = 8192;  // bytes
 
 // ---- race detection by vector clocks -------------------------------------------------------------------------------
 
@@ -42,12 +43,11 @@ Tags tags[kSharedBytes];
 uint32_t allocated;
 std::map<const void*, SharedRange> static_arrays;
 
-// Products by commit group, of which the last is open; a queue per warpgroup.
-std::map<unsigned, std::deque<std::vector<std::function<void()>>>> wgmma_queues;
-auto& wgmma_queue() {
-  auto& queue = wgmma_queues[self->number / 128];
-  if (queue.empty()) queue.emplace_back();
-  return queue;
+std::map<unsigned, std::deque<std::vector<std::function<void()>>>> wgmma_queues;  // by warpgroup
+
+std::set<const Array*>& arrays() {
+  static auto& all = *new std::set<const Array*>;  // never destroyed: tensors may outlive this library's statics
+  return all;
 }
 
 void check_bounds(const SharedRange& range, uint32_t bytes) {
@@ -87,10 +87,6 @@ void begin_epoch() {
     t.clock = 1;
     t.seen.clear();
   }
-}
-
-SharedRange dynamic_shared() {
-  return {0, 0, block.dynamic_bytes};
 }
 
 SharedRange static_shared(const void* key, uint32_t bytes) {
@@ -150,17 +146,38 @@ void finish_copies(int groups_left) {
   });
 }
 
-void start_wgmma(std::function<void()> product) {
-  wgmma_queue().back().push_back(std::move(product));
-}
-
-void commit_wgmma() {
-  wgmma_queue().emplace_back();
+std::deque<std::vector<std::function<void()>>>& wgmma_groups() {
+  auto& queue = wgmma_queues[self->number / 128];
+  if (queue.empty()) queue.emplace_back();
+  return queue;
 }
 
 void finish_wgmma(int groups_left) {
-  for (auto& queue = wgmma_queue(); queue.size() > groups_left + 1u; queue.pop_front())
+  for (auto& queue = wgmma_groups(); queue.size() > groups_left + 1u; queue.pop_front())
     for (const auto& product : queue.front()) product();
+}
+
+// ---- global memory -------------------------------------------------------------------------------------------------
+
+Array::Array(int64_t bytes, int64_t offset)
+    : bytes(bytes), storage(bytes + offset + 2 * kGuard + 256, 0xff), data(storage.data() + kGuard) {
+  data += -reinterpret_cast<uintptr_t>(data) % 256 + offset;
+  arrays().insert(this);
+}
+
+Array::~Array() {
+  arrays().erase(this);
+}
+
+std::string changed_guard() {
+  for (const Array* a : arrays()) {
+    const unsigned char* const end = a->storage.data() + a->storage.size();
+    for (const unsigned char* p = a->storage.data(); p < end; ++p) {
+      if (p == a->data) p += a->bytes;
+      if (*p != 0xff) return "at byte " + std::to_string(p - a->data) + " of " + std::to_string(a->bytes);
+    }
+  }
+  return "";
 }
 
 }  // namespace emulator
