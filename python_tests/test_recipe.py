@@ -5,7 +5,7 @@ import torch
 
 from alexnet_cuda.recipe import Recipe, RecipeError, list_recipes, load_recipe
 from alexnet_cuda.training import classifier
-from alexnet_cuda.training.run import Averaging
+from alexnet_cuda.training.run import average
 
 
 @pytest.mark.parametrize("name", list_recipes())
@@ -54,7 +54,7 @@ def test_schedules_rise_first_and_never_pass_the_peak(schedule):
 
 
 def test_average_of_a_short_run_forgets_its_start():
-    average, weights = [torch.zeros(3)], [torch.ones(3)]
+    averages, weights = [torch.zeros(3)], [torch.ones(3)]
     for step in range(1, 31):
-        Averaging.update(0.999, average, weights, torch.tensor(step))
-    assert average[0].min() > 0.99  # 0.03 with a decay of 0.999 from the first step on
+        average(0.999, averages, weights, torch.tensor(step))
+    assert averages[0].min() > 0.99  # 0.03 with a decay of 0.999 from the first step on

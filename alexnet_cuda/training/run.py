@@ -79,7 +79,7 @@ def train(recipe: Recipe, images: ImageSet, folder: Path, console: Console, resu
             logger=[callbacks.csv_logger(folder, steps), TensorBoardLogger(folder, "tensorboard", "")],
             plugins=[callbacks.AtomicCheckpointIO()],
             # Averaging comes before the callbacks that write checkpoints.
-            callbacks=[*averaging(recipe), stop, bar, LearningRateMonitor("step"), *best, keep("last")],
+            callbacks=[*Averaging.of(recipe), stop, bar, LearningRateMonitor("step"), *best, keep("last")],
         )
     except (MisconfigurationException, ValueError, TypeError) as error:
         raise RecipeError(f"no trainer for these devices: {error}") from error
@@ -120,24 +120,19 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", module=r"lightning\..*")
 
 
+def average(decay: float, averages: Any, weights: Any, steps: Any) -> None:
+    get_ema_multi_avg_fn(min(decay, (1 + int(steps)) / (10 + int(steps))))(averages, weights, steps)
+
+
 class Averaging(WeightAveraging):
-    """A moving average of the weights. Its decay rises from 2/11 to `decay`, so that a short run forgets its start."""
+    """A moving average of the weights. Its decay rises from 2/11 to `recipe.ema`: a short run forgets its start."""
 
-    def __init__(self, decay: float) -> None:
-        super().__init__(multi_avg_fn=lambda *args: self.update(decay, *args))
-
-    @staticmethod
-    def update(decay: float, averages: Any, weights: Any, steps: Any) -> None:
-        n = int(steps)
-        get_ema_multi_avg_fn(min(decay, (1 + n) / (10 + n)))(averages, weights, steps)
+    @classmethod
+    def of(cls, recipe: Recipe) -> list[Callback]:
+        return [cls(multi_avg_fn=functools.partial(average, recipe.ema))] if recipe.ema else []
 
     def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
         return step_idx is not None
-
-
-def averaging(recipe: Recipe) -> list[Callback]:
-    """The callback for the moving average of the weights, if the recipe has one."""
-    return [Averaging(recipe.ema)] if recipe.ema else []
 
 
 def finish(recipe: Recipe, images: ImageSet, folder: Path, outcome: Outcome) -> tuple[dict, Predictions]:

@@ -22,7 +22,7 @@ from ..files import to_csv, write_text
 from ..recipe import MACHINE, Recipe, load_recipe, resume_rule
 from .classifier import Classifier, Diverged
 from .lr_find import trial_trainer
-from .run import averaging
+from .run import Averaging
 
 ENDS = {TrialState.PRUNED: ", ended early", TrialState.FAIL: ", failed"}
 
@@ -125,7 +125,7 @@ class TrialCallback(Callback):
 
 def _fit(recipe: Recipe, images: ImageSet, watch: TrialCallback) -> None:
     with tempfile.TemporaryDirectory() as scratch:
-        trainer = trial_trainer(recipe, scratch, [*averaging(recipe), watch], max_epochs=recipe.epochs)
+        trainer = trial_trainer(recipe, scratch, [*Averaging.of(recipe), watch], max_epochs=recipe.epochs)
         try:
             trainer.fit(Classifier(recipe, len(images.classes)), ImageData(images, recipe))
         except Diverged as error:
