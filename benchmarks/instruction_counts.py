@@ -26,16 +26,24 @@ TYPES = {"bfloat16": ("13__nv_bfloat16", 2), "float32": ("f", 4)}
 GPU_THREADS = 1 << 18  # for which the launchers cut a batch into strips
 INTRODUCTION = f"""# Instructions of the kernels for AlexNets' pooling, LRN and fused tail
 
-Written by benchmarks/instruction_counts.py from the library that nvcc {{compiler}} built for sm_{ARCHITECTURE}. These are
-counts and the times that follow from them; nothing here was measured on a GPU. Batch {BATCH}; block 1 has 96x55x55
+Written by benchmarks/instruction_counts.py from the library that nvcc {{compiler}} built for sm_{ARCHITECTURE}. These
+are counts and the times that follow from them; nothing here was measured on a GPU. Batch {BATCH}; block 1 has 96x55x55
 elements, block 2 256x27x27. *loads*, *stores*: bytes x number, of a thread along the kernel. *instructions*: warp
-instructions for 1,000 elements of x. For an H200 ({SMS} multiprocessors, {CLOCK / 1e9} GHz), in us: *issue* is the time of
-all instructions at {ISSUE} per multiprocessor and cycle, *special* that of the square roots at {32 * SPECIAL:.0f} per multiprocessor
-and cycle, *memory* that of the bytes that have to be moved at {COPY_RATE / 1e12} TB/s. *bound*: the largest of the three.
+instructions for 1,000 elements of x. The rest are times on an H200 ({SMS} multiprocessors, {CLOCK / 1e9} GHz) in us.
+*issue*: of all instructions, {ISSUE} per multiprocessor and cycle. *special*: of the square roots, {32 * SPECIAL:.0f} per
+multiprocessor and cycle. *memory*: of the bytes that have to be moved, at {COPY_RATE / 1e12} TB/s. *bound*: the
+largest of the three.
 
 """
-COLUMNS = ("kernel", "dtype", "format", "loads", "stores",
-           *(f"{name} {block}" for block in (1, 2) for name in ("instructions", "issue", "special", "memory", "bound")))  # fmt: skip
+PER_BLOCK = ("instructions", "issue", "special", "memory", "bound")
+COLUMNS = (
+    "kernel",
+    "dtype",
+    "format",
+    "loads",
+    "stores",
+    *(f"{name} {block}" for block in (1, 2) for name in PER_BLOCK),
+)
 
 
 @dataclass
