@@ -30,20 +30,15 @@ Written by benchmarks/instruction_counts.py from the library that nvcc {{compile
 are counts and the times that follow from them; nothing here was measured on a GPU. Batch {BATCH}; block 1 has 96x55x55
 elements, block 2 256x27x27. *loads*, *stores*: bytes x number, of a thread along the kernel. *instructions*: warp
 instructions for 1,000 elements of x. The rest are times on an H200 ({SMS} multiprocessors, {CLOCK / 1e9} GHz) in us.
-*issue*: of all instructions, {ISSUE} per multiprocessor and cycle. *special*: of the square roots, {32 * SPECIAL:.0f} per
-multiprocessor and cycle. *memory*: of the bytes that have to be moved, at {COPY_RATE / 1e12} TB/s. *bound*: the
+*issue*: of all instructions, {ISSUE} per multiprocessor and cycle. *special*: of the square roots, {32 * SPECIAL:.0f}
+per multiprocessor and cycle. *memory*: of the bytes that have to be moved, at {COPY_RATE / 1e12} TB/s. *bound*: the
 largest of the three.
 
 """
 PER_BLOCK = ("instructions", "issue", "special", "memory", "bound")
-COLUMNS = (
-    "kernel",
-    "dtype",
-    "format",
-    "loads",
-    "stores",
-    *(f"{name} {block}" for block in (1, 2) for name in PER_BLOCK),
-)
+COLUMNS = ["kernel", "dtype", "format", "loads", "stores"] + [
+    f"{name} {block}" for block in (1, 2) for name in PER_BLOCK
+]
 
 
 @dataclass
