@@ -7,10 +7,16 @@ std::map<std::string, TestKernel> broken_kernels;
 
 namespace {
 
+// Launches from here, so that messages name this file.
+template <auto kKernel, int kThreads>
+gpu::error_t launch(const void* in, void* out) {
+  return gpu::launch(kKernel, dim3(1), kThreads, 256, nullptr, in, out);
+}
+
 // Declares a kernel that is launched with one block of so many threads, and adds it to the map.
-#define BROKEN_KERNEL(name, threads)                                                     \
-  __global__ void name(const float* in, float* out);                                     \
-  const bool has_##name = broken_kernels.emplace(#name, run<name, threads, 256>).second; \
+#define BROKEN_KERNEL(name, threads)                                                   \
+  __global__ void name(const float* in, float* out);                                   \
+  const bool has_##name = broken_kernels.emplace(#name, launch<name, threads>).second; \
   __global__ void name([[maybe_unused]] const float* in, [[maybe_unused]] float* out)
 
 BROKEN_KERNEL(missing_barrier, 64) {
