@@ -114,6 +114,13 @@ GPU_DEVICE void load_group(const ConvGeometry& conv, const E* image, int y, int 
     constexpr S2dChannel at = s2d_channel(kChannels, kSize * kIndex + decltype(e)::value, kSize);
     const bool inside = static_cast<unsigned>(y + at.y) < static_cast<unsigned>(height) &&
                         static_cast<unsigned>(x + at.x) < static_cast<unsigned>(width);
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1200  // where ptxas would spill addresses of rows
+    if constexpr (!kNhwc) {
+      const int pixel = y * width + x + at.y * width + at.x;
+      v[e] = inside ? image[at.c * height * width + pixel] : E{0};
+      return;
+    }
+#endif
     const E* row = corner + (kNhwc ? at.y * kChannels : at.c * height + at.y) * width;
     v[e] = inside ? row[kNhwc ? at.x * kChannels + at.c : at.x] : E{0};
   });
