@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import to_pil_image
 
 from ..data import source
-from ..data.module import Normalise, eval_transform
+from ..data.augmentation import eval_transform
+from ..data.module import Normalise
 from ..errors import DataError
 from ..recipe import Recipe
 from ..reports import cards, maps
