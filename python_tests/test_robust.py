@@ -52,8 +52,10 @@ for point, (owner, name, here) in points.items():
         main()
     print(point, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
-# Has state of its own: a moving average, mixed batches, and a rate that falls when the loss no longer does.
-STATEFUL = [*SMALL, "--ema", "0.9", "--mixup", "0.2", "--cutmix", "1", "--schedule", "plateau"]
+# Has state of its own: a moving average, mixed and augmented batches, a whitening first layer, and a rate that falls
+# when the loss no longer does.
+STATEFUL = [*SMALL, "--ema", "0.9", "--mixup", "0.2", "--cutmix", "1", "--flip", "--erase", "0.5", "--pad", "2"]
+STATEFUL += ["--whiten", "--bias-lr", "4", "--schedule", "plateau"]
 STATEFUL += ["--warmup", "0", "--patience", "1", "--lr", "0.3", "--epochs", "4"]
 LATER = ("second epoch", "validation", "writing best.ckpt", "writing last.ckpt")
 

@@ -15,7 +15,7 @@ from ..recipe import FIXED, ON_REQUEST, Recipe, load_recipe, read_yaml, resume_r
 from ..reports.report import write_report
 from ..training.callbacks import is_main_process
 from ..training.classifier import Diverged
-from ..training.run import finish, run_folder, train
+from ..training.run import finish, precision, run_folder, train
 from ._app import console, right, table
 
 
@@ -46,7 +46,8 @@ def run_recipe(
     with torch.device("meta"):
         parameters = sum(p.numel() for p in build(recipe, len(images.classes)).parameters())
     begins = f"going on from {checkpoint}" if checkpoint else f"{recipe.epochs} epochs"
-    console.print(f"{recipe.variant}, {parameters:,} parameters, {begins}, run folder {folder}", soft_wrap=True)
+    facts = f"{recipe.variant}, {parameters:,} parameters, {precision(recipe)}, {begins}, run folder {folder}"
+    console.print(facts, soft_wrap=True)
     try:
         outcome = train(recipe, images, folder, console, checkpoint)
     except Diverged as error:

@@ -118,6 +118,13 @@ class ImageData(lightning.LightningDataModule):
     def train_dataloader(self) -> ResumableLoader:
         return self._loader(self.images.train, Augment(self.recipe, self.images.size), shuffle=True)
 
+    def training_sample(self) -> Tensor:
+        """Up to 500 images (100 photographs) of the training split as the network takes them, (N, C, H, W)."""
+        split, transform = self.images.train, eval_transform(self.recipe, self.images.size)
+        count = min(len(split.labels), 500 if self.images.size else 100)
+        index = torch.linspace(0, len(split.labels) - 1, count).long()
+        return self.normalise(torch.stack([transform(image) for image in split.images[index]]))
+
     def val_dataloader(self) -> ResumableLoader:
         return self._loader(self.images.val, eval_transform(self.recipe, self.images.size))
 

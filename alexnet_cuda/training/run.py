@@ -27,6 +27,7 @@ from ..weights import read_checkpoint, save_weights
 from . import callbacks
 from .classifier import Classifier
 from .evaluation import Predictions, device_name, predict, run_facts, versions
+from .whitening import whiten
 
 
 def run_folder(recipe: Recipe) -> Path:
@@ -83,9 +84,11 @@ def train(recipe: Recipe, images: ImageSet, folder: Path, console: Console, resu
         )
     except (MisconfigurationException, ValueError, TypeError) as error:
         raise RecipeError(f"no trainer for these devices: {error}") from error
-    module, ended = Classifier(recipe, len(images.classes)), "finished"
+    module, data, ended = Classifier(recipe, len(images.classes)), ImageData(images, recipe), "finished"
+    if recipe.whiten:
+        whiten(next(m for m in module.model.modules() if isinstance(m, torch.nn.Conv2d)), data.training_sample())
     try:
-        trainer.fit(module, ImageData(images, recipe), ckpt_path=resume, weights_only=True)
+        trainer.fit(module, data, ckpt_path=resume, weights_only=True)
     except callbacks.Stopped as stopped:
         ended = str(stopped)
     epochs, steps = trainer.fit_loop.epoch_progress.current.completed, trainer.global_step
@@ -158,14 +161,14 @@ def finish(recipe: Recipe, images: ImageSet, folder: Path, outcome: Outcome) -> 
 
 
 def precision(recipe: Recipe) -> str:
-    """`recipe.precision`; for "auto" bf16-mixed on hardware with bfloat16 multiplication, else 32-true."""
+    """`recipe.precision`; for "auto" bf16-mixed on GPUs with bfloat16 and on CPUs with AMX, else 32-true: without these
+    matrix units our float32 kernels are faster (docs/benchmarks.md)."""
     if recipe.precision != "auto":
         return recipe.precision
     if recipe.accelerator != "cpu" and torch.cuda.is_available():
         able = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        capabilities = torch.cpu.get_capabilities()
-        able = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
+        able = torch.cpu.get_capabilities().get("amx_bf16")
     return "bf16-mixed" if able else "32-true"
 
 
