@@ -24,7 +24,7 @@ def eval_transform(recipe: Recipe, size: int | None) -> v2.Transform:
 class Views:
     """What a test with several views does to one image: (views, C, H, W), the centre first. 2: the centre and its
     mirror image. 10: also the four corners, as in section 4.1 of the paper; an image of fixed size is first extended by
-    `pad` reflected pixels."""
+    a 32nd of its edge, with reflected pixels."""
 
     def __init__(self, recipe: Recipe, size: int | None):
         self.ten = recipe.views == 10
@@ -32,7 +32,7 @@ class Views:
             edge = recipe.input_size
             self.first: v2.Transform = v2.Resize(recipe.test_short_side, antialias=True)
         else:
-            edge, self.first = size, v2.Pad(recipe.pad or max(1, size // 16), padding_mode="reflect")
+            edge, self.first = size, v2.Pad(max(1, size // 32), padding_mode="reflect")
         self.crops = v2.TenCrop(edge) if self.ten else v2.CenterCrop(edge)
 
     def __call__(self, x: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """One training run from recipe to run folder."""
 
+import ctypes
 import functools
 import json
 import logging
@@ -56,6 +57,7 @@ def train(recipe: Recipe, images: ImageSet, folder: Path, console: Console, resu
     tensorboard/, checkpoints/last.ckpt and checkpoints/best.ckpt to `folder`. Raises Diverged if the loss is not
     finite, and OSError if the disk is full; earlier checkpoints stay intact."""
     _quiet()
+    keep_freed_memory()
     checkpoints = folder / "checkpoints"
     checkpoints.mkdir(parents=True, exist_ok=True)
     if callbacks.is_main_process():
@@ -114,6 +116,16 @@ def new_trainer(recipe: Recipe, **options: Any) -> lightning.Trainer:
     setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010
     lightning.seed_everything(recipe.seed, workers=True, verbose=False)
     return trainer
+
+
+def keep_freed_memory() -> None:
+    """Tells glibc to keep the memory of freed tensors for the next ones, where it would return it to Linux and get it
+    back page by page: a step of cifar10 takes 1.1 to 1.4 times as long without, and 1.15 times the memory with."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        m_trim_threshold, m_mmap_max = -1, -4  # malloc.h
+        libc.mallopt(m_mmap_max, 0)
+        libc.mallopt(m_trim_threshold, 2**31 - 1)
 
 
 def _quiet() -> None:
