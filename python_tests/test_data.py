@@ -13,8 +13,8 @@ from torchvision.transforms import v2
 
 from alexnet_cuda.data import MODULES, load_images, source
 from alexnet_cuda.data.augmentation import Augment, ColourNoise, Views, affine, erase, eval_transform, shifted_crops
-from alexnet_cuda.data.imageset import read_glyph, stratified_split
-from alexnet_cuda.data.module import EpochSampler, ImageData
+from alexnet_cuda.data.imageset import Items, Split, read_glyph, stratified_split
+from alexnet_cuda.data.module import EpochSampler, ImageData, SplitDataset
 from alexnet_cuda.errors import DataError
 from alexnet_cuda.recipe import FIELDS, Recipe
 from alexnet_cuda.training.evaluation import _scores
@@ -270,6 +270,25 @@ def test_photographs_of_any_size_come_out_as_the_network_takes_them(values):
     y = transform([photo(*size) for size in ((300, 400), (227, 500), (90, 61))], torch.tensor([True, False, True]))
     assert y.shape == (3, 3, 227, 227)
     assert y.dtype == torch.uint8
+
+
+def test_decoded_pictures_are_kept_within_a_limit_and_only_as_large_as_crops_need():
+    decoded = []
+
+    def decode(size):
+        decoded.append(size)
+        return photo(*size)
+
+    items = Items([(300, 400), (1200, 900), (300, 300)], decode)
+    values = Recipe().replace({"variant": "paper", "crop": 0.25})
+    # Crops of a quarter of the area have half the edge: 454 for 227. The first two fit, the third does not.
+    data = SplitDataset(Split(items, torch.arange(3)), Augment(values, None), 3 * (300 * 400 + 605 * 454))
+    keys = [(i, 7, False) for i in range(3)]
+    first, again = data.__getitems__(keys), data.__getitems__(keys)
+    assert decoded == [*items.items, (300, 300)]
+    assert data.kept[1].shape == (3, 605, 454)
+    assert torch.equal(first[0], again[0])
+    assert data.room < 3 * 300 * 300
 
 
 def test_the_centre_is_the_first_of_ten_views_and_the_mirror_images_are_the_last_five():

@@ -51,6 +51,8 @@ class Augment:
             self.crop = v2.Compose([v2.Resize(r.short_side, antialias=True), v2.RandomCrop(r.input_size)])
         elif size is None:
             self.crop = v2.RandomResizedCrop(r.input_size, (r.crop, 1.0), antialias=True)
+        # No crop of a photograph with this short side is enlarged.
+        self.short_side = r.short_side or math.ceil(r.input_size / math.sqrt(r.crop))
         self.pad = 0 if size is None else r.pad
         self.flip, self.affine, self.erase = r.flip, (r.rotate, r.shift, r.zoom), r.erase
         colours: list[torch.nn.Module] = []  # of one image each
@@ -61,6 +63,11 @@ class Augment:
         if r.pca_noise:
             colours.append(ColourNoise(r.pca_noise))
         self.colours = v2.Compose(colours) if colours else None
+
+    def reduced(self, picture: Tensor) -> Tensor:
+        """A photograph (C, H, W), made smaller where it is larger than any crop needs."""
+        large = self.crop is not None and min(picture.shape[1:]) > self.short_side
+        return v2.functional.resize(picture, [self.short_side], antialias=True) if large else picture
 
     def __call__(self, images, mirrored: Tensor) -> Tensor:
         x = images if self.crop is None else torch.stack([self.crop(image) for image in images])

@@ -13,14 +13,17 @@ from ..recipe import Recipe
 from .augmentation import Augment, Views, eval_transform
 from .imageset import ImageSet, Split
 
+KEPT_BYTES = 2**30  # of decoded pictures, for each of the three splits, in all worker processes together
 Key = tuple[int, int, bool]  # of an image in an epoch: its index, a seed, and whether it is mirrored
 
 
 class SplitDataset(Dataset):
-    """One split, by batches of keys; the first seed of a batch decides its augmentation."""
+    """One split, by batches of keys; the first seed of a batch decides its augmentation. Up to `room` bytes of decoded
+    pictures are kept for the next epochs."""
 
-    def __init__(self, split: Split, transform: Callable[[Any], Tensor] | Augment):
-        self.split, self.transform = split, transform
+    def __init__(self, split: Split, transform: Callable[[Any], Tensor] | Augment, room: int = 0):
+        self.split, self.transform, self.room = split, transform, room
+        self.kept: dict[int, Tensor] = {}
 
     def __len__(self) -> int:
         return len(self.split.labels)
@@ -28,7 +31,8 @@ class SplitDataset(Dataset):
     def __getitems__(self, keys: list[Key]) -> tuple[Tensor, Tensor]:
         """uint8 images (N, C, H, W) and labels (N,)."""
         index = torch.tensor([key[0] for key in keys])
-        images = self.split.images[index]
+        decoded = isinstance(self.split.images, Tensor)
+        images = self.split.images[index] if decoded else [self._picture(key[0]) for key in keys]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(keys[0][1])
             if isinstance(self.transform, Augment):
@@ -36,6 +40,17 @@ class SplitDataset(Dataset):
             else:
                 x = torch.stack([self.transform(image) for image in images])
         return x, self.split.labels[index]
+
+    def _picture(self, index: int) -> Tensor:
+        if index in self.kept:
+            return self.kept[index]
+        picture = self.split.images[index]
+        if isinstance(self.transform, Augment):
+            picture = self.transform.reduced(picture)
+        if picture.numel() <= self.room:
+            self.kept[index] = picture
+            self.room -= picture.numel()
+        return picture
 
 
 def batch_as_it_is(batch: Any) -> Any:
@@ -144,7 +159,7 @@ class ImageData(lightning.LightningDataModule):
             decoding = self.images.size is None or torch.cuda.is_available()
             workers = min(8, torch.get_num_threads()) if decoding else 0
         return ResumableLoader(
-            SplitDataset(split, transform),
+            SplitDataset(split, transform, KEPT_BYTES // max(1, workers)),
             batch,
             sampler=sampler,
             collate_fn=batch_as_it_is,
