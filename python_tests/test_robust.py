@@ -161,7 +161,7 @@ main()
 
 def test_two_processes_train_as_one_with_twice_the_batch(tmp_path, monkeypatch):
     values = ["train", "digits", "--opt", "sgd", "--lr", "1e-2", "--accelerator", "cpu", "--max-steps", "4"]
-    values += ["--limit", "40", "--rotate", "0", "--shift", "0", "--zoom", "0"]
+    values += ["--limit", "40", "--rotate", "0", "--shift", "0", "--zoom", "0", "--no-whiten", "--precision", "32-true"]
     script = tmp_path / "light.py"
     script.write_text(LIGHT)
     two_processes = ["--devices", "2", "--batch-size", "4", "--output", tmp_path / "two"]

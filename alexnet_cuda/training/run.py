@@ -88,7 +88,10 @@ def train(recipe: Recipe, images: ImageSet, folder: Path, console: Console, resu
         raise RecipeError(f"no trainer for these devices: {error}") from error
     module, data, ended = Classifier(recipe, len(images.classes)), ImageData(images, recipe), "finished"
     if recipe.whiten:
-        whiten(next(m for m in module.model.modules() if isinstance(m, torch.nn.Conv2d)), data.training_sample())
+        first = next((m for m in module.model.modules() if isinstance(m, torch.nn.Conv2d)), None)
+        if first is None:
+            raise RecipeError(f"whiten needs a convolution, and {recipe.variant} has none")
+        whiten(first, data.training_sample())
     try:
         trainer.fit(module, data, ckpt_path=resume, weights_only=True)
     except callbacks.Stopped as stopped:
