@@ -18,6 +18,8 @@ from alexnet_cuda.training.classifier import Classifier
 
 # 5 batches an epoch; dropout and augmentation stay on.
 SMALL = ["digits", "--limit", "80", "--batch-size", "16", "--epochs", "3", "--accelerator", "cpu"]
+SMALL += ["--opt", "adamw", "--lr", "2e-3", "--bias-lr", "1", "--weight-decay", "0.01"]
+SMALL += ["--schedule", "cosine", "--warmup", "0.05"]
 # Runs a command once for each point, in a child of its own (the imports are made only once), which kills itself there;
 # prints how each child ended. Arguments: the folder of the runs, the command.
 KILLED = """
