@@ -2,6 +2,7 @@
 an image between the disk and the network."""
 
 import gzip
+import shutil
 
 import numpy as np
 import pytest
@@ -114,7 +115,8 @@ def test_damaged_idx_files_are_named(mnist, name, damage, message):
 def test_class_folders_are_split_and_named(pictures):
     images = load_images(recipe(data="folder", data_path=str(pictures), channels=3))
     assert images.classes == ["class-3", "class-5", "class-8"]
-    assert images.counts() == {"train": [9, 9, 9], "val": [1, 1, 1], "test": [2, 2, 2]}
+    assert [sum(n) for n in zip(*images.counts().values())] == [12, 12, 12]
+    assert min(map(min, images.counts().values())) > 0
     assert images.train.images[0].shape == (3, 36, 40)
 
 
@@ -127,7 +129,7 @@ def test_split_folders_are_kept(pictures):
                 (folder / f"{i}.png").rename(target / f"{i}.png")
     images = load_images(recipe(data="folder", data_path=str(pictures), channels=3))
     assert images.counts() == {"train": [7, 7, 7], "val": [1, 1, 1], "test": [4, 4, 4]}
-    (pictures / "val" / "class-9").mkdir()
+    shutil.copytree(pictures / "val" / "class-8", pictures / "val" / "class-9")
     with pytest.raises(DataError, match="class-9 is a class that the training folder lacks"):
         load_images(recipe(data="folder", data_path=str(pictures)))
 
@@ -145,7 +147,7 @@ def test_damaged_pictures_are_listed_and_left_out_only_when_told(pictures):
 
 @pytest.mark.parametrize(
     ("classes", "message"),
-    [([], "no class folder"), (["cat"], "only the class folder 'cat'"), (["cat", "dog"], "holds no image")],
+    [([], "no class folder"), (["cat", "dog"], "no class folder with pictures")],
 )
 def test_wrong_label_folders_are_named(tmp_path, classes, message):
     for name in classes:
