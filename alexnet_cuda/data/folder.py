@@ -47,9 +47,24 @@ def load(recipe: Recipe) -> ImageSet:
     that lists them, or left out and listed with `recipe.skip_corrupt`.
     """
     found = survey(recipe)
-    trees = complete(found, recipe)
-    notes = found.notes + notes_on_duplicates(trees, found.classes, found.facts)
+    training = found.trees.get("all") or found.trees.get("train", [])
+    if lacking := set(range(len(found.classes))) - {label for _, label in training}:
+        name = found.classes[min(lacking)]
+        raise DataError(f"class {name!r} of {found.root} has no training image that can be read")
+    return image_set(found, recipe)
+
+
+def image_set(found: Survey, recipe: Recipe) -> ImageSet:
+    """The splits of what was found, with the missing ones cut off the training split."""
+    trees = dict(found.trees)
+    training = trees.pop("all", None) or trees.get("train", [])
+    if "test" not in trees and "val" in trees:
+        trees["test"] = trees.pop("val")
+    fractions = {"test": recipe.test_fraction, "val": recipe.val_fraction}
+    missing = {name: fraction for name, fraction in fractions.items() if name not in trees}
+    trees |= cut(training, found.root, missing, recipe.split_seed)
     train, val, test = (_split(recipe, trees[name]) for name in ("train", "val", "test"))
+    notes = found.notes + notes_on_duplicates(trees, found.classes, found.facts)
     return ImageSet(found.classes, train, val, test, SIZE, notes)
 
 
@@ -60,8 +75,11 @@ def load_test(recipe: Recipe, classes: Sequence[str]) -> ImageSet:
     name = next((name for name in ("test", "val", "train", "all") if found.trees.get(name)), None)
     if name is None:
         raise DataError(f"{found.root} holds no picture of the classes {', '.join(classes[:10])}")
-    if name == "train":
-        found.notes.append(f"the training pictures of {printable(found.root)} are tested: it holds no others")
+    if name in ("train", "all"):
+        number = count(len(found.trees[name]), "picture")
+        found.notes.append(
+            f"all {number} of {printable(found.root)} are tested, also any that the network learned from"
+        )
     none = _split(recipe, [])
     return ImageSet(list(classes), none, none, _split(recipe, found.trees[name]), SIZE, found.notes)
 
@@ -71,9 +89,8 @@ def read(recipe: Recipe, path: Path) -> Tensor:
     return open_image(path, "L" if recipe.channels == 1 else "RGB")
 
 
-def survey(recipe: Recipe, known: Sequence[str] | None = None, keep_damaged: bool = False) -> Survey:
-    """What lies under `recipe.data_path`; see `load`. known: the classes of a trained network. keep_damaged: damaged
-    pictures are neither an error nor left out."""
+def survey(recipe: Recipe, known: Sequence[str] | None = None) -> Survey:
+    """What lies under `recipe.data_path`; see `load`. known: the classes of a trained network."""
     root = data_folder(recipe, ": a folder of class folders (or of train, val, test), or a CSV")
     if recipe.data == "bike-ship" and (root / "bike_ship").is_dir():  # --data-path names the folder above
         root = root / "bike_ship"
@@ -91,23 +108,8 @@ def survey(recipe: Recipe, known: Sequence[str] | None = None, keep_damaged: boo
     if recipe.verify:
         found.facts = examine_all(root, [path for tree in trees.values() for path, _ in tree])
         notes += notes_on(found.facts.values())
-        if not keep_damaged:
-            _leave_out_damaged(found, recipe.skip_corrupt)
+        _leave_out_damaged(found, recipe.skip_corrupt)
     return found
-
-
-def complete(found: Survey, recipe: Recipe) -> dict[str, Tree]:
-    """The splits train, val and test: those that were found, and the missing ones cut off the training split."""
-    trees = dict(found.trees)
-    training = trees.pop("all", None) or trees.get("train", [])
-    if lacking := set(range(len(found.classes))) - {label for _, label in training}:
-        name = found.classes[min(lacking)]
-        raise DataError(f"class {name!r} of {found.root} has no training image that can be read")
-    if "test" not in trees and "val" in trees:
-        trees["test"] = trees.pop("val")
-    fractions = {"test": recipe.test_fraction, "val": recipe.val_fraction}
-    missing = {name: fraction for name, fraction in fractions.items() if name not in trees}
-    return trees | cut(training, found.root, missing, recipe.split_seed)
 
 
 def cut(tree: Tree, root: Path, fractions: Mapping[str, float], seed: int) -> dict[str, Tree]:

@@ -68,7 +68,8 @@ class Scanner:
     def pictures(self, folder: Path) -> list[Path]:
         """The pictures at any depth below a folder. A link that leads back to a folder above it is not followed."""
         found: list[str] = []
-        self._collect(str(folder), (), found)
+        above = [os.stat(parent) for parent in folder.absolute().parents]
+        self._collect(str(folder), tuple((status.st_dev, status.st_ino) for status in above), found)
         return [Path(path) for path in sorted(found)]
 
     def count_loose(self, folder: Path) -> None:
@@ -121,7 +122,7 @@ class Scanner:
     def _kind(self, entry: os.DirEntry) -> str | None:
         """ "folder" or "file", links followed; None, and counted, for anything else."""
         if is_litter(entry.name):
-            self.others["file", "or folder of the system, or hidden"] += 1
+            self.others["hidden or system file", ""] += 1
             return None
         try:
             if entry.is_dir():
