@@ -92,11 +92,29 @@ def test_mnist_reads_packed_and_plain_files_and_writes_nothing(mnist):
     assert sorted(mnist.rglob("*")) == before
 
 
+def test_mnist_as_archivers_unpack_it(mnist, tmp_path):
+    raw = mnist / "MNIST" / "raw"
+    expected = load_images(recipe(data="mnist", data_path=str(mnist)))
+    away = tmp_path / "archive" / "other"
+    for path in raw.iterdir():
+        name = path.name.replace("-idx", ".idx").removesuffix(".gz")
+        content = path.read_bytes()
+        target = away / name / name if name.startswith("t10k") else away / f"{name}.gz"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content)
+        (target.parent / f"._{name}").write_bytes(b"x")
+    (tmp_path / "archive" / "FashionMNIST").mkdir()
+    idx(tmp_path / "archive" / "FashionMNIST" / "t10k-labels-idx1-ubyte", np.zeros(3))
+    found = load_images(recipe(data="mnist", data_path=str(tmp_path / "archive")))
+    assert torch.equal(found.test.images, expected.test.images)
+    assert torch.equal(found.train.labels, expected.train.labels)
+
+
 @pytest.mark.parametrize(
     ("name", "damage", "message"),
     [
         ("train-images-idx3-ubyte.gz", lambda p: p.write_bytes(p.read_bytes()[:-100]), "cannot be unpacked"),
-        ("train-images-idx3-ubyte.gz", lambda p: p.write_bytes(b"<html>not found"), "cannot be unpacked"),
+        ("train-images-idx3-ubyte.gz", lambda p: p.write_bytes(b"<html>not found"), "begins with 3c 68 74 6d"),
         ("t10k-labels-idx1-ubyte", lambda p: p.write_bytes(p.read_bytes()[:-10]), "header promises 200"),
         ("t10k-labels-idx1-ubyte", lambda p: p.write_bytes(b""), "not an IDX file"),
         ("t10k-labels-idx1-ubyte", lambda p: p.write_bytes(b"\x89PNG" + p.read_bytes()), "begins with 89 50 4e 47"),

@@ -122,7 +122,7 @@ def test_ink_on_a_transparent_ground_is_the_glyph(tmp_path, ink):
     assert torch.equal(read_glyph(tmp_path / "x.png", 8)[0], torch.from_numpy(glyph))
 
 
-@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+@pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("kind", ["jpeg", "png", "webp"])
 def test_broken_exif_never_costs_the_picture(kind):
     image, random = Image.fromarray(GREY).convert("RGB"), np.random.default_rng(0)

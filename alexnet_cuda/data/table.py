@@ -80,7 +80,7 @@ def _text(path: Path) -> tuple[str, list[str]]:
         raise DataError(f"{path} is a spreadsheet or an archive, expected text; save the table as CSV")
     marks = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
     encoding = next((name for mark, name in marks.items() if data.startswith(mark)), "utf-8")
-    if encoding == "utf-8" and b"\0" in data[:200]:
+    if encoding == "utf-8" and 4 * data[:200].count(0) > len(data[:200]):
         encoding = "utf-16-be" if data[0] == 0 else "utf-16-le"
     try:
         text, notes = data.decode(encoding), []
