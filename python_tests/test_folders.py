@@ -177,8 +177,8 @@ def test_the_same_content_in_train_and_test_is_counted(tmp_path):
         shutil.copy(tmp_path / "train" / "cat" / f"{i}.png", tmp_path / "test" / "cat" / f"copy-{i}.png")
     shutil.copy(tmp_path / "train" / "cat" / "0.png", tmp_path / "train" / "dog" / "copy.png")
     notes = "\n".join(load_images(recipe(tmp_path)).notes)
-    assert "3 pictures of test have the same content as one of train" in notes
-    assert "1 content with two labels, as" in notes
+    assert "same content as a picture of train: 3 pictures of test" in notes
+    assert "same content under two labels: 1 times, as" in notes
 
 
 def test_changed_pictures_are_counted(tmp_path):

@@ -90,14 +90,14 @@ def notes_on_duplicates(trees: Mapping[str, Tree], classes: Sequence[str], facts
     for name in (name for name in trees if name != "train"):
         number = sum(split == name for files in repeated if any(f[0] == "train" for f in files) for split, *_ in files)
         if number:
-            notes.append(f"{count(number, 'picture')} of {name} have the same content as one of train")
+            notes.append(f"same content as a picture of train: {count(number, 'picture')} of {name}")
     if more := sum(len(files) - 1 for files in repeated):
-        notes.append(f"{count(more, 'file')} in all repeat the content of another")
+        notes.append(f"same content as another file: {count(more, 'file')} in all")
     torn = [files for files in repeated if len({label for _, label, _ in files}) > 1]
     if torn:
         (_, a, one), (_, b, other) = next((f, g) for f, g in zip(torn[0], torn[0][1:]) if f[1] != g[1])
         pair = f"{printable(one)} ({classes[a]}) and {printable(other)} ({classes[b]})"
-        notes.append(f"{count(len(torn), 'content')} with two labels, as {pair}")
+        notes.append(f"same content under two labels: {len(torn):,} times, as {pair}")
     return notes
 
 
