@@ -45,7 +45,13 @@ def test_names_of_splits(name, split):
 
 
 @pytest.mark.parametrize(
-    "names", [("Training", "Validation", "Test"), ("train", "valid", "testing"), ("TRAIN", "dev", "test_set")]
+    "names",
+    [
+        ("Training", "Validation", "Test"),
+        ("train", "valid", "testing"),
+        ("TRAIN", "dev", "test_set"),
+        ("my_train", "my_val", "myTest"),
+    ],
 )
 def test_splits_of_any_name_are_kept(tmp_path, names):
     for name, count in zip(names, (5, 3, 4), strict=True):
@@ -81,12 +87,14 @@ def test_a_folder_that_looks_like_a_split_is_no_class(tmp_path):
 
 
 def test_a_train_among_other_vehicles_is_a_class(tmp_path):
-    write(tmp_path / "bus", tmp_path / "car", tmp_path / "train", count=5)
+    write(tmp_path / "steam train" / "old", tmp_path / "bullet train", count=4)
+    assert load_images(recipe(tmp_path)).classes == ["bullet train", "steam train"]
+    write(tmp_path / "bus", tmp_path / "train", count=5)
     images = load_images(recipe(tmp_path))
-    assert images.classes == ["bus", "car", "train"]
+    assert images.classes == ["bullet train", "bus", "steam train", "train"]
     assert any("taken as a class" in note for note in images.notes)
     write(tmp_path / "new" / "train", tmp_path / "new" / "bus", count=2)
-    assert load_test_images(recipe(tmp_path / "new"), images.classes).counts()["test"] == [2, 0, 2]
+    assert load_test_images(recipe(tmp_path / "new"), images.classes).counts()["test"] == [0, 2, 0, 2]
 
 
 def test_what_is_left_out_is_counted(tmp_path):

@@ -123,7 +123,7 @@ def test_ink_on_a_transparent_ground_is_the_glyph(tmp_path, ink):
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.parametrize("kind", ["jpeg", "png", "webp"])
+@pytest.mark.parametrize("kind", ["jpeg", "png", "webp", "tiff"])
 def test_broken_exif_never_costs_the_picture(kind):
     image, random = Image.fromarray(GREY).convert("RGB"), np.random.default_rng(0)
     exif = Image.Exif()

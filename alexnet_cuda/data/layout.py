@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..errors import DataError
 from .flat import flat_labels
-from .scan import Scanner, count, printable, split_of
+from .scan import Scanner, count, hinted_split, printable, split_of
 from .table import Tree
 
 ROLES = ("train", "val", "test")
@@ -54,6 +54,12 @@ def _splits(root: Path, found: Scanner, known: Sequence[str] | None) -> tuple[di
     for folder in found.folders(root):
         named.setdefault(None if printable(folder.name) in (known or ()) else split_of(folder.name), []).append(folder)
     plain = named.pop(None, [])
+    hints = {role: [f for f in plain if hinted_split(f.name) == role] for role in ROLES} if not named else {}
+    if known is None and sum(map(bool, hints.values())) > 1:  # as my_train and my_test
+        named.update((role, folders) for role, folders in hints.items() if folders)
+        plain = [folder for folder in plain if hinted_split(folder.name) is None]
+        names = ", ".join(printable(folder.name) for folders in named.values() for folder in folders)
+        found.told.append(f"taken as splits, not as classes: {names}")
     if plain and named.keys() == {"train"} and not any(found.folders(folder) for folder in named["train"]):
         plain = sorted(plain + named.pop("train"))  # a vehicle among others
         found.told.append(f"{printable(root)}/train holds pictures beside class folders: it is taken as a class")
@@ -126,7 +132,7 @@ def _of_class(name: str, folders: Sequence[Path], found: Scanner) -> list[Path]:
     before = found.suffixes.copy()
     paths = [path for folder in folders for path in found.pictures(folder)]
     if not paths and (others := found.suffixes - before):
-        kinds = ", ".join(kind or "none" for kind in others)
+        kinds = ", ".join(kind or "no suffix" for kind in others)
         raise DataError(f"{folders[0]} holds no image that can be read, only {count(others.total(), 'file')} ({kinds})")
     if not paths:
         found.told.append(f"left out: the class {name}, whose folder holds no picture")

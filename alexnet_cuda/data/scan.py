@@ -35,6 +35,12 @@ def split_of(name: str) -> str | None:
     return SPLITS[match[1]] if match else None
 
 
+def hinted_split(name: str) -> str | None:
+    """The split that one word of a name stands for, as in my_train or XTest."""
+    words = (word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", name))
+    return next((SPLITS[word] for word in words if word in SPLITS), None)
+
+
 def printable(text: str | Path) -> str:
     """A name in a form that every terminal, font and file takes: bytes that are not UTF-8 and control characters as
     escapes, letters with accents composed as on most systems (NFC)."""
