@@ -54,12 +54,14 @@ def _splits(root: Path, found: Scanner, known: Sequence[str] | None) -> tuple[di
     for folder in found.folders(root):
         named.setdefault(None if printable(folder.name) in (known or ()) else split_of(folder.name), []).append(folder)
     plain = named.pop(None, [])
-    hints = {role: [f for f in plain if hinted_split(f.name) == role] for role in ROLES} if not named else {}
-    if known is None and sum(map(bool, hints.values())) > 1:  # as my_train and my_test
-        named.update((role, folders) for role, folders in hints.items() if folders)
-        plain = [folder for folder in plain if hinted_split(folder.name) is None]
-        names = ", ".join(printable(folder.name) for folders in named.values() for folder in folders)
-        found.told.append(f"taken as splits, not as classes: {names}")
+    hinted = [folder for folder in plain if hinted_split(folder.name)]  # as my_train and my_test
+    if known is None and not named and len({hinted_split(folder.name) for folder in hinted}) > 1:
+        splits = all(found.folders(folder) for folder in hinted)
+        for folder in hinted if splits else []:
+            named.setdefault(hinted_split(folder.name), []).append(folder)
+            plain.remove(folder)
+        names = ", ".join(printable(folder.name) for folder in hinted)
+        found.told.append(f"taken as {'splits, not as classes' if splits else 'classes, not as splits'}: {names}")
     if plain and named.keys() == {"train"} and not any(found.folders(folder) for folder in named["train"]):
         plain = sorted(plain + named.pop("train"))  # a vehicle among others
         found.told.append(f"{printable(root)}/train holds pictures beside class folders: it is taken as a class")
