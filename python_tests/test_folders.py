@@ -186,7 +186,7 @@ def test_the_same_content_in_train_and_test_is_counted(tmp_path):
     shutil.copy(tmp_path / "train" / "cat" / "0.png", tmp_path / "train" / "dog" / "copy.png")
     notes = "\n".join(load_images(recipe(tmp_path)).notes)
     assert "same content as a picture of train: 3 pictures of test" in notes
-    assert "same content under two labels: 1 times, as" in notes
+    assert "same content under two labels: 1 time, as" in notes
 
 
 def test_changed_pictures_are_counted(tmp_path):

@@ -97,7 +97,7 @@ def notes_on_duplicates(trees: Mapping[str, Tree], classes: Sequence[str], facts
     if torn:
         (_, a, one), (_, b, other) = next((f, g) for f, g in zip(torn[0], torn[0][1:]) if f[1] != g[1])
         pair = f"{printable(one)} ({classes[a]}) and {printable(other)} ({classes[b]})"
-        notes.append(f"same content under two labels: {len(torn):,} times, as {pair}")
+        notes.append(f"same content under two labels: {count(len(torn), 'time')}, as {pair}")
     return notes
 
 
