@@ -12,6 +12,12 @@ from .formats.caffe import (
 )
 
 __all__ = [
-    *("LAYERS", "MEAN_BGR", "CaffeNet", "load", "load_caffe", "read_caffemodel", "read_mean"),
+    "LAYERS",
+    "MEAN_BGR",
+    "CaffeNet",
+    "load",
+    "load_caffe",
+    "read_caffemodel",
+    "read_mean",
     "state_dict_from_caffe",
 ]

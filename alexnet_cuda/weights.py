@@ -21,7 +21,13 @@ from .recipe import Recipe
 def save_weights(path: Path, model: nn.Module, recipe: Recipe, classes: list[str]) -> None:
     """Writes a safetensors file that `load_weights` reads: the tensors, and as metadata the recipe and class names."""
     metadata = {"format": "pt", "classes": json.dumps(classes), "recipe": recipe.to_yaml()}
-    write_tensors(path, model.state_dict(), metadata)
+    write_tensors(path, model.state_dict(), metadata | network_description(model))
+
+
+def network_description(model: nn.Module) -> dict[str, str]:
+    """What a file must say of a network that no recipe builds: the prototxt of an imported one."""
+    prototxt = getattr(model, "prototxt", None)
+    return {"prototxt": prototxt} if isinstance(prototxt, str) else {}
 
 
 def load_weights(source: Path) -> tuple[nn.Module, Recipe, list[str]]:
@@ -33,11 +39,17 @@ def load_weights(source: Path) -> tuple[nn.Module, Recipe, list[str]]:
             metadata = file.metadata() or {}
         recipe = Recipe().replace(yaml.safe_load(metadata["recipe"]))
         classes = json.loads(metadata["classes"])
-        model = build(recipe, len(classes))
+        model = _imported(metadata["prototxt"]) if "prototxt" in metadata else build(recipe, len(classes))
         model.load_state_dict(safetensors.torch.load_file(path))
     except Exception as error:  # safetensors, YAML, the recipe and torch raise different types
         raise DataError(f"{path} is not a weights file of a run: {_first_line(error)}") from error
     return model, recipe, classes
+
+
+def _imported(prototxt: str) -> nn.Module:
+    from .formats.caffe.pictures import Classifier
+
+    return Classifier(prototxt)
 
 
 def start_from(model: nn.Module, recipe: Recipe) -> None:

@@ -28,6 +28,11 @@ def names() -> list[str]:
     return sorted(path.stem for path in NETS.glob("*.prototxt"))
 
 
+def text_of(name: str) -> str:
+    """The text of a network. LRN gets its default k of 1, because OpenCV's reader does not know that field."""
+    return re.sub(r" k: \d", "", (NETS / f"{name}.prototxt").read_text())
+
+
 def narrowed(text: str, divisor: int) -> str:
     """The network with a fraction of the channels and units; those of grouped transposed convolutions stay equal."""
 
@@ -37,27 +42,40 @@ def narrowed(text: str, divisor: int) -> str:
     return re.sub(r"(num_output|(?<=32 stride: 16 )group): (\d+)", smaller, text)
 
 
+@torch.no_grad()
 def draw_weights(prototxt: Path, caffemodel: Path, seed: int = 0) -> None:
-    """Writes a .caffemodel with random weights that keep the scale of the activations."""
+    """Writes a .caffemodel with random weights that keep the scale of the activations, and scores of a standard
+    deviation of 3 for images of 50."""
     net = caffe.load(prototxt)
     generator = torch.Generator().manual_seed(seed)
+    blobs: dict[str, list[np.ndarray]] = {}
+    last = None
+    for name in net.layers:
+        module = net.layer(name)
+        blobs[name] = [_values(module, target, generator) for target in parameters.targets(module)]
+        if blobs[name]:
+            last = name
+            parameters.load(module, blobs[name])
+    if last:
+        images = 50 * torch.randn(1, *net.input_shapes[0][1:], generator=generator)
+        scale = 3 / net.blobs(images)[net.layers[last][2][0]].std().item()
+        blobs[last] = [scale * blob for blob in blobs[last]]
     message = schema.NetParameter(name=net.name)
-    for name, (type_, _, _) in net.layers.items():
-        module = net.get_submodule(name.replace(".", "_"))
-        layer = message.layer.add(name=name, type=type_)
-        for target in parameters.targets(module):
-            own = getattr(module, target, torch.ones(1))
-            values = torch.randn(own.shape, generator=generator)
-            if target == "weight" and own.dim() > 1:
-                values *= (2 / own[0].numel()) ** 0.5
-            elif target in ("running_var", "factor"):
-                values = 1 + values**2
-            else:
-                values *= 0.1
-                values += 1.0 * (target == "weight")
-            blob = layer.blobs.add(data=values.flatten().numpy())
-            blob.shape.dim.extend(own.shape)
+    for name, arrays in blobs.items():
+        layer = message.layer.add(name=name, type=net.layers[name][0])
+        for array in arrays:
+            layer.blobs.add(data=array.ravel()).shape.dim.extend(array.shape)
     caffemodel.write_bytes(message.SerializeToString())
+
+
+def _values(module: torch.nn.Module, target: str, generator: torch.Generator) -> np.ndarray:
+    own = getattr(module, target, torch.ones(1))
+    values = torch.randn(own.shape, generator=generator)
+    if target == "weight" and own.dim() > 1:
+        return (values * (2 / own[0].numel()) ** 0.5).numpy()
+    if target in ("running_var", "factor"):
+        return (1 + values**2).numpy()
+    return (0.1 * values + (target == "weight")).numpy()
 
 
 def opencv(prototxt: Path, caffemodel: Path):
@@ -124,7 +142,8 @@ def main() -> None:
     results = {}
     with tempfile.TemporaryDirectory() as folder:
         for name in options.names or names():
-            prototxt, caffemodel = NETS / f"{name}.prototxt", Path(folder) / f"{name}.caffemodel"
+            prototxt, caffemodel = Path(folder) / f"{name}.prototxt", Path(folder) / f"{name}.caffemodel"
+            prototxt.write_text(text_of(name))
             draw_weights(prototxt, caffemodel)
             results[name] = compare(prototxt, caffemodel, options.images)
             if options.batch:

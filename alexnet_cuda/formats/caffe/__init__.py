@@ -5,6 +5,12 @@ from .network import CaffeNet, load
 from .weights import LAYERS, MEAN_BGR, load_caffe, state_dict_from_caffe
 
 __all__ = [
-    *("LAYERS", "MEAN_BGR", "CaffeNet", "load", "load_caffe", "read_caffemodel", "read_mean"),
+    "LAYERS",
+    "MEAN_BGR",
+    "CaffeNet",
+    "load",
+    "load_caffe",
+    "read_caffemodel",
+    "read_mean",
     "state_dict_from_caffe",
 ]

@@ -25,7 +25,12 @@ V0_MESSAGE = {
     "dropout": "dropout_param", "concat": "concat_param", "data": "data_param", "images": "image_data_param",
     "hdf5_data": "hdf5_data_param", "window_data": "window_data_param", "infogain_loss": "infogain_loss_param",
 }  # fmt: skip
-V0_RENAMED = {"biasterm": "bias_term", "kernelsize": "kernel_size", "batchsize": "batch_size", "shuffle_images": "shuffle"}
+V0_RENAMED = {
+    "biasterm": "bias_term",
+    "kernelsize": "kernel_size",
+    "batchsize": "batch_size",
+    "shuffle_images": "shuffle",
+}
 V0_TRANSFORM = {"scale": "scale", "meanfile": "mean_file", "cropsize": "crop_size", "mirror": "mirror"}
 SOLVER_ONLY = ("blobs_lr", "weight_decay", "blob_share_mode")  # learning rates and checks of the old formats
 DATA = {"Data": "data_param", "ImageData": "image_data_param", "WindowData": "window_data_param"}

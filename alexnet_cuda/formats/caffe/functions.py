@@ -1,6 +1,6 @@
 """What Caffe's layers without parameters compute, where torch has no module for it."""
 
-from math import prod
+import math
 
 import torch
 import torch.nn.functional as F
@@ -49,7 +49,7 @@ def pool(
         return F.max_pool2d(F.pad(x, edges, value=LOWEST), kernel, stride)
     if method == "stochastic":
         x = F.pad(x, edges)
-        area = prod(kernel)
+        area = math.prod(kernel)
         squares, sums = F.avg_pool2d(x * x, kernel, stride) * area, F.avg_pool2d(x, kernel, stride) * area
         return squares / (sums + TINY)
     inside = [min(end, p) for end, p in zip(edges[1::2], reversed(pad))]  # the divisor counts the padding of `pad` only
@@ -110,7 +110,10 @@ def reshape(x: Tensor, dims: tuple[int, ...], axis: int, num_axes: int) -> Tenso
 
 def crop(x: Tensor, reference: Tensor, axis: int, offsets: tuple[int, ...]) -> Tensor:
     """x cut to the sizes of `reference` from the dimension `axis` on, beginning at `offsets` (one number: all)."""
-    for i, dim in enumerate(range(axis % x.dim(), x.dim())):
+    dims = range(axis % x.dim(), x.dim())
+    if len(offsets) > 1 and len(offsets) != len(dims):
+        raise ValueError(f"expected one offset or {len(dims)}, got {offsets}")
+    for i, dim in enumerate(dims):
         start = offsets[i if len(offsets) > 1 else 0] if offsets else 0
         if start + reference.shape[dim] > x.shape[dim]:
             size = f"{reference.shape[dim]} from {start} on"
@@ -133,7 +136,7 @@ def exp(x: Tensor, base: float, scale: float, shift: float) -> Tensor:
 def log(x: Tensor, base: float, scale: float, shift: float) -> Tensor:
     """The logarithm of shift + scale * x; a base of -1 is e."""
     y = (x * scale + shift).log()
-    return y if base == -1 else y / torch.tensor(base).log().item()
+    return y if base == -1 else y / math.log(base)
 
 
 def threshold(x: Tensor, value: float) -> Tensor:

@@ -16,7 +16,9 @@ def input_shapes(message: Any, layers: Sequence[Layer], weights: Mapping[str, li
     size = (transform.crop_size,) * 2 if transform.crop_size else (images.new_height, images.new_width)
     channels = _channels(message, layers, weights)
     batch = message.data_param.batch_size or images.batch_size
-    return {top: (batch or 1, channels, *size) if channels and all(size) and not i else None for i, top in enumerate(tops)}
+    return {
+        top: (batch or 1, channels, *size) if channels and all(size) and not i else None for i, top in enumerate(tops)
+    }
 
 
 def _given_shapes(message: Any) -> list[Shape]:

@@ -138,11 +138,9 @@ def pooling(spec: Spec) -> nn.Module:
     ceil = p.round_mode == 0
     # torch's rule for the last window is Caffe's, unless there is no padding and a stride beyond the kernel.
     same = any(pad) or not ceil or all(s <= k for s, k in zip(stride, kernel))
-    if same and all(2 * a <= b for a, b in zip(pad, kernel)):
-        if method == "max":
-            return nn.MaxPool2d(*(_one(v) for v in (kernel, stride, pad)), ceil_mode=ceil)
-        if method == "average":
-            return nn.AvgPool2d(*(_one(v) for v in (kernel, stride, pad)), ceil_mode=ceil)
+    if same and method != "stochastic" and all(2 * a <= b for a, b in zip(pad, kernel)):
+        make = nn.MaxPool2d if method == "max" else nn.AvgPool2d
+        return make(_one(kernel), _one(stride), _one(pad), ceil_mode=ceil)
     return Call(f.pool, method=method, kernel=kernel, stride=stride, pad=pad, ceil=ceil)
 
 
@@ -165,11 +163,9 @@ def _decimal(value: float) -> float:
 def batch_norm(spec: Spec) -> nn.Module:
     p = spec.message.batch_norm_param
     channels = len(spec.blobs[0]) if spec.shapes[0] is None and spec.blobs else spec.channels()
-    own = spec.training if not p.HasField("use_global_stats") else not p.use_global_stats
-    norm = BatchNorm(channels, _decimal(p.eps), 1 - _decimal(p.moving_average_fraction), affine=p.scale_bias)
-    if own and not spec.training:  # a network for testing that asks for the statistics of each batch
-        norm.running_mean = norm.running_var = None
-    return norm
+    of_batch = p.HasField("use_global_stats") and not p.use_global_stats and not spec.training
+    momentum = 1 - _decimal(p.moving_average_fraction)
+    return BatchNorm(channels, _decimal(p.eps), momentum, affine=p.scale_bias, track_running_stats=not of_batch)
 
 
 def scale(spec: Spec) -> nn.Module:
@@ -216,7 +212,9 @@ def eltwise(spec: Spec) -> nn.Module:
     coefficients = tuple(_decimal(c) for c in p.coeff)
     if coefficients and (p.operation != 1 or len(coefficients) != len(spec.message.bottom)):
         raise ValueError(f"coeff needs the operation SUM and one number for each bottom, got {coefficients}")
-    return Call((f.product, f.total, f.maximum)[p.operation], **({"coefficients": coefficients} if coefficients else {}))
+    return Call(
+        (f.product, f.total, f.maximum)[p.operation], **({"coefficients": coefficients} if coefficients else {})
+    )
 
 
 def reshape(spec: Spec) -> nn.Module:

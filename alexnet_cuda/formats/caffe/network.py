@@ -35,15 +35,16 @@ class Step:
 class CaffeNet(nn.Module):
     """A network of Caffe: its input blobs to its output blob, or to {name: blob} where it has several outputs.
 
-    A layer is the submodule of its Caffe name: `net.conv1`, `net.get_submodule("inception_3a/1x1")`; `state_dict()` has
-    "conv1.weight". ("." becomes "_", and a name that is taken gets a "_" behind it.) Images are what Caffe's network
-    takes, usually BGR, 0..255 minus a mean. The number of images is free, and so is their size as far as the layers
-    allow.
+    A layer is the submodule of its Caffe name: `net.conv1`, and `state_dict()` has "conv1.weight" ("." becomes "_", and
+    a name that is taken gets a "_" behind it). `net.layer(name)` finds every layer. Images are what
+    Caffe's network takes, usually BGR, 0..255 minus a mean. The number of images is free, and so is their size as far
+    as the layers allow.
 
     Attributes:
         name: the network's name.
         inputs, outputs: names of the input and output blobs.
         input_shapes: the shape of each input in the file; None where the file does not tell.
+        output_shapes: the shape of each output for such inputs.
         layers: {layer: (type, bottoms, tops)} in the order of execution.
 
     Raises: ValueError for the wrong number of inputs; torch's errors for a wrong shape.
@@ -55,9 +56,10 @@ class CaffeNet(nn.Module):
         self.inputs: list[str] = []
         self.outputs: list[str] = []
         self.input_shapes: list[Shape | None] = []
+        self.output_shapes: list[Shape | None] = []
         self.layers: dict[str, tuple[str, list[str], list[str]]] = {}
         self._steps: list[Step] = []
-        self._messages: dict[str, Any] = {}  # module -> LayerParameter, while the network is made
+        self._names: dict[str, str] = {}  # of the modules, by layer
         shapes: dict[str, Shape | None] = {}
         sources: dict[str, Shape | None] = {}
         unused: dict[str, None] = {}  # blobs that no layer has taken yet, in order
@@ -79,6 +81,7 @@ class CaffeNet(nn.Module):
         self.inputs = [blob for blob in sources if blob in taken]
         self.input_shapes = [sources[blob] for blob in self.inputs]
         self.outputs = list(unused)
+        self.output_shapes = [shapes[blob] for blob in self.outputs]
         self._plan = _plan(self._steps, self.outputs)
 
     def _add(self, message: Any, shapes: dict[str, Shape | None], weights: Blobs | None, training: bool) -> None:
@@ -90,7 +93,9 @@ class CaffeNet(nn.Module):
             raise ValueError(f"no layer before it makes its bottom {missing[0]}")
         if not bottoms or not tops:
             raise ValueError(f"expected bottoms and tops, got {len(bottoms)} and {len(tops)}")
-        spec = Spec(message, [shapes[blob] for blob in bottoms], weights and weights.get(message.name), training)
+        spec = Spec(
+            message, [shapes[blob] for blob in bottoms], weights.get(message.name) if weights else None, training
+        )
         with torch.device("meta"), torch.no_grad():
             module = LAYERS[message.type](spec).eval()
             before = flattening(spec) if message.type == "InnerProduct" else None
@@ -104,9 +109,14 @@ class CaffeNet(nn.Module):
         shapes |= {top: tuple(values[i].shape) if values else None for i, top in enumerate(tops)}
         names = [self._register(f"{message.name}/flatten", before)] if before else []
         names.append(self._register(message.name, module))
-        self._messages[names[-1]] = message
+        name = message.name
+        while name in self.layers:
+            if parameters.targets(module):
+                raise ValueError("another layer has this name, so that its weights cannot be found")
+            name += "_"
+        self._names[name] = names[-1]
         self._steps.append(Step(names, bottoms, tops, []))
-        self.layers[message.name] = message.type, bottoms, tops
+        self.layers[name] = message.type, bottoms, tops
 
     def _register(self, name: str, module: nn.Module) -> str:
         name = name.replace(".", "_") or "_"
@@ -114,6 +124,10 @@ class CaffeNet(nn.Module):
             name += "_"
         self.add_module(name, module)
         return name
+
+    def layer(self, name: str) -> nn.Module:
+        """The module of a layer. Raises KeyError if there is no such layer."""
+        return self.get_submodule(self._names[name])
 
     def forward(self, *inputs: Tensor) -> Tensor | dict[str, Tensor]:
         """The input blobs, in the order of `inputs`, to the output or {name: output}."""
@@ -133,11 +147,11 @@ class CaffeNet(nn.Module):
         return blobs
 
     def _run(self, step: Step, blobs: dict[str, Tensor]) -> dict[str, Tensor]:
-        modules = [self._modules[name] for name in step.modules]
+        modules = [self.get_submodule(name) for name in step.modules]
         bottoms = [blobs[blob] for blob in step.bottoms]
         if len(bottoms) == len(step.tops) == 1:
-            return {step.tops[0]: fusion.run(modules, bottoms[0])}  # type: ignore[arg-type]
-        tops = modules[0](*bottoms)  # type: ignore[misc]
+            return {step.tops[0]: fusion.run(modules, bottoms[0])}
+        tops = modules[0](*bottoms)
         return dict(zip(step.tops, tops if isinstance(tops, tuple) else (tops,)))
 
     def _named(self, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -188,23 +202,22 @@ def load(
 def assembled(name: str, layers: Sequence[Layer], weights: Blobs | None, phase: str, origin: str) -> CaffeNet:
     """The network of these layers, with `weights` from the file `origin`, or drawn where they are None."""
     net = CaffeNet(name, layers, weights, phase == "TRAIN").to_empty(device="cpu")
-    where = {layer.message.name: layer for layer in layers}
-    modules: dict[str, nn.Module] = {key: net.get_submodule(key) for key in net._messages}
-    lacking = [m.name for k, m in net._messages.items() if parameters.targets(modules[k])]
+    own = [layer for layer in layers if layer.message.name in net.layers]
+    lacking = [m.name for m in (layer.message for layer in own) if parameters.targets(net.layer(m.name))]
     lacking = [name for name in lacking if weights is not None and not weights.get(name)]
     if lacking and weights is not None:
         spare = [name for name, blobs in weights.items() if blobs and name not in net.layers] or ["none"]
         others = f"layers in it that the network does not have: {', '.join(spare)}"
         raise ValueError(f"{origin} has no weights for {', '.join(lacking)}; {others}")
     shared: dict[str, nn.Parameter] = {}
-    for key, message in net._messages.items():
-        with _naming(where[message.name]):
+    for layer in own:
+        message, module = layer.message, net.layer(layer.message.name)
+        with _naming(layer):
             if weights is None:
-                parameters.draw(modules[key], message)
-            elif parameters.targets(modules[key]):
-                parameters.load(modules[key], message, weights[message.name])
-            _share(modules[key], message, shared)
-    net._messages = {}
+                parameters.draw(module, message)
+            elif parameters.targets(module):
+                parameters.load(module, weights[message.name], message.inner_product_param.transpose)
+            _share(module, message, shared)
     return accelerate(net.eval(), inplace=True).to(memory_format=torch.channels_last)
 
 
@@ -262,11 +275,11 @@ def _plan(steps: Sequence[Step], outputs: Sequence[str]) -> list[Step]:
     for step, after in zip(steps, needed):
         last = plan[-1] if plan else None
         single = len(step.bottoms) == len(step.tops) == 1
-        if last and single and last.tops == step.bottoms and len(last.bottoms) == 1:
-            if step.tops == step.bottoms or step.bottoms[0] not in after:
-                last.modules, last.tops = [*last.modules, *step.modules], step.tops
-                last.dead = [b for b in (*last.bottoms, *last.tops) if b not in after]
-                continue
+        joins = single and last is not None and last.tops == step.bottoms and len(last.bottoms) == 1
+        if joins and last and (step.tops == step.bottoms or step.bottoms[0] not in after):
+            last.modules, last.tops = [*last.modules, *step.modules], step.tops
+            last.dead = [b for b in (*last.bottoms, *last.tops) if b not in after]
+            continue
         dead = [b for b in dict.fromkeys((*step.bottoms, *step.tops)) if b not in after]
         plan.append(Step(list(step.modules), step.bottoms, step.tops, dead))
     return plan

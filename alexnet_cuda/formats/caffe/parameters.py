@@ -18,8 +18,9 @@ def targets(module: nn.Module) -> list[str]:
 
 
 @torch.no_grad()
-def load(module: nn.Module, message: Any, blobs: list[np.ndarray]) -> None:
-    """Copies a layer's blobs into its module. Raises ValueError if their number or a shape differs."""
+def load(module: nn.Module, blobs: list[np.ndarray], transpose: bool = False) -> None:
+    """Copies a layer's blobs into its module, the weight of a linear layer after transposing it. Raises ValueError if
+    their number or a shape differs."""
     names = targets(module)
     if len(blobs) != len(names):
         raise ValueError(f"expected {len(names)} blobs ({', '.join(names)}), the weights file has {len(blobs)}")
@@ -30,7 +31,7 @@ def load(module: nn.Module, message: Any, blobs: list[np.ndarray]) -> None:
             values[name] = values[name] * np.float32(0 if factor == 0 else 1 / factor)
         if module.running_mean is None:
             values = {name: values[name] for name in values if not name.startswith("running")}
-    if isinstance(module, nn.Linear) and message.inner_product_param.transpose:
+    if transpose:
         values["weight"] = values["weight"].reshape(values["weight"].shape[-2:]).T
     for name, value in values.items():
         own = getattr(module, name)
@@ -44,8 +45,8 @@ def load(module: nn.Module, message: Any, blobs: list[np.ndarray]) -> None:
 @torch.no_grad()
 def draw(module: nn.Module, message: Any) -> None:
     """Starts a layer that has no blobs: as its fillers say, or as torch does where there are none."""
-    if hasattr(module, "reset_parameters"):
-        module.reset_parameters()
+    if reset := getattr(module, "reset_parameters", None):
+        reset()
     if isinstance(module, nn.PReLU):
         module.weight.fill_(0.25)
     for parameters in (message.convolution_param, message.inner_product_param):

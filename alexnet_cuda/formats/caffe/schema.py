@@ -135,7 +135,8 @@ MESSAGES = {
         121 pooling_param PoolingParameter, 122 power_param PowerParameter, 131 prelu_param PReLUParameter,
         123 relu_param ReLUParameter, 133 reshape_param ReshapeParameter, 142 scale_param ScaleParameter,
         124 sigmoid_param SigmoidParameter, 125 softmax_param SoftmaxParameter, 126 slice_param SliceParameter,
-        127 tanh_param TanHParameter, 128 threshold_param ThresholdParameter, 129 window_data_param WindowDataParameter""",
+        127 tanh_param TanHParameter, 128 threshold_param ThresholdParameter,
+        129 window_data_param WindowDataParameter""",
     "V1LayerParameter": """2 bottom string*, 3 top string*, 4 name, 32 include NetStateRule*, 33 exclude NetStateRule*,
         5 type LayerType, 6 blobs BlobProto*, 1001 param string*, 1002 blob_share_mode DimCheckMode*, 7 blobs_lr float*,
         8 weight_decay float*, 35 loss_weight float*, 27 accuracy_param AccuracyParameter,
@@ -191,7 +192,7 @@ def _file() -> descriptor_pb2.FileDescriptorProto:
 
 
 _pool = descriptor_pool.DescriptorPool()
-_pool.Add(_file())  # type: ignore[attr-defined]
+_pool.Add(_file())
 
 
 def message(name: str) -> Any:
