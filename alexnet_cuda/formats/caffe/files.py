@@ -47,12 +47,10 @@ class Layer:
 
 def read_network(prototxt: Source) -> tuple[Any, list[Layer]]:
     """The NetParameter of a .prototxt and its layers. Raises: see `parse_network`; OSError if there is no such file."""
-    path = Path(prototxt)
-    try:
-        text = path.read_bytes().decode("utf-8")
-    except UnicodeDecodeError:
-        raise ValueError(f"{path} is not text; expected a .prototxt, the description of a network") from None
-    return parse_network(text, fspath(prototxt))
+    content = Path(prototxt).read_bytes()
+    if b"\0" in content:
+        raise ValueError(f"{fspath(prototxt)} is not text; expected a .prototxt, the description of a network")
+    return parse_network(content.decode("utf-8-sig", "replace"), fspath(prototxt))  # comments are in any encoding
 
 
 def parse_network(text: str, origin: str) -> tuple[Any, list[Layer]]:

@@ -39,6 +39,6 @@ def _channels(message: Any, layers: Sequence[Layer], weights: Mapping[str, list]
         return 3
     for layer in layers:
         blobs = weights.get(layer.message.name, [])
-        if layer.message.type == "Convolution" and layer.message.bottom[0] == message.top[0] and blobs:
+        if layer.message.type == "Convolution" and list(layer.message.bottom) == list(message.top[:1]) and blobs:
             return blobs[0].shape[1] * layer.message.convolution_param.group
     return None

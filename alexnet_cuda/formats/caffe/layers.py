@@ -70,6 +70,11 @@ class Scale(nn.Module):
         self.weight = nn.Parameter(torch.ones(shape)) if weight else None
         self.bias = nn.Parameter(torch.zeros(shape)) if bias else None
 
+    def reset_parameters(self) -> None:
+        for parameter, value in ((self.weight, 1.0), (self.bias, 0.0)):
+            if parameter is not None:
+                nn.init.constant_(parameter, value)
+
     def forward(self, x: Tensor) -> Tensor:
         y = x if self.weight is None else x * f.aligned(self.weight, x, self.axis)
         return y if self.bias is None else y + f.aligned(self.bias, x, self.axis)
@@ -80,9 +85,10 @@ def sizes(message: Any, name: str, default: int | None = None) -> tuple[int, int
     stem = name.removesuffix("_size")
     fields = message.DESCRIPTOR.fields_by_name
     if f"{stem}_h" in fields and (message.HasField(f"{stem}_h") or message.HasField(f"{stem}_w")):
-        return getattr(message, f"{stem}_h"), getattr(message, f"{stem}_w")
-    values = getattr(message, name)
-    values = ([values] if message.HasField(name) else []) if isinstance(values, int) else list(values)
+        values = [getattr(message, f"{stem}_h"), getattr(message, f"{stem}_w")]
+    else:
+        values = getattr(message, name)
+        values = ([values] if message.HasField(name) else []) if isinstance(values, int) else list(values)
     values = values or ([] if default is None else [default])
     if len(values) not in (1, 2) or (default != 0 and 0 in values):
         raise ValueError(f"{name} must be one positive number or two, got {values or 'nothing'}")

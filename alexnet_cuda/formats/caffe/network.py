@@ -36,9 +36,9 @@ class CaffeNet(nn.Module):
     """A network of Caffe: its input blobs to its output blob, or to {name: blob} where it has several outputs.
 
     A layer is the submodule of its Caffe name: `net.conv1`, and `state_dict()` has "conv1.weight" ("." becomes "_", and
-    a name that is taken gets a "_" behind it). `net.layer(name)` finds every layer. Images are what
-    Caffe's network takes, usually BGR, 0..255 minus a mean. The number of images is free, and so is their size as far
-    as the layers allow.
+    a name that is taken gets a "_" behind it). `net.layer(name)` finds every layer. Images are what Caffe's network
+    takes, usually BGR, 0..255 minus a mean. The number of images is free, and so is their size as far as the layers
+    allow.
 
     Attributes:
         name: the network's name.
@@ -93,9 +93,8 @@ class CaffeNet(nn.Module):
             raise ValueError(f"no layer before it makes its bottom {missing[0]}")
         if not bottoms or not tops:
             raise ValueError(f"expected bottoms and tops, got {len(bottoms)} and {len(tops)}")
-        spec = Spec(
-            message, [shapes[blob] for blob in bottoms], weights.get(message.name) if weights else None, training
-        )
+        blobs = weights.get(message.name) if weights else None
+        spec = Spec(message, [shapes[blob] for blob in bottoms], blobs, training)
         with torch.device("meta"), torch.no_grad():
             module = LAYERS[message.type](spec).eval()
             before = flattening(spec) if message.type == "InnerProduct" else None
@@ -129,9 +128,9 @@ class CaffeNet(nn.Module):
         """The module of a layer. Raises KeyError if there is no such layer."""
         return self.get_submodule(self._names[name])
 
-    def forward(self, *inputs: Tensor) -> Tensor | dict[str, Tensor]:
+    def forward(self, x: Tensor, *others: Tensor) -> Tensor | dict[str, Tensor]:
         """The input blobs, in the order of `inputs`, to the output or {name: output}."""
-        blobs = self._named(inputs)
+        blobs = self._named((x, *others))
         for step in self._plan:
             blobs |= self._run(step, blobs)
             for blob in step.dead:
@@ -278,8 +277,11 @@ def _plan(steps: Sequence[Step], outputs: Sequence[str]) -> list[Step]:
         joins = single and last is not None and last.tops == step.bottoms and len(last.bottoms) == 1
         if joins and last and (step.tops == step.bottoms or step.bottoms[0] not in after):
             last.modules, last.tops = [*last.modules, *step.modules], step.tops
-            last.dead = [b for b in (*last.bottoms, *last.tops) if b not in after]
+            last.dead = _unneeded(last, after)
             continue
-        dead = [b for b in dict.fromkeys((*step.bottoms, *step.tops)) if b not in after]
-        plan.append(Step(list(step.modules), step.bottoms, step.tops, dead))
+        plan.append(Step(list(step.modules), step.bottoms, step.tops, _unneeded(step, after)))
     return plan
+
+
+def _unneeded(step: Step, needed: set[str]) -> list[str]:
+    return [blob for blob in dict.fromkeys((*step.bottoms, *step.tops)) if blob not in needed]

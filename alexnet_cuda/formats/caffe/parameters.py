@@ -29,6 +29,8 @@ def load(module: nn.Module, blobs: list[np.ndarray], transpose: bool = False) ->
         factor = values.pop("factor").reshape(-1)[0]
         for name in ("running_mean", "running_var"):
             values[name] = values[name] * np.float32(0 if factor == 0 else 1 / factor)
+        if module.num_batches_tracked is not None:
+            module.num_batches_tracked.zero_()
         if module.running_mean is None:
             values = {name: values[name] for name in values if not name.startswith("running")}
     if transpose:
@@ -47,8 +49,6 @@ def draw(module: nn.Module, message: Any) -> None:
     """Starts a layer that has no blobs: as its fillers say, or as torch does where there are none."""
     if reset := getattr(module, "reset_parameters", None):
         reset()
-    if isinstance(module, nn.PReLU):
-        module.weight.fill_(0.25)
     for parameters in (message.convolution_param, message.inner_product_param):
         for name in ("weight", "bias"):
             if parameters.HasField(f"{name}_filler") and getattr(module, name, None) is not None:

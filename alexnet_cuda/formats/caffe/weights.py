@@ -58,7 +58,7 @@ def state_dict_from_caffe(source: Blobs | str | PathLike[str], names: Sequence[s
         names: the modules for conv1..conv5, fc6, fc7 and fc8; None: those of the variant "caffe".
 
     Returns: {name.weight: tensor, name.bias: tensor} in float32. For a model with another number of classes, remove the
-        last two entries and call `model.load_state_dict(state, strict=False)`.
+        last two entries and call `model.load_state_dict(state, strict=False)`. fc8 may have another name.
 
     Raises: OSError if the file cannot be read; ValueError, with the path, if it is incomplete or no Caffe model, or if
         a layer is missing or has the wrong number of dimensions.
@@ -70,6 +70,7 @@ def state_dict_from_caffe(source: Blobs | str | PathLike[str], names: Sequence[s
         origin, blobs = fspath(source), cast(Blobs, read_caffemodel(source))
     else:
         origin, blobs = "the blobs", source
+    blobs = _with_last_layer(blobs)
     state = {}
     for layer, name in zip(LAYERS, names):
         if len(blobs.get(layer, ())) != 2:
@@ -83,6 +84,12 @@ def state_dict_from_caffe(source: Blobs | str | PathLike[str], names: Sequence[s
         state[f"{name}.weight"] = weight.flip(1) if layer == "conv1" else weight
         state[f"{name}.bias"] = bias
     return state
+
+
+def _with_last_layer(blobs: Blobs) -> Blobs:
+    """The blobs with the last layer as fc8, which fine-tuned networks call fc8_flickr or anything else."""
+    others = [name for name in blobs if name not in LAYERS and len(blobs[name]) == 2]
+    return blobs if "fc8" in blobs or len(others) != 1 else {**blobs, "fc8": blobs[others[0]]}
 
 
 def _without_leading_ones(blob: Any, dims: int) -> Tensor | None:
