@@ -225,6 +225,9 @@ def test_unknown_and_unfit_layers_are_sentences_with_their_line(tmp_path):
         with pytest.raises(ValueError, match=message) as error:
             caffe.load(path)
         assert "\n" not in str(error.value)
+    path.write_text(input_layer(1, 3, 4, 4) + layer("acc", "Accuracy", "", "data data"))
+    with pytest.raises(ValueError, match="no layers that compute anything in this phase"):
+        caffe.load(path)
     path.write_text("test: 'x'")
     with pytest.raises(ValueError, match="has no layers"):
         caffe.load(path)

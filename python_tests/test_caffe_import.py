@@ -5,7 +5,6 @@ import json
 import numpy as np
 import onnx
 import pytest
-import torch
 from caffe_nets import draw_weights, opencv, text_of
 from PIL import Image
 from test_caffe_networks import input_layer, layer
@@ -166,5 +165,6 @@ def test_what_is_no_classifier_is_a_sentence(files, tmp_path):
     assert "numbers such as 104,117,123" in cli(
         "import-caffe", *files, "--output", tmp_path / "run", "--mean", "grey", code=1
     )
+    classes.write_bytes(b"\xe9\n" * 6)
+    assert "not UTF-8" in cli("import-caffe", *files, "--output", tmp_path / "run", "--classes", classes, code=1)
     assert not (tmp_path / "run").exists()
-    assert torch.is_grad_enabled()

@@ -40,15 +40,16 @@ def import_caffe(
         with warnings.catch_warnings(record=True) as ignored:
             warnings.simplefilter("always")
             model, recipe, notes = imported(prototxt, caffemodel, mean)
+        lines = classes.read_text("utf-8-sig").splitlines() if classes else []
+    except UnicodeDecodeError as error:
+        raise DataError(f"{classes} is not UTF-8 text: {error}") from error
     except ValueError as error:
         raise DataError(str(error)) from error
     notes += [str(warning.message) for warning in ignored]
-    shapes = model.net.output_shapes[0] or (0, 0)
-    names = [str(i) for i in range(shapes[1])]
-    if classes is not None:
-        names = [line.strip() for line in classes.read_text("utf-8").splitlines() if line.strip()]
-    if len(names) != shapes[1]:
-        raise DataError(f"{classes} names {len(names)} classes, the network has {shapes[1]}")
+    scores = model.net.output_shapes[0] or (0, 0)
+    names = [line.strip() for line in lines if line.strip()] if classes else [str(i) for i in range(scores[1])]
+    if len(names) != scores[1]:
+        raise DataError(f"{classes} names {len(names)} classes, the network has {scores[1]}")
     output.mkdir(parents=True, exist_ok=True)
     save_weights(path, model, recipe, names)
     write_text(output / "config.yaml", recipe.to_yaml())

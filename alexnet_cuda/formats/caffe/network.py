@@ -77,6 +77,8 @@ class CaffeNet(nn.Module):
             elif message.type == "Silence":
                 for blob in message.bottom:
                     unused.pop(blob, None)
+        if not self._steps:
+            raise ValueError(f"the network {name} has no layers that compute anything in this phase")
         taken = {blob for step in self._steps for blob in step.bottoms}
         self.inputs = [blob for blob in sources if blob in taken]
         self.input_shapes = [sources[blob] for blob in self.inputs]

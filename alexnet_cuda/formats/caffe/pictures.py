@@ -43,9 +43,9 @@ class Classifier(nn.Module):
         folded = all(m.type == "Convolution" and m.convolution_param.group == 1 for m in first)
         self.flipped = channels == 3 and not folded  # in each forward pass
         if channels == 3 and folded:
-            for message in first:
-                convolution: Any = self.net.layer(message.name)
-                convolution.weight.data = convolution.weight.data.flip(1)
+            convolutions: list[Any] = [self.net.layer(message.name) for message in first]
+            for weight in {convolution.weight for convolution in convolutions}:  # which may be shared
+                weight.data = weight.data.flip(1).contiguous(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.mean is not None:
@@ -76,9 +76,8 @@ def imported(prototxt: Source, caffemodel: Source, mean: str | None = None) -> t
         layers, output = [layer for layer in layers if layer.message is not last], last.bottom[0]
     shape, scores = whole.input_shapes[0] if len(whole.inputs) == 1 else None, whole.output_shapes[-1]
     if shape is None or len(shape) != 4 or shape[1] not in (1, 3) or shape[2] != shape[3]:
-        inputs = ", ".join(
-            f"{name} {shape or 'of unknown size'}" for name, shape in zip(whole.inputs, whole.input_shapes)
-        )
+        given = zip(whole.inputs, whole.input_shapes)
+        inputs = ", ".join(f"{name} {size or 'of unknown size'}" for name, size in given)
         raise ValueError(f"{fspath(prototxt)}: expected one input of square pictures (N, 3 or 1, S, S), got {inputs}")
     if scores is None or len(scores) < 2 or np.prod(scores[2:]) != 1:
         raise ValueError(f"{fspath(prototxt)}: expected scores (N, classes), its output {output} is {scores}")
@@ -112,9 +111,8 @@ def _mean(given: str | None, transform: Any, prototxt: Path, notes: list[str]) -
         for path in places:
             if path.is_file():
                 return read_mean(path), str(path)
-        raise ValueError(
-            f"{prototxt} subtracts the mean image {transform.mean_file}, which is not there; name it with --mean"
-        )
+        missing = f"{prototxt} subtracts the mean image {transform.mean_file}"
+        raise ValueError(f"{missing}, which is not there; name it with --mean")
     notes.append("no mean is subtracted: the network's file has none; --mean gives one")
     return None, ""
 
