@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from caffe_helpers import input_layer, layer
 from helpers import assert_same_bits
-from test_caffe_networks import input_layer, layer
 
 from alexnet_cuda import caffe
 from alexnet_cuda.formats.caffe import schema

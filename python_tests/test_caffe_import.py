@@ -5,15 +5,16 @@ import json
 import numpy as np
 import onnx
 import pytest
+from caffe_helpers import input_layer, layer
 from caffe_nets import draw_weights, opencv, text_of
 from PIL import Image
-from test_caffe_networks import input_layer, layer
 from training_helpers import cli
 
 from alexnet_cuda.demo import network
 from alexnet_cuda.formats.caffe import schema
 from alexnet_cuda.weights import load_weights
 
+pytest.importorskip("cv2")
 EDGE = 40
 BODY = (
     layer("conv1", "Convolution", "convolution_param { num_output: 16 kernel_size: 5 stride: 2 }")

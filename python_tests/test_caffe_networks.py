@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from caffe_helpers import input_layer, layer
 from caffe_nets import draw_weights, names, narrowed, opencv, text_of
 
 from alexnet_cuda import caffe
@@ -21,17 +22,6 @@ def written(tmp_path):
         return prototxt, caffemodel
 
     return write
-
-
-def input_layer(*shape, name="data"):
-    dims = " ".join(f"dim: {size}" for size in shape)
-    return f'layer {{ name: "{name}" type: "Input" top: "{name}" input_param {{ shape {{ {dims} }} }} }}\n'
-
-
-def layer(name, type_, parameters="", bottoms="data", tops=None):
-    bottom = " ".join(f'bottom: "{blob}"' for blob in bottoms.split())
-    top = " ".join(f'top: "{blob}"' for blob in (tops or name).split())
-    return f'layer {{ name: "{name}" type: "{type_}" {bottom} {top} {parameters} }}\n'
 
 
 @torch.no_grad()

@@ -28,6 +28,8 @@ def global_pool(x: Tensor, method: str) -> Tensor:
     """(N, C, H, W) to (N, C, 1, 1)."""
     if method == "max":
         return x.amax((2, 3), keepdim=True)
+    if method == "average":
+        return x.mean((2, 3), keepdim=True)
     return (x * x).sum((2, 3), keepdim=True) / (x.sum((2, 3), keepdim=True) + TINY)
 
 

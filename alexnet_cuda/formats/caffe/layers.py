@@ -137,7 +137,7 @@ def pooling(spec: Spec) -> nn.Module:
     if len(spec.message.top) > 1:
         raise ValueError(f"expected one top, got {len(spec.message.top)}: positions of the maxima are not supported")
     if p.global_pooling:
-        return nn.AdaptiveAvgPool2d(1) if method == "average" else Call(f.global_pool, method=method)
+        return Call(f.global_pool, method=method)
     kernel, stride, pad = sizes(p, "kernel_size"), sizes(p, "stride", 1), sizes(p, "pad", 0)
     if any(a >= b for a, b in zip(pad, kernel)):
         raise ValueError(f"the padding {pad} must be smaller than the kernel {kernel}")
