@@ -8,7 +8,7 @@ from caffe_nets import draw_weights, names, narrowed, opencv, text_of
 
 from alexnet_cuda import caffe
 
-cv2 = pytest.importorskip("cv2")
+pytest.importorskip("cv2")
 
 
 @pytest.fixture
@@ -131,3 +131,31 @@ GRAPHS = {
 @pytest.mark.parametrize("graph", GRAPHS)
 def test_graphs(graph, written):
     assert_agree(*written(input_layer(1, 8, 10, 12) + GRAPHS[graph]))
+
+
+def test_blobs_and_layers_have_caffes_names_and_train(tmp_path):
+    path = tmp_path / "net.prototxt"
+    path.write_text(
+        input_layer(1, 3, 35, 35)
+        + layer("conv.1/a", "Convolution", "convolution_param { num_output: 8 kernel_size: 11 stride: 4 }", "data", "a")
+        + layer("relu", "ReLU", "", "a", "a")
+        + layer("norm", "LRN", "lrn_param { alpha: 0.1 }", "a", "n")
+        + layer("half", "Pooling", "pooling_param { kernel_size: 3 stride: 2 }", "n", "p")
+        + layer("half", "Dropout", "", "p", "p")
+        + layer("fc", "InnerProduct", "inner_product_param { num_output: 4 }", "p", "scores")
+    )
+    net = caffe.load(path)
+    assert list(net.state_dict()) == ["conv_1/a.weight", "conv_1/a.bias", "fc.weight", "fc.bias"]
+    assert isinstance(net.layer("half"), torch.nn.MaxPool2d)
+    assert net.layers["fc"] == ("InnerProduct", ["p"], ["scores"])
+    x = torch.randn(2, 3, 35, 35)
+    blobs = net.blobs(x)
+    assert {name: tuple(blob.shape[1:]) for name, blob in blobs.items()} == {
+        "data": (3, 35, 35), "a": (8, 7, 7), "n": (8, 7, 7), "p": (8, 3, 3), "scores": (4,),
+    }  # fmt: skip
+    torch.testing.assert_close(net(x), blobs["scores"])
+    assert blobs["a"].min() == 0
+    net.train()(x).sum().backward()
+    assert all(parameter.grad is not None for parameter in net.parameters())
+    with pytest.raises(ValueError, match=r"expected 1 inputs \(data\), got 2"):
+        net(x, x)
