@@ -3,7 +3,7 @@
 The modules are looked at in every call, so a layer that was replaced or has got a hook is always seen.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import Tensor, nn
@@ -26,8 +26,8 @@ TAILS: dict[tuple[str, ...], str] = {
 Modules = dict[str, Any]  # the modules of a pattern, by kind and in their order
 
 
-def run(modules: nn.Sequential, x: Tensor, scale: float = 1.0) -> Tensor:
-    """Equivalent to `modules(scale * x)`, to rounding; what matches no pattern runs module by module."""
+def run(modules: Iterable[nn.Module], x: Tensor, scale: float = 1.0) -> Tensor:
+    """Equivalent to `nn.Sequential(*modules)(scale * x)`, to rounding; what matches no pattern runs as it is."""
     chain = list(modules)
     kinds = [kind(module) for module in chain]
     start = 0

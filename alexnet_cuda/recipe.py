@@ -169,7 +169,7 @@ class Recipe:
 
             if self.variant.removeprefix("torchvision/") not in (known := models.list_models(module=models)):
                 raise RecipeError(f"unknown variant {self.variant!r}; torchvision has {', '.join(known)}")
-        elif self.variant not in VARIANTS:
+        elif self.variant not in VARIANTS and not self.variant.startswith("caffe/"):
             raise RecipeError(f"unknown variant {self.variant!r}; choose from {', '.join(VARIANTS)}")
         for key in ("mean", "std"):
             if len(getattr(self, key)) not in (1, self.channels):
@@ -178,7 +178,8 @@ class Recipe:
         for wrong, message in (
             (val + test >= 1, f"val_fraction {val} and test_fraction {test} leave no image"),
             (min(self.std) <= 0, f"std must be positive, got {min(self.std):g}"),
-            (self.size and not peer, f"size {self.size} is for torchvision/NAME; {self.variant} has its own"),
+            (self.size and self.variant in VARIANTS,
+             f"size {self.size} is for torchvision/NAME; {self.variant} has its own"),
             (val == 0 and self.monitor != "none",
              f"val_fraction 0 needs monitor none, got {self.monitor}: the test split must not decide"),
             (self.schedule == "plateau" and self.warmup, f"schedule plateau needs warmup 0, got {self.warmup:g}"),

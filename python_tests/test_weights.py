@@ -86,13 +86,27 @@ def trained(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("kind", ["run", "weights", "checkpoint", "state_dict"])
+# What people's checkpoints look like: names of the tensors, and what is around them.
+WRAPPED = {
+    "state_dict": lambda own: own,
+    "parallel": lambda own: {"epoch": 3, "state_dict": {f"module.{name}": t for name, t in own.items()}},
+    "parallel features": lambda own: {"net": {name.replace("s.", "s.module.", 1): t for name, t in own.items()}},
+    "compiled": lambda own: {"model": {f"_orig_mod.{name}": t for name, t in own.items()}, "optimizer": {}},
+    "averaged": lambda own: {
+        "model": {name: torch.zeros_like(t) for name, t in own.items()},
+        "model_ema": {"n_averaged": torch.tensor(5), **{f"module.{name}": t for name, t in own.items()}},
+    },
+    "inner": lambda own: {"state_dict": {f"backbone.{name}": t for name, t in own.items()} | {"loss.w": torch.ones(2)}},
+}
+
+
+@pytest.mark.parametrize("kind", ["run", "weights", "checkpoint", *WRAPPED])
 def test_everything_but_the_last_layer_is_taken_over(trained, tmp_path, kind):
     own = safetensors.torch.load_file(trained / "weights.safetensors")
     path = trained / {"weights": "weights.safetensors", "checkpoint": "checkpoints/last.ckpt"}.get(kind, "")
-    if kind == "state_dict":
+    if kind in WRAPPED:
         path = tmp_path / "a.pth"
-        torch.save(own, path)
+        torch.save(WRAPPED[kind](own), path)
     values = recipe(weights=str(path), channels=1)
     model = build(values, 7)
     fresh = model.classifier[-1].weight.clone()

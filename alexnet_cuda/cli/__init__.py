@@ -8,7 +8,7 @@ import sys
 # variable before its first tensor, so it is set before the imports below.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
-from . import train, inspection, runs, export, compare, networks, check  # noqa: I001, F401 - the order in --help
+from . import train, inspection, runs, export, import_caffe, compare, networks, check  # noqa: I001, F401 - in --help's order
 from ._app import app
 
 __all__ = ["app", "main"]
