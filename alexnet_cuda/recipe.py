@@ -51,7 +51,8 @@ class Recipe:
         "Trained weights to start from, with a new last layer: a run folder, a weights file, or torchvision.")
     freeze: str = fixed("none", choices=("none", "features", "backbone"),
         help="Layers that keep the weights of --weights: the features, or all but the last layer (backbone).")
-    whiten: bool = fixed(False, "Start the first layer with filters that whiten the patches of the training images.")
+    whiten: bool = fixed(False,
+        "Start the first layer with filters that whiten the patches of the images; not with --weights.")
     layer_decay: float = fixed(1.0, "Learning rate of a layer as a fraction of the next layer's.", (0.01, 1))
 
     data: str = fixed("folder", "Data set.", section="Data",

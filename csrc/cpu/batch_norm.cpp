@@ -26,7 +26,7 @@ struct BatchNorm {
 
   float* row(int64_t i) { return rows.data() + i * channels; }
   void set_row(int64_t i, const char* op, const Tensor& t) {
-    STD_TORCH_CHECK(t.scalar_type() == ScalarType::Float && t.numel() == channels && t.is_contiguous(), op,
+    STD_TORCH_CHECK(t.scalar_type() == ScalarType::Float && t.numel() == channels && t.stride(0) == 1, op,
                     ": expected weight, bias and statistics to be dense float32 with ", channels, " elements");
     std::copy_n(static_cast<const float*>(t.const_data_ptr()), channels, row(i));
   }
