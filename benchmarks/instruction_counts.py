@@ -84,10 +84,9 @@ def traffic(size: int, c: int, h: int, w: int, full: int, quarter: int, codes: b
 def pooling(backward: bool, codes: bool = True):
     def launch(size: int, channels_last: bool, c: int, h: int, w: int) -> Launch:
         columns, rows = (ceil(w / 2), ceil(h / 2)) if backward else (pooled(w), pooled(h))
-        if channels_last:
-            threads = BATCH * columns * (c * size // 16)
-        else:  # two columns, and a plane or, of 16-bit elements, two
-            threads = BATCH * (c * size // 4) * ceil(columns / 2)
+        # in NCHW a thread has two columns, and a plane or, of 16-bit elements, two
+        of_image = columns * (c * size // 16) if channels_last else ceil(columns / 2) * (c * size // 4)
+        threads = BATCH * of_image
         strip = strip_rows(threads, rows)
         return Launch(threads / 32 * ceil(rows / strip), strip, traffic(size, c, h, w, 1, 1, codes))
 
