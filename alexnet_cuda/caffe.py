@@ -1,5 +1,23 @@
 """`formats.caffe` under its short name."""
 
-from .formats.caffe import LAYERS, MEAN_BGR, load_caffe, read_caffemodel, state_dict_from_caffe
+from .formats.caffe import (
+    LAYERS,
+    MEAN_BGR,
+    CaffeNet,
+    load,
+    load_caffe,
+    read_caffemodel,
+    read_mean,
+    state_dict_from_caffe,
+)
 
-__all__ = ["LAYERS", "MEAN_BGR", "load_caffe", "read_caffemodel", "state_dict_from_caffe"]
+__all__ = [
+    "LAYERS",
+    "MEAN_BGR",
+    "CaffeNet",
+    "load",
+    "load_caffe",
+    "read_caffemodel",
+    "read_mean",
+    "state_dict_from_caffe",
+]

@@ -15,3 +15,9 @@ class RecipeError(AlexNetError, ValueError):
 
 class DataError(AlexNetError):
     """A file or folder is missing, damaged or laid out differently than expected; the message names it."""
+
+
+def sentence(error: BaseException) -> str:
+    """The message of an error without the traceback that a loader's worker process puts around it."""
+    text = str(error).strip() or type(error).__name__
+    return text.rpartition(f"{type(error).__name__}: ")[2] if "Original Traceback" in text else text

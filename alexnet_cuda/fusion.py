@@ -3,13 +3,14 @@
 The modules are looked at in every call, so a layer that was replaced or has got a hook is always seen.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import Tensor, nn
 
 from . import ops
 from .nn import Conv2d, LocalResponseNorm, MaxPool2d, geometry
+from .ops.batch_norm import batch_norm
 from .ops.conv2d import has_uniform_geometry
 from .ops.linear import linear
 
@@ -25,8 +26,8 @@ TAILS: dict[tuple[str, ...], str] = {
 Modules = dict[str, Any]  # the modules of a pattern, by kind and in their order
 
 
-def run(modules: nn.Sequential, x: Tensor, scale: float = 1.0) -> Tensor:
-    """Equivalent to `modules(scale * x)`, to rounding; what matches no pattern runs module by module."""
+def run(modules: Iterable[nn.Module], x: Tensor, scale: float = 1.0) -> Tensor:
+    """Equivalent to `nn.Sequential(*modules)(scale * x)`, to rounding; what matches no pattern runs as it is."""
     chain = list(modules)
     kinds = [kind(module) for module in chain]
     start = 0
@@ -55,6 +56,9 @@ def kind(module: nn.Module) -> str:
         return "lrn" if module.across == "channels" else ""
     if type(module) is MaxPool2d:
         return "pool" if module.dilation in (1, (1, 1)) and not module.return_indices else ""
+    if type(module) is nn.BatchNorm2d:
+        plain = module.training and module.affine and module.track_running_stats and module.momentum is not None
+        return "norm" if plain else ""
     return "relu" if type(module) is nn.ReLU else "linear" if type(module) is nn.Linear else ""
 
 
@@ -76,6 +80,19 @@ def _block(x: Tensor, modules: Modules, scale: float) -> Tensor:
 def _tail(x: Tensor, modules: Modules, scale: float = 1.0) -> Tensor:
     arguments = {**modules["lrn"].arguments(), **_window(modules["pool"]), "order": TAILS[tuple(modules)]}
     return ops.relu_lrn_max_pool2d(x, **arguments)
+
+
+def _batch_norm(x: Tensor, modules: Modules, scale: float = 1.0) -> Tensor:
+    norm = modules["norm"]
+    norm._check_input_dim(x)
+    norm.num_batches_tracked.add_(1)
+    tensors = norm.running_mean, norm.running_var, norm.weight, norm.bias
+    return batch_norm(x, *tensors, norm.momentum, norm.eps, relu="relu" in modules)
+
+
+def _norm_and_tail(x: Tensor, modules: Modules, scale: float) -> Tensor:
+    norm = modules.pop("norm")
+    return _tail(_batch_norm(x, {"norm": norm}), modules)
 
 
 def _conv2d(x: Tensor, modules: Modules, scale: float) -> Tensor:
@@ -101,6 +118,9 @@ def _window(pool: Any) -> dict[str, Any]:
 PATTERNS: dict[tuple[str, ...], Callable[[Tensor, Modules, float], Tensor]] = {
     **{("conv", *tail): _block for tail in TAILS},
     **dict.fromkeys(TAILS, _tail),
+    **{("norm", *tail): _norm_and_tail for tail in TAILS},
+    ("norm", "relu"): _batch_norm,
+    ("norm",): _batch_norm,
     ("conv", "relu"): _conv2d,
     ("conv",): _conv2d,
     ("linear", "relu"): _linear,

@@ -3,12 +3,16 @@
 import torch
 from torch import nn
 
+from .errors import RecipeError
 from .model import AlexNet
 from .recipe import Recipe
 
 
 def build(recipe: Recipe, classes: int) -> nn.Module:
-    """The network `recipe.variant` with `classes` scores and fresh weights, in channels_last memory format."""
+    """The network `recipe.variant` with `classes` scores and fresh weights, in channels_last memory format. Raises
+    RecipeError for a network of import-caffe, which is in its run folder only."""
+    if recipe.variant.startswith("caffe/"):
+        raise RecipeError(f"{recipe.variant} cannot be trained: it is a network of import-caffe")
     if recipe.variant.startswith("torchvision/"):
         from torchvision.models import get_model
 

@@ -75,13 +75,15 @@ class LocalResponseNorm(torch.nn.LocalResponseNorm):
         cls, local_size: int = 5, alpha: float = 1.0, beta: float = 0.75, norm_region: str = "ACROSS_CHANNELS",
         k: float = 1.0,
     ) -> "LocalResponseNorm":  # fmt: skip
-        """Caffe's LRNParameter (fields in its order, with its defaults); local_size is odd."""
+        """Caffe's LRNParameter (fields in its order, with its defaults); local_size is odd. Caffe computes
+        WITHIN_CHANNEL with a k of 1, whatever the parameter says."""
         if local_size % 2 == 0:
             raise ValueError(f"LocalResponseNorm.from_caffe: expected local_size to be odd, got {local_size}")
         regions = {"ACROSS_CHANNELS": "channels", "WITHIN_CHANNEL": "spatial"}
         if norm_region not in regions:
             expected = f"expected norm_region to be one of {', '.join(regions)}"
             raise ValueError(f"LocalResponseNorm.from_caffe: {expected}, got {norm_region!r}")
+        k = k if norm_region == "ACROSS_CHANNELS" else 1.0
         return cls(local_size, alpha, beta, k, across=regions[norm_region])
 
     @classmethod

@@ -51,6 +51,7 @@ class Recipe:
         "Trained weights to start from, with a new last layer: a run folder, a weights file, or torchvision.")
     freeze: str = fixed("none", choices=("none", "features", "backbone"),
         help="Layers that keep the weights of --weights: the features, or all but the last layer (backbone).")
+    whiten: bool = fixed(False, "Start the first layer with filters that whiten the patches of the training images.")
     layer_decay: float = fixed(1.0, "Learning rate of a layer as a fraction of the next layer's.", (0.01, 1))
 
     data: str = fixed("folder", "Data set.", section="Data",
@@ -97,9 +98,10 @@ class Recipe:
     lr: float = value(1e-3, "Learning rate at its peak.", (0, 1e3))
     momentum: float = value(0.9, "Momentum of sgd.", (0, 1))
     nesterov: bool = value(False, "Nesterov's momentum with sgd.")
+    bias_lr: float = value(1.0, "Learning rate of biases as a multiple of --lr.", (0, 1e3))
     weight_decay: float = value(0.0, "Weight decay of matrices and filters, not of biases and normalisation.", (0, 1e3))
     schedule: str = value("cosine", "Learning rate after the warm-up; step: see --milestones, plateau: see --patience.",
-        choices=("cosine", "step", "plateau", "constant"))
+        choices=("cosine", "linear", "step", "plateau", "constant"))
     warmup: float = value(0.05, "Fraction of steps in which the learning rate rises linearly; 0 with plateau.", (0, 1))
     milestones: tuple[float, ...] = value((0.5, 0.75),
         "Fractions of all steps after which the schedule step divides the learning rate by 10.")
@@ -118,7 +120,7 @@ class Recipe:
     devices: str = machine("auto", "How many devices (2), or which (0,1); auto: all.")
     nodes: int = machine(1, "Machines.", (1, 1e6))
     precision: str = value("32-true", choices=("auto", "32-true", "16-mixed", "bf16-mixed", "bf16-true", "64-true"),
-        help="Arithmetic of training; auto: bf16-mixed where the hardware multiplies bfloat16, else 32-true.")
+        help="Arithmetic of training; auto: bf16-mixed on GPUs and CPUs with matrix units for bfloat16, else 32-true.")
     output: str | None = machine(None, "Run folder; none: runs/RECIPE-TIME.")
     # fmt: on
 
@@ -167,7 +169,7 @@ class Recipe:
 
             if self.variant.removeprefix("torchvision/") not in (known := models.list_models(module=models)):
                 raise RecipeError(f"unknown variant {self.variant!r}; torchvision has {', '.join(known)}")
-        elif self.variant not in VARIANTS:
+        elif self.variant not in VARIANTS and not self.variant.startswith("caffe/"):
             raise RecipeError(f"unknown variant {self.variant!r}; choose from {', '.join(VARIANTS)}")
         for key in ("mean", "std"):
             if len(getattr(self, key)) not in (1, self.channels):
@@ -176,7 +178,8 @@ class Recipe:
         for wrong, message in (
             (val + test >= 1, f"val_fraction {val} and test_fraction {test} leave no image"),
             (min(self.std) <= 0, f"std must be positive, got {min(self.std):g}"),
-            (self.size and not peer, f"size {self.size} is for torchvision/NAME; {self.variant} has its own"),
+            (self.size and self.variant in VARIANTS,
+             f"size {self.size} is for torchvision/NAME; {self.variant} has its own"),
             (val == 0 and self.monitor != "none",
              f"val_fraction 0 needs monitor none, got {self.monitor}: the test split must not decide"),
             (self.schedule == "plateau" and self.warmup, f"schedule plateau needs warmup 0, got {self.warmup:g}"),

@@ -4,7 +4,9 @@ Nothing in a file is executed: torch.load always has weights_only=True.
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -17,11 +19,22 @@ from .files import atomic_path
 from .networks import build
 from .recipe import Recipe
 
+# Where a checkpoint has its tensors, in this order.
+CHECKPOINT_KEYS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema", "state_dict", "model_state_dict", "model",
+                   "net", "network")  # fmt: skip
+WRAPPERS = ("module", "_orig_mod")
+
 
 def save_weights(path: Path, model: nn.Module, recipe: Recipe, classes: list[str]) -> None:
     """Writes a safetensors file that `load_weights` reads: the tensors, and as metadata the recipe and class names."""
     metadata = {"format": "pt", "classes": json.dumps(classes), "recipe": recipe.to_yaml()}
-    write_tensors(path, model.state_dict(), metadata)
+    write_tensors(path, model.state_dict(), metadata | network_description(model))
+
+
+def network_description(model: nn.Module) -> dict[str, str]:
+    """What a file must say of a network that no recipe builds: the prototxt of an imported one."""
+    prototxt = getattr(model, "prototxt", None)
+    return {"prototxt": prototxt} if isinstance(prototxt, str) else {}
 
 
 def load_weights(source: Path) -> tuple[nn.Module, Recipe, list[str]]:
@@ -33,11 +46,17 @@ def load_weights(source: Path) -> tuple[nn.Module, Recipe, list[str]]:
             metadata = file.metadata() or {}
         recipe = Recipe().replace(yaml.safe_load(metadata["recipe"]))
         classes = json.loads(metadata["classes"])
-        model = build(recipe, len(classes))
+        model = _imported(metadata["prototxt"]) if "prototxt" in metadata else build(recipe, len(classes))
         model.load_state_dict(safetensors.torch.load_file(path))
     except Exception as error:  # safetensors, YAML, the recipe and torch raise different types
         raise DataError(f"{path} is not a weights file of a run: {_first_line(error)}") from error
     return model, recipe, classes
+
+
+def _imported(prototxt: str) -> nn.Module:
+    from .formats.caffe.pictures import Classifier
+
+    return Classifier(prototxt)
 
 
 def start_from(model: nn.Module, recipe: Recipe) -> None:
@@ -47,10 +66,11 @@ def start_from(model: nn.Module, recipe: Recipe) -> None:
     networks, downloaded once. Raises DataError if there is no such file or it holds no tensors, RecipeError if a tensor
     is missing or has another shape.
     """
-    source = recipe.weights
+    source, state = recipe.weights, model.state_dict()
     tensors = _torchvision_tensors(recipe) if source == "torchvision" else read_tensors(Path(str(source)))
+    tensors = _renamed(tensors, list(state))
     last_layer = f"{parameter_layers(model)[-1][0]}."
-    for name, own in model.state_dict().items():
+    for name, own in state.items():
         if name.startswith(last_layer):
             tensors.pop(name, None)
         elif name not in tensors or tensors[name].shape != own.shape:
@@ -58,6 +78,27 @@ def start_from(model: nn.Module, recipe: Recipe) -> None:
             unfit = f"weights {source} do not fit {recipe.variant}"
             raise RecipeError(f"{unfit}: for {name} {tuple(own.shape)} they have {has}")
     model.load_state_dict(tensors, strict=False)
+
+
+def _renamed(tensors: dict[str, Tensor], names: list[str]) -> dict[str, Tensor]:
+    """The tensors under the names of a network, where wrappers have put words before or between them: "module." and
+    "_orig_mod." of DataParallel and torch.compile anywhere, and one more, such as "model.", at the beginning."""
+    plain = {".".join(part for part in name.split(".") if part not in WRAPPERS): t for name, t in tensors.items()}
+    beginnings = {"", *(name.partition(".")[0] + "." for name in plain)}
+    best = max(sorted(beginnings), key=lambda start: sum(start + name in plain for name in names))
+    return {name.removeprefix(best): tensor for name, tensor in plain.items() if name.startswith(best)}
+
+
+def _unwrapped(content: Any) -> dict[str, Tensor]:
+    """The tensors of a checkpoint, however deep they lie: an average of the weights before the weights themselves.
+    Raises ValueError if there are none."""
+    inside = content if isinstance(content, Mapping) else {}
+    while found := [key for key in CHECKPOINT_KEYS if isinstance(inside.get(key), Mapping)]:
+        inside = inside[found[0]]
+    state = {str(name): tensor for name, tensor in inside.items() if isinstance(tensor, Tensor)}
+    if not state:
+        raise ValueError("it holds no tensors by name")
+    return state
 
 
 def parameter_layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -76,10 +117,7 @@ def read_tensors(source: Path) -> dict[str, Tensor]:
             return state_dict_from_caffe(path)
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
-        tensors = torch.load(path, map_location="cpu", weights_only=True)
-        if "state_dict" in tensors:  # a checkpoint of a run
-            tensors = {k.removeprefix("model."): v for k, v in tensors["state_dict"].items() if k.startswith("model.")}
-        return {str(name): tensor for name, tensor in tensors.items() if isinstance(tensor, Tensor)}
+        return _unwrapped(torch.load(path, map_location="cpu", weights_only=True))
     except Exception as error:  # torch.load raises a different type for each kind of damage
         raise DataError(f"{path} is not a file of tensors: {_first_line(error)}") from error
 
@@ -111,7 +149,7 @@ def _weights_file(source: Path, expected: str) -> Path:
 
 
 def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def _torchvision_tensors(recipe: Recipe) -> dict[str, Tensor]:

@@ -2,8 +2,9 @@
 
 "ours" is `alexnet_cuda.AlexNet`, or what `accelerate` makes of torchvision/NAME (with random weights); "eager" a copy
 with torch.nn's layers; "compile" that copy and "ours compile" ours, under torch.compile (--compile); on the CPU
-"onnxruntime" and "openvino" if they are installed (AlexNets, inference; with autocast "openvino bfloat16"); on CUDA
-"graph" is a captured CUDA graph, and cudnn.benchmark is on for every form.
+"onnxruntime" and "openvino" if they are installed (AlexNets, inference; with autocast "openvino bfloat16"), and
+"keras", the network of the Keras tutorials on TensorFlow (training, three variants); on CUDA "graph" is a captured CUDA
+graph, and cudnn.benchmark is on for every form.
 
 inference: model.eval() under no_grad. training: forward, cross-entropy, backward and a step of SGD with momentum and
 weight decay (torch's fused one), dropout on. The weights are float32; --dtype tf32 allows TF32 (CUDA), and autocast
@@ -11,6 +12,7 @@ computes in bfloat16.
 """
 
 import copy
+import importlib.util
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -22,6 +24,7 @@ import timing
 import torch
 import torch.nn.functional as F
 from common import LAYOUTS
+from keras_nets import keras_training_step
 from runtimes import runtimes
 from timing import Form
 from torch import Tensor, nn
@@ -61,6 +64,12 @@ def stock(model: nn.Module) -> nn.Module:
                 module.register_forward_pre_hook(_pad)
             module.__class__ = nn.Conv2d  # type: ignore[assignment]
     return model
+
+
+def has_keras_network(model: Any) -> bool:
+    """Variants that began as networks of Keras, where TensorFlow is installed."""
+    names = ("keras_mnist", "flowers_bn", "ungrouped")
+    return isinstance(model, AlexNet) and model.variant.name in names and bool(importlib.util.find_spec("tensorflow"))
 
 
 def _pad(conv: Any, inputs: tuple[Tensor]) -> Tensor:
@@ -104,6 +113,8 @@ def forms(model: nn.Module, x: Tensor, layouts: list[str], training: bool, dtype
             yield Form(name, layout, run, forward, settings, timing.sees_memory(mode, cuda), parameters)
             if cuda and not mode:
                 yield Form(f"{name} graph", layout, timing.graphed(run), None, settings, memory=False)
+        if training and layout == "contiguous" and not (cuda or autocast) and has_keras_network(model):
+            yield Form("keras", layout, keras_training_step(model.variant, len(x)), memory=False)
         peer = networks.get("eager")
         if isinstance(peer, AlexNet) and not (cuda or training) and layout == "contiguous" and not any(
             isinstance(m, nn.AdaptiveAvgPool2d | nn.ZeroPad2d | nn.BatchNorm2d) for m in peer.modules()

@@ -25,6 +25,7 @@ FAMILIES = {  # first words of a form's name: its column
     "ours": "ours", "eager autocast": "eager autocast", "eager": "eager",
     "space-to-depth": "eager", "compile": "torch.compile", "onnxruntime": "ONNX Runtime",
     "openvino bfloat16": "OpenVINO bfloat16", "openvino": "OpenVINO",
+    "keras": "Keras",
 }  # fmt: skip
 CAPTIONS = "How many times as fast as the best other form", "The same under the roofline"
 OTHERS = {name for form, name in FAMILIES.items() if not form.startswith("ours")}

@@ -33,6 +33,12 @@ STABLE_TORCH_LIBRARY_FRAGMENT(ALEXNET_CUDA_NAMESPACE, m) {
   m.def("linear(Tensor x, Tensor weight, Tensor? bias, bool relu) -> Tensor");
   m.def("_linear_weight_grad(Tensor grad, Tensor x) -> Tensor");
 
+  // batch normalisation in training, followed by ReLU if `relu`, on a CPU: y, and the batch's mean and variance
+  m.def("batch_norm(Tensor x, Tensor weight, Tensor bias, float eps, bool relu) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "_batch_norm_backward(Tensor grad, Tensor x, Tensor weight, Tensor bias, Tensor mean, Tensor var, float eps, "
+      "bool relu) -> (Tensor, Tensor, Tensor)");
+
   m.def("local_response_norm(Tensor x, " LRN ", bool spatial) -> Tensor");
   m.def("_local_response_norm_backward(Tensor grad, Tensor x, " LRN ", bool spatial) -> Tensor");
 

@@ -92,6 +92,8 @@ def test_network_on_rgb_equals_caffe_on_bgr(variant, weights, tmp_path):
     path = tmp_path / "net.caffemodel"
     path.write_bytes(caffemodel(weights, v1=True))
     assert_same_bits(state_dict_from_caffe(path), state_dict_from_caffe(weights))
+    renamed = {"fc8_flickr" if name == "fc8" else name: blobs for name, blobs in weights.items()}
+    assert_same_bits(state_dict_from_caffe(renamed), state_dict_from_caffe(weights))
     model = load_caffe(narrow_network(variant, CLASSES, input="pixels"), path)
     rgb = pixels.flip(1) - mean.flip(0)
     torch.testing.assert_close(model(rgb), expected, rtol=1e-3, atol=1e-3 * expected.abs().max().item())

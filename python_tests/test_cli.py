@@ -219,7 +219,7 @@ def test_lists():
 def test_help_explains_every_value_of_a_recipe(command):
     words = cli(command, "--help").replace("│", " ").split()
     assert {f"--{key.replace('_', '-')}" for key in FIELDS} <= set(words)
-    assert {"cosine|step|plateau|constant", "true|false", "(0.01", "KEY=VALUE"} <= set(words)
+    assert {"cosine|linear|step|plateau|constant", "true|false", "(0.01", "KEY=VALUE"} <= set(words)
 
 
 def test_help_waits_for_no_training_library():

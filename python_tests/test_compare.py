@@ -78,7 +78,7 @@ def test_finished_runs_are_taken_over_and_an_open_one_is_gone_on_with(both):
 
 def test_runs_with_other_values_are_not_mixed(both):
     output = cli("cifar", *SMALL, "--channels", 3, "--lr", 1, "--output", both, code=2)
-    assert f"{both / 'cifar'} was trained with lr 0.002, not 1.0: give another --output" in output
+    assert f"{both / 'cifar'} was trained with lr 0.1, not 1.0: give another --output" in output
 
 
 def test_a_model_that_fails_is_a_row_and_the_others_go_on(tmp_path):

@@ -2,6 +2,7 @@
 an image between the disk and the network."""
 
 import gzip
+import shutil
 
 import numpy as np
 import pytest
@@ -12,8 +13,9 @@ from sklearn.datasets import load_digits
 from torchvision.transforms import v2
 
 from alexnet_cuda.data import MODULES, load_images, source
-from alexnet_cuda.data.imageset import read_glyph, stratified_split
-from alexnet_cuda.data.module import ColourNoise, EpochSampler, ImageData, ShiftedCrop, augment, eval_transform, views
+from alexnet_cuda.data.augmentation import Augment, ColourNoise, Views, affine, erase, eval_transform, shifted_crops
+from alexnet_cuda.data.imageset import Items, Split, read_glyph, stratified_split
+from alexnet_cuda.data.module import EpochSampler, ImageData, SplitDataset
 from alexnet_cuda.errors import DataError
 from alexnet_cuda.recipe import FIELDS, Recipe
 from alexnet_cuda.training.evaluation import _scores
@@ -91,11 +93,29 @@ def test_mnist_reads_packed_and_plain_files_and_writes_nothing(mnist):
     assert sorted(mnist.rglob("*")) == before
 
 
+def test_mnist_as_archivers_unpack_it(mnist, tmp_path):
+    raw = mnist / "MNIST" / "raw"
+    expected = load_images(recipe(data="mnist", data_path=str(mnist)))
+    away = tmp_path / "archive" / "other"
+    for path in raw.iterdir():
+        name = path.name.replace("-idx", ".idx").removesuffix(".gz")
+        content = path.read_bytes()
+        target = away / name / name if name.startswith("t10k") else away / f"{name}.gz"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content)
+        (target.parent / f"._{name}").write_bytes(b"x")
+    (tmp_path / "archive" / "FashionMNIST").mkdir()
+    idx(tmp_path / "archive" / "FashionMNIST" / "t10k-labels-idx1-ubyte", np.zeros(3))
+    found = load_images(recipe(data="mnist", data_path=str(tmp_path / "archive")))
+    assert torch.equal(found.test.images, expected.test.images)
+    assert torch.equal(found.train.labels, expected.train.labels)
+
+
 @pytest.mark.parametrize(
     ("name", "damage", "message"),
     [
         ("train-images-idx3-ubyte.gz", lambda p: p.write_bytes(p.read_bytes()[:-100]), "cannot be unpacked"),
-        ("train-images-idx3-ubyte.gz", lambda p: p.write_bytes(b"<html>not found"), "cannot be unpacked"),
+        ("train-images-idx3-ubyte.gz", lambda p: p.write_bytes(b"<html>not found"), "begins with 3c 68 74 6d"),
         ("t10k-labels-idx1-ubyte", lambda p: p.write_bytes(p.read_bytes()[:-10]), "header promises 200"),
         ("t10k-labels-idx1-ubyte", lambda p: p.write_bytes(b""), "not an IDX file"),
         ("t10k-labels-idx1-ubyte", lambda p: p.write_bytes(b"\x89PNG" + p.read_bytes()), "begins with 89 50 4e 47"),
@@ -114,7 +134,8 @@ def test_damaged_idx_files_are_named(mnist, name, damage, message):
 def test_class_folders_are_split_and_named(pictures):
     images = load_images(recipe(data="folder", data_path=str(pictures), channels=3))
     assert images.classes == ["class-3", "class-5", "class-8"]
-    assert images.counts() == {"train": [9, 9, 9], "val": [1, 1, 1], "test": [2, 2, 2]}
+    assert [sum(n) for n in zip(*images.counts().values())] == [12, 12, 12]
+    assert min(map(min, images.counts().values())) > 0
     assert images.train.images[0].shape == (3, 36, 40)
 
 
@@ -127,7 +148,7 @@ def test_split_folders_are_kept(pictures):
                 (folder / f"{i}.png").rename(target / f"{i}.png")
     images = load_images(recipe(data="folder", data_path=str(pictures), channels=3))
     assert images.counts() == {"train": [7, 7, 7], "val": [1, 1, 1], "test": [4, 4, 4]}
-    (pictures / "val" / "class-9").mkdir()
+    shutil.copytree(pictures / "val" / "class-8", pictures / "val" / "class-9")
     with pytest.raises(DataError, match="class-9 is a class that the training folder lacks"):
         load_images(recipe(data="folder", data_path=str(pictures)))
 
@@ -145,7 +166,7 @@ def test_damaged_pictures_are_listed_and_left_out_only_when_told(pictures):
 
 @pytest.mark.parametrize(
     ("classes", "message"),
-    [([], "no class folder"), (["cat"], "only the class folder 'cat'"), (["cat", "dog"], "holds no image")],
+    [([], "no class folder"), (["cat", "dog"], "no class folder with pictures")],
 )
 def test_wrong_label_folders_are_named(tmp_path, classes, message):
     for name in classes:
@@ -207,8 +228,43 @@ def test_a_shifted_crop_is_a_window_of_the_reflected_image():
     x = photo(32, 32)
     padded = torch.nn.functional.pad(x.float(), (4, 4, 4, 4), mode="reflect").to(torch.uint8)
     windows = {padded[:, i : i + 32, j : j + 32].numpy().tobytes(): (i, j) for i in range(9) for j in range(9)}
-    seen = {windows[ShiftedCrop(4)(x).contiguous().numpy().tobytes()] for _ in range(1500)}
+    seen = {windows[crop.contiguous().numpy().tobytes()] for crop in shifted_crops(x.expand(1500, 3, 32, 32), 4)}
     assert len(seen) == 81
+
+
+def test_affine_is_torchvisions_for_the_same_numbers():
+    x = v2.functional.gaussian_blur(photo(60, 40), [5, 5]).expand(8, 3, 60, 40)
+    torch.manual_seed(1)
+    y = affine(x, 30, 0.2, 0.3)
+    torch.manual_seed(1)
+    angle, zoom, across, down = (2 * torch.rand(4, 8) - 1) * torch.tensor([[30], [0.3], [0.2 * 40], [0.2 * 60]])
+    for i in range(8):
+        values = angle[i].item(), [across[i].item(), down[i].item()], 1 + zoom[i].item(), [0.0, 0.0]
+        expected = v2.functional.affine(x[i], *values, interpolation=v2.InterpolationMode.BILINEAR)
+        assert (y[i].int() - expected.int()).abs().max() <= 1
+
+
+def test_erasing_takes_its_share_of_images_and_of_pixels():
+    x = torch.full((4000, 1, 20, 30), 9, dtype=torch.uint8)
+    erased = (erase(x, 0.25) == 0).float().mean((1, 2, 3))
+    assert 0.22 < (erased > 0).float().mean() < 0.28
+    assert erased.max() <= 0.36  # 33 %, rounded to whole pixels
+    assert 0.14 < erased[erased > 0].mean() < 0.21
+
+
+def test_an_image_is_mirrored_in_every_other_epoch():
+    sampler = EpochSampler(200, True, 5)
+    by_epoch = []
+    for epoch in range(4):
+        sampler.set_epoch(epoch)
+        by_epoch.append(torch.tensor([mirrored for _, _, mirrored in sorted(sampler)]))
+    assert 60 < by_epoch[0].sum() < 140
+    assert by_epoch[0].equal(~by_epoch[1])
+    assert by_epoch[0].equal(by_epoch[2])
+    x = torch.arange(24, dtype=torch.uint8).view(2, 3, 2, 2)
+    y = Augment(recipe(flip=True), 2)(x, torch.tensor([False, True]))
+    assert y[0].equal(x[0])
+    assert y[1].equal(x[1].flip(-1))
 
 
 def test_colour_noise_moves_all_pixels_by_the_same_multiple_of_the_components():
@@ -230,17 +286,35 @@ def test_colour_noise_moves_all_pixels_by_the_same_multiple_of_the_components():
     ],
 )
 def test_photographs_of_any_size_come_out_as_the_network_takes_them(values):
-    transform = augment(Recipe().replace({"variant": "paper", **values}), None)
-    for size in ((300, 400), (227, 500), (90, 61)):
-        y = transform(photo(*size))
-        assert y.shape == (3, 227, 227)
-        assert y.dtype == torch.uint8
+    transform = Augment(Recipe().replace({"variant": "paper", **values}), None)
+    y = transform([photo(*size) for size in ((300, 400), (227, 500), (90, 61))], torch.tensor([True, False, True]))
+    assert y.shape == (3, 3, 227, 227)
+    assert y.dtype == torch.uint8
+
+
+def test_decoded_pictures_are_kept_within_a_limit_and_only_as_large_as_crops_need():
+    decoded = []
+
+    def decode(size):
+        decoded.append(size)
+        return photo(*size)
+
+    items = Items([(300, 400), (1200, 900), (300, 300)], decode)
+    values = Recipe().replace({"variant": "paper", "crop": 0.25})
+    # Crops of a quarter of the area have half the edge: 454 for 227. The first two fit, the third does not.
+    data = SplitDataset(Split(items, torch.arange(3)), Augment(values, None), 3 * (300 * 400 + 605 * 454))
+    keys = [(i, 7, False) for i in range(3)]
+    first, again = data.__getitems__(keys), data.__getitems__(keys)
+    assert decoded == [*items.items, (300, 300)]
+    assert data.kept[1].shape == (3, 605, 454)
+    assert torch.equal(first[0], again[0])
+    assert data.room < 3 * 300 * 300
 
 
 def test_the_centre_is_the_first_of_ten_views_and_the_mirror_images_are_the_last_five():
     values = Recipe().replace({"variant": "paper", "short_side": 256, "views": 10})
     x = photo()
-    ten, two = views(values, None)(x), views(values.replace({"views": 2}), None)(x)
+    ten, two = Views(values, None)(x), Views(values.replace({"views": 2}), None)(x)
     assert ten.shape == (10, 3, 227, 227)
     assert torch.equal(ten[0], eval_transform(values, None)(x))
     assert torch.equal(two[1], two[0].flip(-1))
@@ -251,7 +325,7 @@ def test_the_centre_is_the_first_of_ten_views_and_the_mirror_images_are_the_last
 
 
 def test_views_of_an_image_of_fixed_size_keep_its_size():
-    y = views(Recipe().replace({"variant": "cifar", "views": 10, "pad": 4}), 32)(photo(32, 32))
+    y = Views(Recipe().replace({"variant": "cifar", "views": 10, "pad": 4}), 32)(photo(32, 32))
     assert y.shape == (10, 3, 32, 32)
     assert torch.equal(y[0], photo(32, 32))
 

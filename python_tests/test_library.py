@@ -67,7 +67,7 @@ def test_import_loads_nothing_heavy():
     run = python(code)
     assert run.returncode == 0, run.stderr
     loaded = {name for name in run.stdout.split() if not name.startswith("alexnet_cuda")}
-    heavy = "torch._dynamo", "torch._inductor", "torchvision", "lightning", "matplotlib", "sklearn", "typer", "rich"
+    heavy = "torch._dynamo", "torch._inductor", "torchvision", "lightning", "matplotlib", "sklearn", "typer", "google"
     assert not [name for name in loaded if name.startswith(heavy)]
     assert len(loaded) < 40, sorted(loaded)
 

@@ -5,7 +5,7 @@ import torch
 
 from alexnet_cuda.recipe import Recipe, RecipeError, list_recipes, load_recipe
 from alexnet_cuda.training import classifier
-from alexnet_cuda.training.run import average
+from alexnet_cuda.training.run import average, precision
 
 
 @pytest.mark.parametrize("name", list_recipes())
@@ -43,14 +43,14 @@ def test_flags_come_before_the_config_file_and_that_before_the_recipe(tmp_path):
     assert (recipe.lr, recipe.epochs, recipe.batch_size) == (0.01, 4, load_recipe("digits").batch_size)
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "step", "constant"])
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "step", "constant"])
 def test_schedules_rise_first_and_never_pass_the_peak(schedule):
     recipe = Recipe().replace({"schedule": schedule, "warmup": 0.1})
     rates = [classifier.rate(recipe, step, 100) for step in range(101)]
     assert rates[:10] == sorted(rates[:10])
     assert 0 < rates[0] < 0.2
     assert max(rates) == 1.0
-    assert rates[100] == pytest.approx({"cosine": 0.0, "step": 0.01, "constant": 1.0}[schedule])
+    assert rates[100] == pytest.approx({"cosine": 0.0, "linear": 0.0, "step": 0.01, "constant": 1.0}[schedule])
 
 
 def test_average_of_a_short_run_forgets_its_start():
@@ -58,3 +58,11 @@ def test_average_of_a_short_run_forgets_its_start():
     for step in range(1, 31):
         average(0.999, averages, weights, torch.tensor(step))
     assert averages[0].min() > 0.99  # 0.03 with a decay of 0.999 from the first step on
+
+
+@pytest.mark.parametrize(("capability", "expected"), [("amx_bf16", "bf16-mixed"), ("avx512_bf16", "32-true")])
+def test_bfloat16_is_chosen_for_matrix_units_alone(monkeypatch, capability, expected):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {capability: True})
+    recipe = Recipe().replace({"accelerator": "cpu", "precision": "auto"})
+    assert precision(recipe) == expected
+    assert precision(recipe.replace({"precision": "64-true"})) == "64-true"

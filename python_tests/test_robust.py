@@ -18,6 +18,8 @@ from alexnet_cuda.training.classifier import Classifier
 
 # 5 batches an epoch; dropout and augmentation stay on.
 SMALL = ["digits", "--limit", "80", "--batch-size", "16", "--epochs", "3", "--accelerator", "cpu"]
+SMALL += ["--opt", "adamw", "--lr", "2e-3", "--bias-lr", "1", "--weight-decay", "0.01"]
+SMALL += ["--schedule", "cosine", "--warmup", "0.05"]
 # Runs a command once for each point, in a child of its own (the imports are made only once), which kills itself there;
 # prints how each child ended. Arguments: the folder of the runs, the command.
 KILLED = """
@@ -52,8 +54,10 @@ for point, (owner, name, here) in points.items():
         main()
     print(point, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
-# Has state of its own: a moving average, mixed batches, and a rate that falls when the loss no longer does.
-STATEFUL = [*SMALL, "--ema", "0.9", "--mixup", "0.2", "--cutmix", "1", "--schedule", "plateau"]
+# Has state of its own: a moving average, mixed and augmented batches, a whitening first layer, and a rate that falls
+# when the loss no longer does.
+STATEFUL = [*SMALL, "--ema", "0.9", "--mixup", "0.2", "--cutmix", "1", "--flip", "--erase", "0.5", "--pad", "2"]
+STATEFUL += ["--whiten", "--bias-lr", "4", "--schedule", "plateau"]
 STATEFUL += ["--warmup", "0", "--patience", "1", "--lr", "0.3", "--epochs", "4"]
 LATER = ("second epoch", "validation", "writing best.ckpt", "writing last.ckpt")
 
@@ -159,7 +163,7 @@ main()
 
 def test_two_processes_train_as_one_with_twice_the_batch(tmp_path, monkeypatch):
     values = ["train", "digits", "--opt", "sgd", "--lr", "1e-2", "--accelerator", "cpu", "--max-steps", "4"]
-    values += ["--limit", "40", "--rotate", "0", "--shift", "0", "--zoom", "0"]
+    values += ["--limit", "40", "--rotate", "0", "--shift", "0", "--zoom", "0", "--no-whiten", "--precision", "32-true"]
     script = tmp_path / "light.py"
     script.write_text(LIGHT)
     two_processes = ["--devices", "2", "--batch-size", "4", "--output", tmp_path / "two"]

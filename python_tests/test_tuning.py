@@ -27,7 +27,9 @@ def light(monkeypatch):
 
 def test_a_sweep_suggests_a_rate_at_which_the_loss_falls_and_leaves_a_picture_and_no_litter(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    rate = json.loads(cli("lr-find", *SMALL, "--steps", 60, "--max-lr", 10, "--json"))["lr"]
+    rate = json.loads(
+        cli("lr-find", *SMALL, "--opt", "adamw", "--bias-lr", 1, "--steps", 60, "--max-lr", 10, "--json")
+    )["lr"]
     assert 1e-5 < rate < 1
     assert sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()) == [
         "runs/lr-find-digits/lr_find.csv",

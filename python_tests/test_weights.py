@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+import torch.nn.functional as F
 from training_helpers import checkpoint, cli, no_report  # noqa: F401
 
 import alexnet_cuda
@@ -18,6 +19,7 @@ from alexnet_cuda.errors import DataError, RecipeError
 from alexnet_cuda.networks import build
 from alexnet_cuda.recipe import Recipe
 from alexnet_cuda.training.classifier import Classifier, parameter_groups
+from alexnet_cuda.training.whitening import whiten
 from alexnet_cuda.weights import start_from
 
 PACKAGE = Path(alexnet_cuda.__file__).parent
@@ -84,13 +86,27 @@ def trained(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("kind", ["run", "weights", "checkpoint", "state_dict"])
+# What people's checkpoints look like: names of the tensors, and what is around them.
+WRAPPED = {
+    "state_dict": lambda own: own,
+    "parallel": lambda own: {"epoch": 3, "state_dict": {f"module.{name}": t for name, t in own.items()}},
+    "parallel features": lambda own: {"net": {name.replace("s.", "s.module.", 1): t for name, t in own.items()}},
+    "compiled": lambda own: {"model": {f"_orig_mod.{name}": t for name, t in own.items()}, "optimizer": {}},
+    "averaged": lambda own: {
+        "model": {name: torch.zeros_like(t) for name, t in own.items()},
+        "model_ema": {"n_averaged": torch.tensor(5), **{f"module.{name}": t for name, t in own.items()}},
+    },
+    "inner": lambda own: {"state_dict": {f"backbone.{name}": t for name, t in own.items()} | {"loss.w": torch.ones(2)}},
+}
+
+
+@pytest.mark.parametrize("kind", ["run", "weights", "checkpoint", *WRAPPED])
 def test_everything_but_the_last_layer_is_taken_over(trained, tmp_path, kind):
     own = safetensors.torch.load_file(trained / "weights.safetensors")
     path = trained / {"weights": "weights.safetensors", "checkpoint": "checkpoints/last.ckpt"}.get(kind, "")
-    if kind == "state_dict":
+    if kind in WRAPPED:
         path = tmp_path / "a.pth"
-        torch.save(own, path)
+        torch.save(WRAPPED[kind](own), path)
     values = recipe(weights=str(path), channels=1)
     model = build(values, 7)
     fresh = model.classifier[-1].weight.clone()
@@ -154,6 +170,32 @@ def test_earlier_layers_take_smaller_steps():
     assert rate[id(model.features[1].weight)] == rate[id(model.features[0].weight)]  # batch normalisation
     assert all(group["weight_decay"] == (0.01 if group["params"][0].dim() > 1 else 0) for group in groups)
     assert len(parameter_groups(model, recipe())) == 2
+
+
+def test_biases_can_have_a_rate_of_their_own():
+    values = recipe(lr=0.1, bias_lr=16, weight_decay=0.01)
+    model = build(values, 10)
+    rates = {id(p): (group["lr"], group["weight_decay"]) for group in parameter_groups(model, values)
+             for p in group["params"]}  # fmt: skip
+    for name, p in model.named_parameters():
+        assert rates[id(p)] == ((1.6, 0) if name.endswith("bias") else (0.1, 0.01) if p.dim() > 1 else (0.1, 0))
+
+
+def test_whitening_filters_make_patches_uncorrelated_and_come_in_pairs():
+    torch.manual_seed(0)
+    images = F.avg_pool2d(torch.randn(40, 3, 34, 34), 3, 1) * torch.tensor([1.0, 3.0, 0.2]).view(3, 1, 1)
+    conv = torch.nn.Conv2d(3, 48, 3, padding=1, bias=False)
+    before = conv.weight.detach().clone()
+    whiten(conv, images)
+    assert conv.weight.norm().item() == pytest.approx(before.norm().item(), rel=1e-5)
+    assert conv.weight[24:].equal(-conv.weight[:24])
+    y = F.conv2d(images, conv.weight[:8]).transpose(0, 1).flatten(1)
+    covariance = y.cov() / y.cov()[0, 0]
+    torch.testing.assert_close(covariance, torch.eye(8), atol=0.03, rtol=0)
+    few = torch.nn.Conv2d(1, 64, 2)
+    old = few.weight.detach().clone()
+    whiten(few, images[:, :1])
+    assert few.weight[8:].equal(old[8:])  # a patch of four pixels has four components
 
 
 def test_mixed_images_have_mixed_targets():

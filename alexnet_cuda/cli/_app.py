@@ -1,11 +1,13 @@
 """What the commands share: the app, its errors, the console and common arguments."""
 
 import errno
+import json
+import re
 from collections.abc import Iterable, Sequence
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -14,10 +16,14 @@ from rich.markup import escape
 from rich.table import Column, Table
 from typer.core import TyperGroup
 
-from ..errors import AlexNetError
+from ..errors import AlexNetError, sentence
+
+if TYPE_CHECKING:
+    from ..data import ImageSet
 
 console = Console(highlight=False)
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+WORKER_ENDED = re.compile(r"DataLoader worker \(pid|shared memory|</torch_")
 TRAIN = ("torchvision", "lightning", "matplotlib", "safetensors", "sklearn", "tensorboard", "torchmetrics")
 
 
@@ -28,11 +34,29 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except (AlexNetError, OSError) as error:
-            text = str(error)
+            text = sentence(error)
             if isinstance(error, OSError) and error.errno in NO_SPACE:
                 text = f"no space left on the disk ({error.strerror}); what was saved before is intact for --resume"
-            Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]error:[/] {escape(text)}")
-            raise typer.Exit(getattr(error, "exit_code", 1)) from error
+            raise fail(text, getattr(error, "exit_code", 1)) from error
+        except RuntimeError as error:
+            if not WORKER_ENDED.search(str(error)):
+                raise
+            remedy = "fewer --workers need less memory and shared memory, --workers 0 none"
+            raise fail(f"the system ended a process that loads data ({first_line(error)}); {remedy}") from error
+        except (KeyboardInterrupt, SystemExit) as error:
+            if isinstance(error, SystemExit) and not isinstance(error.__context__, KeyboardInterrupt):
+                raise
+            raise fail("stopped before the end, by Ctrl-C", 130) from error
+
+
+def fail(text: str, code: int = 1) -> typer.Exit:
+    """Prints an error as one sentence; to be raised."""
+    Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]error:[/] {escape(text)}")
+    return typer.Exit(code)
+
+
+def first_line(error: BaseException) -> str:
+    return sentence(error).splitlines()[0]
 
 
 app = typer.Typer(cls=Commands, no_args_is_help=True, add_completion=False, rich_markup_mode="rich",
@@ -71,17 +95,53 @@ def newest_run(run: Path | None) -> Path:
     return found[-1].parent
 
 
-def load_run(run: Path, data_path: str | None):
-    """A run's network, its recipe and the images that it was trained on, read from `data_path` where one is given."""
-    from ..data import load_images
+def load_run(run: Path, data_path: str | None, new: bool = False):
+    """A run's network, its recipe and the images that it was trained on, read from `data_path` where one is given. With
+    `new`, pictures from another path than the run's are new ones: all of them are the test split."""
+    from ..data import load_images, load_test_images
     from ..weights import load_weights
 
     model, recipe, classes = load_weights(run)
+    new = new and data_path is not None and Path(data_path).absolute() != Path(recipe.data_path or "").absolute()
     recipe = recipe.replace({"data_path": data_path} if data_path else {})
-    images = load_images(recipe)
+    images = load_test_images(recipe, classes) if new else load_images(recipe)
     if images.classes != classes:
         raise AlexNetError(f"the data has the classes {images.classes}, the run was trained on {classes}")
     return model, recipe, images
+
+
+def show_notes(notes: Iterable[str]) -> None:
+    """To stderr: what was left out of a data set, or changed."""
+    shown = Console(stderr=True, highlight=False, soft_wrap=True)
+    for note in notes:
+        shown.print(f"[yellow]{escape(note)}[/]")
+
+
+def class_table(title: str, images: "ImageSet") -> Table:
+    """Images per class and split, of many classes the first and last ten."""
+    counts = images.counts()
+    made = table(["class", *right(*counts, "")], [], title=title)
+    rows = list(zip(images.classes, *counts.values(), strict=True))
+    largest = max(*counts["train"], 1)
+    shown = rows if len(rows) <= 20 else [*rows[:10], *rows[-10:]]
+    for row in shown:
+        made.add_row(escape(row[0]), *(f"{n:,}" for n in row[1:]), f"[blue]{'━' * round(20 * row[1] / largest):20}[/]")
+    if len(shown) < len(rows):
+        made.caption = f"the first and last ten of {len(rows)} classes"
+    made.add_section()
+    made.add_row("all", *(f"{sum(n):,}" for n in counts.values()), f"{largest / max(min(counts['train']), 1):.3g} : 1")
+    return made
+
+
+def read_metrics(folder: Path) -> dict[str, Any]:
+    """A run's metrics.json; empty where there is none. Raises AlexNetError where it is damaged."""
+    path = folder / "metrics.json"
+    if not path.exists():
+        return {}
+    try:
+        return dict(json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise AlexNetError(f"{path} is damaged ({path.stat().st_size} bytes, not JSON); remove it") from error
 
 
 def require(module: str, extra: str) -> None:
@@ -103,6 +163,6 @@ def require_train() -> None:
 
         raise AlexNetError(
             f"torchvision {version('torchvision')} does not work with torch {torch.__version__} "
-            f"({str(error).splitlines()[0]}); install the two from one place: `pip install --force-reinstall torch "
+            f"({first_line(error)}); install the two from one place: `pip install --force-reinstall torch "
             "torchvision`, or for a CPU-only pair add `--index-url https://download.pytorch.org/whl/cpu`"
         ) from error

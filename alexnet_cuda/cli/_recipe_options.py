@@ -4,7 +4,7 @@ import functools
 import inspect
 import math
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -34,8 +34,9 @@ class RecipeCommand(TyperCommand):
         return rest
 
 
-def recipe_options(command: Callable) -> Callable:
-    """Gives a command --set, and an option for each value of a recipe for which it has no parameter of its own.
+def recipe_options(command: Callable, sections: Container[str] | None = None) -> Callable:
+    """Gives a command --set, and an option for each value of a recipe, of these sections if any are named, for which it
+    has no parameter of its own.
 
     The command receives the values that were given, as text, as its argument `values`.
     """
@@ -44,7 +45,7 @@ def recipe_options(command: Callable) -> Callable:
     section = ""
     for key, field in FIELDS.items():
         section = field.metadata.get("section", section)
-        if all(p.name != key for p in own):
+        if all(p.name != key for p in own) and (sections is None or section in sections):
             kind = Annotated[str | None, _option(key, section)]
             added.append(inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind))
 

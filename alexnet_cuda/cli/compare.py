@@ -8,7 +8,7 @@ import typer
 from rich.markup import escape
 from rich.table import Column
 
-from ._app import NARROW, app, console, require_train, right, table
+from ._app import NARROW, app, console, first_line, read_metrics, require_train, right, show_notes, table
 from ._recipe_options import CONFIG, RecipeCommand, recipe_options
 
 
@@ -40,10 +40,11 @@ def compare(
     folder = output or Path("runs") / f"compare-{recipe}"
     recipes = comparison_recipes(list(dict.fromkeys(models)), recipe, config, values, folder)
     images = load_images(next(iter(recipes.values())))
+    show_notes(images.notes)
     errors: dict[str, str] = {}
     for i, (model, own) in enumerate(recipes.items()):
         run = Path(str(own.output))
-        if (run / "metrics.json").exists() and (run / "weights.safetensors").exists():
+        if read_metrics(run) and (run / "weights.safetensors").exists():
             console.print(f"{model}: the run in {run} is taken over", soft_wrap=True)
             continue
         console.rule(f"{i + 1} of {len(recipes)}: {model}")
@@ -51,7 +52,7 @@ def compare(
             begun = (run / "checkpoints" / "last.ckpt").exists()
             code = run_recipe(None, None, {}, run, False) if begun else run_recipe(recipe, None, vars(own), None, True)
         except Exception as error:  # of any kind: it concerns this model alone
-            errors[model] = str(error).splitlines()[0] if str(error) else type(error).__name__
+            errors[model] = first_line(error)
             _print_error(model, errors[model])
             continue
         if code:

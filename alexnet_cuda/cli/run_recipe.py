@@ -1,22 +1,23 @@
 """Runs a recipe from data to report: what `alexnet-cuda train` does, with what it prints."""
 
+import contextlib
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
 from rich.markup import escape
 
-from ..data import ImageSet, load_images
+from ..data import load_images
 from ..errors import DataError, RecipeError
 from ..networks import build
-from ..recipe import FIXED, ON_REQUEST, Recipe, load_recipe, read_yaml, resume_rule
+from ..recipe import FIELDS, FIXED, ON_REQUEST, Recipe, load_recipe, read_yaml, resume_rule
 from ..reports.report import write_report
 from ..training.callbacks import is_main_process
 from ..training.classifier import Diverged
-from ..training.run import finish, run_folder, train
-from ._app import console, right, table
+from ..training.run import finish, precision, run_folder, train
+from ._app import class_table, console, right, table
 
 
 def run_recipe(
@@ -38,17 +39,20 @@ def run_recipe(
         folder = run_folder(recipe)
         if (folder / "config.yaml").exists() and is_main_process() and not overwrite:
             raise RecipeError(f"{folder} already holds a run: --resume {folder} continues it, --overwrite replaces it")
+        if not (folder / "config.yaml").exists() and any(folder.glob("checkpoints/*")):
+            raise RecipeError(f"{folder} holds checkpoints/ but no run: name another folder with --output")
     images = load_images(recipe)
-    if overwrite and is_main_process():
-        for part in ("checkpoints", "tensorboard"):
-            shutil.rmtree(folder / part, ignore_errors=True)
-    _announce(recipe, images)
+    for note in images.notes:
+        console.print(f"[yellow]{escape(note)}[/]", soft_wrap=True)
+    console.print(class_table(f"{recipe.data}: {len(images.classes)} classes", images))
     with torch.device("meta"):
         parameters = sum(p.numel() for p in build(recipe, len(images.classes)).parameters())
     begins = f"going on from {checkpoint}" if checkpoint else f"{recipe.epochs} epochs"
-    console.print(f"{recipe.variant}, {parameters:,} parameters, {begins}, run folder {folder}", soft_wrap=True)
+    facts = f"{recipe.variant}, {parameters:,} parameters, {precision(recipe)}, {begins}, run folder {folder}"
+    console.print(facts, soft_wrap=True)
     try:
-        outcome = train(recipe, images, folder, console, checkpoint)
+        with _replaced(folder) if overwrite and is_main_process() else contextlib.nullcontext():
+            outcome = train(recipe, images, folder, console, checkpoint)
     except Diverged as error:
         last = folder / "checkpoints" / "last.ckpt"
         good = f"the last good checkpoint is {last}" if last.exists() else "no checkpoint was written yet"
@@ -74,7 +78,7 @@ def _resumed(
     if not checkpoint.exists():
         raise DataError(f"{checkpoint} does not exist: nothing to resume")
     folder = checkpoint.parent.parent
-    run = Recipe().replace(read_yaml(folder / "config.yaml"))
+    run = _whole_config(folder / "config.yaml")
     if name not in (None, run.name):
         raise RecipeError(f"{folder} is a run of {run.name!r}, not of {name!r}")
     asked = run.replace({**(read_yaml(config) if config else {}), **values})
@@ -94,21 +98,39 @@ def _resumed(
     return asked, folder, checkpoint
 
 
-def _announce(recipe: Recipe, images: ImageSet) -> None:
-    for note in images.notes:
-        console.print(f"[yellow]{escape(note)}[/]", soft_wrap=True)
-    counts = images.counts()
-    made = table(["class", *right(*counts, "")], [], title=f"{recipe.data}: {len(images.classes)} classes")
-    rows = list(zip(images.classes, *counts.values(), strict=True))
-    largest = max(counts["train"])
-    shown = rows if len(rows) <= 20 else [*rows[:10], *rows[-10:]]
-    for row in shown:
-        made.add_row(escape(row[0]), *(f"{n:,}" for n in row[1:]), f"[blue]{'━' * round(20 * row[1] / largest):20}[/]")
-    if len(shown) < len(rows):
-        made.caption = f"the first and last ten of {len(rows)} classes"
-    made.add_section()
-    made.add_row("all", *(f"{sum(n):,}" for n in counts.values()), f"{largest / min(counts['train']):.3g} : 1")
-    console.print(made)
+def _whole_config(path: Path) -> Recipe:
+    """The recipe of a run; RecipeError where its file is cut, so that a default would take the place of a value."""
+    values = read_yaml(path)
+    if lacking := [key for key in FIELDS if key not in values]:
+        raise RecipeError(f"{path} lacks {', '.join(lacking)}: it is cut, or of another version; add what the run had")
+    if not path.read_bytes().endswith(b"\n"):
+        raise RecipeError(f"{path} is cut: its last line does not end")
+    return Recipe().replace(values)
+
+
+@contextlib.contextmanager
+def _replaced(folder: Path) -> Iterator[None]:
+    """Sets the run in a folder aside. It comes back where the block fails before its own first checkpoint."""
+    parts = [folder / name for name in ("checkpoints", "tensorboard", "config.yaml", "metrics.csv")]
+    aside = {part: part.with_name(f".replaced-{part.name}") for part in parts if part.exists()}
+    for part, old in aside.items():
+        _remove(old)
+        part.rename(old)
+    try:
+        yield
+    except BaseException:
+        if not (folder / "checkpoints" / "last.ckpt").exists():
+            for part, old in aside.items():
+                _remove(part)
+                old.rename(part)
+        raise
+    finally:
+        for old in aside.values():
+            _remove(old)
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def _report(metrics: dict, seconds: float) -> None:

@@ -7,16 +7,31 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from ._app import DATA_PATH, JSON, RUN, app, console, load_run, newest_run, require_train, right, table
+from ..errors import DataError
+from ._app import (
+    DATA_PATH,
+    JSON,
+    RUN,
+    app,
+    console,
+    load_run,
+    newest_run,
+    read_metrics,
+    require_train,
+    right,
+    show_notes,
+    table,
+)
 
 
 @app.command()
 def evaluate(run: RUN = None, data_path: DATA_PATH = None, json_: JSON = False) -> None:
-    """Test a run's weights again on the test split."""
+    """Test a run's weights again: on the test split, or on all new pictures that --data-path names."""
     require_train()
     from ..training import evaluation
 
-    model, recipe, images = load_run(newest_run(run), data_path)
+    model, recipe, images = load_run(newest_run(run), data_path, new=True)
+    show_notes(images.notes)
     figures = evaluation.figures(evaluation.predict(model, images, recipe))
     if json_:
         print(json.dumps(figures, indent=2))
@@ -33,27 +48,34 @@ def predict(
     top: Annotated[int, typer.Option(min=1, help="Classes to show for each picture.")] = 5,
     json_: JSON = False,
 ) -> None:
-    """Classify pictures."""
+    """Classify pictures. One that cannot be read does not stop the others; the exit code is then 1."""
     require_train()
+    from ..data.imageset import progress
     from ..training import evaluation
     from ..weights import load_weights
 
     model, recipe, classes = load_weights(newest_run(run))
-    shares, order = evaluation.predict_files(model, recipe, images).sort(dim=1, descending=True)
-    rows = [
-        [(classes[label], share) for label, share in zip(labels[:top].tolist(), values[:top].tolist(), strict=True)]
-        for labels, values in zip(order, shares, strict=True)
-    ]
+    tops: dict[Path, list[tuple[str, float]]] = {}
+    errors: dict[Path, str] = {}
+    for path in progress(images, "reading", len(images), len(images) > 100):
+        try:
+            shares, labels = evaluation.predict_files(model, recipe, [path])[0].sort(descending=True)
+            tops[path] = [(classes[k], share) for k, share in zip(labels[:top].tolist(), shares[:top].tolist())]
+        except DataError as error:
+            errors[path] = str(error)
     if json_:
-        tops = [[{"class": name, "probability": round(share, 6)} for name, share in row] for row in rows]
-        print(json.dumps([{"image": str(path), "top": top} for path, top in zip(images, tops, strict=True)], indent=2))
-        return
-    columns = ["image", *(f"{i + 1}." for i in range(len(rows[0])))]
-    shown = table(columns, [], title=f"{recipe.variant} trained on {recipe.name}")
-    for path, row in zip(images, rows, strict=True):
-        cells = [f"{escape(name)} [dim]{share:.1%}[/]" for name, share in row]
-        shown.add_row(escape(path.name), f"[bold]{cells[0]}[/]", *cells[1:])
-    console.print(shown)
+        found = {path: [{"class": c, "probability": round(share, 6)} for c, share in row] for path, row in tops.items()}
+        answers = [{"image": str(p)} | ({"top": found[p]} if p in found else {"error": errors[p]}) for p in images]
+        print(json.dumps(answers, indent=2))
+    elif tops:
+        columns = ["image", *(f"{i + 1}." for i in range(min(top, len(classes))))]
+        shown = table(columns, [], title=f"{recipe.variant} trained on {recipe.name}")
+        for path, row in tops.items():
+            cells = [f"{escape(name)} [dim]{share:.1%}[/]" for name, share in row]
+            shown.add_row(escape(path.name), f"[bold]{cells[0]}[/]", *cells[1:])
+        console.print(shown)
+    if errors:
+        raise DataError("\n  ".join(errors.values()))
 
 
 @app.command()
@@ -67,8 +89,7 @@ def report(run: RUN = None, data_path: DATA_PATH = None, json_: JSON = False) ->
     model, recipe, images = load_run(folder, data_path)
     folder = folder if folder.is_dir() else folder.parent
     predictions = evaluation.predict(model, images, recipe)
-    of_training = json.loads((folder / "metrics.json").read_text()) if (folder / "metrics.json").exists() else {}
-    metrics = of_training | evaluation.run_facts(model, recipe, images, predictions)
+    metrics = read_metrics(folder) | evaluation.run_facts(model, recipe, images, predictions)
     paths = write_report(folder, recipe, images, model, predictions.probabilities, metrics)
     if json_:
         print(json.dumps({"report": str(paths[0]), "files": [str(path) for path in paths[1:]]}, indent=2))

@@ -3,6 +3,7 @@
 One more needs such a module, its name among the choices of `Recipe.data`, and a line in MODULES if the names differ.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib import import_module
 from types import ModuleType
@@ -13,7 +14,7 @@ from .imageset import ImageSet, Split
 
 MODULES = {"mnist": "idx", "fashion-mnist": "idx", "bike-ship": "folder", "imagenet": "folder"}
 
-__all__ = ["DataError", "ImageSet", "Split", "load_images", "source"]
+__all__ = ["DataError", "ImageSet", "Split", "load_images", "load_test_images", "source"]
 
 
 def source(recipe: Recipe) -> ModuleType:
@@ -30,3 +31,11 @@ def load_images(recipe: Recipe) -> ImageSet:
         if sum(counts) == 0:
             raise DataError(f"the {name} split of {recipe.data_path or recipe.data} is empty: too few images to split")
     return images.limited(recipe.limit, recipe.split_seed) if recipe.limit else images
+
+
+def load_test_images(recipe: Recipe, classes: Sequence[str]) -> ImageSet:
+    """The images at `recipe.data_path` to test a network with these classes on. Pictures in folders or tables count as
+    new ones: all are the test split, unless they have splits of their own. Other data sets are as `load_images` reads
+    them."""
+    module = source(recipe)
+    return module.load_test(recipe, classes) if hasattr(module, "load_test") else load_images(recipe)

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ..errors import DataError
 from ..recipe import Recipe
-from .imageset import ImageSet, Split, data_folder, open_image, resize, split_images
+from .imageset import ImageSet, Split, data_folder, resize, split_images
+from .picture import open_image
 
 SIZE = 32
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
@@ -86,7 +87,7 @@ class _ArraysOnly(pickle.Unpickler):
 def _sheets(folder: Path, names: list[str]) -> Batches:
     part, images = "test" if names == TEST else "train", []
     for path in (folder / f"{name.replace('_batch', '').replace('data', 'train')}.webp" for name in names):
-        sheet = open_image(path, "RGB").numpy()
+        sheet = open_image(path, "RGB", whole=True).numpy()
         if sheet.shape[1] % 32 or sheet.shape[2] % 32:
             raise DataError(f"{path} is {sheet.shape[2]}x{sheet.shape[1]}, expected rows and columns of 32x32 images")
         rows, columns = sheet.shape[1] // 32, sheet.shape[2] // 32

@@ -8,7 +8,8 @@ from torchvision.transforms import v2
 
 from ..errors import DataError
 from ..recipe import Recipe
-from .imageset import ImageSet, Items, data_folder, for_each_file, open_image, split_images
+from .imageset import ImageSet, Items, data_folder, for_each_file, split_images
+from .picture import open_image
 
 SIZE = None
 CLASSES = [

@@ -1,8 +1,10 @@
-"""Any labelled pictures: a tree with train/ val/ test/, class folders that are split here, or a CSV of path,label."""
+"""Any labelled pictures: a tree of splits or of class folders, or a table of paths and labels."""
 
-import csv
 import functools
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
 from pathlib import Path
 
 import torch
@@ -10,125 +12,145 @@ from torch import Tensor
 
 from ..errors import DataError
 from ..recipe import Recipe
-from .imageset import ImageSet, Items, Split, data_folder, for_each_file, open_image, stratified_split
+from .imageset import ImageSet, Items, Split, data_folder
+from .layout import read_tree
+from .picture import open_image
+from .scan import Scanner, count, printable
+from .table import SUFFIXES, Tree, read_table
+from .verify import Facts, examine_all, notes_on, notes_on_duplicates
 
 SIZE = None
-Tree = list[tuple[Path, int]]  # image files and their labels
+INSIDE = ("ILSVRC/Data/CLS-LOC", "Data/CLS-LOC", "CLS-LOC")  # where the pictures of ImageNet lie in its download
+LISTED = 50  # damaged files that a message names
+
+
+@dataclass
+class Survey:
+    """What lies at `root`: class names, the pictures of each split with their labels, notes for the user, and what is
+    known of each file, if it was decoded."""
+
+    root: Path
+    classes: list[str]
+    trees: dict[str, Tree]
+    notes: list[str]
+    facts: dict[Path, Facts] = field(default_factory=dict)
 
 
 def load(recipe: Recipe) -> ImageSet:
     """The pictures under `recipe.data_path`, RGB or, with one input channel, grey.
 
-    With train/, the folders decide: test/ is the test split, or val/ where there is no test/; a missing validation
-    split is cut off train/. Without train/, the class folders are split in three with `recipe.split_seed`. A CSV file
-    with the columns path (from its own folder) and label does as well, and may have a column split of train, val, test.
-    With `recipe.verify` every picture is decoded once before training: damaged ones are an error that lists them, or
-    left out and listed with `recipe.skip_corrupt`.
+    With a training folder (train, Training, train_set, ...) the folders decide: the test folder is the test split, or
+    the validation folder where there is none; a missing validation split is cut off the training one. Class folders
+    without splits are split in three. A CSV file with the columns path (from its own folder) and label does as well,
+    and may have a column split. A picture's split depends on its path and `recipe.split_seed` alone, so that other
+    pictures can be added. With `recipe.verify` every picture is decoded once before training: damaged ones are an error
+    that lists them, or left out and listed with `recipe.skip_corrupt`.
     """
-    root = data_folder(recipe, ": a folder of class folders (or of train, val, test), or a CSV")
-    if recipe.data == "bike-ship" and (root / "bike_ship").is_dir():  # --data-path names the folder above
-        root = root / "bike_ship"
-    if root.is_dir():
-        classes = _classes(root / "train" if (root / "train").is_dir() else root)
-        trees = {name: _tree(root / name, classes) for name in ("train", "val", "test") if (root / name).is_dir()}
-        if "train" not in trees:
-            trees = {"all": _tree(root, classes)}
-    elif root.suffix.lower() == ".csv":
-        classes, trees = _table(root)
-    else:
-        raise DataError(f"{root} is not a folder")
+    found = survey(recipe)
+    training = found.trees.get("all") or found.trees.get("train", [])
+    if lacking := set(range(len(found.classes))) - {label for _, label in training}:
+        name = found.classes[min(lacking)]
+        raise DataError(f"class {name!r} of {found.root} has no training image that can be read")
+    return image_set(found, recipe)
 
-    damaged = _damaged([path for tree in trees.values() for path, _ in tree]) if recipe.verify else {}
-    notes = [f"left out: {message}" for message in damaged.values()]
-    if damaged and not recipe.skip_corrupt:
-        listing = "\n  ".join(damaged.values())
-        raise DataError(f"{len(damaged)} damaged image(s); --skip-corrupt leaves them out:\n  {listing}")
-    trees = {name: [item for item in tree if item[0] not in damaged] for name, tree in trees.items()}
-    train, val, test = trees.get("train"), trees.get("val"), trees.get("test")
-    if lacking := set(range(len(classes))) - {label for _, label in (trees["all"] if train is None else train)}:
-        raise DataError(f"class {classes[min(lacking)]!r} of {root} has no training image that can be read")
-    if train is None:
-        test, val, train = _cut(trees["all"], (recipe.test_fraction, recipe.val_fraction), recipe.split_seed)
-    if test is None:
-        test, val = val, None
-    if test is None:
-        test, train = _cut(train, (recipe.test_fraction,), recipe.split_seed)
-    if val is None:
-        val, train = _cut(train, (recipe.val_fraction,), recipe.split_seed)
-    decode = functools.partial(read, recipe)
-    parts = [tuple(zip(*tree)) or ((), ()) for tree in (train, val, test)]
-    splits = [Split(Items(paths, decode), torch.tensor(labels, dtype=torch.int64)) for paths, labels in parts]
-    return ImageSet(classes, splits[0], splits[1], splits[2], SIZE, notes)
+
+def image_set(found: Survey, recipe: Recipe) -> ImageSet:
+    """The splits of what was found, with the missing ones cut off the training split."""
+    trees = dict(found.trees)
+    training = trees.pop("all", None) or trees.get("train", [])
+    if "test" not in trees and "val" in trees:
+        trees["test"] = trees.pop("val")
+    fractions = {"test": recipe.test_fraction, "val": recipe.val_fraction}
+    missing = {name: fraction for name, fraction in fractions.items() if name not in trees}
+    trees |= cut(training, found.root, missing, recipe.split_seed)
+    train, val, test = (_split(recipe, trees[name]) for name in ("train", "val", "test"))
+    notes = found.notes + notes_on_duplicates(trees, found.classes, found.facts)
+    return ImageSet(found.classes, train, val, test, SIZE, notes)
+
+
+def load_test(recipe: Recipe, classes: Sequence[str]) -> ImageSet:
+    """The pictures under `recipe.data_path` as new ones for a network with these classes: all are the test split; or
+    those of the test folder, or else of the validation folder, where there is one. Damaged pictures are left out."""
+    found = survey(recipe.replace({"skip_corrupt": True}), classes)
+    name = next((name for name in ("test", "val", "train", "all") if found.trees.get(name)), None)
+    if name is None:
+        raise DataError(f"{found.root} holds no picture of the classes {', '.join(classes[:10])}")
+    if name in ("train", "all"):
+        number = count(len(found.trees[name]), "picture")
+        found.notes.append(
+            f"all {number} of {printable(found.root)} are tested, also any that the network learned from"
+        )
+    none = _split(recipe, [])
+    return ImageSet(list(classes), none, none, _split(recipe, found.trees[name]), SIZE, found.notes)
 
 
 def read(recipe: Recipe, path: Path) -> Tensor:
-    """A picture in its own size, (3, H, W) or (1, H, W) as the network takes it."""
+    """A picture, (3, H, W) or (1, H, W) as the network takes it, in its own size unless that is very large or long."""
     return open_image(path, "L" if recipe.channels == 1 else "RGB")
 
 
-def _classes(folder: Path) -> list[str]:
-    names = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
-    if len(names) < 2:
-        found = f"only the class folder {names[0]!r}" if names else "no class folder"
-        raise DataError(f"{folder} has {found}, expected one folder for each of two or more classes")
-    return names
+def survey(recipe: Recipe, known: Sequence[str] | None = None) -> Survey:
+    """What lies under `recipe.data_path`; see `load`. known: the classes of a trained network."""
+    root = data_folder(recipe, ": a folder of class folders (or of train, val, test), or a CSV")
+    if recipe.data == "bike-ship" and (root / "bike_ship").is_dir():  # --data-path names the folder above
+        root = root / "bike_ship"
+    root = next((root / name for name in INSIDE if (root / name).is_dir()), root)
+    if root.is_dir():
+        scanner = Scanner()
+        classes, trees = read_tree(root, scanner, known)
+        notes = scanner.notes()
+    elif root.suffix.lower() in SUFFIXES:
+        classes, trees, notes = read_table(root, known)
+        root = root.parent
+    else:
+        raise DataError(f"{root} is not a folder")
+    found = Survey(root, classes, trees, notes)
+    if recipe.verify:
+        found.facts = examine_all(root, [path for tree in trees.values() for path, _ in tree])
+        notes += notes_on(found.facts.values())
+        _leave_out_damaged(found, recipe.skip_corrupt)
+    return found
 
 
-def _tree(folder: Path, classes: list[str]) -> Tree:
-    from torchvision.datasets.folder import IMG_EXTENSIONS
-
-    present = _classes(folder)
-    if unknown := [name for name in present if name not in classes]:
-        raise DataError(f"{folder / unknown[0]} is a class that the training folder lacks; it has {', '.join(classes)}")
-    tree = []
-    for name in present:
-        found = sorted(p for p in (folder / name).rglob("*") if p.suffix.lower() in IMG_EXTENSIONS and p.is_file())
-        if not found:
-            raise DataError(f"{folder / name} holds no image ({' '.join(IMG_EXTENSIONS)})")
-        tree += [(path, classes.index(name)) for path in found]
-    return tree
-
-
-def _table(path: Path) -> tuple[list[str], dict[str, Tree]]:
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            columns, rows = reader.fieldnames or [], list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path} cannot be read as CSV: {error}") from error
-    if missing := {"path", "label"} - set(columns):
-        raise DataError(f"{path} has no column {min(missing)!r}; its columns are {', '.join(columns) or 'none'}")
-    for number, row in enumerate(rows, 2):
-        if not row["path"] or not row["label"]:
-            raise DataError(f"line {number} of {path} lacks a path or a label")
-    classes = sorted({row["label"] for row in rows})
-    if len(classes) < 2:
-        raise DataError(f"{path} has {len(classes)} label(s), expected two or more")
-    trees: dict[str, Tree] = {}
-    for number, row in enumerate(rows, 2):
-        name = row.get("split") or "all"
-        if name not in ("train", "val", "test", "all"):
-            raise DataError(f"line {number} of {path} has the split {name!r}, expected train, val or test")
-        if not (path.parent / row["path"]).is_file():
-            raise DataError(f"line {number} of {path} names {path.parent / row['path']}, which is no file")
-        trees.setdefault(name, []).append((path.parent / row["path"], classes.index(row["label"])))
-    if ("all" in trees and len(trees) > 1) or not trees.keys() & {"all", "train"}:
-        raise DataError(f"the column split of {path} must be train, val or test in every line, with train among them")
-    return classes, trees
+def cut(tree: Tree, root: Path, fractions: Mapping[str, float], seed: int) -> dict[str, Tree]:
+    """The splits that `fractions` ask for, and the rest as train. A picture's place depends on its path below `root`
+    and the seed, not on the other pictures; but a class of more pictures than splits has one in each."""
+    parts: dict[str, Tree] = {name: [] for name in (*fractions, "train")}
+    by_class: dict[int, list[tuple[float, int]]] = {}
+    for index, (path, label) in enumerate(tree):
+        by_class.setdefault(label, []).append((_place(os.path.relpath(path, root), seed), index))
+    for places in by_class.values():
+        places.sort()
+        spare, begin, below = len(places) - len(fractions), 0, 0.0
+        for name, fraction in fractions.items():
+            below += fraction
+            number = sum(place < below for place, _ in places) - begin
+            number = min(max(number, 1), spare, len(places) - 1 - begin) if fraction and spare > 0 else 0
+            parts[name] += [tree[index] for _, index in places[begin : begin + number]]
+            begin += number
+        parts["train"] += [tree[index] for _, index in places[begin:]]
+    order = {path: index for index, (path, _) in enumerate(tree)}
+    return {name: sorted(part, key=lambda item: order[item[0]]) for name, part in parts.items()}
 
 
-def _damaged(paths: list[Path]) -> dict[Path, str]:
-    def check(path: Path) -> str | None:
-        try:
-            open_image(path, "RGB")
-        except DataError as error:
-            return str(error)
-        return None
-
-    messages = for_each_file(check, paths, "checking images")
-    return {path: message for path, message in zip(paths, messages, strict=True) if message}
+def _place(path: str, seed: int) -> float:
+    """A number of 0 to 1 that looks random and depends on both."""
+    key = f"{seed}/{printable(path)}".encode()
+    return int.from_bytes(blake2b(key, digest_size=8).digest(), "big") / 2**64
 
 
-def _cut(tree: Tree, fractions: Sequence[float], seed: int) -> list[Tree]:
-    parts = stratified_split(torch.tensor([label for _, label in tree]), fractions, seed)
-    return [[tree[i] for i in part] for part in parts]
+def _split(recipe: Recipe, tree: Tree) -> Split:
+    labels = torch.tensor([label for _, label in tree], dtype=torch.int64)
+    return Split(Items([path for path, _ in tree], functools.partial(read, recipe)), labels)
+
+
+def _leave_out_damaged(found: Survey, skip: bool) -> None:
+    damaged = {path: facts.error for path, facts in found.facts.items() if facts.error}
+    listed = list(damaged.values())[:LISTED]
+    if len(damaged) > LISTED:
+        listed.append(f"and {count(len(damaged) - LISTED, 'other')}, which `alexnet-cuda inspect` lists")
+    if damaged and not skip:
+        listing = "\n  ".join(listed)
+        raise DataError(f"{len(damaged)} damaged image(s); --skip-corrupt leaves them out:\n  {listing}")
+    found.notes += [f"left out: {printable(message)}" for message in listed]
+    found.trees = {name: [item for item in tree if item[0] not in damaged] for name, tree in found.trees.items()}

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
@@ -18,6 +17,7 @@ from torchvision.transforms import v2
 
 from ..errors import DataError
 from ..recipe import Recipe
+from .picture import decode, on_white
 
 T = TypeVar("T")
 
@@ -103,22 +103,6 @@ def split_images(images: Any, labels: Tensor, fractions: Sequence[float], seed: 
     return [Split(images[part], labels[part]) for part in stratified_split(labels, fractions, seed)]
 
 
-def open_image(path: Path, mode: str) -> Tensor:
-    """Decodes one picture (PNG, JPEG, anything Pillow reads) to uint8 (C, H, W); `mode` is "L" or "RGB". Raises
-    DataError, naming the file, where it is missing, a folder, or not a whole image."""
-    if path.is_dir():
-        raise DataError(f"{path} is a folder, expected an image file")
-    if not path.exists():
-        raise DataError(f"{path} does not exist")
-    try:
-        with Image.open(path) as image:
-            pixels = np.array(ImageOps.exif_transpose(image).convert(mode))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = "not an image" if isinstance(error, Image.UnidentifiedImageError) else error
-        raise DataError(f"{path} cannot be read as an image: {reason}") from error
-    return torch.from_numpy(pixels).reshape(*pixels.shape[:2], -1).permute(2, 0, 1)
-
-
 def for_each_file(function: Callable[[Path], T], paths: Sequence[Path], what: str) -> list[T]:
     """`function` of every path, on several threads, with a progress bar where there are many."""
     with ThreadPoolExecutor(min(16, 2 * (os.cpu_count() or 1))) as pool:
@@ -130,9 +114,15 @@ def progress(items: Iterable[T], what: str, count: int, shown: bool) -> Iterable
 
 
 def read_glyph(path: Path, native: int) -> Tensor:
-    """Reads a picture of one bright glyph on black (1, native, native), as the digit sets hold it. A picture with a
-    bright border is taken for dark ink on paper and inverted; one that is not square is padded."""
-    x = open_image(path, "L")
+    """Reads a picture of one bright glyph on black (1, native, native), as the digit sets hold it. Ink of one colour on
+    a transparent ground is taken by its opacity. A picture with a bright border is taken for dark ink on paper and
+    inverted; one that is not square is padded."""
+    image = decode(path).image
+    if image.mode in ("LA", "RGBA"):
+        grey, alpha = (np.asarray(channel).astype(int) for channel in image.convert("LA").split())
+        ink = grey[alpha > 127]
+        image = image.getchannel("A") if ink.size == 0 or np.ptp(ink) <= 64 else on_white(image)
+    x = torch.from_numpy(np.array(image.convert("L")))[None]
     border = torch.cat([x[:, 0].flatten(), x[:, -1].flatten(), x[:, :, 0].flatten(), x[:, :, -1].flatten()])
     if border.median() > 127:
         x = 255 - x

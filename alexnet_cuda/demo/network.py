@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import to_pil_image
 
 from ..data import source
-from ..data.module import Normalise, eval_transform
+from ..data.augmentation import eval_transform
+from ..data.module import Normalise
+from ..data.picture import formats, on_white
 from ..errors import DataError
 from ..recipe import Recipe
 from ..reports import cards, maps
@@ -130,18 +132,18 @@ def _decoded(url: str) -> Image.Image:
         with Image.open(io.BytesIO(b64decode(data, validate=True)), formats=["PNG"]) as image:
             if image.width * image.height > MAX_DRAWING:
                 raise ValueError
-            return image.convert("L")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            return on_white(image.convert("RGBA")).convert("L")
+    except Exception as error:  # a damaged file raises almost anything
         raise DataError("The drawing is incomplete; draw it again.") from error
 
 
 def _check_size(path: Path) -> None:
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=formats()) as image:
             width, height = image.size
     except Image.DecompressionBombError as error:
         raise DataError(f"{path.name} has too many pixels; the limit is {MAX_PIXELS / 1e6:.0f} million") from error
-    except (OSError, SyntaxError, ValueError) as error:
+    except Exception as error:  # a damaged file raises almost anything
         raise DataError(f"{path.name} is not an image") from error
     if width * height > MAX_PIXELS:
         raise DataError(f"{path.name} has {width}x{height} pixels; the limit is {MAX_PIXELS / 1e6:.0f} million")

@@ -77,7 +77,7 @@ def save_safetensors(path: Path, model: nn.Module, recipe: Recipe, classes: list
     """Writes the tensors, floating-point ones as `dtype`, with `description`; `weights.load_weights` reads the file."""
     state = model.state_dict()
     tensors = {name: t.to(DTYPES[dtype]) if t.is_floating_point() else t for name, t in state.items()}
-    weights.write_tensors(path, tensors, description(recipe, classes))
+    weights.write_tensors(path, tensors, description(recipe, classes) | weights.network_description(model))
 
 
 def save_torch(path: Path, model: nn.Module, recipe: Recipe, classes: list[str]) -> None:

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import to_pil_image
 
 from ..data import ImageSet
-from ..data.module import Normalise, eval_transform
+from ..data.augmentation import eval_transform
+from ..data.module import Normalise
 from ..recipe import Recipe
 from .charts import BLUE, VERMILION, blank
 from .maps import feature_maps, first_filters, grad_cam, strongest_filters

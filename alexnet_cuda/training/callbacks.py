@@ -4,6 +4,7 @@ import io
 import signal
 import threading
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -102,35 +103,48 @@ class StopAndCheckpoint(Callback):
         self.signal = number
 
 
+def speed(trainer: Trainer, module: Any) -> dict[str, str]:
+    """Images per second in this epoch, and the time that is left for the whole run at this rate of steps."""
+    seconds, steps = time.monotonic() - module.began, module.seen / max(1, module.recipe.batch_size)
+    if not steps or seconds <= 0:
+        return {}
+    left = timedelta(seconds=round((trainer.estimated_stepping_batches - trainer.global_step) * seconds / steps))
+    return {"images/s": f"{module.seen * trainer.world_size / seconds:,.0f}", "left": str(left)}
+
+
 class ProgressBar(RichProgressBar):
-    """Lightning's progress bar with loss and accuracy only, and with epochs counted from 1."""
+    """Lightning's progress bar with loss, accuracy and the time left for the run, and with epochs counted from 1."""
 
     def get_metrics(self, trainer, pl_module):
         metrics = super().get_metrics(trainer, pl_module)
-        return {key: metrics[key] for key in ("train/loss", "val/accuracy") if key in metrics}
+        return {key: metrics[key] for key in SHOWN if key in metrics} | speed(trainer, pl_module)
 
     def _get_train_description(self, current_epoch: int) -> str:
         return f"epoch {current_epoch + 1}/{self.trainer.max_epochs}"
 
 
+SHOWN = ("train/loss", "val/accuracy")
+
+
 class PlainProgress(Callback):
-    """Progress where the output is no terminal: a line per epoch, and one every ten seconds within an epoch."""
+    """Progress where the output is no terminal: a line per epoch, and one a minute within longer epochs."""
 
     def __init__(self, console: Console):
         self.console, self.printed = console, time.monotonic()
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
-        if time.monotonic() - self.printed > 10:
+        if time.monotonic() - self.printed > 60:
             done = f"batch {batch_idx + 1}/{trainer.num_training_batches}"
-            self._print(trainer, f"{done}  loss {outputs['loss'].item():.4f}")
+            self._print(trainer, pl_module, f"{done}  loss {outputs['loss'].item():.4f}")
 
     def on_train_epoch_end(self, trainer, pl_module) -> None:
-        figures = {key: value.item() for key, value in trainer.callback_metrics.items() if not key.startswith("lr")}
-        self._print(trainer, "  ".join(f"{key} {figures[key]:.4f}" for key in sorted(figures)))
+        values = trainer.callback_metrics
+        self._print(trainer, pl_module, "  ".join(f"{key} {values[key].item():.4f}" for key in SHOWN if key in values))
 
-    def _print(self, trainer, text: str) -> None:
+    def _print(self, trainer, module, text: str) -> None:
         self.printed = time.monotonic()
-        self.console.print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {text}", soft_wrap=True)
+        rate = "".join(f"  {value} {key}" for key, value in speed(trainer, module).items())
+        self.console.print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {text}{rate}", soft_wrap=True)
 
 
 def is_main_process() -> bool:

@@ -144,6 +144,8 @@ def rate(recipe: Recipe, step: int, total: int) -> float:
     if step < rise:
         return (step + 1) / (rise + 1)
     done = min(1.0, (step - rise) / max(1, total - rise))
+    if recipe.schedule == "linear":
+        return 1 - done
     if recipe.schedule == "cosine":
         return 0.5 * (1 + math.cos(math.pi * done))
     if recipe.schedule == "step":
@@ -161,19 +163,22 @@ def frozen(model: nn.Module, recipe: Recipe) -> list[nn.Module]:
 
 
 def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict]:
-    """Groups of trainable parameters for an optimiser: matrices with weight decay, vectors without. With
-    `recipe.layer_decay` d < 1 each layer with weights has groups of its own, and a layer with k layers behind it has
-    the learning rate lr * d^k. A normalisation layer counts with the layer before it."""
+    """Groups of trainable parameters for an optimiser: matrices with weight decay, vectors without, and biases with
+    `recipe.bias_lr` times the rate. With `recipe.layer_decay` d < 1 each layer with weights has groups of its own, and
+    a layer with k layers behind it has the learning rate lr * d^k. A normalisation layer counts with the layer before
+    it."""
     by_layer, depth = recipe.layer_decay < 1, 0
-    groups: dict[tuple[int, bool], dict] = {}
+    groups: dict[tuple[int, int], dict] = {}
     for name, module in parameter_layers(model):
         depth += any(p is not None and p.dim() > 1 for p in module._parameters.values())
-        for p in module.parameters(recurse=False):
+        for own_name, p in module.named_parameters(recurse=False):
             if p.requires_grad:
-                matrix = p.dim() > 1
-                kind, decay = ("weights", recipe.weight_decay) if matrix else ("biases", 0.0)
-                new = {"params": [], "name": f"{name}.{kind}" if by_layer else kind, "weight_decay": decay}
-                groups.setdefault((depth * by_layer, matrix), new)["params"].append(p)
+                # 0: matrices, 1: vectors, 2: biases with a rate of their own
+                kind = 0 if p.dim() > 1 else 2 if own_name == "bias" and recipe.bias_lr != 1 else 1
+                label, decay, factor = (("weights", recipe.weight_decay, 1.0), ("vectors", 0.0, 1.0),
+                                        ("biases", 0.0, recipe.bias_lr))[kind]  # fmt: skip
+                new = {"params": [], "name": f"{name}.{label}" if by_layer else label, "weight_decay": decay}
+                groups.setdefault((depth * by_layer, kind), {**new, "lr": recipe.lr * factor})["params"].append(p)
     for (layer, _), group in groups.items():
-        group["lr"] = recipe.lr * recipe.layer_decay ** (depth - layer)
-    return [groups[key] for key in sorted(groups, key=lambda key: (not key[1], -key[0]))]
+        group["lr"] *= recipe.layer_decay ** (depth - layer)
+    return [groups[key] for key in sorted(groups, key=lambda key: (key[1], -key[0]))]

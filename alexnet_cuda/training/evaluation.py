@@ -13,8 +13,9 @@ from torch import Tensor
 
 from .. import __version__
 from ..data import ImageSet, source
+from ..data.augmentation import eval_transform
 from ..data.imageset import progress
-from ..data.module import ImageData, Normalise, eval_transform
+from ..data.module import ImageData, Normalise
 from ..recipe import Recipe
 
 

@@ -31,6 +31,20 @@ ALEXNET_CPU_KERNEL(max_pool_backward, PoolArguments)
 ALEXNET_CPU_KERNEL(tail_forward, TailArguments)
 ALEXNET_CPU_KERNEL(tail_backward, TailArguments)
 
+// Batch normalisation in training, channels_last: a task is kNormStrip pixels of the batch. The arrays are in the type
+// of the sums, one number per channel.
+constexpr int64_t kNormStrip = 256;
+struct NormTask : Operands {
+  bool relu = false;
+  const void *mean = nullptr, *scale = nullptr, *bias = nullptr;  // y = (x - mean) * scale + bias
+  const void *slope = nullptr, *offset = nullptr;                 // input_grad only
+  void* sums = nullptr;  // [task][sum of the first term, of the second, pivot][channel]
+};
+ALEXNET_CPU_KERNEL(batch_norm_sums, NormTask)
+ALEXNET_CPU_KERNEL(batch_norm_grad_sums, NormTask)
+ALEXNET_CPU_KERNEL(batch_norm_apply, NormTask)
+ALEXNET_CPU_KERNEL(batch_norm_input_grad, NormTask)
+
 // Winograd's algorithm works on tiles of 6x6 inputs and makes this many products for each channel and filter.
 constexpr int kWinogradProducts = 36;
 

@@ -1,0 +1,169 @@
+"""Commands on data and run folders as people have them: nothing is lost, and every failure is one sentence."""
+
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+import typer
+from PIL import Image
+from training_helpers import cli, no_report  # noqa: F401
+
+from alexnet_cuda.cli._app import Commands
+from alexnet_cuda.errors import DataError, sentence
+
+
+def write(folder, count, colour):
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(count):
+        Image.new("RGB", (18, 16), (colour, 10 * i, 7)).save(folder / f"{i}.png")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data")
+    for colour, name in ((20, b"caf\xe9"), (90, b"dog"), (200, b"eel")):
+        write(root / os.fsdecode(name), 12, colour)
+    return root
+
+
+SMALL = ["--variant", "cifar", "--max-steps", 1, "--batch-size", 4, "--workers", 0, "--accelerator", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def run(data, tmp_path_factory, no_report):  # noqa: F811
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    output = cli("train", "folder", "--data-path", data, "--output", folder, *SMALL)
+    assert "caf\\xe9" in output
+    return folder
+
+
+def test_predict_answers_for_the_pictures_that_can_be_read(run, data, tmp_path):
+    (tmp_path / "bad.png").write_bytes(b"x")
+    pictures = [tmp_path / "bad.png", data / "dog" / "1.png", tmp_path / "absent.png"]
+    answers = json.loads(cli("predict", *pictures, "--run", run, "--json", code=1))
+    assert ["top" in answer for answer in answers] == [False, True, False]
+    assert "bad.png cannot be read as an image: not an image" in answers[0]["error"]
+    output = cli("predict", *pictures, "--run", run, code=1)
+    assert "1.png" in output
+    assert "absent.png does not exist" in output
+    assert output.count("error:") == 1
+
+
+def test_evaluate_tests_all_new_pictures_and_the_same_split_of_its_own(run, data, tmp_path):
+    write(tmp_path / "test" / "dog", 7, 91)
+    for path in (tmp_path, tmp_path / "test"):
+        assert "on 7 test images" in cli("evaluate", "--run", run, "--data-path", path)
+    own = json.loads((run / "metrics.json").read_text())
+    assert f"on {own['images']['test']} test images" in cli("evaluate", "--run", run, "--data-path", data)
+    shutil.copytree(data, tmp_path / "moved")
+    output = cli("evaluate", "--run", run, "--data-path", tmp_path / "moved")
+    assert "on 36 test images" in output
+    assert "also any that the network learned from" in output
+
+
+def test_overwrite_keeps_the_old_run_until_the_new_one_stands(run, data, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "copy")
+    before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
+    values = ["train", "folder", "--data-path", data, "--output", copy, "--overwrite", *SMALL]
+    for wrong, code in ((["--devices", 9999], 2), (["--weights", tmp_path / "absent"], 1)):
+        cli(*values, *wrong, code=code)
+        assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()} == before
+    cli(*values, "--seed", 5)
+    assert (copy / "checkpoints" / "last.ckpt").read_bytes() != before[copy / "checkpoints" / "last.ckpt"]
+    assert not list(copy.glob(".*"))
+
+
+def test_foreign_checkpoints_are_not_replaced(data, tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "mine.ckpt").write_text("x")
+    values = ["train", "folder", "--data-path", data, "--output", tmp_path, "--overwrite", *SMALL]
+    assert "holds checkpoints/ but no run" in cli(*values, code=2)
+    assert (tmp_path / "checkpoints" / "mine.ckpt").read_text() == "x"
+
+
+@pytest.mark.parametrize("keep", [4, 30, -1])
+def test_a_cut_configuration_is_not_filled_with_defaults(run, tmp_path, keep):
+    copy = shutil.copytree(run, tmp_path / "copy")
+    lines = (copy / "config.yaml").read_text().splitlines(keepends=True)
+    text = "".join(lines[:keep]) if keep > 0 else "".join(lines)[:-2]
+    (copy / "config.yaml").write_text(text)
+    assert "config.yaml" in cli("train", "--resume", copy, code=2)
+    assert (copy / "config.yaml").read_text() == text
+
+
+def test_damaged_metrics_are_named(run, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "copy")
+    (copy / "metrics.json").write_bytes(b"")
+    assert "metrics.json is damaged (0 bytes, not JSON)" in cli("report", "--run", copy, code=1)
+
+
+def test_a_picture_that_a_worker_cannot_read_is_one_sentence(data, tmp_path):
+    copy = shutil.copytree(data, tmp_path / "data")
+    for path in (copy / "dog").iterdir():
+        path.write_bytes(b"x")
+    values = ["--no-verify", "--val-fraction", 0.1, *SMALL, "--workers", 1, "--epochs", 3, "--max-steps", 50]
+    output = cli("train", "folder", "--data-path", copy, "--output", tmp_path / "run", *values, code=1)
+    assert output.count("cannot be read as an image: not an image") == 1
+    assert "worker process" not in output
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "), 1, "--workers 0"),
+        (
+            RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left (28)"),
+            1,
+            "--workers 0",
+        ),
+        (KeyboardInterrupt(), 130, "stopped before the end, by Ctrl-C"),
+    ],
+)
+def test_what_ends_a_command_from_outside_is_a_sentence(monkeypatch, capsys, error, code, message):
+    def fails(self, ctx):
+        raise error
+
+    monkeypatch.setattr("typer.core.TyperGroup.invoke", fails)
+    with pytest.raises(typer.Exit) as ended:
+        Commands().invoke(None)
+    assert ended.value.exit_code == code
+    assert message in capsys.readouterr().err
+
+
+def test_the_message_of_a_worker_loses_its_traceback():
+    text = "Caught DataError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n  File\n"
+    assert sentence(DataError(f"{text}alexnet_cuda.errors.DataError: a.png is cut\n")) == "a.png is cut"
+    assert sentence(DataError("")) == "DataError"
+
+
+def test_inspect_shows_a_data_set(data, tmp_path):
+    copy = shutil.copytree(data, tmp_path / "data")
+    (copy / "dog" / "bad.png").write_bytes(b"x")
+    (copy / "dog" / "a.heic").write_bytes(b"x")
+    Image.fromarray(np.full((4, 40), 9000, np.uint16)).save(copy / "eel" / "deep.png")
+    shutil.copy(copy / "dog" / "0.png", copy / "dog" / "again.png")
+    values = ["inspect", "--data-path", copy, "--output", tmp_path / "page"]
+    found = json.loads(cli(*values, "--json"))
+    assert found["classes"] == ["caf\\xe9", "dog", "eel"]
+    assert [sum(n) for n in zip(*found["images"].values())] == [12, 13, 13]
+    assert found["modes"] == {"RGB": 37, "I;16": 1}
+    assert found["sizes"]["largest"] == [18, 16]
+    assert len(found["damaged"]) == 1
+    notes = "\n".join(found["notes"])
+    assert "left out: 1 file with the suffix .heic" in notes
+    assert "same content as another file: 1 file in all" in notes
+    page = (tmp_path / "page" / "inspect.html").read_text()
+    assert page.count("data:image/webp") > 20
+    assert "bad.png cannot be read" in page
+    output = cli(*values)
+    assert "bad.png cannot be read" in output
+    assert "mode I;16" in output
+
+
+def test_inspect_of_a_data_set_without_files(tmp_path):
+    output = cli("inspect", "digits", "--output", tmp_path)
+    assert "1,259" in output
+    assert "32 x 32" in output
+    assert "unknown key 'lr'" in " ".join(cli("inspect", "digits", "--lr", 1, code=2).split())
