@@ -49,7 +49,8 @@ def curves(rows: list[dict[str, str]], title: str) -> Figure:
             axis.legend()
     axes[0].set_ylim(bottom=0)
     axes[1].yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
-    key = next((k for k in rows[0] if k.startswith("lr")), "") if rows else ""
+    rates = [key for key in rows[0] if key.startswith("lr")] if rows else []
+    key = next((key for key in rates if key.endswith("weights")), "".join(rates[:1]))
     steps = [(int(r["step"]), float(r[key])) for r in rows if r.get(key)]
     if steps:
         axes[2].plot(*zip(*steps, strict=True), color=GREEN, marker="o" if len(steps) == 1 else "")
