@@ -172,9 +172,9 @@ GPU_DEVICE void load_window(const T* grads, const uint8_t* codes, bool has_left,
     w.code[i] = kPerWord == 1 ? c[i] : c[kPerWord * i] | static_cast<uint32_t>(c[kPerWord * i + kPerWord - 1]) << 16;
 }
 
-// NHWC; relu_lrn_max_pool2d_alexnet_nchw.cu has the other.
+// NHWC; relu_lrn_max_pool2d_alexnet_nchw.cu has the other. In float32 two blocks would spill 8 bytes on 8.0.
 template <class T>
-__global__ void __launch_bounds__(kThreads, kMinBlocks)
+__global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 1 : kMinBlocks)
     backward_nhwc_kernel(const T* __restrict__ x, const T* __restrict__ grad, const uint8_t* __restrict__ code,
                          T* __restrict__ dx, TailGeometry g, LrnConstants lrn) {
   constexpr int kPerWord = 4 / sizeof(T), kWords = (kRun + 4) / kPerWord;
