@@ -52,14 +52,19 @@ class Launch:
 
 @dataclass
 class Work:
-    """A kernel: file, function and flags of its template; `launch(size, channels_last, channels, height, width)`."""
+    """A kernel: `launch(size, channels_last, channels, height, width)`, and parts of its symbol, or of its symbols in
+    NHWC and NCHW. {T} stands for the dtype, {nhwc} for that flag of a template, {parity} for what 16-bit planes with an
+    odd number of elements have."""
 
     title: str
-    file: str
-    function: str
     launch: object
-    flags: tuple[bool, ...] = ()
-    by_format: bool = False  # a function per memory format instead of a flag
+    symbols: tuple[str, ...]
+
+    def symbol(self, mangled: str, size: int, channels_last: bool) -> re.Pattern[str]:
+        text = self.symbols[0 if channels_last else -1]
+        parity = f"LN.*6ParityE{2 if size == 2 and not channels_last else 0}E"
+        return re.compile(text.replace("{T}", f"_kernelI{mangled}").replace("{nhwc}", f"Lb{int(channels_last)}E")
+                          .replace("{parity}", parity) + "E")  # fmt: skip
 
 
 def strip_rows(threads: float, rows: int, per_warp: int = 1) -> int:
@@ -79,11 +84,11 @@ def traffic(size: int, c: int, h: int, w: int, full: int, quarter: int, codes: b
 def pooling(backward: bool, codes: bool = True):
     def launch(size: int, channels_last: bool, c: int, h: int, w: int) -> Launch:
         columns, rows = (ceil(w / 2), ceil(h / 2)) if backward else (pooled(w), pooled(h))
-        units, runs = (BATCH, c * size // 16) if channels_last else (BATCH * c // (1 if backward else 4 // size), 1)
-        threads = units * columns * runs
+        # in NCHW a thread has two columns, and a plane or, of 16-bit elements, two
+        of_image = columns * (c * size // 16) if channels_last else ceil(columns / 2) * (c * size // 4)
+        threads = BATCH * of_image
         strip = strip_rows(threads, rows)
-        unrolled = 2 if backward and not channels_last else 1
-        return Launch(threads / 32 * ceil(rows / strip), strip / unrolled, traffic(size, c, h, w, 1, 1, codes))
+        return Launch(threads / 32 * ceil(rows / strip), strip, traffic(size, c, h, w, 1, 1, codes))
 
     return launch
 
@@ -99,6 +104,8 @@ def normalisation(tensors: int):
 def tail(backward: bool, codes: bool = True):
     def launch(size: int, channels_last: bool, c: int, h: int, w: int) -> Launch:
         pairs, rows = (ceil(w / 2), ceil(h / 2)) if backward else (pooled(w), pooled(h))
+        if backward and not channels_last:  # a thread goes through all channels of four pixels
+            return Launch(BATCH * pairs * rows / 32, c / 8, traffic(size, c, h, w, 2, 1, codes))
         shared, lanes, runs = (0 if backward else 1), (8 if channels_last else 32), (4 if channels_last else 1)
         row_lanes = 8
         while row_lanes < min(lanes, pairs + shared):
@@ -111,17 +118,19 @@ def tail(backward: bool, codes: bool = True):
     return launch
 
 
-POOL, LRN, TAIL = "max_pool2d_3x3s2", "local_response_norm", "relu_lrn_max_pool2d_alexnet"
+POOL, LRN, TAIL = r"_max_pool2d_3x3s2_cu_.*\d", r"_local_response_norm_cu_.*\d", r"_relu_lrn_max_pool2d_alexnet_cu_.*\d"
+POOL_BACKWARD, TAIL_NCHW = POOL.replace("_cu", "_backward_cu"), TAIL.replace("_cu", "_nchw_cu")
 WORK = (
-    Work("max_pool2d forward, inference", POOL, "forward_3x3s2", pooling(False, False), (False, False)),
-    Work("max_pool2d forward", POOL, "forward_3x3s2", pooling(False), (True, False)),
-    Work("max_pool2d backward", POOL, "backward_3x3s2", pooling(True)),
-    Work("local_response_norm forward", LRN, "forward", normalisation(2), by_format=True),
-    Work("local_response_norm backward", LRN, "backward", normalisation(3), by_format=True),
-    Work("relu_lrn_max_pool2d forward, inference", TAIL, "forward", tail(False, False), (False,)),
-    Work("relu_lrn_max_pool2d forward", TAIL, "forward", tail(False), (True,)),
-    Work("relu_lrn_max_pool2d backward", TAIL, "backward", tail(True)),
-)
+    Work("max_pool2d forward, inference", pooling(False, False), (POOL + "forward_3x3s2{T}{nhwc}Lb0ELb0E{parity}",)),
+    Work("max_pool2d forward", pooling(False), (POOL + "forward_3x3s2{T}{nhwc}Lb1ELb0E{parity}",)),
+    Work("max_pool2d backward", pooling(True), (POOL_BACKWARD + "backward_3x3s2_nhwc{T}",
+                                                POOL_BACKWARD + "backward_3x3s2_nchw{T}{parity}")),
+    Work("local_response_norm forward", normalisation(2), (LRN + "forward_nhwc{T}", LRN + "forward_nchw{T}")),
+    Work("local_response_norm backward", normalisation(3), (LRN + "backward_nhwc{T}", LRN + "backward_nchw{T}")),
+    Work("relu_lrn_max_pool2d forward, inference", tail(False, False), (TAIL + "forward{T}{nhwc}Lb0E",)),
+    Work("relu_lrn_max_pool2d forward", tail(False), (TAIL + "forward{T}{nhwc}Lb1E",)),
+    Work("relu_lrn_max_pool2d backward", tail(True), (TAIL + "backward_nhwc{T}", TAIL_NCHW + "backward_nchw{T}Lb1E")),
+)  # fmt: skip
 
 
 def instructions(code: str) -> list[tuple[int, str, str, int | None]]:
@@ -175,9 +184,7 @@ def rows(library: Path) -> Iterator[tuple[str, ...]]:
         for dtype, (mangled, size) in TYPES.items():
             for channels_last in (True, False):
                 layout = "nhwc" if channels_last else "nchw"
-                name = f"{work.function}_{layout}_kernel" if work.by_format else f"{work.function}_kernel"
-                flags = "".join(f"Lb{int(f)}E" for f in (() if work.by_format else (channels_last, *work.flags)))
-                wanted = re.compile(rf"_{work.file}_cu_.*\d{name}I{mangled}{flags}E")
+                wanted = work.symbol(mangled, size, channels_last)
                 outside, loop = path(next(code for symbol, code in functions.items() if wanted.search(symbol)))
                 cells = [work.title, dtype, layout.upper(), accesses(outside + loop, "LDG"),
                          accesses(outside + loop, "STG")]  # fmt: skip

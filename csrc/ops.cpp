@@ -55,8 +55,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(ALEXNET_CUDA_NAMESPACE, m) {
       "bool conv_ceil_mode, int order, " LRN ", " POOL ", bool ceil_mode, bool save) -> (Tensor, Tensor, Tensor)");
 }
 
-// Torch's flag has no C interface, so the Python package replaces this with a function that reads it; a process without
-// Python has the flag's default.
+// Torch's flag has no C interface (none of the headers of the stable ABI names it, up to 2.14), so the Python package
+// replaces this with a function that reads it; a process without Python has the flag's default. As an argument of the
+// operators it would become a constant of compiled and exported graphs, which would not follow the flag.
 STABLE_TORCH_LIBRARY_IMPL(ALEXNET_CUDA_NAMESPACE, CompositeImplicitAutograd, m) {
   m.impl("_allows_tf32", TORCH_BOX(&allows_tf32_by_default));
 }

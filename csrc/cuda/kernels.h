@@ -23,6 +23,7 @@ gpu::error_t launch_relu_lrn_max_pool2d_backward(const TailArguments& args, gpu:
 bool has_alexnet_tail(const TailArguments& args);
 gpu::error_t launch_alexnet_tail(const TailArguments& args, gpu::stream_t stream);
 gpu::error_t launch_alexnet_tail_backward(const TailArguments& args, gpu::stream_t stream);
+gpu::error_t launch_alexnet_tail_backward_nchw(const TailArguments& args, gpu::stream_t stream);
 
 // The geometry that the convolution kernels are made for: AlexNet's first layer, without groups. The forward applies
 // ReLU if ConvArguments::relu.

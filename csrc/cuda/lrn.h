@@ -150,13 +150,14 @@ GPU_DEVICE void gradient_terms(const float* x, const float* g, const LrnConstant
   }
 }
 
-// dx of a run from its x and direct terms, and from t of channels c - 2 .. c + 9.
+// dx of n channels from their x and direct terms, and from t, which begins two channels before them and ends two after.
+template <int n>
 GPU_DEVICE void finish_gradients(const float* x, const float* direct, const float* t, const LrnConstants& lrn,
-                                 float (&dx)[kRun]) {
-  float sum[kRun];
+                                 float (&dx)[n]) {
+  float sum[n];
   window_sums(sum, [&](int i) { return t[i]; }, [&](int i, float s) { return s + t[i]; });
 #pragma unroll
-  for (int i = 0; i < kRun; ++i) dx[i] = fmaf(-1.5f * lrn.alpha * x[i], sum[i], direct[i]);  // 2 beta = 1.5
+  for (int i = 0; i < n; ++i) dx[i] = fmaf(-1.5f * lrn.alpha * x[i], sum[i], direct[i]);  // 2 beta = 1.5
 }
 
 // The eight gradients of a run, from x of channels c - 4 .. c + 11 and g of c - 2 .. c + 9, both 0 outside the group.

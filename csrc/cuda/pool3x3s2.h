@@ -2,11 +2,12 @@
 // fused ones for these settings; pool.h has the rules, and the kernels for all other settings.
 //
 // A thread goes down a strip: some output columns (backward: pairs of columns of dx) of some channels, row by row. What
-// two windows share of a column is loaded once and kept in registers.
+// two windows share is loaded once and kept in registers.
 //
 // The trick: elements stay packed, two of 16 bits in a word. A maximum costs one instruction for both. The position of
 // a window's maximum follows from comparisons of the results: the first row whose maximum is the window's, and in it
-// the first column that equals it. So the first of equal values wins. NaN equals nothing and takes a path of its own.
+// the first column that equals it. So the first of equal values wins. NaN equals nothing: a strip that
+// met one finds its positions again by comparing one after the other.
 #pragma once
 
 #include "pool.h"
@@ -27,6 +28,59 @@ inline bool is_pool3x3s2(const Pool& pool) {
 // Whether the last window hangs over the edge (ceil_mode); it does so by one row or column.
 inline bool overhangs(const Pool& pool) {
   return 2 * pool.out_height + 1 > pool.height || 2 * pool.out_width + 1 > pool.width;
+}
+
+// How a batch is cut into strips. A unit is an image in NHWC; in NCHW a plane or, of 16-bit elements, two. blockIdx.y
+// counts the strips of a column, blockIdx.x and threadIdx.x cover the rest.
+struct Strips {
+  int64_t first_unit;
+  uint32_t items;      // threads at work: units x columns (backward: pairs; in NCHW two of either) x channel runs
+  int per_unit, runs;  // items of a unit; runs of 16 bytes of a pixel's channels in NHWC, else 1
+  int channels, height, width, out_height, out_width;
+  int rows;  // output rows (backward: pairs of rows) of a strip
+};
+
+// Where the rows of a pair of planes begin in words that are aligned: plane 0 has an even number of elements before it,
+// plane 1 an image's.
+enum Parity { kEvenWidth, kOddWidth, kOddSize };  // width even; width odd, height even; both odd
+constexpr int shift_of(Parity parity, int plane, int odd_row) {
+  return parity == kEvenWidth ? 0 : parity == kOddWidth ? odd_row : plane ^ odd_row;
+}
+
+// Calls launch(strips, grid) until all items of `columns` x `rows` (backward: of pairs of them) are done.
+template <class Launch>
+gpu::error_t launch_strips(const PoolArguments& args, int columns, int rows, Launch launch) {
+  const Images& images = args.images;
+  const Pool& p = args.pool;
+  const int size = images.dtype == DType::kFloat ? 4 : 2;
+  const int runs = images.channels_last ? static_cast<int>(images.channels) * size / 16 : 1;
+  const int64_t units = images.channels_last ? images.count : images.count * images.channels * size / 4;
+  if (!images.channels_last) columns = divide_up(columns, 2);  // a thread has two
+  return for_each_batch(units, int64_t{columns} * runs, [&](int64_t first, int64_t count) {
+    const int64_t items = count * columns * runs;
+    const int strip = strip_rows(items, rows);
+    const Strips strips = {first,
+                           static_cast<uint32_t>(items),
+                           columns * runs,
+                           runs,
+                           static_cast<int>(images.channels),
+                           static_cast<int>(p.height),
+                           static_cast<int>(p.width),
+                           static_cast<int>(p.out_height),
+                           static_cast<int>(p.out_width),
+                           strip};
+    return launch(strips, dim3(divide_up(items, kThreads), divide_up(rows, strip)));
+  });
+}
+
+// body(integral constant of the planes' Parity), which matters to 16-bit elements in NCHW.
+template <class T, bool kNhwc, class Body>
+gpu::error_t dispatch_parity(const Pool& p, Body body) {
+  if constexpr (!kNhwc && sizeof(T) == 2) {
+    if (p.width % 2 && p.height % 2) return body(std::integral_constant<Parity, kOddSize>{});
+    if (p.width % 2) return body(std::integral_constant<Parity, kOddWidth>{});
+  }
+  return body(std::integral_constant<Parity, kEvenWidth>{});
 }
 
 // The same 16 bits (or 32 of a float) for every element of a word.
@@ -62,10 +116,9 @@ GPU_DEVICE void pool_rows(const WindowRow<T, n> (&row)[3], uint32_t (&value)[n])
     value[i] = gpu::max_nan<T>(gpu::max_nan<T>(row[0].maximum[i], row[1].maximum[i]), row[2].maximum[i]);
 }
 
-// The positions of these maxima in their windows, one per element of a word.
+// The positions of these maxima in their windows, one per element of a word; of a window with NaN it has no meaning.
 template <class T, int n>
 GPU_DEVICE void find_codes(const WindowRow<T, n> (&row)[3], const uint32_t (&value)[n], uint32_t (&code)[n]) {
-  uint32_t largest = value[0];  // NaN if any of them is
 #pragma unroll
   for (int i = 0; i < n; ++i) {
     const uint32_t first = gpu::equal_mask<T>(row[0].maximum[i], value[i]);
@@ -77,160 +130,72 @@ GPU_DEVICE void find_codes(const WindowRow<T, n> (&row)[3], const uint32_t (&val
     // 0, 3 or 6 for the row; 0, 1 or 2 for the column.
     code[i] = (((second & repeated<T>(5)) ^ repeated<T>(6)) & ~first) +
               (((middle & repeated<T>(3)) ^ repeated<T>(2)) & ~left);
-    if (i > 0) largest = gpu::max_nan<T>(largest, value[i]);
-  }
-  if (__builtin_expect(gpu::equal_mask<T>(largest, largest) != ~0u, 0)) {  // the last NaN of a window is its maximum
-    gpu::rare_branch();
-#pragma unroll
-    for (int i = 0; i < n; ++i)
-#pragma unroll
-      for (int k = 0; k < 9; ++k) {
-        const uint32_t v = row[k / 3].column[k % 3][i];
-        code[i] = select(gpu::equal_mask<T>(v, v), code[i], repeated<T>(k));
-      }
   }
 }
 
 // ---- backward ------------------------------------------------------------------------------------------------------
 
-// n channels of a window: the gradient, and the position of the maximum, of each. A window outside the image has no
+// n words of a window: gradients, and the positions of the maxima, as wide as these. One without values has no
 // gradient.
 template <class T, int n>
 struct Window {
-  gpu::Vec<T, n> grad = {};
-  gpu::Vec<uint8_t, n> code = {};
+  uint32_t grad[n] = {}, code[n] = {};
 
-  GPU_DEVICE void load(const T* grads, const uint8_t* codes) {
-    grad = *reinterpret_cast<const gpu::Vec<T, n>*>(grads);
-    code = *reinterpret_cast<const gpu::Vec<uint8_t, n>*>(codes);
+  // Word i of the gradients, without those whose maximum was not at this position. (16-bit positions are compared as
+  // subnormal halfs.)
+  GPU_DEVICE uint32_t at(int position, int i) const {
+    if constexpr (sizeof(T) == 4) return static_cast<int>(code[i]) == position ? grad[i] : 0;
+    return grad[i] & gpu::equal_mask<gpu::half>(code[i], repeated<T>(position));
   }
-  // The gradient of channel i if its maximum was at this position.
-  GPU_DEVICE float at(int position, int i) const { return code.v[i] == position ? gpu::to_float(grad.v[i]) : 0.f; }
-};
-template <class T>
-struct Window<T, 1> {  // in whole registers
-  float grad = 0;
-  int code = 0;
-
-  GPU_DEVICE void load(const T* grads, const uint8_t* codes) {
-    grad = gpu::to_float(*grads);
-    code = *codes;
-  }
-  GPU_DEVICE float at(int position, int) const { return code == position ? grad : 0.f; }
 };
 
-// The four windows that cover a quad (rows 2 quad and 2 quad + 1, columns 2 pair and 2 pair + 1 of dx): those in pooled
-// rows quad - 1 and quad, columns pair - 1 and pair.
-template <class T, int n>
+// The windows that cover quads side by side, a quad being 2x2 pixels of x: quad q lies in the pooled columns q and q +
+// 1 of these, in the last pooled row and in this one.
+template <class T, int n, int kQuads = 1>
 struct CoveringWindows {
-  const T* grad;  // row `next`, column `pair`
-  const uint8_t* code;
-  int row, channels, next;
-  unsigned left_rows, right_rows;  // of columns pair - 1 and pair: the pooled height, or 0 outside the image
-  Window<T, n> window[2][2];
+  Window<T, n> window[2][kQuads + 1];
 
-  GPU_DEVICE CoveringWindows(const T* image, const uint8_t* codes, int out_height, int out_width, int channels,
-                             int quad, int pair)
-      : row(out_width * channels),
-        channels(channels),
-        next(quad - 1),
-        left_rows(pair > 0 && pair <= out_width ? out_height : 0),
-        right_rows(pair < out_width ? out_height : 0) {
-    grad = image + (next * row + pair * channels);
-    code = codes + (next * row + pair * channels);
+  // Moves one pooled row down. load(column, window) reads a window of it, if exists(column).
+  template <class Exists, class Load>
+  GPU_DEVICE void advance(Exists exists, Load load) {
+#pragma unroll
+    for (int k = 0; k <= kQuads; ++k) {
+      window[0][k] = window[1][k];
+      window[1][k] = {};
+      if (exists(k)) load(k, window[1][k]);
+    }
   }
-  // Moves one row down.
-  GPU_DEVICE void load_next() {
-    window[0][0] = window[1][0];
-    window[0][1] = window[1][1];
-    window[1][0] = window[1][1] = {};
-    if (static_cast<unsigned>(next) < left_rows) window[1][0].load(grad - channels, code - channels);
-    if (static_cast<unsigned>(next) < right_rows) window[1][1].load(grad, code);
-    grad += row;
-    code += row;
-    ++next;
-  }
-  // quad[y][x][i]: sums in the order of the windows.
-  GPU_DEVICE void gather(float (&quad)[2][2][n]) const {
+  // Pixel k of quad q, word i: sum(words...) of what its windows give it, in their order.
+  template <class Sum>
+  GPU_DEVICE auto gather(int q, int k, int i, Sum sum) const {
     const auto& w = window;
-#pragma unroll
-    for (int i = 0; i < n; ++i) {
-      quad[0][0][i] = w[0][0].at(8, i) + w[0][1].at(6, i) + w[1][0].at(2, i) + w[1][1].at(0, i);
-      quad[0][1][i] = w[0][1].at(7, i) + w[1][1].at(1, i);
-      quad[1][0][i] = w[1][0].at(5, i) + w[1][1].at(3, i);
-      quad[1][1][i] = w[1][1].at(4, i);
-    }
+    return k == 0   ? sum(w[0][q].at(8, i), w[0][q + 1].at(6, i), w[1][q].at(2, i), w[1][q + 1].at(0, i))
+           : k == 1 ? sum(w[0][q + 1].at(7, i), w[1][q + 1].at(1, i))
+           : k == 2 ? sum(w[1][q].at(5, i), w[1][q + 1].at(3, i))
+                    : sum(w[1][q + 1].at(4, i));
   }
 };
 
-// Stores n channels of columns 2 pair and 2 pair + 1 of two rows of dx, again and again two rows further down. In NCHW
-// (n = 1) two elements go with one store: where these are not aligned, each lane stores its left element together with
-// the right one of the lane before. All lanes of a warp must call it, neighbouring lanes with neighbouring pairs.
-template <class T, int n>
-struct QuadStore {
-  T* at;
-  int row, channels, lines_left;
-  bool active, has_right;
-
-  GPU_DEVICE QuadStore(T* image, int height, int width, int channels, int quad, int pair, bool active)
-      : at(image + (2 * quad * width + 2 * pair) * channels),
-        row(width * channels),
-        channels(channels),
-        lines_left(height - 2 * quad),
-        active(active),
-        has_right(2 * pair + 1 < width) {}
-
-  GPU_DEVICE void operator()(const float (&quad)[2][2][n]) {
-    using Pixel = gpu::Vec<T, n>;
-#pragma unroll
-    for (int y = 0; y < 2; ++y) {
-      Pixel left, right;
-#pragma unroll
-      for (int i = 0; i < n; ++i) {
-        left.v[i] = gpu::from_float<T>(quad[y][0][i]);
-        right.v[i] = gpu::from_float<T>(quad[y][1][i]);
-      }
-      if (!active || y >= lines_left) continue;
-      *reinterpret_cast<Pixel*>(at + y * row) = left;
-      if (has_right) *reinterpret_cast<Pixel*>(at + (y * row + channels)) = right;
-    }
-    at += 2 * row;
-    lines_left -= 2;
-  }
-};
+// Element `which` of a word as a float.
 template <class T>
-struct QuadStore<T, 1> {
-  T* at[2];                                     // the aligned pair of either row
-  bool shifted[2], both[2], left[2], right[2];  // what this lane stores of a row: a pair, or a single element
-  int two_rows, lines_left;
+GPU_DEVICE float element(uint32_t word, int which) {
+  if constexpr (sizeof(T) == 4)
+    return __uint_as_float(word);
+  else
+    return gpu::unpack<T>(word, which);
+}
 
-  GPU_DEVICE QuadStore(T* image, int height, int width, int, int quad, int pair, bool active)
-      : two_rows(2 * width), lines_left(height - 2 * quad) {
-    const bool has_right = 2 * pair + 1 < width, is_first = pair == 0 || threadIdx.x % 32 == 0;
-    const bool is_last = 2 * pair + 2 >= width || threadIdx.x % 32 == 31;
-#pragma unroll
-    for (int y = 0; y < 2; ++y) {
-      T* const own = image + ((2 * quad + y) * width + 2 * pair);
-      shifted[y] = reinterpret_cast<uintptr_t>(own) % (2 * sizeof(T)) != 0;
-      at[y] = own - shifted[y];
-      both[y] = active && (shifted[y] ? !is_first : has_right);
-      left[y] = active && !both[y];
-      right[y] = active && shifted[y] && is_last && has_right;
-    }
-  }
-  GPU_DEVICE void operator()(const float (&quad)[2][2][1]) {
-#pragma unroll
-    for (int y = 0; y < 2; ++y) {
-      const float before = __shfl_sync(~0u, quad[y][1][0], (threadIdx.x + 31) % 32);
-      const float low = shifted[y] ? before : quad[y][0][0], high = shifted[y] ? quad[y][0][0] : quad[y][1][0];
-      if (y < lines_left) {
-        if (both[y]) *reinterpret_cast<gpu::Vec2<T>*>(at[y]) = {gpu::from_float<T>(low), gpu::from_float<T>(high)};
-        if (left[y]) at[y][shifted[y]] = gpu::from_float<T>(quad[y][0][0]);
-        if (right[y]) at[y][2] = gpu::from_float<T>(quad[y][1][0]);
-      }
-      at[y] += two_rows;
-    }
-    lines_left -= 2;
+// Sums of words, element by element, rounded once.
+template <class T>
+struct SumWords {
+  GPU_DEVICE uint32_t operator()(uint32_t a) const { return a; }
+  GPU_DEVICE uint32_t operator()(uint32_t a, uint32_t b) const { return gpu::add<T>(a, b); }
+  GPU_DEVICE uint32_t operator()(uint32_t a, uint32_t b, uint32_t c, uint32_t d) const {
+    const auto sum = [&](int i) { return element<T>(a, i) + element<T>(b, i) + element<T>(c, i) + element<T>(d, i); };
+    if constexpr (sizeof(T) == 4)
+      return __float_as_uint(sum(0));
+    else
+      return gpu::pack<T>(sum(0), sum(1));
   }
 };
 

@@ -86,6 +86,21 @@ GPU_DEVICE uint32_t max_nan(uint32_t a, uint32_t b) {
   return r;
 }
 
+// The sum, rounded once, of floats or element by element of two packed pairs.
+template <class T>
+GPU_DEVICE uint32_t add(uint32_t a, uint32_t b) {
+  if constexpr (std::is_same_v<T, half>) {
+    const __half2 sum = __hadd2(reinterpret_cast<const __half2&>(a), reinterpret_cast<const __half2&>(b));
+    return reinterpret_cast<const uint32_t&>(sum);
+  } else if constexpr (std::is_same_v<T, bfloat16>) {
+    const __nv_bfloat162 sum =
+        __hadd2(reinterpret_cast<const __nv_bfloat162&>(a), reinterpret_cast<const __nv_bfloat162&>(b));
+    return reinterpret_cast<const uint32_t&>(sum);
+  } else {
+    return __float_as_uint(__uint_as_float(a) + __uint_as_float(b));
+  }
+}
+
 // All ones for an element that equals its counterpart (+0 equals -0, NaN nothing), else zeros. Of floats, or element by
 // element of two packed pairs.
 template <class T>

@@ -1,6 +1,7 @@
 // ReLU, local response normalisation and max pooling in one kernel, forward and backward, for AlexNets' settings: a
 // window of 5 channels and beta of 3/4 (lrn.h), then 3x3 pooling with stride 2 and no padding (pool3x3s2.h). Other
-// settings take the kernels of relu_lrn_max_pool2d.cu.
+// settings take the kernels of relu_lrn_max_pool2d.cu, the backward in NCHW that of
+// relu_lrn_max_pool2d_alexnet_nchw.cu.
 //
 // Memory: a thread has two neighbouring columns of x and 8 channels, and goes down a strip of the image two rows at a
 // time with everything in registers. It reads its channels and two (backward: four) on either side; neighbouring
@@ -53,21 +54,6 @@ struct TailThread {
   }
 };
 
-// v = channels c - kSide .. c + 7 + kSide of a pixel, from the place of its channel c; zeros outside the group.
-template <int kSide, bool kNhwc, class T, bool kThreadNhwc>
-GPU_DEVICE void load_channels(const T* x, int plane, const TailThread<kThreadNhwc>& thread,
-                              float (&v)[kRun + 2 * kSide]) {
-  if constexpr (kNhwc) {
-    load_run<kSide>(x, thread.has_left, thread.has_right, v);
-  } else {
-#pragma unroll
-    for (int i = 0; i < kRun + 2 * kSide; ++i) {
-      const bool inside = i < kSide ? thread.has_left : i < kSide + kRun || thread.has_right;
-      v[i] = inside ? gpu::to_float(x[(i - kSide) * plane]) : 0.f;
-    }
-  }
-}
-
 // ---- forward -------------------------------------------------------------------------------------------------------
 
 // What is compared are the bits of normalised values. Different zeros are not told apart by it correctly, nor which of
@@ -96,9 +82,15 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
 #pragma unroll
     for (int k = 0; k < 2; ++k) {
       float in[kRun + 4];
-      load_channels<2, kNhwc>(columns[k] + offset, plane, thread, in);
+      if constexpr (kNhwc) load_run<2>(columns[k] + offset, thread.has_left, thread.has_right, in);
 #pragma unroll
-      for (int i = 0; i < kRun + 4; ++i) in[i] = g.relu_first ? relu(in[i]) : in[i];
+      for (int i = 0; i < kRun + 4; ++i) {
+        if constexpr (!kNhwc) {
+          const bool inside = i < 2 ? thread.has_left : i < kRun + 2 || thread.has_right;
+          in[i] = inside ? gpu::to_float(columns[k][offset + (i - 2) * plane]) : 0.f;
+        }
+        in[i] = g.relu_first ? relu(in[i]) : in[i];
+      }
       normalise_run(in, lrn, v[k]);
     }
   };
@@ -155,103 +147,68 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
 
 // ---- backward ------------------------------------------------------------------------------------------------------
 
-// Gradients and positions of channels c - 2 .. c + 9 of a window, the positions as wide as the gradients: one float or
-// two 16-bit elements to a word.
-template <class T, bool kNhwc>
-struct RunWindow {
-  static constexpr int kPerWord = 4 / sizeof(T), kWords = (kRun + 4) / kPerWord;
-  uint32_t grad[kWords] = {}, code[kWords] = {};
-
-  GPU_DEVICE void load(const T* grads, const uint8_t* codes, int plane, const TailThread<kNhwc>& thread) {
-    T g[kRun + 4] = {};
-    uint8_t c[kRun + 4] = {};
-    const auto copy = [&](auto count, int first) {  // of some channels
-      constexpr int n = decltype(count)::value;
-      if constexpr (kNhwc) {
-        const auto from = *reinterpret_cast<const gpu::Vec<T, n>*>(grads + (first - 2));
-        const auto from_codes = *reinterpret_cast<const gpu::Vec<uint8_t, n>*>(codes + (first - 2));
+// w = channels c - 2 .. c + 9 of a window in NHWC, from the place of its channel c.
+template <class T, int n>
+GPU_DEVICE void load_window(const T* grads, const uint8_t* codes, bool has_left, bool has_right, Window<T, n>& w) {
+  constexpr int kPerWord = 4 / sizeof(T);
+  T g[kRun + 4] = {};
+  uint8_t c[kRun + 4] = {};
+  const auto copy = [&](auto count, int first) {  // of some channels
+    constexpr int m = decltype(count)::value;
+    const auto from = *reinterpret_cast<const gpu::Vec<T, m>*>(grads + (first - 2));
+    const auto from_codes = *reinterpret_cast<const gpu::Vec<uint8_t, m>*>(codes + (first - 2));
 #pragma unroll
-        for (int i = 0; i < n; ++i) {
-          g[first + i] = from.v[i];
-          c[first + i] = from_codes.v[i];
-        }
-      } else {
-#pragma unroll
-        for (int i = 0; i < n; ++i) {
-          g[first + i] = grads[(first - 2 + i) * plane];
-          c[first + i] = codes[(first - 2 + i) * plane];
-        }
-      }
-    };
-    if (thread.has_left) copy(std::integral_constant<int, 2>{}, 0);
-    copy(std::integral_constant<int, kRun>{}, 2);
-    if (thread.has_right) copy(std::integral_constant<int, 2>{}, kRun + 2);
-    memcpy(grad, g, sizeof(grad));
-#pragma unroll
-    for (int i = 0; i < kWords; ++i)
-      code[i] = kPerWord == 1 ? c[i] : c[kPerWord * i] | static_cast<uint32_t>(c[kPerWord * i + kPerWord - 1]) << 16;
-  }
-  // Word i of the gradients, without those whose maximum was not at this position. (16-bit positions are compared as
-  // subnormal halfs.)
-  GPU_DEVICE uint32_t at(int position, int i) const {
-    if constexpr (kPerWord == 1) return static_cast<int>(code[i]) == position ? grad[i] : 0;
-    return grad[i] & gpu::equal_mask<gpu::half>(code[i], repeated<T>(position));
-  }
-};
-
-// float32 in NCHW needs more than 128 registers.
-template <class T, bool kNhwc>
-__global__ void __launch_bounds__(kThreads, sizeof(T) == 4 && !kNhwc ? 1 : kMinBlocks)
-    backward_kernel(const T* __restrict__ x, const T* __restrict__ grad, const uint8_t* __restrict__ code,
-                    T* __restrict__ dx, TailGeometry g, LrnConstants lrn) {
-  const TailThread<kNhwc> thread(g);
-  if (!thread.active) return;
-  const int plane = g.height * g.width, out_plane = g.out_height * g.out_width, step = kNhwc ? g.channels : 1;
-  const int64_t at = thread.image * g.channels * plane + thread.channel * (kNhwc ? 1 : plane);
-  const int64_t from = thread.image * g.channels * out_plane + thread.channel * (kNhwc ? 1 : out_plane);
-  // The windows that cover the two columns, in the last pooled row and in this one.
-  RunWindow<T, kNhwc> window[2][2];
-  const auto load_windows = [&](int oy) {
-#pragma unroll
-    for (int k = 0; k < 2; ++k) {
-      window[0][k] = window[1][k];
-      window[1][k] = {};
-      const int ox = thread.pair - 1 + k;
-      if (static_cast<unsigned>(oy) >= static_cast<unsigned>(g.out_height) ||
-          static_cast<unsigned>(ox) >= static_cast<unsigned>(g.out_width))
-        continue;
-      const int64_t offset = from + (oy * g.out_width + ox) * step;
-      window[1][k].load(grad + offset, code + offset, out_plane, thread);
+    for (int i = 0; i < m; ++i) {
+      g[first + i] = from.v[i];
+      c[first + i] = from_codes.v[i];
     }
   };
+  if (has_left) copy(std::integral_constant<int, 2>{}, 0);
+  copy(std::integral_constant<int, kRun>{}, 2);
+  if (has_right) copy(std::integral_constant<int, 2>{}, kRun + 2);
+  memcpy(w.grad, g, sizeof(w.grad));
+#pragma unroll
+  for (int i = 0; i < n; ++i)
+    w.code[i] = kPerWord == 1 ? c[i] : c[kPerWord * i] | static_cast<uint32_t>(c[kPerWord * i + kPerWord - 1]) << 16;
+}
+
+// NHWC; relu_lrn_max_pool2d_alexnet_nchw.cu has the other. In float32 two blocks would spill 8 bytes on 8.0.
+template <class T>
+__global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 1 : kMinBlocks)
+    backward_nhwc_kernel(const T* __restrict__ x, const T* __restrict__ grad, const uint8_t* __restrict__ code,
+                         T* __restrict__ dx, TailGeometry g, LrnConstants lrn) {
+  constexpr int kPerWord = 4 / sizeof(T), kWords = (kRun + 4) / kPerWord;
+  const TailThread<true> thread(g);
+  if (!thread.active) return;
+  const int64_t at = thread.image * g.channels * (g.height * g.width) + thread.channel;
+  const int64_t from = thread.image * g.channels * (g.out_height * g.out_width) + thread.channel;
+  CoveringWindows<T, kWords> windows;
+  const auto load_row = [&](int oy) {
+    const auto exists = [&](int k) {
+      return static_cast<unsigned>(oy) < static_cast<unsigned>(g.out_height) &&
+             static_cast<unsigned>(thread.pair - 1 + k) < static_cast<unsigned>(g.out_width);
+    };
+    windows.advance(exists, [&](int k, Window<T, kWords>& w) {
+      const int64_t offset = from + (oy * g.out_width + thread.pair - 1 + k) * g.channels;
+      load_window(grad + offset, code + offset, thread.has_left, thread.has_right, w);
+    });
+  };
   int quad = thread.strip * g.rows;
-  load_windows(quad - 1);
+  load_row(quad - 1);
 #pragma unroll 1
   for (int n = 0; n < g.rows; ++n, ++quad) {
-    load_windows(quad);
-    const auto& w = window;
+    load_row(quad);
 #pragma unroll
     for (int k = 0; k < 4; ++k) {  // the four pixels of two rows and columns
       const int row = 2 * quad + k / 2, column = 2 * thread.pair + k % 2;
       if (row >= g.height || column >= g.width) continue;
-      const int64_t pixel = at + (row * g.width + column) * step;
+      const int64_t pixel = at + (row * g.width + column) * g.channels;
       float in[kRun + 8], sums[kRun + 4], out[kRun];
-      load_channels<4, kNhwc>(x + pixel, plane, thread, in);
+      load_run<4>(x + pixel, thread.has_left, thread.has_right, in);
 #pragma unroll
       for (int i = 0; i < kRun + 4; ++i) {
-        using Window = RunWindow<T, kNhwc>;
-        const int word = i / Window::kPerWord;
-        const auto value = [&](uint32_t of_word) {
-          if constexpr (sizeof(T) == 4)
-            return __uint_as_float(of_word);
-          else
-            return gpu::unpack<T>(of_word, i % Window::kPerWord);
-        };
-        sums[i] = k == 0   ? value(w[0][0].at(8, word)) + value(w[0][1].at(6, word)) + value(w[1][0].at(2, word)) +
-                                 value(w[1][1].at(0, word))
-                  : k == 1 ? value(w[0][1].at(7, word)) + value(w[1][1].at(1, word))
-                  : k == 2 ? value(w[1][0].at(5, word)) + value(w[1][1].at(3, word))
-                           : value(w[1][1].at(4, word));
+        const auto sum = [&](auto... words) { return (element<T>(words, i % kPerWord) + ...); };
+        sums[i] = windows.gather(0, k, i / kPerWord, sum);
         // A pooled value is positive exactly if its x is.
         if (!g.relu_first) sums[i] = relu_gradient(in[i + 2], sums[i]);
       }
@@ -262,12 +219,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 && !kNhwc ? 1 : kMinB
       differentiate_run(in, sums, lrn, out);
 #pragma unroll
       for (int i = 0; i < kRun; ++i) out[i] = g.relu_first ? relu_gradient(in[i + 4], out[i]) : out[i];
-      if constexpr (kNhwc) {
-        store_run(dx + pixel, out);
-      } else {
-#pragma unroll
-        for (int i = 0; i < kRun; ++i) dx[pixel + i * plane] = gpu::from_float<T>(out[i]);
-      }
+      store_run(dx + pixel, out);
     }
   }
 }
@@ -277,7 +229,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 && !kNhwc ? 1 : kMinB
 // launch(geometry, grid) until all images are done; `pairs` of columns with `shared` of a row's lanes without their
 // own, `rows` pooled rows or pairs of rows.
 template <bool kNhwc, class Launch>
-gpu::error_t launch_strips(const TailArguments& args, int pairs, int shared, int rows, Launch launch) {
+gpu::error_t launch_warps(const TailArguments& args, int pairs, int shared, int rows, Launch launch) {
   const Images& images = args.images;
   const int channels = static_cast<int>(images.channels), runs = channels / kRun,
             chunks = divide_up(runs, kWarpRuns<kNhwc>);
@@ -322,7 +274,7 @@ gpu::error_t launch_alexnet_tail(const TailArguments& args, gpu::stream_t stream
   return dispatch_images(args.images, [&](auto type, auto nhwc) {
     constexpr bool kNhwc = decltype(nhwc)::value;
     return dispatch_flag(args.code != nullptr, [&](auto save) {
-      return launch_strips<kNhwc>(args, columns, 1, rows, [&](const TailGeometry& g, dim3 grid) {
+      return launch_warps<kNhwc>(args, columns, 1, rows, [&](const TailGeometry& g, dim3 grid) {
         return gpu::launch(forward_kernel<typename decltype(type)::type, kNhwc, decltype(save)::value>, grid, kThreads,
                            0, stream, args.x, args.out, args.code, g, LrnConstants(args.lrn));
       });
@@ -331,11 +283,11 @@ gpu::error_t launch_alexnet_tail(const TailArguments& args, gpu::stream_t stream
 }
 
 gpu::error_t launch_alexnet_tail_backward(const TailArguments& args, gpu::stream_t stream) {
+  if (!args.images.channels_last) return launch_alexnet_tail_backward_nchw(args, stream);
   const int columns = divide_up(args.images.width, 2), rows = divide_up(args.images.height, 2);
-  return dispatch_images(args.images, [&](auto type, auto nhwc) {
-    constexpr bool kNhwc = decltype(nhwc)::value;
-    return launch_strips<kNhwc>(args, columns, 0, rows, [&](const TailGeometry& g, dim3 grid) {
-      return gpu::launch(backward_kernel<typename decltype(type)::type, kNhwc>, grid, kThreads, 0, stream, args.x,
+  return dispatch_dtype(args.images.dtype, [&](auto type) {
+    return launch_warps<true>(args, columns, 0, rows, [&](const TailGeometry& g, dim3 grid) {
+      return gpu::launch(backward_nhwc_kernel<typename decltype(type)::type>, grid, kThreads, 0, stream, args.x,
                          args.grad, args.code, args.out, g, LrnConstants(args.lrn));
     });
   });

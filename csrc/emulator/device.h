@@ -130,6 +130,13 @@ uint32_t max_nan(uint32_t a, uint32_t b) {
     return pack<T>(max_nan(unpack<T>(a, 0), unpack<T>(b, 0)), max_nan(unpack<T>(a, 1), unpack<T>(b, 1)));
 }
 template <class T>
+uint32_t add(uint32_t a, uint32_t b) {
+  if constexpr (sizeof(T) == 4)
+    return std::bit_cast<uint32_t>(std::bit_cast<float>(a) + std::bit_cast<float>(b));
+  else
+    return pack<T>(unpack<T>(a, 0) + unpack<T>(b, 0), unpack<T>(a, 1) + unpack<T>(b, 1));
+}
+template <class T>
 uint32_t equal_mask(uint32_t a, uint32_t b) {
   if constexpr (sizeof(T) == 4)
     return std::bit_cast<float>(a) == std::bit_cast<float>(b) ? ~0u : 0;
