@@ -110,11 +110,11 @@ def load_run(run: Path, data_path: str | None, new: bool = False):
     return model, recipe, images
 
 
-def show_notes(notes: Iterable[str]) -> None:
-    """To stderr: what was left out of a data set, or changed."""
-    shown = Console(stderr=True, highlight=False, soft_wrap=True)
+def show_notes(notes: Iterable[str], to: Console | None = None) -> None:
+    """What was left out of a data set, or changed; to stderr if not said otherwise."""
+    to = to or Console(stderr=True, highlight=False)
     for note in notes:
-        shown.print(f"[yellow]{escape(note)}[/]")
+        to.print(f"[yellow]{escape(note)}[/]", soft_wrap=True)
 
 
 def class_table(title: str, images: "ImageSet") -> Table:

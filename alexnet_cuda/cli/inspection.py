@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from ._app import JSON, app, class_table, console, require_train, right, table
+from ._app import JSON, app, class_table, console, require_train, right, show_notes, table
 from ._recipe_options import CONFIG, RecipeCommand, recipe_options
 
 
@@ -44,8 +44,7 @@ def inspect(
     rows = [(f"{key} size", f"{width} x {height}") for key, (width, height) in found.sizes.items()]
     rows += [(f"mode {mode}", f"{number:,}") for mode, number in found.modes.items()]
     console.print(table(["pictures", *right("")], rows))
-    for note in found.images.notes:
-        console.print(f"[yellow]{escape(note)}[/]", soft_wrap=True)
+    show_notes(found.images.notes, console)
     for message in found.damaged[:20]:
         console.print(f"[red]{escape(message)}[/]", soft_wrap=True)
     if len(found.damaged) > 20:

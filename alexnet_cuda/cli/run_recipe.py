@@ -17,7 +17,7 @@ from ..reports.report import write_report
 from ..training.callbacks import is_main_process
 from ..training.classifier import Diverged
 from ..training.run import finish, precision, run_folder, train
-from ._app import class_table, console, right, table
+from ._app import class_table, console, right, show_notes, table
 
 
 def run_recipe(
@@ -42,8 +42,7 @@ def run_recipe(
         if not (folder / "config.yaml").exists() and any(folder.glob("checkpoints/*")):
             raise RecipeError(f"{folder} holds checkpoints/ but no run: name another folder with --output")
     images = load_images(recipe)
-    for note in images.notes:
-        console.print(f"[yellow]{escape(note)}[/]", soft_wrap=True)
+    show_notes(images.notes, console)
     console.print(class_table(f"{recipe.data}: {len(images.classes)} classes", images))
     with torch.device("meta"):
         parameters = sum(p.numel() for p in build(recipe, len(images.classes)).parameters())

@@ -1,6 +1,5 @@
 """inspect.html: one self-contained page with what a data set holds."""
 
-import jinja2
 import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
@@ -9,23 +8,19 @@ from ..data.inspection import Inspection
 from ..recipe import Recipe
 from . import charts
 from .cards import Card, sample, short
-from .page import svg
+from .page import svg, template
 
 SAMPLES = 60
 
 
 def page(recipe: Recipe, found: Inspection) -> str:
     """The page: counts, notes, sizes, modes, damaged files, and up to 60 training images, each class in turn."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("alexnet_cuda.reports", ""), autoescape=True, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
     images, train = found.images, found.images.train
     cards = [Card(train.images[i], short(images.classes[int(train.labels[i])])) for i in sample(train.labels, SAMPLES)]
     counts = images.counts()
     with matplotlib.rc_context(charts.STYLE):
         chart = svg(_sizes(found.all_sizes)) if len(set(found.all_sizes)) > 1 else None
-    return environment.get_template("inspect.html.jinja").render(
+    return template("inspect.html.jinja").render(
         recipe=recipe,
         found=found,
         cards=cards,

@@ -17,19 +17,24 @@ from .charts import INK
 MISSING = "\N{EN DASH}"
 
 
-def html(
-    recipe: Recipe, images: ImageSet, m: dict, history: list[dict[str, str]], per_class: list[dict], **parts: Any
-) -> str:
-    """The page. m: the contents of metrics.json. history: the rows of metrics.csv. per_class: `tables.per_class`.
-    parts: other variables of the template: charts (results of `svg` by name), cards, the most frequent mistakes."""
+def template(name: str) -> jinja2.Template:
+    """A template of this folder."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("alexnet_cuda.reports", ""), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     environment.filters.update(percent=percent, number=number)
+    return environment.get_template(name)
+
+
+def html(
+    recipe: Recipe, images: ImageSet, m: dict, history: list[dict[str, str]], per_class: list[dict], **parts: Any
+) -> str:
+    """The page. m: the contents of metrics.json. history: the rows of metrics.csv. per_class: `tables.per_class`.
+    parts: other variables of the template: charts (results of `svg` by name), cards, the most frequent mistakes."""
     counts, defaults = images.counts(), Recipe()
     values = [(field.name, getattr(recipe, field.name)) for field in dataclasses.fields(recipe)]
-    return environment.get_template("report.html.jinja").render(
+    return template("report.html.jinja").render(
         parts,
         recipe=recipe,
         images=images,

@@ -87,7 +87,7 @@ def train(recipe: Recipe, images: ImageSet, folder: Path, console: Console, resu
     except (MisconfigurationException, ValueError, TypeError) as error:
         raise RecipeError(f"no trainer for these devices: {error}") from error
     module, data, ended = Classifier(recipe, len(images.classes)), ImageData(images, recipe), "finished"
-    if recipe.whiten and not recipe.weights:
+    if recipe.whiten and not (recipe.weights or resume):
         first = next((m for m in module.model.modules() if isinstance(m, torch.nn.Conv2d)), None)
         if first is None:
             raise RecipeError(f"whiten needs a convolution, and {recipe.variant} has none")
