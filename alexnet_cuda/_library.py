@@ -1,16 +1,15 @@
-"""Loads the compiled libraries: `_C` (schemas and CPU kernels) always, `_cuda.so` when torch itself has CUDA.
+"""Loads the compiled libraries: `_C.so` (schemas and CPU kernels) always, `_cuda.so` when torch itself has CUDA.
 
 Which tensors have a kernel is decided here alone (`has_kernel`). Where there is none, `ops` uses torch's operators
 (`reference`). ALEXNET_CUDA_KERNELS=0 turns all kernels off.
 """
 
-import importlib
+import ctypes
 import os
 import re
 import sys
 import warnings
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -26,7 +25,47 @@ if "ALEXNET_CUDA_LIB_DIR" in os.environ:  # libraries of a plain CMake build tre
 
 VERSION = "0.1.0"
 
-_C: Any = None
+
+class Library:
+    """The loaded library `_C.so`: the functions of csrc/c_interface.cpp. Its operators are in torch.ops.alexnet_cuda.
+
+    Raises OSError when it does not load."""
+
+    def __init__(self, path: Path):
+        torch.ops.load_library(str(path))
+        self.path = path
+        self._functions = ctypes.CDLL(str(path))
+
+    def build_info(self) -> dict[str, str]:
+        lines = self._text("alexnet_cuda_build_info").splitlines()
+        return {name: value or "none" for name, _, value in (line.partition(": ") for line in lines)}
+
+    def cpu_level(self) -> str:
+        """baseline, avx2 or avx512. Raises RuntimeError for a bad value of ALEXNET_CUDA_CPU_LEVEL."""
+        level = self._text("alexnet_cuda_cpu_level")
+        if level.startswith("ALEXNET_CUDA_CPU_LEVEL"):
+            raise RuntimeError(level)
+        return level
+
+    def cache_limit(self) -> int:
+        """Of the CPU caching allocator, in bytes."""
+        function = self._functions.alexnet_cuda_cache_limit
+        function.restype = ctypes.c_int64
+        return function()
+
+    def set_cache_limit(self, limit: int) -> int:
+        """In bytes; returns the limit before."""
+        function = self._functions.alexnet_cuda_set_cache_limit
+        function.argtypes, function.restype = [ctypes.c_int64], ctypes.c_int64
+        return function(limit)
+
+    def _text(self, name: str) -> str:
+        function = self._functions[name]
+        function.restype = ctypes.c_char_p
+        return function().decode()
+
+
+_C: Library | None = None
 _CUDA_DTYPES = frozenset({torch.float32, torch.float16, torch.bfloat16})
 
 
@@ -37,16 +76,23 @@ def _kernels_enabled() -> bool:
     return value == "1"
 
 
+def _find(name: str) -> Path | None:
+    """A library in a folder of the package: an editable installation has two."""
+    paths = (Path(folder, name) for folder in sys.modules[__package__].__path__)
+    return next(filter(Path.exists, paths), None)
+
+
 def _load_cpu() -> str:
     global _C
     if not _kernels_enabled():
         return "ALEXNET_CUDA_KERNELS is 0"
-    try:
-        _C = importlib.import_module("._C", __package__)
-    except ModuleNotFoundError:
+    path = _find("_C.so")
+    if path is None:
         return "it was installed without a C++ compiler, or this is a source tree that was never installed"
-    except ImportError as error:
-        return f"its library does not load ({error})"
+    try:
+        _C = Library(path)
+    except OSError as error:
+        return f"its library does not load ({error.__cause__ or error})"
     if mib := os.environ.get("ALEXNET_CUDA_CACHE_MIB"):
         if not mib.isdecimal():
             raise ValueError(f"ALEXNET_CUDA_CACHE_MIB: expected a whole number of MiB, got {mib!r}")
@@ -62,15 +108,27 @@ def _load_cuda() -> str:
         return "the CPU library, which defines the operators, is not loaded"
     if torch.version.cuda is None:
         return "this torch is a CPU build"
-    path = next(Path(_C.__file__).parent.glob("_cuda*.so"), None)
-    if path is None:
+    path = _C.path.with_name("_cuda.so")
+    if not path.exists():
         return "the package was built without nvcc"
     try:
         torch.ops.load_library(str(path))
     except OSError as error:
-        return f"{path.name} does not load: {error}"
+        return f"{path.name} does not load: {error.__cause__ or error}"
+    driver, runtime = ctypes.c_int(), ctypes.c_int()
+    ctypes.CDLL(str(path)).alexnet_cuda_versions(ctypes.byref(driver), ctypes.byref(runtime))
+    if reason := driver_problem(driver.value, runtime.value):
+        return reason
     KERNEL_DTYPES["cuda"] = _CUDA_DTYPES
     return ""
+
+
+def driver_problem(driver: int, runtime: int) -> str:
+    """Why a driver (1000 major + 10 minor of the CUDA version that it serves, 0: there is none) cannot run a library
+    with that CUDA runtime, or "". Minor versions are compatible."""
+    if not 0 < driver < runtime // 1000 * 1000:
+        return ""
+    return f"the NVIDIA driver serves CUDA {driver // 1000}, the library needs a driver for CUDA {runtime // 1000}"
 
 
 UNAVAILABLE_REASON["cpu"] = _load_cpu()
@@ -127,7 +185,7 @@ def build_info() -> dict[str, str]:
     info = {"version": VERSION, "torch": torch.__version__}
     if _C is not None:
         info |= _C.build_info()
-    info["CPU kernels"] = UNAVAILABLE_REASON["cpu"] or _C.cpu_level()
+    info["CPU kernels"] = UNAVAILABLE_REASON["cpu"] if _C is None else _C.cpu_level()
     info["CUDA kernels"] = UNAVAILABLE_REASON["cuda"] or "loaded"
     if _C is not None:
         info["CPU cache"] = f"up to {_C.cache_limit() >> 20} MiB of freed results"
@@ -136,7 +194,7 @@ def build_info() -> dict[str, str]:
 
 def describe_devices() -> dict[str, str]:
     """For every device of this machine, whether its tensors are served by our kernels, and why."""
-    rows = {"kernels on cpu": UNAVAILABLE_REASON["cpu"] or f"yes ({_C.cpu_level()})"}
+    rows = {"kernels on cpu": UNAVAILABLE_REASON["cpu"] if _C is None else f"yes ({_C.cpu_level()})"}
     for index in range(torch.cuda.device_count()):
         capability = torch.cuda.get_device_capability(index)
         answer = "yes" if _has_code(index) else "no"

@@ -54,7 +54,8 @@ class Kernel:
 
 def library() -> Path | None:
     """The installed package's CUDA library, whether or not torch could load it."""
-    return next(Path(_library._C.__file__).parent.glob("_cuda*.so"), None) if _library._C is not None else None
+    path = _library._C.path.with_name("_cuda.so") if _library._C is not None else None
+    return path if path and path.exists() else None
 
 
 def compiler() -> str:

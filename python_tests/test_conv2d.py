@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from helpers import assert_close, assert_matches, exact_conv2d, forward_and_gradients, in_layout, memory_format, tf32
 
-from alexnet_cuda import ops, reference
+from alexnet_cuda import _library, ops, reference
 from alexnet_cuda._library import has_kernel
 from alexnet_cuda.nn import Conv2d
 
@@ -88,9 +88,9 @@ def test_module_is_torchs():
         Conv2d(3, 6, 11, 4, padding=(1, 2), ceil_mode=True)
 
 
-def test_tf32_without_python():
+def test_tf32_without_python(kernels):
     """Of a process that has not loaded the Python package: torch's default."""
-    library = pytest.importorskip("alexnet_cuda._C").__file__
+    library = str(_library._C.path)
     code = f"import torch; torch.ops.load_library({library!r}); print(torch.ops.alexnet_cuda._allows_tf32())"
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("True\n", "")

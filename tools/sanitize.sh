@@ -10,7 +10,7 @@ cmake -S . -B $build -G Ninja -DPython_EXECUTABLE="$python" -DALEXNET_CUDA_WITH_
   -DCMAKE_BUILD_TYPE=RelWithDebInfo -DCMAKE_CXX_FLAGS="-fsanitize=address,undefined -fno-sanitize-recover=undefined"
 cmake --build $build --target _C
 rm -rf $build/package && mkdir $build/package
-cp -r alexnet_cuda $build/package && cp $build/_C*.so $build/package/alexnet_cuda
+cp -r alexnet_cuda $build/package && cp $build/_C.so $build/package/alexnet_cuda
 
 LD_PRELOAD="$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
   "$python" - "$@" <<'PYTHON'
@@ -20,7 +20,7 @@ sys.meta_path = [finder for finder in sys.meta_path if "ScikitBuild" not in type
 sys.path.insert(0, "build/sanitize/package")
 from alexnet_cuda import _library
 
-assert "sanitize" in _library._C.__file__, _library._C.__file__
+assert "sanitize" in str(_library._C.path), _library._C.path
 import pytest
 
 ops = ["local_response_norm", "max_pool2d", "relu_lrn_max_pool2d", "conv2d", "conv2d_relu_lrn_max_pool2d"]

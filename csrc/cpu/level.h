@@ -1,5 +1,5 @@
 // Which instruction set the CPU kernels use: every *_kernel.cpp is compiled once per level, in the namespace of that
-// level, and the host picks one at run time. No torch header here: bindings.cpp includes it too.
+// level, and the host picks one at run time. No torch header here: c_interface.cpp includes it too.
 #pragma once
 
 #include <cstdint>

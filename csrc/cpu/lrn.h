@@ -128,8 +128,8 @@ ALEXNET_INLINE Vec<A> window_sum(const A* p, int64_t size) {
 // The halos of `squares` and of `terms`, which holds the summands of the gradient's sum, are zero; `direct` holds
 // g d^-beta. The forward uses neither of the last two.
 template <class A, bool RELU, bool BACKWARD>
-inline void lrn_any(const LrnPass<A>& pass, Pixels<const A> x, Pixels<const A> grad, Pixels<A> out, int64_t count,
-                    A* squares, A* terms, A* direct) {
+__attribute__((noinline)) void lrn_any(const LrnPass<A>& pass, Pixels<const A> x, Pixels<const A> grad, Pixels<A> out,
+                                       int64_t count, A* squares, A* terms, A* direct) {
   const A scale = 2 * pass.alpha * pass.beta;
   for (int64_t done = 0; done < count; done += kLrnBlock) {  // the buffer holds one block
     const int64_t block = min64(kLrnBlock, count - done);

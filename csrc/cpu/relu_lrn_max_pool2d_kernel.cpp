@@ -5,6 +5,8 @@
 // from there (or, if LRN comes last, pooled and then normalised). Only pooled rows and their codes are written to
 // memory. Of the backward, a task is one row of dx. All intermediate rows are scratch memory in the cache, and none was
 // saved by the forward: the backward computes what it needs from x and the codes.
+#include <functional>
+
 #include "lrn.h"
 #include "pool.h"
 #include "winograd_rows.h"
@@ -12,10 +14,14 @@
 namespace alexnet_cuda::ALEXNET_CPU_LEVEL {
 namespace {
 
-// Pooled rows [begin, end) of the batch. make(n, row, to) returns the pixels of row `row` of image n, which it may
-// write to `to`, memory for one row. It is called once for every row, in ascending order.
-template <class T, Order ORDER, class Make>
-ALEXNET_INLINE void tail_rows(const TailArguments& a, int64_t begin, int64_t end, Make make) {
+// make(n, row, to) returns the pixels of row `row` of image n, which it may write to `to`, memory for one row. A call
+// through a pointer costs nothing beside a row, and lets all sources of rows share the code below.
+template <class A>
+using MakeRow = std::function<Pixels<const A>(int64_t n, int64_t row, A* to)>;
+
+// Pooled rows [begin, end) of the batch. `make` is called once for every row, in ascending order.
+template <class T, Order ORDER>
+void tail_rows(const TailArguments& a, int64_t begin, int64_t end, const MakeRow<Accumulator<T>>& make) {
   using A = Accumulator<T>;
   constexpr bool kPoolFirst = ORDER == kReluPoolLrn, kReluFirst = ORDER == kReluLrnPool;
   constexpr PoolInput kInput = kPoolFirst   ? PoolInput::kBeforeRelu
@@ -52,8 +58,8 @@ ALEXNET_INLINE void tail_rows(const TailArguments& a, int64_t begin, int64_t end
   }
 }
 
-template <class T, class Make>
-ALEXNET_INLINE void tail_rows(const TailArguments& a, int64_t begin, int64_t end, Make make) {
+template <class T>
+void tail_rows(const TailArguments& a, int64_t begin, int64_t end, const MakeRow<Accumulator<T>>& make) {
   a.order == kReluLrnPool   ? tail_rows<T, kReluLrnPool>(a, begin, end, make)
   : a.order == kReluPoolLrn ? tail_rows<T, kReluPoolLrn>(a, begin, end, make)
                             : tail_rows<T, kLrnPoolRelu>(a, begin, end, make);

@@ -42,7 +42,7 @@ using Vector = typename VectorOf<E, N>::type;
 
 // The type of the sums of a tensor type T, the lanes of a vector of it, and integers of the same width.
 template <class T>
-using Accumulator = std::conditional_t<__is_same(T, double), double, float>;
+using Accumulator = std::conditional_t<std::is_same_v<T, double>, double, float>;
 template <class A>
 constexpr int kLanes = kVectorBytes / sizeof(A);
 template <class A>

@@ -1,0 +1,33 @@
+# Chooses CMAKE_CUDA_ARCHITECTURES for the compiler CMAKE_CUDA_COMPILER, unless the environment variable CUDAARCHS (or the
+# person who builds) has. A wheel for everyone sets CUDAARCHS to the complete list (tools/wheel.sh).
+
+execute_process(COMMAND ${CMAKE_CUDA_COMPILER} --list-gpu-code OUTPUT_VARIABLE _known ERROR_QUIET)
+if(DEFINED ENV{TORCH_CUDA_ARCH_LIST})  # "8.0;9.0a+PTX"
+  string(REGEX REPLACE "[ ,]+" ";" _list "$ENV{TORCH_CUDA_ARCH_LIST}")
+  list(TRANSFORM _list REPLACE "\\." "")
+  list(TRANSFORM _list REPLACE "^([0-9]+[a-z]?)$" "\\1-real")
+  list(TRANSFORM _list REPLACE "\\+PTX$" "")
+  set(CMAKE_CUDA_ARCHITECTURES ${_list})
+  return()
+endif()
+
+# The GPUs of this machine, if the compiler knows them all: code for one compiles in a third of the time of all.
+find_program(NVIDIA_SMI nvidia-smi)
+if(NVIDIA_SMI)
+  execute_process(COMMAND ${NVIDIA_SMI} --query-gpu=compute_cap --format=csv,noheader OUTPUT_VARIABLE _list ERROR_QUIET
+                  TIMEOUT 20)
+  string(REGEX MATCHALL "[0-9]+\\.[0-9]+" _list "${_list}")
+  list(REMOVE_DUPLICATES _list)
+  foreach(_capability ${_list})
+    string(REPLACE "." "" _number ${_capability})
+    if(_number LESS 80 OR NOT "${_known}" MATCHES "sm_${_number}[^0-9]")
+      set(CMAKE_CUDA_ARCHITECTURES "")
+      break()
+    endif()
+    string(REGEX REPLACE "^90$" "90a" _number ${_number})  # wgmma is in code for 90a alone
+    list(APPEND CMAKE_CUDA_ARCHITECTURES ${_number}-real)
+  endforeach()
+endif()
+if(NOT CMAKE_CUDA_ARCHITECTURES)  # machine code for 8.x, and PTX, which the driver compiles once for later GPUs
+  set(CMAKE_CUDA_ARCHITECTURES 80)
+endif()
