@@ -2,27 +2,37 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+INSTALL := $(BIN)/pip install --no-build-isolation -e
 
-.PHONY: digits test lint sanitize build clean
+.PHONY: digits test lint sanitize build wheel clean
 
-digits: $(VENV)/installed  # train on scikit-learn's handwritten digits; nothing is downloaded but packages
+digits: $(VENV)/package  # train on scikit-learn's handwritten digits; nothing is downloaded but packages
 	$(BIN)/alexnet-cuda train digits --output runs/digits --overwrite
 
-test: $(VENV)/installed
+test: $(VENV)/development
 	ALEXNET_CUDA_REQUIRE=cpu,emulated $(BIN)/python -m pytest -n 2 --dist loadfile
 
-lint: $(VENV)/installed
+lint: $(VENV)/development
 	PATH="$(CURDIR)/$(BIN):$$PATH" pre-commit run --all-files
 
-sanitize: $(VENV)/installed  # the CPU operators' tests under AddressSanitizer and UndefinedBehaviorSanitizer
+sanitize: $(VENV)/development  # the CPU operators' tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	tools/sanitize.sh
 
-build: $(VENV)/installed  # after a change in csrc only what changed is compiled
+build: $(VENV)/development  # after a change in csrc only what changed is compiled
 
-$(VENV)/installed: pyproject.toml CMakeLists.txt $(wildcard csrc/* csrc/*/*)
-	$(PYTHON) -m venv $(VENV)
+wheel: $(VENV)/package  # dist/*.whl for every Python, torch >= 2.11 and GPU, checked in fresh environments
+	tools/wheel.sh $(BIN)/python
+	tools/try_wheel.sh $(BIN)/python
+
+# What a user needs: neither the emulator nor the packages for development.
+$(VENV)/package: pyproject.toml CMakeLists.txt $(wildcard csrc/* csrc/*/*)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install "torch>=2.11" torchvision "scikit-build-core>=0.11" "pybind11>=2.13" "cmake>=3.24" ninja
-	$(BIN)/pip install --no-build-isolation -e ".[dev]"
+	$(INSTALL) ".[train]" -C cmake.define.ALEXNET_CUDA_EMULATOR=OFF
+	touch $@
+
+$(VENV)/development: $(VENV)/package
+	$(INSTALL) ".[dev]" -C cmake.define.ALEXNET_CUDA_EMULATOR=ON
 	touch $@
 
 clean:

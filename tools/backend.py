@@ -1,4 +1,5 @@
-"""Build backend: scikit-build-core, asking for torch only if there is none, without kernels if there is no compiler."""
+"""Build backend: scikit-build-core, asking for torch only if there is none. What cannot be compiled here is left out of
+the installation, and the output says so: the CUDA kernels, or all kernels."""
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ sys.path.insert(0, os.path.dirname(__file__))
 from find_torch import OLDEST, find_torch
 
 Settings = dict[str, Any] | None
+WITH_CUDA = "cmake.define.ALEXNET_CUDA_WITH_CUDA"
 
 
 def _has_compiler() -> bool:
@@ -50,7 +52,19 @@ def prepare_metadata_for_build_editable(directory: str, config_settings: Setting
 
 
 def build_wheel(directory: str, config_settings: Settings = None, metadata: str | None = None) -> str:
-    return _build.build_wheel(directory, _settings(config_settings), metadata)
+    """With the CUDA kernels; if they do not compile, with the CPU kernels; if those do not either, in pure Python.
+
+    An old or broken toolkit thus never stops an installation, unless CUDA was asked for (ALEXNET_CUDA_WITH_CUDA=ON)."""
+    settings = _settings(config_settings) or {}
+    if settings.get("wheel.cmake") == "false" or settings.get(WITH_CUDA) == "ON":
+        return _build.build_wheel(directory, settings, metadata)
+    for without, change in (("CUDA kernels", {WITH_CUDA: "OFF"}), ("kernels", {"wheel.cmake": "false"})):
+        try:
+            return _build.build_wheel(directory, settings, metadata)
+        except SystemExit:  # its way to say that CMake or a compiler failed
+            print(f"alexnet_cuda: the build failed (see above): installing without {without}", file=sys.stderr)
+            settings = {**settings, **change}
+    return _build.build_wheel(directory, settings, metadata)
 
 
 def build_editable(directory: str, config_settings: Settings = None, metadata: str | None = None) -> str:
