@@ -11,7 +11,7 @@ if(DEFINED ENV{TORCH_CUDA_ARCH_LIST})  # "8.0;9.0a+PTX"
   return()
 endif()
 
-# The GPUs of this machine, if the compiler knows them all: code for one compiles in a third of the time of all.
+# The GPUs of this machine, if the compiler knows them all. Every architecture takes minutes to compile.
 find_program(NVIDIA_SMI nvidia-smi)
 if(NVIDIA_SMI)
   execute_process(COMMAND ${NVIDIA_SMI} --query-gpu=compute_cap --format=csv,noheader OUTPUT_VARIABLE _list ERROR_QUIET
@@ -28,6 +28,7 @@ if(NVIDIA_SMI)
     list(APPEND CMAKE_CUDA_ARCHITECTURES ${_number}-real)
   endforeach()
 endif()
-if(NOT CMAKE_CUDA_ARCHITECTURES)  # machine code for 8.x, and PTX, which the driver compiles once for later GPUs
-  set(CMAKE_CUDA_ARCHITECTURES 80)
+if(NOT CMAKE_CUDA_ARCHITECTURES)  # PTX alone, which the driver of whatever GPU comes compiles when it is first used
+  set(CMAKE_CUDA_ARCHITECTURES 80-virtual)
+  message(STATUS "no GPU is visible here: set CUDAARCHS, say to 90a-real, for machine code instead of PTX")
 endif()
