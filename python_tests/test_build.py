@@ -1,0 +1,83 @@
+"""The build itself: what is left out where it does not compile, and which CUDA architectures are compiled."""
+
+import importlib
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+WITH_CUDA, PYTHON_ONLY = "cmake.define.ALEXNET_CUDA_WITH_CUDA", "wheel.cmake"
+
+
+@pytest.fixture
+def backend(monkeypatch):
+    pytest.importorskip("scikit_build_core")
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    yield importlib.import_module("backend")
+    for name in ("backend", "find_torch"):
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize(
+    ("failures", "settings", "built"),
+    [
+        (0, {}, {}),
+        (1, {}, {WITH_CUDA: "OFF"}),
+        (2, {"x": "y"}, {"x": "y", WITH_CUDA: "OFF", PYTHON_ONLY: "false"}),
+        (1, {WITH_CUDA: "ON"}, None),
+        (3, {}, None),
+    ],
+)
+def test_what_does_not_compile_is_left_out(failures, settings, built, backend, monkeypatch, capsys):
+    tried = []
+
+    def build_wheel(directory, settings, metadata):
+        tried.append(settings)
+        if len(tried) <= failures:
+            raise SystemExit(1)
+        return "a.whl"
+
+    monkeypatch.setattr(backend._build, "build_wheel", build_wheel)
+    monkeypatch.setattr(backend, "_has_compiler", lambda: True)
+    if built is None:
+        with pytest.raises(SystemExit):
+            backend.build_wheel("dist", settings)
+    else:
+        assert backend.build_wheel("dist", settings) == "a.whl"
+        assert tried[-1] == built
+    assert capsys.readouterr().err.count("the build failed") == min(failures, 0 if WITH_CUDA in settings else 2)
+
+
+@pytest.mark.skipif(shutil.which("cmake") is None, reason="no cmake")
+@pytest.mark.parametrize(
+    ("gpus", "variables", "architectures"),
+    [
+        (["9.0"], {}, "90a-real"),
+        (["8.6", "8.6", "12.0"], {}, "86-real;120-real"),
+        (["8.6", "13.0"], {}, "80-virtual"),  # unknown to this nvcc
+        (["7.5"], {}, "80-virtual"),
+        ([], {}, "80-virtual"),
+        (None, {}, "80-virtual"),
+        (["9.0"], {"TORCH_CUDA_ARCH_LIST": "8.0 9.0a+PTX"}, "80-real;90a"),
+    ],
+)
+def test_architectures(gpus, variables, architectures, tmp_path):
+    """`gpus`: what nvidia-smi lists; None: it fails."""
+    write_program(tmp_path / "nvcc", "echo sm_75 sm_80 sm_86 sm_90 sm_100 sm_120")
+    write_program(tmp_path / "nvidia-smi", "exit 9" if gpus is None else "\n".join(f"echo {gpu}" for gpu in gpus))
+    script = tmp_path / "script.cmake"
+    script.write_text(
+        f"set(CMAKE_CUDA_COMPILER {tmp_path}/nvcc)\ninclude({ROOT}/tools/cuda_architectures.cmake)\n"
+        'message("[${CMAKE_CUDA_ARCHITECTURES}]")\n'
+    )
+    command = [shutil.which("cmake"), "-P", script]
+    run = subprocess.run(command, env={"PATH": f"{tmp_path}:/usr/bin:/bin"} | variables, capture_output=True, text=True)
+    assert f"[{architectures}]" in run.stderr, run.stderr
+
+
+def write_program(path, body):
+    path.write_text(f"#!/bin/sh\n{body}\n")
+    path.chmod(0o755)
