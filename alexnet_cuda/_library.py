@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from . import __version__
 from ._torch_private import differentiating
 
 # The dtypes that have kernels, by device type; a device type whose library is not loaded is missing.
@@ -24,7 +25,7 @@ UNAVAILABLE_REASON: dict[str, str] = {}
 if "ALEXNET_CUDA_LIB_DIR" in os.environ:  # libraries of a plain CMake build tree
     sys.modules[__package__].__path__.append(os.environ["ALEXNET_CUDA_LIB_DIR"])
 
-VERSION = "0.1.0"
+VERSION = __version__
 
 _C: Any = None
 _CUDA_DTYPES = frozenset({torch.float32, torch.float16, torch.bfloat16})
