@@ -17,7 +17,7 @@ from ..reports.report import write_report
 from ..training.callbacks import is_main_process
 from ..training.classifier import Diverged
 from ..training.run import finish, precision, run_folder, train
-from ._app import class_table, console, right, show_notes, table
+from ._app import class_table, console, right, show_figure, show_notes, table
 
 
 def run_recipe(
@@ -133,9 +133,8 @@ def _remove(path: Path) -> None:
 
 
 def _report(metrics: dict, seconds: float) -> None:
-    shares = ("test/accuracy", "test/top5")
     figures = {key: value for key, value in metrics.items() if key.startswith("test/")}
-    rows = [(key, f"[bold]{value:.2%}[/]" if key in shares else f"{value:.4f}") for key, value in figures.items()]
+    rows = [(key, show_figure(key, value)) for key, value in figures.items()]
     title = f"{metrics['recipe']}: {metrics['variant']} on {metrics['images']['test']:,} held-out images"
     made = table(["figure", *right("value")], rows, title=title)
     made.add_section()
