@@ -5,7 +5,8 @@ from importlib import import_module
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from ._version import VERSION as __version__
+
 __all__ = ["AlexNet", "__version__", "accelerate", "build_info", "caffe", "list_variants", "nn", "ops", "reference"]
 
 # The command line loads torch only when a command needs it: otherwise `alexnet-cuda --help` would take seconds.

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from . import __version__
 from ._torch_private import differentiating
+from ._version import VERSION
 
 # The dtypes that have kernels, by device type; a device type whose library is not loaded is missing.
 KERNEL_DTYPES: dict[str, frozenset[torch.dtype]] = {}
@@ -24,8 +24,6 @@ UNAVAILABLE_REASON: dict[str, str] = {}
 
 if "ALEXNET_CUDA_LIB_DIR" in os.environ:  # libraries of a plain CMake build tree
     sys.modules[__package__].__path__.append(os.environ["ALEXNET_CUDA_LIB_DIR"])
-
-VERSION = __version__
 
 _C: Any = None
 _CUDA_DTYPES = frozenset({torch.float32, torch.float16, torch.bfloat16})

@@ -30,7 +30,7 @@ def save_chart(path: Path, chart: Callable[..., Figure], *arguments: Any) -> Non
         chart(*arguments).savefig(temporary)
 
 
-def _plain(value: float, position: int = 0) -> str:
+def _plain(value: float, position: float = 0) -> str:
     """A tick of a logarithmic axis. matplotlib's own are mathematics, which STYLE turns off."""
     return f"{value:g}" if 1e-3 <= value < 1e4 else f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e")
 
