@@ -19,6 +19,8 @@ from ..training.classifier import Diverged
 from ..training.run import finish, precision, run_folder, train
 from ._app import class_table, console, right, show_figure, show_notes, table
 
+FEW, LARGE = 5000, 10_000_000  # training images, parameters
+
 
 def run_recipe(
     name: str | None, config: Path | None, values: Mapping, resume: Path | None, overwrite: bool, allow: bool = False
@@ -49,6 +51,9 @@ def run_recipe(
     begins = f"going on from {checkpoint}" if checkpoint else f"{recipe.epochs} epochs"
     facts = f"{recipe.variant}, {parameters:,} parameters, {precision(recipe)}, {begins}, run folder {folder}"
     console.print(facts, soft_wrap=True)
+    if (seen := len(images.train.labels)) < FEW and parameters > LARGE and not recipe.weights and not checkpoint:
+        fits = "--variant cifar, or --variant torchvision --weights torchvision --freeze features"
+        show_notes([f"{seen:,} training images are few for {parameters / 1e6:.1f} M parameters: {fits} may suit them"])
     try:
         with _replaced(folder) if overwrite and is_main_process() else contextlib.nullcontext():
             outcome = train(recipe, images, folder, console, checkpoint)
