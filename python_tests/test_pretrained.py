@@ -1,5 +1,6 @@
 """The package's trained weights, and those that a user saves and shares: what comes back, and what is refused."""
 
+import importlib
 import json
 import sys
 
@@ -14,6 +15,7 @@ from alexnet_cuda.data import load_images
 from alexnet_cuda.errors import AlexNetError, DataError
 from alexnet_cuda.recipe import Recipe
 from alexnet_cuda.training.evaluation import figures, predict
+from alexnet_cuda.variants import VARIANTS
 from alexnet_cuda.weights import load_weights, save_weights
 from alexnet_cuda.words import percent
 
@@ -126,3 +128,15 @@ def test_a_run_names_no_folder_of_its_machine(tmp_path):
     with safe_open(tmp_path / "weights.safetensors", "pt") as file:
         assert "/home" not in str(file.metadata())
     assert AlexNet.from_pretrained(tmp_path).num_classes == 2
+
+
+def test_timm_makes_the_variants():
+    timm = pytest.importorskip("timm")
+    importlib.import_module("alexnet_cuda.timm_models")
+    assert len(timm.list_models("alexnet_cuda_*")) == len(VARIANTS)
+    model = timm.create_model("alexnet_cuda_cifar", pretrained=True).eval()
+    assert model.metadata["variant"] == "cifar"
+    assert timm.data.resolve_model_data_config(model)["input_size"] == (3, 32, 32)
+    assert timm.create_model("alexnet_cuda_cifar", num_classes=4, in_chans=1)(torch.rand(2, 1, 32, 32)).shape == (2, 4)
+    with pytest.raises(ValueError, match="alexnet_cuda_paper: no weights come with"):
+        timm.create_model("alexnet_cuda_paper", pretrained=True)
