@@ -162,7 +162,7 @@ class Recipe:
         for key, field in FIELDS.items():
             own, choices, limits = getattr(self, key), field.metadata.get("choices"), field.metadata["limits"]
             if choices and own not in choices:
-                raise RecipeError(unknown(key, str(own), map(str, choices)))
+                raise RecipeError(unknown(key, own, map(str, choices)))
             if limits and own is not None and not limits[0] <= own <= limits[1]:
                 raise RecipeError(f"{key} must be between {limits[0]:g} and {limits[1]:g}, got {own:g}")
         peer = self.variant.startswith("torchvision/")

@@ -16,8 +16,8 @@ def closest(wrong: str, known: Iterable[str]) -> str | None:
     return alike[0] if alike else None
 
 
-def unknown(what: str, wrong: str, known: Iterable[str]) -> str:
+def unknown(what: str, wrong: object, known: Iterable[str]) -> str:
     """A sentence: the name that was probably meant, or where there is none, all names."""
     names = list(known)
-    meant = closest(wrong, names)
+    meant = closest(str(wrong), names)
     return f"unknown {what} {wrong!r}; " + (f"did you mean {meant}?" if meant else f"choose from {', '.join(names)}")

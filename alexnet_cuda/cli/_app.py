@@ -26,7 +26,8 @@ console = Console(highlight=False)
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 UsageError: Any = typer.BadParameter.__mro__[1]  # of the click that typer carries, under any version of it
 WORKER_ENDED = re.compile(r"DataLoader worker \(pid|shared memory|</torch_")
-TRAIN = ("torchvision", "lightning", "matplotlib", "safetensors", "sklearn", "tensorboard", "torchmetrics")
+PREDICT = ("torchvision", "lightning", "torchmetrics")  # the libraries that a finished network needs
+TRAIN = (*PREDICT, "matplotlib", "sklearn", "tensorboard")
 
 
 class Commands(TyperGroup):
@@ -193,10 +194,10 @@ def require(module: str, extra: str) -> None:
         raise AlexNetError(f"{error.name} is not installed; {remedy}") from error
 
 
-def require_train() -> None:
+def require_train(modules: Iterable[str] = TRAIN) -> None:
     """Fails with the command to run, if a library for training is missing or does not fit the installed torch."""
     try:
-        for module in TRAIN:
+        for module in modules:
             require(module, "train")
     except (RuntimeError, ImportError, OSError) as error:
         import torch

@@ -13,6 +13,7 @@ from ..words import percent
 from ._app import (
     DATA_PATH,
     JSON,
+    PREDICT,
     RUN,
     app,
     console,
@@ -30,7 +31,7 @@ from ._app import (
 @app.command()
 def evaluate(run: RUN = None, data_path: DATA_PATH = None, json_: JSON = False) -> None:
     """Test a run's weights again: on the test split, or on all new pictures that --data-path names."""
-    require_train()
+    require_train(PREDICT)
     from ..training import evaluation
 
     model, recipe, images = load_run(newest_run(run, "digits"), data_path, new=True)
@@ -52,7 +53,7 @@ def predict(
     json_: JSON = False,
 ) -> None:
     """Classify pictures. One that cannot be read does not stop the others; the exit code is then 1."""
-    require_train()
+    require_train(PREDICT)
     from ..data.imageset import progress
     from ..training import evaluation
     from ..weights import load_weights
