@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from ._torch_private import differentiating
+from ._version import VERSION
 
 # The dtypes that have kernels, by device type; a device type whose library is not loaded is missing.
 KERNEL_DTYPES: dict[str, frozenset[torch.dtype]] = {}
@@ -22,8 +23,6 @@ UNAVAILABLE_REASON: dict[str, str] = {}
 
 if "ALEXNET_CUDA_LIB_DIR" in os.environ:  # libraries of a plain CMake build tree
     sys.modules[__package__].__path__.append(os.environ["ALEXNET_CUDA_LIB_DIR"])
-
-VERSION = "0.1.0"
 
 
 class Library:

@@ -11,7 +11,7 @@ from .ops.conv2d import is_supported
 Module = TypeVar("Module", bound=torch.nn.Module)
 
 
-def accelerate(module: Module, inplace: bool = False) -> Module:
+def accelerate(module: Module, inplace: bool = False, verbose: bool = False) -> Module:
     """Let `module` and everything in it use this package's kernels where it has one; results agree to rounding.
 
     Exchanged are torch.nn.LocalResponseNorm; MaxPool2d without dilation; and Conv2d without dilation, padded with
@@ -23,6 +23,7 @@ def accelerate(module: Module, inplace: bool = False) -> Module:
     Args:
         module: any module.
         inplace: change `module` itself; otherwise a deep copy of it.
+        verbose: print a line for each module of the three kinds: that it was exchanged, or why not.
 
     Returns: the changed module.
 
@@ -32,11 +33,33 @@ def accelerate(module: Module, inplace: bool = False) -> Module:
         raise TypeError(f"accelerate: expected module to be a torch.nn.Module, got {type(module).__name__}")
     if not inplace:
         module = copy.deepcopy(module)
-    for child in module.modules():
-        if type(child) is torch.nn.LocalResponseNorm:
-            child.__class__ = nn.LocalResponseNorm
-        elif type(child) is torch.nn.MaxPool2d and child.dilation in (1, (1, 1)):
-            child.__class__ = nn.MaxPool2d
-        elif type(child) is torch.nn.Conv2d and is_supported(child):
-            child.__class__ = nn.Conv2d
+    for name, child in module.named_modules():
+        kind = next((kind for kind in EXCHANGED if isinstance(child, kind)), None)
+        if kind is None:
+            continue
+        left = _why_not(child, kind)
+        if not left:
+            child.__class__ = EXCHANGED[kind]
+        if verbose:
+            print(f"{name or 'the module'}, {kind.__name__}: {f'left, {left}' if left else 'exchanged'}")
     return module
+
+
+EXCHANGED: dict[type[torch.nn.Module], type[torch.nn.Module]] = {
+    torch.nn.LocalResponseNorm: nn.LocalResponseNorm,
+    torch.nn.MaxPool2d: nn.MaxPool2d,
+    torch.nn.Conv2d: nn.Conv2d,
+}
+
+
+def _why_not(module: torch.nn.Module, kind: type[torch.nn.Module]) -> str:
+    """Why a module of one of the three kinds is not exchanged; "" if it is."""
+    if isinstance(module, EXCHANGED[kind]):
+        return "it is this package's already"
+    if type(module) is not kind:
+        return f"{type(module).__name__} is a subclass"
+    if isinstance(module, torch.nn.MaxPool2d) and module.dilation not in (1, (1, 1)):
+        return f"dilation {module.dilation}"
+    if isinstance(module, torch.nn.Conv2d) and not is_supported(module):
+        return f"there is no kernel for {module.extra_repr()}"
+    return ""

@@ -1,13 +1,18 @@
 """AlexNet, built from a `Variant`: one module per layer, in the variant's order."""
 
 import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from . import fusion, variants
+from . import fusion, pretrained, variants
 from . import nn as layers
 from ._torch_private import transforms_active
+from .errors import DataError
 from .variants import Variant, get_variant
 
 # Pixels 0..255 minus their mean are this many times as large as images normalised with ImageNet's mean and standard
@@ -39,8 +44,12 @@ class AlexNet(nn.Module):
         in_channels: channels of the image; None for the variant's number.
         dropout: probability of every dropout layer; None for the variant's (.5, but .4 in flowers_bn, .3 in cifar).
         input: "normalized" (mean 0, standard deviation 1) or "pixels" (0..255 minus the mean, for such variants).
+        weights: trained weights: "cifar10", "mnist" or "digits" of the package (variant "cifar"), a run folder, a
+            folder of `save_pretrained`, or a safetensors file. num_classes and in_channels are then the file's by
+            default; with another num_classes the last layer keeps its random weights.
 
     Attributes:
+        metadata: of the file of these weights: "classes" (JSON), "recipe" (YAML; mean and std are in it); or empty.
         fused: while True, neighbouring layers run as one operator where `fusion` has one: ReLU, LRN and max pooling
             (with an 11x11 convolution before them), convolution and ReLU, linear layer and ReLU. Modules with hooks
             always run one by one. Results agree to rounding.
@@ -49,6 +58,7 @@ class AlexNet(nn.Module):
         ValueError: an unknown variant or input, fewer than one class or channel, dropout outside 0..1; in the
             forward pass, an image with another number of channels or of a size the linear layers cannot take.
         TypeError: an image that is not floating-point.
+        errors.DataError: weights that do not exist, are damaged, or are of another network.
 
     Sources: those of each variant, in `variants`.
     """
@@ -61,9 +71,16 @@ class AlexNet(nn.Module):
         dropout: float | None = None,
         *,
         input: str = "normalized",
+        weights: str | Path | None = None,
     ) -> None:
         super().__init__()
         self.variant = variant if isinstance(variant, Variant) else get_variant(variant)
+        self.metadata: dict[str, str] = {}
+        if weights is not None:
+            path = pretrained.find(weights)
+            tensors, self.metadata = pretrained.read(path)
+            classes, channels = pretrained.sizes(path, tensors)
+            num_classes, in_channels = num_classes or classes, in_channels or channels
         self.num_classes = self.variant.num_classes if num_classes is None else num_classes
         in_channels = self.variant.channels if in_channels is None else in_channels
         for name, value in (("num_classes", self.num_classes), ("in_channels", in_channels)):
@@ -73,7 +90,8 @@ class AlexNet(nn.Module):
             raise ValueError(f"AlexNet: expected dropout to be between 0 and 1, got {dropout!r}")
         if input not in ("normalized", "pixels"):
             raise ValueError(f"AlexNet: expected input to be 'normalized' or 'pixels', got {input!r}")
-        self.input_scale = PIXELS_PER_UNIT if self.variant.pixels and input == "normalized" else 1.0
+        scale = PIXELS_PER_UNIT if self.variant.pixels and input == "normalized" else 1.0
+        self.input_scale = float(self.metadata.get("input_scale", scale))
         self.fused = True
 
         side = self.variant.average_pool
@@ -83,6 +101,90 @@ class AlexNet(nn.Module):
         units = channels * self.feature_size[0] * self.feature_size[1]
         self.classifier, _ = self._build("classifier", units, dropout)
         self.reset_parameters()
+        if weights is not None:
+            self._load(path, tensors, classes)
+
+    def _load(self, path: Path, tensors: dict[str, Tensor], classes: int) -> None:
+        made = self.metadata.get("variant", self.variant.name)
+        if made != self.variant.name:
+            raise DataError(f"{path} holds a network of the variant {made!r}, not {self.variant.name!r}")
+        if classes != self.num_classes:
+            last = f"classifier.{len(self.classifier) - 1}."
+            tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(last)}
+            tensors |= {name: tensor for name, tensor in self.state_dict().items() if name.startswith(last)}
+            self.metadata = {}
+        try:
+            self.load_state_dict(tensors)
+        except RuntimeError as error:
+            reason = str(error).splitlines()[1].strip()
+            raise DataError(f"{path} does not fit the variant {self.variant.name!r}: {reason}") from error
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, **options: Any) -> "AlexNet":
+        """The network of `source`, in evaluation mode, with its weights and `metadata`.
+
+        Args:
+            source: what `weights` takes, or a repository "owner/name" of the Hugging Face Hub (extra `hub`).
+            options: further arguments of AlexNet, but for variant and weights.
+
+        Raises: errors.DataError where there are no such weights.
+        """
+        is_name = isinstance(source, str) and source.count("/") == 1 and not Path(source).exists()
+        path = pretrained.download(str(source)) if is_name else pretrained.find(source)
+        variant = pretrained.read(path)[1].get("variant")
+        if variant is None:
+            raise DataError(f"{path} does not name its variant; AlexNet(VARIANT, weights={str(source)!r}) can read it")
+        return cls(variant, weights=path, **options).eval()
+
+    def save_pretrained(
+        self,
+        folder: str | Path,
+        classes: Sequence[str] | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+    ) -> None:
+        """Write `folder`/model.safetensors for `from_pretrained`, `AlexNet(weights=...)` and `alexnet-cuda predict
+        --weights`; with config.json and README.md for readers.
+
+        Args:
+            folder: made if there is none.
+            classes: a name per score; None: those of `metadata`, or 0, 1, 2 ...
+            mean, std: of the pixels in 0..1, one number or one per channel; None: those of `metadata`. Without them
+                `alexnet-cuda predict` cannot use the file.
+
+        Raises: ValueError for another number of classes, a mean without std, or a variant that is not the package's.
+        """
+        pretrained.save(Path(folder), self.state_dict(), self._described(classes, mean, std))
+
+    def push_to_hub(
+        self,
+        name: str,
+        classes: Sequence[str] | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        private: bool = False,
+    ) -> str:
+        """Write what `save_pretrained` writes to the repository `name` ("owner/name") of the Hugging Face Hub (extra
+        `hub`, after `hf auth login`). Returns its address."""
+        return pretrained.upload(name, self.state_dict(), self._described(classes, mean, std), private)
+
+    def _described(
+        self, classes: Sequence[str] | None, mean: Sequence[float] | None, std: Sequence[float] | None
+    ) -> dict[str, str]:
+        name, count = self.variant.name, self.num_classes
+        if variants.VARIANTS.get(name) is not self.variant:
+            raise ValueError(f"AlexNet: expected one of list_variants() to save, got the variant {name!r} of your own")
+        known = json.loads(self.metadata["classes"]) if "classes" in self.metadata else [str(i) for i in range(count)]
+        names = list(known if classes is None else classes)
+        if len(names) != count:
+            raise ValueError(f"AlexNet: expected {count} class names, got {len(names)}")
+        if (mean is None) != (std is None):
+            raise ValueError(f"AlexNet: expected mean and std together, got {mean} and {std}")
+        facts = {"variant": name, "classes": json.dumps(names), "input_scale": str(self.input_scale)}
+        if mean is not None and std is not None:
+            values = {"variant": name, "channels": self.in_channels, "mean": list(mean), "std": list(std)}
+            facts["recipe"] = json.dumps(values)  # JSON is YAML
+        return self.metadata | facts
 
     def _build(self, place: str, channels: int, dropout: float | None) -> tuple[nn.Sequential, int]:
         """The modules of `variant.features` or `variant.classifier`, and the channels or units they end with."""
@@ -139,6 +241,10 @@ class AlexNet(nn.Module):
         features = self.avgpool(features)  # (N, 256, 6, 6) in most variants
         scores = self._run(self.classifier, torch.flatten(features, 1))  # (N, num_classes)
         return scores if x.dim() == 4 else scores[0]
+
+    if TYPE_CHECKING:  # torch.nn.Module's own returns Any
+
+        def __call__(self, x: Tensor) -> Tensor: ...
 
     def _run(self, modules: nn.Module, x: Tensor, scale: float = 1.0) -> Tensor:
         """The modules applied to scale * x; what has a hook or is another class than Sequential runs as in torch."""

@@ -18,6 +18,7 @@ import yaml
 
 from .errors import RecipeError
 from .variants import VARIANTS
+from .words import closest, unknown
 
 FOLDER = resources.files("alexnet_cuda") / "recipes"  # YAML files of the values that differ from the defaults
 BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
@@ -161,7 +162,7 @@ class Recipe:
         for key, field in FIELDS.items():
             own, choices, limits = getattr(self, key), field.metadata.get("choices"), field.metadata["limits"]
             if choices and own not in choices:
-                raise RecipeError(f"unknown {key} {own!r}; choose from {', '.join(map(str, choices))}")
+                raise RecipeError(unknown(key, own, map(str, choices)))
             if limits and own is not None and not limits[0] <= own <= limits[1]:
                 raise RecipeError(f"{key} must be between {limits[0]:g} and {limits[1]:g}, got {own:g}")
         peer = self.variant.startswith("torchvision/")
@@ -169,9 +170,10 @@ class Recipe:
             from torchvision import models
 
             if self.variant.removeprefix("torchvision/") not in (known := models.list_models(module=models)):
-                raise RecipeError(f"unknown variant {self.variant!r}; torchvision has {', '.join(known)}")
+                peers = [f"torchvision/{name}" for name in known]
+                raise RecipeError(unknown("variant", self.variant, peers))
         elif self.variant not in VARIANTS and not self.variant.startswith("caffe/"):
-            raise RecipeError(f"unknown variant {self.variant!r}; choose from {', '.join(VARIANTS)}")
+            raise RecipeError(unknown("variant", self.variant, VARIANTS))
         for key in ("mean", "std"):
             if len(getattr(self, key)) not in (1, self.channels):
                 raise RecipeError(f"{key} must have 1 or {self.channels} values, got {len(getattr(self, key))}")
@@ -180,7 +182,7 @@ class Recipe:
             (val + test >= 1, f"val_fraction {val} and test_fraction {test} leave no image"),
             (min(self.std) <= 0, f"std must be positive, got {min(self.std):g}"),
             (self.size and self.variant in VARIANTS,
-             f"size {self.size} is for torchvision/NAME; {self.variant} has its own"),
+             f"size {self.size} is for torchvision/NAME; {self.variant} takes {self.input_size}x{self.input_size}"),
             (val == 0 and self.monitor != "none",
              f"val_fraction 0 needs monitor none, got {self.monitor}: the test split must not decide"),
             (self.schedule == "plateau" and self.warmup, f"schedule plateau needs warmup 0, got {self.warmup:g}"),
@@ -192,10 +194,15 @@ class Recipe:
 
 FIELDS = {field.name: field for field in dataclasses.fields(Recipe)}
 TYPES: dict[str, Any] = typing.get_type_hints(Recipe)
+OTHER_NAMES = {"learning_rate": "lr", "optimizer": "opt", "optimiser": "opt",
+               "scheduler": "schedule", "model": "variant",
+               "dataset": "data", "wd": "weight_decay", "bs": "batch_size", "device": "accelerator"}  # fmt: skip
 
 
 def unknown_key(key: str) -> RecipeError:
-    return RecipeError(f"unknown key {key!r}; the keys are {', '.join(FIELDS)}")
+    meant = OTHER_NAMES.get(key) or closest(key, FIELDS)
+    remedy = f"did you mean {meant}?" if meant else "`alexnet-cuda recipes RECIPE` shows all keys"
+    return RecipeError(f"unknown key {key!r}; {remedy}")
 
 
 def resume_rule(key: str) -> str:
@@ -213,7 +220,7 @@ def load_recipe(name: str, config: Path | str | None = None, overrides: Mapping[
     """The recipe `name`, then the values of the YAML file `config`, then `overrides`. Raises RecipeError for an unknown
     recipe, key or value, and for a file that is not a YAML mapping."""
     if name not in (recipes := list_recipes()):
-        raise RecipeError(f"unknown recipe {name!r}; choose from {', '.join(recipes)}")
+        raise RecipeError(unknown("recipe", name, recipes))
     values = read_yaml(FOLDER / f"{name}.yaml")
     own = read_yaml(Path(config)) if config else {}
     return Recipe().replace({**values, "name": name, **own, **(overrides or {})})

@@ -5,7 +5,7 @@ Signatures, defaults and results are those of `ops`; works on any device, is dif
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 import torch.nn.functional as F
@@ -101,10 +101,24 @@ def pool_constants(
     return pairs
 
 
+@overload
+def max_pool2d(
+    x: Tensor, kernel_size: Size = ..., stride: Size | None = ..., padding: Size = ..., ceil_mode: bool = ...,
+    return_indices: Literal[False] = ...,
+) -> Tensor: ...  # fmt: skip
+@overload
+def max_pool2d(
+    x: Tensor, kernel_size: Size = ..., stride: Size | None = ..., padding: Size = ..., ceil_mode: bool = ...,
+    *, return_indices: Literal[True],
+) -> tuple[Tensor, Tensor]: ...  # fmt: skip
+@overload
+def max_pool2d(
+    x: Tensor, kernel_size: Size, stride: Size | None, padding: Size, ceil_mode: bool, return_indices: bool
+) -> Tensor | tuple[Tensor, Tensor]: ...
 def max_pool2d(
     x: Tensor, kernel_size: Size = 3, stride: Size | None = 2, padding: Size = 0, ceil_mode: bool = False,
     return_indices: bool = False,
-) -> Any:  # fmt: skip
+) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
     """`ops.max_pool2d` in plain torch."""
     kernel, step, pad = pool_constants("max_pool2d", x.shape, kernel_size, stride, padding)
     pool: Any = F.max_pool2d

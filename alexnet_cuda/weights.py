@@ -15,8 +15,9 @@ import yaml
 from torch import Tensor, nn
 
 from .errors import DataError, RecipeError
-from .files import atomic_path
+from .model import AlexNet
 from .networks import build
+from .pretrained import find, write_tensors
 from .recipe import Recipe
 
 # Where a checkpoint has its tensors, in this order.
@@ -27,7 +28,9 @@ WRAPPERS = ("module", "_orig_mod")
 
 def save_weights(path: Path, model: nn.Module, recipe: Recipe, classes: list[str]) -> None:
     """Writes a safetensors file that `load_weights` reads: the tensors, and as metadata the recipe and class names."""
-    metadata = {"format": "pt", "classes": json.dumps(classes), "recipe": recipe.to_yaml()}
+    weights = recipe.weights and Path(recipe.weights).name  # no paths of this machine
+    values = recipe.replace({"data_path": None, "output": None, "weights": weights}).to_yaml()
+    metadata = {"format": "pt", "variant": recipe.variant, "classes": json.dumps(classes), "recipe": values}
     write_tensors(path, model.state_dict(), metadata | network_description(model))
 
 
@@ -40,7 +43,7 @@ def network_description(model: nn.Module) -> dict[str, str]:
 def load_weights(source: Path) -> tuple[nn.Module, Recipe, list[str]]:
     """The network, recipe and class names of a run folder or a file of `save_weights`. Raises DataError if the file is
     missing or was not written by `save_weights`."""
-    path = _weights_file(source, "expected the folder of a finished run, or its weights.safetensors")
+    path = find(source, "expected the folder of a finished run, or its weights.safetensors")
     try:
         with safetensors.safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
@@ -48,6 +51,10 @@ def load_weights(source: Path) -> tuple[nn.Module, Recipe, list[str]]:
         classes = json.loads(metadata["classes"])
         model = _imported(metadata["prototxt"]) if "prototxt" in metadata else build(recipe, len(classes))
         model.load_state_dict(safetensors.torch.load_file(path))
+        if isinstance(model, AlexNet):
+            model.metadata, model.input_scale = metadata, float(metadata.get("input_scale", model.input_scale))
+    except KeyError as error:
+        raise DataError(f"{path} is not a weights file of a run: its metadata has no {error}") from error
     except Exception as error:  # safetensors, YAML, the recipe and torch raise different types
         raise DataError(f"{path} is not a weights file of a run: {_first_line(error)}") from error
     return model, recipe, classes
@@ -109,7 +116,7 @@ def parameter_layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
 def read_tensors(source: Path) -> dict[str, Tensor]:
     """The tensors of a run folder, a .safetensors, .caffemodel, or .pt, .pth or .ckpt file, by parameter name. Raises
     DataError if there is no such file or it is not a file of tensors."""
-    path = _weights_file(source, "weights must be a run folder, a file or torchvision")
+    path = find(source, "weights must be a run folder, a file or torchvision")
     try:
         if path.suffix == ".caffemodel":
             from .formats.caffe import state_dict_from_caffe
@@ -122,13 +129,6 @@ def read_tensors(source: Path) -> dict[str, Tensor]:
         raise DataError(f"{path} is not a file of tensors: {_first_line(error)}") from error
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Writes a safetensors file, replacing `path` only when the file is complete."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(safetensors.torch.save(tensors, metadata))
-
-
 def read_checkpoint(path: Path) -> dict:
     """The tensors and numbers of a training checkpoint. Raises DataError if the file is missing or no checkpoint."""
     try:
@@ -139,13 +139,6 @@ def read_checkpoint(path: Path) -> dict:
     except Exception as error:  # torch.load raises a different type for each kind of damage
         raise DataError(f"{path} is not a checkpoint of a training run: {_first_line(error)}") from error
     return checkpoint
-
-
-def _weights_file(source: Path, expected: str) -> Path:
-    path = source / "weights.safetensors" if source.is_dir() else source
-    if not path.exists():
-        raise DataError(f"{path} does not exist; {expected}")
-    return path
 
 
 def _first_line(error: Exception) -> str:

@@ -152,3 +152,20 @@ def test_feature_extractor_of_an_accelerated_network():
     results = [extraction.create_feature_extractor(net, nodes)(x) for net in (model, accelerate(model))]
     for name in nodes:
         torch.testing.assert_close(results[1][name], results[0][name], rtol=1e-4, atol=1e-4)
+
+
+def test_verbose_says_what_was_exchanged_and_why_not(capsys):
+    class Own(nn.Conv2d):
+        pass
+
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 7), nn.MaxPool2d(3, dilation=2), nn.LocalResponseNorm(5), Own(8, 8, 3), nn.ReLU()
+    )
+    accelerate(accelerate(net, verbose=True), verbose=True)
+    assert capsys.readouterr().out.splitlines()[:5] == [
+        "0, Conv2d: left, there is no kernel for 3, 8, kernel_size=(7, 7), stride=(1, 1)",
+        "1, MaxPool2d: left, dilation 2",
+        "2, LocalResponseNorm: exchanged",
+        "3, Conv2d: left, Own is a subclass",
+        "0, Conv2d: left, there is no kernel for 3, 8, kernel_size=(7, 7), stride=(1, 1)",
+    ]

@@ -45,11 +45,13 @@ def test_a_sweep_suggests_a_rate_at_which_the_loss_falls_and_leaves_a_picture_an
         assert len(picture.convert("RGB").getcolors(2**24)) > 50
 
 
-def test_the_steepest_fall_is_found_among_noise():
+def test_the_valley_is_found_among_noise():
     rates = np.geomspace(1e-6, 1, 100)
     losses = 2.3 - 2 / (1 + (3e-3 / rates) ** 2) + np.where(rates > 0.1, 50 * (rates - 0.1), 0)
-    losses += np.random.default_rng(0).normal(0, 1e-3, 100)
-    assert 1e-3 < lr_find.suggest(rates, losses) < 1e-2
+    losses += np.random.default_rng(0).normal(0, 1e-2, 100)
+    found = lr_find.suggest(rates, losses)
+    assert 1e-3 < found["valley"] < 1e-2
+    assert found["minimum / 10"] == pytest.approx(0.01, rel=0.3)
 
 
 def test_a_sweep_keeps_the_shares_of_the_layers_and_ends_where_the_loss_is_no_number(tmp_path, monkeypatch):

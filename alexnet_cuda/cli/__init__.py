@@ -8,7 +8,7 @@ import sys
 # variable before its first tensor, so it is set before the imports below.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
-from . import train, inspection, runs, export, import_caffe, compare, networks, check  # noqa: I001, F401 - in --help's order
+from . import train, download, inspection, runs, export, import_caffe, compare, networks, check  # noqa: I001, F401 - in --help's order
 from ._app import app
 
 __all__ = ["app", "main"]
@@ -19,4 +19,4 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    app()
+    app(prog_name="alexnet-cuda")

@@ -4,8 +4,7 @@ import errno
 import json
 import re
 from collections.abc import Iterable, Sequence
-from importlib import import_module
-from importlib.metadata import version
+from importlib import import_module, metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,15 +15,19 @@ from rich.markup import escape
 from rich.table import Column, Table
 from typer.core import TyperGroup
 
-from ..errors import AlexNetError, sentence
+from .. import __version__
+from ..errors import AlexNetError, RecipeError, sentence
+from ..words import percent, unknown
 
 if TYPE_CHECKING:
     from ..data import ImageSet
 
 console = Console(highlight=False)
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+UsageError: Any = typer.BadParameter.__mro__[1]  # of the click that typer carries, under any version of it
 WORKER_ENDED = re.compile(r"DataLoader worker \(pid|shared memory|</torch_")
-TRAIN = ("torchvision", "lightning", "matplotlib", "safetensors", "sklearn", "tensorboard", "torchmetrics")
+PREDICT = ("torchvision", "lightning", "torchmetrics")  # the libraries that a finished network needs
+TRAIN = (*PREDICT, "matplotlib", "sklearn", "tensorboard")
 
 
 class Commands(TyperGroup):
@@ -38,6 +41,8 @@ class Commands(TyperGroup):
             if isinstance(error, OSError) and error.errno in NO_SPACE:
                 text = f"no space left on the disk ({error.strerror}); what was saved before is intact for --resume"
             raise fail(text, getattr(error, "exit_code", 1)) from error
+        except UsageError as error:
+            raise fail(error.format_message(), error.exit_code) from error
         except RuntimeError as error:
             if not WORKER_ENDED.search(str(error)):
                 raise
@@ -59,10 +64,31 @@ def first_line(error: BaseException) -> str:
     return sentence(error).splitlines()[0]
 
 
-app = typer.Typer(cls=Commands, no_args_is_help=True, add_completion=False, rich_markup_mode="rich",
+app = typer.Typer(cls=Commands, no_args_is_help=True, rich_markup_mode="rich",
                   pretty_exceptions_show_locals=False, help="AlexNet, from training to prediction.")  # fmt: skip
 
-RUN = Annotated[Path | None, typer.Option(help="Run folder, or a weights.safetensors; none: the newest in runs/.")]
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"alexnet_cuda {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Show the version and end.")
+    ] = False,
+) -> None:
+    """The options that come before a command."""
+
+
+RUN = Annotated[
+    Path | None,
+    typer.Option("--run", "--weights",
+        help="Run folder, weights file, or cifar10, mnist or digits: weights of the package. Default: the newest run "
+        "in runs/, else weights of the package."),
+]  # fmt: skip
 DATA_PATH = Annotated[str | None, typer.Option(help="Folder of the data; none: the one it was trained on.")]
 JSON = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 NARROW: dict[str, Any] = {"box": SIMPLE_HEAD, "pad_edge": False, "padding": (0, 1, 0, 0)}  # for 80 columns
@@ -83,27 +109,37 @@ def require_variant(name: str) -> None:
     from ..variants import VARIANTS
 
     if name not in VARIANTS:
-        raise typer.BadParameter(f"unknown variant {name!r}; choose from {', '.join(VARIANTS)}")
+        raise RecipeError(unknown("variant", name, VARIANTS))
 
 
-def newest_run(run: Path | None) -> Path:
+def newest_run(run: Path | None, otherwise: str | None = "cifar10") -> Path:
+    """`run`, or the newest in runs/; where there is none, the weights `otherwise` of the package, with a note."""
+    from .. import pretrained
+
     if run is not None:
-        return run
+        return pretrained.find(run) if str(run) in pretrained.NAMES else run
     found = sorted(Path("runs").glob("*/weights.safetensors"), key=lambda path: path.stat().st_mtime)
-    if not found:
+    if found:
+        return found[-1].parent
+    if otherwise is None:
         raise AlexNetError("no finished run in runs/; train one, or name its folder with --run")
-    return found[-1].parent
+    names = ", ".join(name for name in pretrained.NAMES if name != otherwise)
+    show_notes([f"no finished run in runs/: the package's weights {otherwise} serve (--weights {names}: others)"])
+    return pretrained.find(otherwise)
 
 
 def load_run(run: Path, data_path: str | None, new: bool = False):
     """A run's network, its recipe and the images that it was trained on, read from `data_path` where one is given. With
     `new`, pictures from another path than the run's are new ones: all of them are the test split."""
     from ..data import load_images, load_test_images
+    from ..recipe import read_yaml
     from ..weights import load_weights
 
     model, recipe, classes = load_weights(run)
-    new = new and data_path is not None and Path(data_path).absolute() != Path(recipe.data_path or "").absolute()
-    recipe = recipe.replace({"data_path": data_path} if data_path else {})
+    config = (run if run.is_dir() else run.parent) / "config.yaml"  # a weights file names no folder
+    own = recipe.data_path or (read_yaml(config).get("data_path") if config.exists() else None)
+    new = new and data_path is not None and Path(data_path).absolute() != Path(own or "").absolute()
+    recipe = recipe.replace({"data_path": data_path or own})
     images = load_test_images(recipe, classes) if new else load_images(recipe)
     if images.classes != classes:
         raise AlexNetError(f"the data has the classes {images.classes}, the run was trained on {classes}")
@@ -115,6 +151,11 @@ def show_notes(notes: Iterable[str], to: Console | None = None) -> None:
     to = to or Console(stderr=True, highlight=False)
     for note in notes:
         to.print(f"[yellow]{escape(note)}[/]", soft_wrap=True)
+
+
+def show_figure(name: str, value: float) -> str:
+    """A figure of metrics.json: accuracies in percent, others with four digits."""
+    return percent(value) if name in ("test/accuracy", "test/top5", "test/f1") else f"{value:.4f}"
 
 
 def class_table(title: str, images: "ImageSet") -> Table:
@@ -153,16 +194,16 @@ def require(module: str, extra: str) -> None:
         raise AlexNetError(f"{error.name} is not installed; {remedy}") from error
 
 
-def require_train() -> None:
+def require_train(modules: Iterable[str] = TRAIN) -> None:
     """Fails with the command to run, if a library for training is missing or does not fit the installed torch."""
     try:
-        for module in TRAIN:
+        for module in modules:
             require(module, "train")
     except (RuntimeError, ImportError, OSError) as error:
         import torch
 
         raise AlexNetError(
-            f"torchvision {version('torchvision')} does not work with torch {torch.__version__} "
+            f"torchvision {metadata.version('torchvision')} does not work with torch {torch.__version__} "
             f"({first_line(error)}); install the two from one place: `pip install --force-reinstall torch "
             "torchvision`, or for a CPU-only pair add `--index-url https://download.pytorch.org/whl/cpu`"
         ) from error

@@ -8,6 +8,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from .. import pretrained
 from ..errors import AlexNetError
 from ._app import JSON, RUN, app, console, newest_run, require, require_train
 
@@ -47,10 +48,11 @@ def export(
     from ..weights import load_weights
 
     if variant is None:
-        source = newest_run(run)
+        source = newest_run(run, otherwise=None)
         model, recipe, names = load_weights(source)
+        packaged = source.parent == pretrained.FOLDER
         folder = source if source.is_dir() else source.parent
-        output = output or folder / f"model{SUFFIXES[format]}"
+        output = output or (Path(source.stem + SUFFIXES[format]) if packaged else folder / f"model{SUFFIXES[format]}")
         if output.exists() and output.samefile(folder / "weights.safetensors" if source.is_dir() else source):
             raise AlexNetError(f"{output} holds the run's own weights; name another file with --output")
     else:
@@ -90,8 +92,9 @@ def demo(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port of 127.0.0.1; 0: any free one.")] = 7860,
 ) -> None:
     """Serve a web page, to this machine only, that classifies pictures which are dropped or drawn on it."""
-    first = newest_run(run)
+    first = newest_run(run, "digits")
     found = [] if run else [path.parent for path in Path("runs").glob("*/weights.safetensors")]
+    found = found or ([] if run else [pretrained.find(name) for name in pretrained.NAMES])
     runs = [first, *sorted(folder for folder in found if folder != first)]
     with console.status("starting") as status:
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.markup import escape
 
+from ..words import percent
 from ._app import JSON, NARROW, app, console, require, require_variant, right, table
 
 
@@ -63,24 +64,27 @@ def info(json_: JSON = False) -> None:
 @app.command()
 def draw(
     variant: Annotated[str, typer.Argument(help="Variant of AlexNet; `alexnet-cuda summary` lists them.")],
-    output: Annotated[Path | None, typer.Option(metavar="FILE", help="An .svg or .png; none: VARIANT.svg.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="An .svg, .pdf or .png; default: VARIANT.svg.")
+    ] = None,
     classes: Annotated[int | None, typer.Option(min=1, help="Classes; none: the variant's own.")] = None,
     theme: Annotated[Literal["light", "dark"], typer.Option(help="Colours of background and text.")] = "light",
+    table: Annotated[bool, typer.Option(help="With the numbers of each layer in a table below.")] = True,
 ) -> None:
     """Draw a variant's architecture: volumes, layers, parameters and multiplications."""
     require_variant(variant)
     output = output or Path(f"{variant}.svg")
-    if output.suffix.lower() not in (".svg", ".png"):
-        raise typer.BadParameter(f"--output must end in .svg or .png, got {output.name!r}")
+    if output.suffix.lower() not in (".svg", ".pdf", ".png"):
+        raise typer.BadParameter(f"--output must end in .svg, .pdf or .png, got {output.name!r}")
     require("matplotlib", "train")
     from ..reports.drawing import draw as write
 
-    write(variant, output, classes, theme)
+    write(variant, output, classes, theme, table)
     console.print(f"Drawing: {output}", soft_wrap=True)
 
 
 def _share(part: int, whole: int) -> str:
-    return f"{part / whole:.1%}" if part else ""
+    return percent(part / whole, 1) if part else ""
 
 
 def _millions(count: int) -> str:

@@ -17,7 +17,9 @@ from ..reports.report import write_report
 from ..training.callbacks import is_main_process
 from ..training.classifier import Diverged
 from ..training.run import finish, precision, run_folder, train
-from ._app import class_table, console, right, show_notes, table
+from ._app import class_table, console, right, show_figure, show_notes, table
+
+FEW, LARGE = 5000, 10_000_000  # training images, parameters
 
 
 def run_recipe(
@@ -49,6 +51,9 @@ def run_recipe(
     begins = f"going on from {checkpoint}" if checkpoint else f"{recipe.epochs} epochs"
     facts = f"{recipe.variant}, {parameters:,} parameters, {precision(recipe)}, {begins}, run folder {folder}"
     console.print(facts, soft_wrap=True)
+    if (seen := len(images.train.labels)) < FEW and parameters > LARGE and not recipe.weights and not checkpoint:
+        fits = "--variant cifar, or --variant torchvision --weights torchvision --freeze features"
+        show_notes([f"{seen:,} training images are few for {parameters / 1e6:.1f} M parameters: {fits} may suit them"])
     try:
         with _replaced(folder) if overwrite and is_main_process() else contextlib.nullcontext():
             outcome = train(recipe, images, folder, console, checkpoint)
@@ -133,9 +138,8 @@ def _remove(path: Path) -> None:
 
 
 def _report(metrics: dict, seconds: float) -> None:
-    shares = ("test/accuracy", "test/top5")
     figures = {key: value for key, value in metrics.items() if key.startswith("test/")}
-    rows = [(key, f"[bold]{value:.2%}[/]" if key in shares else f"{value:.4f}") for key, value in figures.items()]
+    rows = [(key, show_figure(key, value)) for key, value in figures.items()]
     title = f"{metrics['recipe']}: {metrics['variant']} on {metrics['images']['test']:,} held-out images"
     made = table(["figure", *right("value")], rows, title=title)
     made.add_section()

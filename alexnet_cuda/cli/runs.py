@@ -7,10 +7,13 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from ..errors import DataError
+from .. import pretrained
+from ..errors import AlexNetError, DataError
+from ..words import percent
 from ._app import (
     DATA_PATH,
     JSON,
+    PREDICT,
     RUN,
     app,
     console,
@@ -19,6 +22,7 @@ from ._app import (
     read_metrics,
     require_train,
     right,
+    show_figure,
     show_notes,
     table,
 )
@@ -27,17 +31,17 @@ from ._app import (
 @app.command()
 def evaluate(run: RUN = None, data_path: DATA_PATH = None, json_: JSON = False) -> None:
     """Test a run's weights again: on the test split, or on all new pictures that --data-path names."""
-    require_train()
+    require_train(PREDICT)
     from ..training import evaluation
 
-    model, recipe, images = load_run(newest_run(run), data_path, new=True)
+    model, recipe, images = load_run(newest_run(run, "digits"), data_path, new=True)
     show_notes(images.notes)
     figures = evaluation.figures(evaluation.predict(model, images, recipe))
     if json_:
         print(json.dumps(figures, indent=2))
     else:
         title = f"{recipe.variant} on {len(images.test.labels)} test images of {recipe.name}"
-        rows = [(name, f"{value:.4f}") for name, value in figures.items()]
+        rows = [(name, show_figure(name, value)) for name, value in figures.items()]
         console.print(table(["figure", *right("value")], rows, title=title))
 
 
@@ -49,7 +53,7 @@ def predict(
     json_: JSON = False,
 ) -> None:
     """Classify pictures. One that cannot be read does not stop the others; the exit code is then 1."""
-    require_train()
+    require_train(PREDICT)
     from ..data.imageset import progress
     from ..training import evaluation
     from ..weights import load_weights
@@ -71,7 +75,7 @@ def predict(
         columns = ["image", *(f"{i + 1}." for i in range(min(top, len(classes))))]
         shown = table(columns, [], title=f"{recipe.variant} trained on {recipe.name}")
         for path, row in tops.items():
-            cells = [f"{escape(name)} [dim]{share:.1%}[/]" for name, share in row]
+            cells = [f"{escape(name)} [dim]{percent(share, 1)}[/]" for name, share in row]
             shown.add_row(escape(path.name), f"[bold]{cells[0]}[/]", *cells[1:])
         console.print(shown)
     if errors:
@@ -85,7 +89,9 @@ def report(run: RUN = None, data_path: DATA_PATH = None, json_: JSON = False) ->
     from ..reports.report import write_report
     from ..training import evaluation
 
-    folder = newest_run(run)
+    folder = newest_run(run, otherwise=None)
+    if folder.parent == pretrained.FOLDER:
+        raise AlexNetError(f"report draws into a run folder; {run} are weights of the package: `train` makes a run")
     model, recipe, images = load_run(folder, data_path)
     folder = folder if folder.is_dir() else folder.parent
     predictions = evaluation.predict(model, images, recipe)

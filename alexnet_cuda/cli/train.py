@@ -1,13 +1,17 @@
 """`train`, `recipes`, `lr-find` and `search`: training on a recipe, and values for it."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
+from ..recipe import FIELDS, Recipe, list_recipes, load_recipe
+from ..words import percent
 from ._app import JSON, app, console, require, require_train, right, table
 from ._recipe_options import CONFIG, RECIPE, RecipeCommand, recipe_options
 
@@ -29,6 +33,8 @@ def train(
 
     --flip stands for --flip true, --no-flip for --flip false.
     """
+    if recipe is not None and resume is None:
+        load_recipe(recipe, config, values)  # what is wrong with it is said before the libraries of training load
     require_train()
     from .run_recipe import run_recipe
 
@@ -38,10 +44,9 @@ def train(
 @app.command()
 def recipes(name: Annotated[str | None, typer.Argument(help="Recipe whose values to show.")] = None) -> None:
     """List the recipes, or every value of one."""
-    from ..recipe import list_recipes, load_recipe
-
     if name is not None:
-        console.print(load_recipe(name).to_yaml().strip())
+        for line in _explained(load_recipe(name)):
+            console.print(line, soft_wrap=True)
     else:
         console.print(table(["recipe", "what it is"], list_recipes().items()))
 
@@ -61,19 +66,20 @@ def lr_find(
 ) -> None:
     """Suggest a learning rate: the loss over one sweep of rates, as a picture."""
     require_train()
-    from ..recipe import load_recipe
     from ..reports.experiments import save_chart, sweep_chart
     from ..training.lr_find import lr_find
 
     folder = output or Path("runs") / f"lr-find-{recipe}"
     loaded = load_recipe(recipe, config, values)
-    rates, losses, rate = lr_find(loaded, folder, Console(quiet=json_, highlight=False), steps, min_lr, max_lr)
+    rates, losses, found = lr_find(loaded, folder, Console(quiet=json_, highlight=False), steps, min_lr, max_lr)
     picture, title = folder / "lr_find.png", f"{recipe}, {loaded.variant}, batches of {loaded.batch_size}"
-    save_chart(picture, sweep_chart, rates, losses, rate, title)
+    save_chart(picture, sweep_chart, rates, losses, found, title)
     if json_:
-        print(json.dumps({"lr": rate, "picture": str(picture)}))
+        print(json.dumps({"lr": found["valley"], **found, "picture": str(picture)}))
     else:
-        console.print(f"suggestion: [bold]--lr {rate:.2g}[/] (the recipe has {loaded.lr:g})")
+        for name, rate in found.items():
+            console.print(f"{name}: [bold]--lr {rate:.2g}[/]")
+        console.print(f"the recipe has {loaded.lr:g}")
         console.print(f"Picture: {picture}", soft_wrap=True)
 
 
@@ -114,12 +120,22 @@ def search(
         raise typer.Exit(130)
 
 
+def _explained(recipe: Recipe) -> Iterator[str]:
+    """A recipe as lines of YAML, with what each value means as a comment."""
+    for key, field in FIELDS.items():
+        if heading := field.metadata.get("section"):
+            yield f"[bold]# {heading}[/]"
+        own = getattr(recipe, key)
+        text = f"{key}: {own if isinstance(own, str) else json.dumps(own)}"  # JSON is YAML
+        yield f"{escape(text):30} [dim]# {escape(field.metadata['help'])}[/]"
+
+
 def _table(rows: list[dict[str, Any]], keys: list[str], title: str, shown: int = 15) -> Table:
     cells = []
     for row in rows[:shown]:
         ended = "" if row["state"] == "complete" else " [dim]ended early[/]"
         values = [f"{row[key]:.3g}" for key in keys]
-        cells.append([f"{row['trial']}", *values, f"{row['epochs']}{ended}", f"{row['val/accuracy']:.2%}"])
+        cells.append([f"{row['trial']}", *values, f"{row['epochs']}{ended}", percent(row["val/accuracy"])])
     caption = f"the best {shown} of {len(rows)}; search.csv has all" if len(rows) > shown else None
     made = table(right("trial", *keys, "epochs", "val/accuracy"), cells, title=title, caption=caption)
     made.rows[0].style = "bold"

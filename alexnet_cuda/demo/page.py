@@ -25,7 +25,7 @@ def page(runs: list[Path]) -> gr.Blocks:
     first = load(runs[0])
     with gr.Blocks(title="AlexNet", analytics_enabled=False) as blocks:
         gr.Markdown("# What does the network see?")
-        choices = [(run.name, str(run)) for run in runs]
+        choices = [(run.name.removesuffix(".safetensors"), str(run)) for run in runs]
         run = gr.Dropdown(choices, value=str(runs[0]), label="Run", visible=len(runs) > 1, elem_id="run")
         title = gr.Markdown(first.title)
         with gr.Row():

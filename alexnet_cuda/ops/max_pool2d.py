@@ -1,6 +1,6 @@
 """max_pool2d: one byte per output, the position of the maximum in its window, is all that backward needs."""
 
-from typing import Any
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
@@ -56,10 +56,24 @@ def pool_has_kernel(x: Tensor, kernel: tuple, stride: tuple, padding: tuple) -> 
     return has_kernel(x) and kernel[0] <= 15 and all(pair[0] == pair[1] for pair in (kernel, stride, padding))
 
 
+@overload
+def max_pool2d(
+    x: Tensor, kernel_size: Size = ..., stride: Size | None = ..., padding: Size = ..., ceil_mode: bool = ...,
+    return_indices: Literal[False] = ...,
+) -> Tensor: ...  # fmt: skip
+@overload
+def max_pool2d(
+    x: Tensor, kernel_size: Size = ..., stride: Size | None = ..., padding: Size = ..., ceil_mode: bool = ...,
+    *, return_indices: Literal[True],
+) -> tuple[Tensor, Tensor]: ...  # fmt: skip
+@overload
+def max_pool2d(
+    x: Tensor, kernel_size: Size, stride: Size | None, padding: Size, ceil_mode: bool, return_indices: bool
+) -> Tensor | tuple[Tensor, Tensor]: ...
 def max_pool2d(
     x: Tensor, kernel_size: Size = 3, stride: Size | None = 2, padding: Size = 0, ceil_mode: bool = False,
     return_indices: bool = False,
-) -> Any:  # fmt: skip
+) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
     """Max pooling, by default AlexNet's overlapping one.
 
     Equivalent to `torch.nn.functional.max_pool2d(x, kernel_size, stride, padding, 1, ceil_mode, return_indices)`,

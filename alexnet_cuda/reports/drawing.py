@@ -23,7 +23,7 @@ from ..model import AlexNet
 from ..summary import LayerSummary, layer_names, model_summary
 from ..variants import Layer
 
-SUFFIXES = (".svg", ".png")
+SUFFIXES = (".svg", ".png", ".pdf")
 # Okabe and Ito's palette, distinguishable with any form of colour blindness.
 COLOURS = {
     "input": "#8A8F98", "convolution": "#0072B2", "max pooling": "#E69F00", "dense": "#009E73",
@@ -125,15 +125,16 @@ class Box:
         return self.x + self.w + u * self.dx, self.y + v * self.h + u * self.dy
 
 
-def architecture(model: AlexNet, theme: str = "light") -> Figure:
+def architecture(model: AlexNet, theme: str = "light", table: bool = True) -> Figure:
     """The figure of a network; one unit of its axes is one point. A network with grouped convolutions is drawn as two
-    rows of boxes, as in figure 2 of the paper; the connections show which halves of the channels a layer sees."""
+    rows of boxes, as in figure 2 of the paper; the connections show which halves of the channels a layer sees. The
+    table below has a column of numbers for each box."""
     look, variant, columns = THEMES[theme], model.variant, stages(model)
     split = any(isinstance(spec, variants.Conv) and spec.groups > 1 for spec in variant.features)
     marks = CHIP * max(len(stage.then) for stage in columns) + 8
     rows = ["layer", "stride", "padding", *(["sees"] if split else []), "output"]
     width = LEFT + COLUMN * len(columns) + MARGIN
-    height = 92 + BAND + marks + ROW * (len(rows) + 1) + 2 * (BARS + ROW) + 62
+    height = 92 + BAND + marks + 62 + (ROW * (len(rows) + 1) + 2 * (BARS + ROW) if table else 0)
     figure = Figure(figsize=(width / 72, height / 72), facecolor=look["paper"])
     FigureCanvasAgg(figure)
     axes = figure.add_axes((0, 0, 1, 1))
@@ -151,17 +152,18 @@ def architecture(model: AlexNet, theme: str = "light") -> Figure:
     middle = height - 92 - BAND / 2
     _volumes(axes, columns, middle, split, look)
     _marks(axes, columns, middle - BAND / 2 - 6, look)
-    _table(axes, columns, rows, middle - BAND / 2 - marks, split, look)
+    if table:
+        _table(axes, columns, rows, middle - BAND / 2 - marks, split, look)
     _legend(axes, columns, look)
     return figure
 
 
-def draw(variant: str, path: Path, num_classes: int | None = None, theme: str = "light") -> None:
-    """Writes the figure of a variant to an .svg or .png file; the same call gives the same bytes. Raises ValueError for
-    an unknown variant, theme or file suffix, and OSError if the file cannot be written."""
+def draw(variant: str, path: Path, num_classes: int | None = None, theme: str = "light", table: bool = True) -> None:
+    """Writes the figure of a variant to an .svg, .pdf or .png file; the same call gives the same bytes. Raises
+    ValueError for an unknown variant, theme or file suffix, and OSError if the file cannot be written."""
     kind = path.suffix.lower()
     if kind not in SUFFIXES:
-        raise ValueError(f"the drawing must end in .svg or .png, got {path.name!r}")
+        raise ValueError(f"the drawing must end in .svg, .pdf or .png, got {path.name!r}")
     if theme not in THEMES:
         raise ValueError(f"unknown theme {theme!r}; choose from {', '.join(THEMES)}")
     with torch.device("meta"):
@@ -169,9 +171,12 @@ def draw(variant: str, path: Path, num_classes: int | None = None, theme: str = 
     title = {"Title": f"{model.variant.name}: {model.variant.description}"}
     path.parent.mkdir(parents=True, exist_ok=True)
     # fonttype none: text instead of outlines, which can be searched and selected
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": variant}), atomic_path(path) as temporary:
-        date: dict[str, Any] = {"Date": None} if kind == ".svg" else {}
-        architecture(model, theme).savefig(temporary, format=kind[1:], dpi=160, metadata={**title, **date})
+    with (
+        rc_context({"svg.fonttype": "none", "svg.hashsalt": variant, "pdf.fonttype": 42}),
+        atomic_path(path) as temporary,
+    ):
+        date: dict[str, Any] = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(kind, {})
+        architecture(model, theme, table).savefig(temporary, format=kind[1:], dpi=160, metadata={**title, **date})
 
 
 def _volumes(axes: Axes, columns: list[Stage], middle: float, split: bool, look: dict[str, str]) -> None:

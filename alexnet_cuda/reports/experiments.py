@@ -10,12 +10,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from ..files import atomic_path
+from ..words import percent
 from .charts import BLUE, GREY, ORANGE, STYLE, blank
 
 # Column of compare.csv: heading in the table, heading in the chart, format of its values.
 FIGURES: dict[str, tuple[str, str, Callable[[Any], str]]] = {
-    "accuracy": ("accuracy", "test accuracy", lambda v: f"{v:.2%}"),
-    "top5": ("top-5", "top-5 accuracy", lambda v: f"{v:.2%}"),
+    "accuracy": ("accuracy", "test accuracy", percent),
+    "top5": ("top-5", "top-5 accuracy", percent),
     "parameters": ("params", "parameters", lambda v: f"{v / 1e6:,.2f} M"),
     "macs": ("MACs", "multiply-accumulates", lambda v: f"{v / 1e6:,.1f} M"),
     "seconds": ("train s", "seconds of training", lambda v: f"{v:,.1f}"),
@@ -29,15 +30,22 @@ def save_chart(path: Path, chart: Callable[..., Figure], *arguments: Any) -> Non
         chart(*arguments).savefig(temporary)
 
 
-def sweep_chart(rates: np.ndarray, losses: np.ndarray, suggestion: float, title: str) -> Figure:
-    """Loss against learning rate, both (steps,), with the suggestion marked."""
+def _plain(value: float, position: float = 0) -> str:
+    """A tick of a logarithmic axis. matplotlib's own are mathematics, which STYLE turns off."""
+    return f"{value:g}" if 1e-3 <= value < 1e4 else f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e")
+
+
+def sweep_chart(rates: np.ndarray, losses: np.ndarray, suggestions: dict[str, float], title: str) -> Figure:
+    """Loss against learning rate, both (steps,), with the suggestions marked."""
     figure = blank(6.4, 4)
     axis = figure.subplots()
     axis.plot(rates, losses, color=BLUE)
-    at = int(np.argmin(np.abs(rates - suggestion)))
-    axis.plot(suggestion, losses[at], "o", color=ORANGE, label=f"suggestion: {suggestion:.2g}")
+    for (name, rate), marker in zip(suggestions.items(), "os"):
+        at = int(np.argmin(np.abs(rates - rate)))
+        axis.plot(rate, losses[at], marker, color=ORANGE, label=f"{name}: {rate:.2g}")
     lowest, first = losses.min(), losses[:20].max()
     axis.set(xscale="log", xlabel="learning rate", ylabel="cross-entropy, running mean", title=title)
+    axis.xaxis.set_major_formatter(_plain)
     axis.set_ylim(max(0, lowest - 0.2 * (first - lowest)), first + 0.5 * (first - lowest))  # cuts off the divergence
     axis.grid(alpha=0.2)
     axis.legend()
@@ -55,6 +63,9 @@ def search_chart(rows: Sequence[dict[str, Any]], keys: Sequence[str], title: str
             axis.plot(*points, marker, color=BLUE if marker == "o" else GREY, markersize=5, alpha=0.8, label=label)
         axis.plot(rows[0][key], rows[0]["val/accuracy"], "*", color=ORANGE, markersize=13, label="best")
         axis.set(xlabel=key, xscale="linear" if key == "label_smoothing" else "log")
+        if key in ("lr", "weight_decay"):
+            axis.xaxis.set_major_formatter(_plain)
+            axis.xaxis.set_minor_formatter("")
         if key == "batch_size":
             sizes = sorted({row[key] for row in rows})
             axis.set_xticks(sizes, [f"{size}" for size in sizes])

@@ -113,17 +113,25 @@ def speed(trainer: Trainer, module: Any) -> dict[str, str]:
 
 
 class ProgressBar(RichProgressBar):
-    """Lightning's progress bar with loss, accuracy and the time left for the run, and with epochs counted from 1."""
+    """Lightning's progress bar within 80 columns: loss, validation accuracy and the time left for the run, with epochs
+    counted from 1."""
+
+    def configure_columns(self, trainer) -> list:
+        description, bar, batches, *_ = super().configure_columns(trainer)
+        bar.bar_width = 4
+        return [description, bar, batches]
 
     def get_metrics(self, trainer, pl_module):
         metrics = super().get_metrics(trainer, pl_module)
-        return {key: metrics[key] for key in SHOWN if key in metrics} | speed(trainer, pl_module)
+        return {name: f"{metrics[key]:.2f}" for key, name in SHOWN.items() if key in metrics} | speed(
+            trainer, pl_module
+        )
 
     def _get_train_description(self, current_epoch: int) -> str:
         return f"epoch {current_epoch + 1}/{self.trainer.max_epochs}"
 
 
-SHOWN = ("train/loss", "val/accuracy")
+SHOWN = {"train/loss": "loss", "val/accuracy": "val"}  # metrics of the progress bar, and their names there
 
 
 class PlainProgress(Callback):

@@ -1,14 +1,16 @@
 """A learning rate for a recipe, from one sweep over rates."""
 
+import functools
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
+from unittest.mock import patch
 
 import lightning
 import numpy as np
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.tuner import Tuner
+from lightning.pytorch.tuner import Tuner, lr_finder
 from rich.console import Console
 
 from ..data import load_images
@@ -24,10 +26,10 @@ SKIPPED = 10  # losses at the start of a sweep, where their running mean covers 
 
 def lr_find(
     recipe: Recipe, folder: Path, console: Console, steps: int = 100, low: float = 1e-6, high: float = 1.0
-) -> tuple[np.ndarray, np.ndarray, float]:
+) -> tuple[np.ndarray, np.ndarray, dict[str, float]]:
     """Trains `steps` batches with a rate that grows from `low` to `high`, until the loss is four times its minimum.
 
-    Returns the rates (steps,), the smoothed loss at each (steps,), and the rate at which it falls fastest; writes
+    Returns the rates (steps,), the smoothed loss at each (steps,), and the rates that `suggest` names; writes
     lr_find.csv to `folder`. The sweep is Lightning's, after L. Smith, "Cyclical Learning Rates for Training
     Neural Networks", WACV 2017, section 3.3. Raises RecipeError for limits that leave nothing to suggest.
     """
@@ -42,7 +44,9 @@ def lr_find(
         console.print(f"{recipe.name}: {steps} batches of {recipe.batch_size}, {low:g} to {high:g}")
         module, data = SweepClassifier(recipe, len(images.classes)), ImageData(images, recipe)
         limits: dict[str, Any] = {"min_lr": low, "max_lr": high, "num_training": steps}
-        found = Tuner(trainer).lr_find(module, datamodule=data, update_attr=False, **limits)
+        bar = functools.partial(lr_finder.tqdm, disable=not console.is_terminal)
+        with patch.object(lr_finder, "tqdm", bar):
+            found = Tuner(trainer).lr_find(module, datamodule=data, update_attr=False, **limits)
     assert found is not None
     losses = np.array(module.losses)
     rates = np.array(found.results["lr"][: len(losses)])
@@ -51,15 +55,23 @@ def lr_find(
     return rates, losses, suggest(rates, losses)
 
 
-def suggest(rates: np.ndarray, losses: np.ndarray) -> float:
-    """The rate at which `losses` (steps,) fall fastest, before their minimum. The slope is taken over the logarithm of
-    the rate. Over the rate itself, as in Lightning's own suggestion, noise at the low end would be divided by tiny
-    differences."""
-    end = int(np.argmin(losses)) + 1
-    if end - SKIPPED < 2:
+def suggest(rates: np.ndarray, losses: np.ndarray) -> dict[str, float]:
+    """Two rates for a sweep whose `losses` (steps,) fall and then rise. "valley": the middle of the longest decreasing
+    subsequence of the losses, so that noise does not decide. "minimum / 10": a tenth of the rate of the least loss."""
+    losses = losses[SKIPPED:]
+    if int(np.argmin(losses)) < 2:
         raise RecipeError("the loss never fell: a lower --min-lr, or more --steps, may help")
-    slopes = np.gradient(losses[SKIPPED:end], np.log(rates[SKIPPED:end]))
-    return float(rates[SKIPPED + int(np.argmin(slopes))])
+    length, before = np.ones(len(losses), int), np.arange(len(losses))
+    for i in range(1, len(losses)):
+        higher = np.flatnonzero(losses[:i] > losses[i])
+        if len(higher):
+            before[i] = higher[np.argmax(length[higher])]
+            length[i] = length[before[i]] + 1
+    chain = [int(np.argmax(length))]
+    while before[chain[-1]] != chain[-1]:
+        chain.append(int(before[chain[-1]]))
+    rates = rates[SKIPPED:]
+    return {"valley": float(rates[chain[len(chain) // 2]]), "minimum / 10": float(rates[np.argmin(losses)] / 10)}
 
 
 class SweepClassifier(Classifier):

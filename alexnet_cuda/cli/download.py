@@ -1,0 +1,23 @@
+"""`download`: a data set from its publisher."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from ._app import app, console, require
+
+
+@app.command()
+def download(
+    name: Annotated[
+        Literal["mnist", "fashion-mnist", "cifar10", "flowers17", "bike-ship"], typer.Argument(help="Data set.")
+    ],
+    data_path: Annotated[Path, typer.Option(metavar="DIR", help="Folder for data sets.")] = Path("data"),
+) -> None:
+    """Download a data set from its publisher, with checksums; the same command continues a download that broke off."""
+    require("torchvision", "train")
+    from ..data.download import download as fetch
+
+    folder = fetch(name, data_path, console)
+    console.print(f"Ready: alexnet-cuda train {name} --data-path {folder}", soft_wrap=True)

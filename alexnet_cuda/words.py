@@ -1,0 +1,23 @@
+"""How the commands write what they say: shares, and names that do not exist."""
+
+import difflib
+from collections.abc import Iterable
+
+
+def percent(share: float, digits: int = 2) -> str:
+    """0.7083 as "70.83 %"."""
+    return f"{100 * share:.{digits}f} %"
+
+
+def closest(wrong: str, known: Iterable[str]) -> str | None:
+    """The name that was probably meant: one that is spelled alike, or that begins with what was written."""
+    names = list(known)
+    alike = difflib.get_close_matches(wrong, names, 1) or [name for name in names if wrong and name.startswith(wrong)]
+    return alike[0] if alike else None
+
+
+def unknown(what: str, wrong: object, known: Iterable[str]) -> str:
+    """A sentence: the name that was probably meant, or where there is none, all names."""
+    names = list(known)
+    meant = closest(str(wrong), names)
+    return f"unknown {what} {wrong!r}; " + (f"did you mean {meant}?" if meant else f"choose from {', '.join(names)}")
