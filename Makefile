@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: digits test lint sanitize build clean
+.PHONY: digits test lint docs sanitize build clean
 
 digits: $(VENV)/installed  # train on scikit-learn's handwritten digits; nothing is downloaded but packages
 	$(BIN)/alexnet-cuda train digits --output runs/digits --overwrite
@@ -13,6 +13,9 @@ test: $(VENV)/installed
 
 lint: $(VENV)/installed
 	PATH="$(CURDIR)/$(BIN):$$PATH" pre-commit run --all-files
+
+docs: $(VENV)/installed  # the site, in build/site; a broken link is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 sanitize: $(VENV)/installed  # the CPU operators' tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	tools/sanitize.sh
