@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-PAGES = sorted(DOCS.glob("*.md")) + [DOCS / "results" / "README.md", ROOT / "CHANGELOG.md"]
+PAGES = [*sorted(DOCS.glob("*.md")), DOCS / "results" / "README.md", ROOT / "CHANGELOG.md"]
 WRITTEN = [DOCS / f"{name}.md" for name in ("index", "start", "explained", "kernels_explained", "faq")]
 LINK = re.compile(r"\[([^\]\n]*)\]\((?!\w+:)([^)#\s]*)(?:#([^)\s]*))?\)")
 spec = importlib.util.spec_from_file_location("docs_tables", DOCS / "tables.py")
@@ -42,8 +42,9 @@ def mistakes(page, text):
             yield f"{target} does not exist"
         elif anchor and anchor not in anchors(path.read_text("utf-8")):
             yield f"{target} has no heading #{anchor}"
-        elif path.suffix in (".py", ".h", ".cu", ".cpp") and (word := re.fullmatch(r"`(\w+)`", name)):
-            if not re.search(rf"\b{word[1]}\b", path.read_text("utf-8")):
+        elif path.suffix in (".py", ".h", ".cu", ".cpp"):
+            word = re.fullmatch(r"`(\w+)`", name)
+            if word and not re.search(rf"\b{word[1]}\b", path.read_text("utf-8")):
                 yield f"{target} has no {word[1]}"
 
 
