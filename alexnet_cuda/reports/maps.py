@@ -21,8 +21,8 @@ def grad_cam(model: nn.Module, x: Tensor, classes: Tensor) -> Tensor:
 
     For normalised images x (N, C, H, W), classes (N,) and a network in evaluation mode: ReLU(sum over k of w_k A_k),
     resized to the image, where A_k is channel k of the convolution's output and w_k the mean of the derivative of the
-    class score with respect to A_k. Where this is 0 everywhere, LayerCAM takes its place: ReLU of each derivative by itself
-    as w_k. A map is 0 everywhere if no position raises the score.
+    class score with respect to A_k. Where this is 0 everywhere, LayerCAM takes its place: ReLU of each derivative by
+    itself as w_k. A map is 0 everywhere if no position raises the score.
 
     Sources: R. Selvaraju et al., "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Localization",
     ICCV 2017, equations 1 and 2; P.-T. Jiang et al., "LayerCAM", IEEE Transactions on Image Processing, 2021.
