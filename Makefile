@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install --no-build-isolation -e
 
-.PHONY: digits test lint sanitize build wheel clean
+.PHONY: digits test lint docs sanitize build wheel clean
 
 digits: $(VENV)/package  # train on scikit-learn's handwritten digits; nothing is downloaded but packages
 	$(BIN)/alexnet-cuda train digits --output runs/digits --overwrite
@@ -14,6 +14,9 @@ test: $(VENV)/development
 
 lint: $(VENV)/development
 	PATH="$(CURDIR)/$(BIN):$$PATH" pre-commit run --all-files
+
+docs: $(VENV)/development  # the site, in build/site; a broken link is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 sanitize: $(VENV)/development  # the CPU operators' tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	tools/sanitize.sh

@@ -86,13 +86,13 @@ def test_two_columns_say_which_layers_see_both(tmp_path):
     draw("paper", tmp_path / "paper.svg")
     found = cells(tmp_path / "paper.svg")
     sees = {key.split()[0]: text for key, text in found.items() if key.endswith(" sees")}
-    both, own = "both columns", "its column"
+    both, own = "both GPUs", "its GPU"
     assert sees == {"conv1": "the image", "conv2": own, "conv3": both, "conv4": own, "conv5": own,
                     "fc6": both, "fc7": both, "fc8": both}  # fmt: skip
     svg = (tmp_path / "paper.svg").read_text()
     assert svg.count(f">27{TIMES}27{TIMES}128</text>") == 2
     draw("ungrouped", tmp_path / "ungrouped.svg")
-    assert "both columns" not in (tmp_path / "ungrouped.svg").read_text()
+    assert "both GPUs" not in (tmp_path / "ungrouped.svg").read_text()
 
 
 def test_marks_stand_in_the_order_of_the_layers(tmp_path):

@@ -47,6 +47,14 @@ def test_grad_cam_is_the_one_computed_by_hand():
     torch.testing.assert_close(maps, expected)
 
 
+def test_a_blank_grad_cam_is_replaced_by_layer_cam():
+    # Class 0: both means are 2, and 2 x + 2 (-x) = 0. Derivatives that are positive, times the output: 4 x at the first
+    # two places, 8 (-x) at the last.
+    x = torch.tensor([1.0, 2.0, -3.0, -4.0]).reshape(1, 1, 2, 2)
+    expected = torch.tensor([[[1 / 8, 1 / 4], [0, 1]]])
+    torch.testing.assert_close(grad_cam(Tiny().eval(), x, torch.tensor([0])), expected)
+
+
 @pytest.mark.parametrize("variant", ["cifar", "caffe", "torchvision/resnet18"])
 def test_grad_cam_of_every_kind_of_network_leaves_it_as_it_was(variant):
     resnet = variant == "torchvision/resnet18"

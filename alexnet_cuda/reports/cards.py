@@ -149,8 +149,9 @@ def attention(
     for n, i in enumerate(indices):
         card, c = predicted(i, seen, classes, p, labels), int(other[n])
         cards.append(Card(seen[i], f"true: {short(classes[labels[i]])}"))
-        cards.append(Card(overlay(seen[i], first[n]), card.title, "", card.right))
-        cards.append(Card(overlay(seen[i], second[n]), f"for {short(classes[c])}, {p[i, c]:.0%}"))
+        notes = ["" if heat.any() else "nothing raises this class" for heat in (first[n], second[n])]
+        cards.append(Card(overlay(seen[i], first[n]), card.title, notes[0], card.right))
+        cards.append(Card(overlay(seen[i], second[n]), f"for {short(classes[c])}, {p[i, c]:.0%}", notes[1]))
     return cards
 
 

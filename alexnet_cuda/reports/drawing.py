@@ -207,7 +207,7 @@ def _volumes(axes: Axes, columns: list[Stage], middle: float, split: bool, look:
             axes.text(box.x + (box.w + box.dx) / 2, y, size, size=9, color=look["ink"], ha="center", va=align)
         before = boxes
     if split:
-        for name, side in (("first column", 1), ("second column", -1)):
+        for name, side in (("GPU 1", 1), ("GPU 2", -1)):
             axes.text(MARGIN, middle + side * BAND / 4, name, size=9, color=look["faint"], va="center")
         edges = (LEFT + COLUMN, LEFT + COLUMN * (len(columns) - 1))
         axes.plot(edges, (middle, middle), color=look["rule"], linewidth=1, linestyle=(0, (4, 4)), zorder=0)
@@ -265,7 +265,7 @@ def _table(axes: Axes, columns: list[Stage], rows: list[str], top: float, split:
         for x, stage in _columns(columns):
             cell = stage.cells.get(row, "")
             if row == "sees" and stage.kind in ("convolution", "dense"):
-                cell = "both columns" if stage.crosses else "the image" if stage.name == "conv1" else "its column"
+                cell = "both GPUs" if stage.crosses else "the image" if stage.name == "conv1" else "its GPU"
             if row == "output":
                 cell = _product(*stage.size)
             axes.text(x, y, cell, size=9, color=look["ink"], ha="center", gid=f"{stage.name} {row}")

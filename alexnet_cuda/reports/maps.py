@@ -21,10 +21,11 @@ def grad_cam(model: nn.Module, x: Tensor, classes: Tensor) -> Tensor:
 
     For normalised images x (N, C, H, W), classes (N,) and a network in evaluation mode: ReLU(sum over k of w_k A_k),
     resized to the image, where A_k is channel k of the convolution's output and w_k the mean of the derivative of the
-    class score with respect to A_k. A map is 0 everywhere if no position raises the score.
+    class score with respect to A_k. Where this is 0 everywhere, LayerCAM takes its place: ReLU of each derivative by
+    itself as w_k. A map is 0 everywhere if no position raises the score.
 
-    Source: R. Selvaraju et al., "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Localization",
-    ICCV 2017, equations 1 and 2.
+    Sources: R. Selvaraju et al., "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Localization",
+    ICCV 2017, equations 1 and 2; P.-T. Jiang et al., "LayerCAM", IEEE Transactions on Image Processing, 2021.
     """
     leaves: list[Tensor] = []
 
@@ -40,8 +41,10 @@ def grad_cam(model: nn.Module, x: Tensor, classes: Tensor) -> Tensor:
         chosen = scores.gather(1, classes.to(scores.device).clone()[:, None])
         (derivatives,) = torch.autograd.grad(chosen.sum(), leaves[-1])
     a = leaves[-1].detach().float()
-    weights = derivatives.float().mean((2, 3), keepdim=True)
-    maps = F.relu((weights * a).sum(1, keepdim=True))
+    derivatives = derivatives.float()
+    maps = F.relu((derivatives.mean((2, 3), keepdim=True) * a).sum(1, keepdim=True))
+    layer_cam = F.relu((F.relu(derivatives) * a).sum(1, keepdim=True))
+    maps = torch.where(maps.amax((1, 2, 3), keepdim=True) == 0, layer_cam, maps)
     maps = F.interpolate(maps, x.shape[2:], mode="bilinear", align_corners=False)[:, 0]
     return maps / maps.amax((1, 2), keepdim=True).clamp(min=torch.finfo(maps.dtype).tiny)
 

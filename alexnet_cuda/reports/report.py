@@ -48,6 +48,7 @@ def _write(folder: Path, recipe: Recipe, images: ImageSet, model: nn.Module, p: 
         filters=filters,
         responses=cards.responses(model, looked_at[:4], seen, filters),
         maps=cards.maps(model, one, seen),
+        layers=tables.layers(model),
     )
     drawn = {
         "curves": charts.curves(history, title),
@@ -62,14 +63,14 @@ def _write(folder: Path, recipe: Recipe, images: ImageSet, model: nn.Module, p: 
     shown["confused"] = tables.confused_pairs(counts, classes)
     html = page.html(recipe, images, metrics, history, rows, **shown)
     mistakes = f"the {len(wrong)} worst mistakes, then" if wrong else "no mistake;"
-    confident = f"{title}: {mistakes} the most confident right predictions"
+    confident = f"{title}: {mistakes} the most confident correct predictions"
     largest = f"{title}: the channels with the largest outputs of each layer"
     pictures |= {
         "predictions": cards.gallery(shown["sample"], f"{title}: random test images, predicted class"),
         "best_worst": cards.gallery(shown["worst"] + shown["surest"], confident),
         "filters": cards.gallery(filters, f"{title}: the {len(filters)} filters of the first layer", 16, 0.7),
         "feature_maps": cards.sheet(shown["maps"], largest, 0.75, names=True),
-        "grad_cam": cards.gallery(shown["attention"], f"{title}: what raises the score of a class (Grad-CAM)", 6),
+        "grad_cam": cards.gallery(shown["attention"], f"{title}: evidence for a class (Grad-CAM)", 6),
     }
     paths = [folder / f"{name}.png" for name in pictures]
     for path, figure in zip(paths, pictures.values()):

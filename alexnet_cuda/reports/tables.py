@@ -4,9 +4,11 @@ import math
 
 import torchmetrics.functional.classification as tm
 from sklearn.metrics import precision_recall_fscore_support
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import files
+from ..model import AlexNet
+from ..summary import model_summary
 
 
 def per_class(p: Tensor, labels: Tensor, classes: list[str]) -> list[dict]:
@@ -22,6 +24,25 @@ def per_class(p: Tensor, labels: Tensor, classes: list[str]) -> list[dict]:
     return [
         {"class": name, **{key: int(v) if key == "support" else float(v) for key, v in zip(columns, row, strict=True)}}
         for name, row in zip(classes, zip(*columns.values(), strict=True), strict=True)
+    ]
+
+
+def layers(model: nn.Module) -> list[tuple[str, str, str, int, float, int, float]]:
+    """Name, kind, output, parameters and their share, MACs and their share of every layer; empty for a network that is
+    no AlexNet."""
+    rows = model_summary(model) if isinstance(model, AlexNet) else []
+    parameters, macs = sum(r.parameters for r in rows) or 1, sum(r.macs for r in rows) or 1
+    return [
+        (
+            r.name,
+            r.type,
+            " x ".join(map(str, r.output_size)),
+            r.parameters,
+            r.parameters / parameters,
+            r.macs,
+            r.macs / macs,
+        )
+        for r in rows
     ]
 
 

@@ -1,0 +1,62 @@
+"""What mkdocs.yml adds to MkDocs: two pages from outside docs/, and links that work on GitHub and on the site alike.
+
+A link to a file outside docs/ becomes one to the repository, at the line that defines the name in the link's text; a
+link to a run folder becomes one to its report.
+"""
+
+import os
+import re
+from pathlib import Path
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
+PAGES = {"contributing.md": ROOT / ".github" / "CONTRIBUTING.md", "changelog.md": ROOT / "CHANGELOG.md"}
+LINK = re.compile(r"(?<!!)\[([^\]\n]*)\]\((?!\w+:)([^)#\s]+)(#[^)\s]*)?\)")
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    for name, path in PAGES.items():
+        files.append(File.generated(config, name, abs_src_path=str(path)))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    source = Path(page.file.abs_src_path or "").resolve()
+    here = DOCS / Path(page.file.src_uri).parent
+
+    def link(match: re.Match[str]) -> str:
+        text, target, anchor = match[1], (source.parent / match[2]).resolve(), match[3] or ""
+        if not target.exists():
+            return match[0]  # MkDocs then says so
+        if target.is_dir() and (target / "report.html").exists():
+            target /= "report.html"
+        if target.is_dir() and (target / "README.md").exists() and target.is_relative_to(DOCS):
+            target /= "README.md"
+        shown = next((DOCS / name for name, path in PAGES.items() if path == target), target)
+        inside = shown.is_relative_to(DOCS) and shown.suffix != ".py" and not shown.is_dir()
+        if inside:
+            return f"[{text}]({os.path.relpath(shown, here)}{anchor})"
+        if not config.repo_url:
+            return text
+        kind = "tree" if target.is_dir() else "blob"
+        return f"[{text}]({config.repo_url}/{kind}/HEAD/{target.relative_to(ROOT)}{anchor or line(text, target)})"
+
+    return LINK.sub(link, markdown)
+
+
+def line(text: str, file: Path) -> str:
+    """#L and the first line that defines the name in backquotes, or has it; "" where there is none."""
+    name = re.fullmatch(r"`([\w.]+)\W*`", text)
+    if not name or file.is_dir():
+        return ""
+    word = re.escape(name[1].split(".")[-1])
+    lines = file.read_text("utf-8").splitlines()
+    for pattern in (rf"(def|class|struct|void|template.*)\s+{word}\b", rf"\b{word}\b"):
+        for number, content in enumerate(lines, 1):
+            if re.search(pattern, content):
+                return f"#L{number}"
+    return ""
