@@ -1,6 +1,10 @@
 """AlexNet, built from a `Variant`: one module per layer, in the variant's order."""
 
 import dataclasses
+import os
+from importlib import import_module
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -83,6 +87,19 @@ class AlexNet(nn.Module):
         units = channels * self.feature_size[0] * self.feature_size[1]
         self.classifier, _ = self._build("classifier", units, dropout)
         self.reset_parameters()
+
+    @classmethod
+    def load(cls, file: str | os.PathLike[str], variant: str | None = None, **options: Any) -> "AlexNet":
+        """The network of a file of weights, in evaluation mode: docs/weights.md lists the kinds of files.
+
+        Classes and channels are those of the file. Without `variant` it is the one that the file's tensors fit; a
+        run's file names it. `options` are those of AlexNet: dropout and input. Nothing in the file is executed. Warns,
+        with a table, where a tensor does not fit the variant that was asked for, and where layers look untrained.
+
+        Raises: DataError if there is no such file or it holds no tensors; RecipeError if nothing fits, or more than
+            one variant does. Both are in `alexnet_cuda.errors`. Needs `pip install 'alexnet_cuda[train]'`.
+        """
+        return import_module(".weights", __package__).load_network(Path(file), variant, options)
 
     def _build(self, place: str, channels: int, dropout: float | None) -> tuple[nn.Sequential, int]:
         """The modules of `variant.features` or `variant.classifier`, and the channels or units they end with."""

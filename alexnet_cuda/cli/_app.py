@@ -110,13 +110,6 @@ def load_run(run: Path, data_path: str | None, new: bool = False):
     return model, recipe, images
 
 
-def show_notes(notes: Iterable[str], to: Console | None = None) -> None:
-    """What was left out of a data set, or changed; to stderr if not said otherwise."""
-    to = to or Console(stderr=True, highlight=False)
-    for note in notes:
-        to.print(f"[yellow]{escape(note)}[/]", soft_wrap=True)
-
-
 def class_table(title: str, images: "ImageSet") -> Table:
     """Images per class and split, of many classes the first and last ten."""
     counts = images.counts()

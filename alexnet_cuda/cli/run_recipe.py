@@ -12,12 +12,13 @@ from rich.markup import escape
 from ..data import load_images
 from ..errors import DataError, RecipeError
 from ..networks import build
+from ..notes import show_notes
 from ..recipe import FIELDS, FIXED, ON_REQUEST, Recipe, load_recipe, read_yaml, resume_rule
 from ..reports.report import write_report
 from ..training.callbacks import is_main_process
 from ..training.classifier import Diverged
 from ..training.run import finish, precision, run_folder, train
-from ._app import class_table, console, right, show_notes, table
+from ._app import class_table, console, right, table
 
 
 def run_recipe(

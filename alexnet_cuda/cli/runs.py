@@ -8,6 +8,7 @@ import typer
 from rich.markup import escape
 
 from ..errors import DataError
+from ..notes import show_notes
 from ._app import (
     DATA_PATH,
     JSON,
@@ -19,7 +20,6 @@ from ._app import (
     read_metrics,
     require_train,
     right,
-    show_notes,
     table,
 )
 

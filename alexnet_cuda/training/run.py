@@ -23,6 +23,7 @@ from ..data import ImageSet
 from ..data.module import ImageData
 from ..errors import RecipeError
 from ..files import write_text
+from ..notes import show_notes
 from ..recipe import Recipe
 from ..weights import read_checkpoint, save_weights
 from . import callbacks
@@ -86,7 +87,9 @@ def train(recipe: Recipe, images: ImageSet, folder: Path, console: Console, resu
         )
     except (MisconfigurationException, ValueError, TypeError) as error:
         raise RecipeError(f"no trainer for these devices: {error}") from error
-    module, data, ended = Classifier(recipe, len(images.classes)), ImageData(images, recipe), "finished"
+    module, data, ended = Classifier(recipe, images.classes), ImageData(images, recipe), "finished"
+    if module.fit and not resume:
+        show_notes([str(module.fit)], console)
     if recipe.whiten and not (recipe.weights or resume):
         first = next((m for m in module.model.modules() if isinstance(m, torch.nn.Conv2d)), None)
         if first is None:
