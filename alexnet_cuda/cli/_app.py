@@ -115,10 +115,10 @@ def class_table(title: str, images: "ImageSet") -> Table:
     counts = images.counts()
     made = table(["class", *right(*counts, "")], [], title=title)
     rows = list(zip(images.classes, *counts.values(), strict=True))
-    largest = max(*counts["train"], 1)
+    largest, bar = max(*counts["train"], 1), "━" if console.encoding.startswith("utf") else "="
     shown = rows if len(rows) <= 20 else [*rows[:10], *rows[-10:]]
     for row in shown:
-        made.add_row(escape(row[0]), *(f"{n:,}" for n in row[1:]), f"[blue]{'━' * round(20 * row[1] / largest):20}[/]")
+        made.add_row(escape(row[0]), *(f"{n:,}" for n in row[1:]), f"[blue]{bar * round(20 * row[1] / largest):20}[/]")
     if len(shown) < len(rows):
         made.caption = f"the first and last ten of {len(rows)} classes"
     made.add_section()
