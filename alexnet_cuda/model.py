@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import os
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -185,6 +187,19 @@ class AlexNet(nn.Module):
             values = {"variant": name, "channels": self.in_channels, "mean": list(mean), "std": list(std)}
             facts["recipe"] = json.dumps(values)  # JSON is YAML
         return self.metadata | facts
+
+    @classmethod
+    def load(cls, file: str | os.PathLike[str], variant: str | None = None, **options: Any) -> "AlexNet":
+        """The network of a file of weights, in evaluation mode: docs/weights.md lists the kinds of files.
+
+        Classes and channels are those of the file. Without `variant` it is the one that the file's tensors fit; a
+        run's file names it. `options` are those of AlexNet: dropout and input. Nothing in the file is executed. Warns,
+        with a table, where a tensor does not fit the variant that was asked for, and where layers look untrained.
+
+        Raises: DataError if there is no such file or it holds no tensors; RecipeError if nothing fits, or more than
+            one variant does. Both are in `alexnet_cuda.errors`. Needs `pip install 'alexnet_cuda[train]'`.
+        """
+        return import_module(".weights", __package__).load_network(Path(file), variant, options)
 
     def _build(self, place: str, channels: int, dropout: float | None) -> tuple[nn.Sequential, int]:
         """The modules of `variant.features` or `variant.classifier`, and the channels or units they end with."""

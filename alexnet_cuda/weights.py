@@ -4,7 +4,8 @@ Nothing in a file is executed: torch.load always has weights_only=True.
 """
 
 import json
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +13,16 @@ import safetensors
 import safetensors.torch
 import torch
 import yaml
-from torch import Tensor, nn
+from torch import nn
 
 from .errors import DataError, RecipeError
+from .fit import Fit, compare, fill, parameter_layers, renamed, untrained, untrained_note
+from .formats.tensors import Content, as_state, first_line, read_content, weights_file, without_values
 from .model import AlexNet
 from .networks import build
-from .pretrained import find, write_tensors
+from .pretrained import write_tensors
 from .recipe import Recipe
-
-# Where a checkpoint has its tensors, in this order.
-CHECKPOINT_KEYS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema", "state_dict", "model_state_dict", "model",
-                   "net", "network")  # fmt: skip
-WRAPPERS = ("module", "_orig_mod")
+from .variants import VARIANTS
 
 
 def save_weights(path: Path, model: nn.Module, recipe: Recipe, classes: list[str]) -> None:
@@ -42,8 +41,8 @@ def network_description(model: nn.Module) -> dict[str, str]:
 
 def load_weights(source: Path) -> tuple[nn.Module, Recipe, list[str]]:
     """The network, recipe and class names of a run folder or a file of `save_weights`. Raises DataError if the file is
-    missing or was not written by `save_weights`."""
-    path = find(source, "expected the folder of a finished run, or its weights.safetensors")
+    missing or was not written by `save_weights`. Warns where layers look untrained."""
+    path = weights_file(source, "expected the folder of a finished run, or its weights.safetensors")
     try:
         with safetensors.safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
@@ -56,7 +55,9 @@ def load_weights(source: Path) -> tuple[nn.Module, Recipe, list[str]]:
     except KeyError as error:
         raise DataError(f"{path} is not a weights file of a run: its metadata has no {error}") from error
     except Exception as error:  # safetensors, YAML, the recipe and torch raise different types
-        raise DataError(f"{path} is not a weights file of a run: {_first_line(error)}") from error
+        raise DataError(f"{path} is not a weights file of a run: {first_line(error)}") from error
+    if fresh := untrained(model, list(model.state_dict())):
+        warnings.warn(f"{path}: {untrained_note(fresh)}", stacklevel=2)
     return model, recipe, classes
 
 
@@ -66,67 +67,62 @@ def _imported(prototxt: str) -> nn.Module:
     return Classifier(prototxt)
 
 
-def start_from(model: nn.Module, recipe: Recipe) -> None:
-    """Copies the tensors of `recipe.weights` into `model`, except into its last layer, which keeps its values.
+def start_from(model: nn.Module, recipe: Recipe, classes: Sequence[str] = ()) -> Fit:
+    """Copies what fits of the tensors of `recipe.weights` into `model`, and tells what did not.
 
-    `recipe.weights` is a run folder, a file (see `read_tensors`), or "torchvision": ImageNet weights for torchvision's
-    networks, downloaded once. Raises DataError if there is no such file or it holds no tensors, RecipeError if a tensor
-    is missing or has another shape.
+    `recipe.weights` is a run folder, a file (see `formats.tensors`), or "torchvision": ImageNet weights for
+    torchvision's networks, downloaded once. The last layer keeps its values, except in the rows of those `classes` that
+    the file knows by name. Raises DataError if there is no such file or it holds no tensors, RecipeError if nothing
+    fits.
     """
-    source, state = recipe.weights, model.state_dict()
-    tensors = _torchvision_tensors(recipe) if source == "torchvision" else read_tensors(Path(str(source)))
-    tensors = _renamed(tensors, list(state))
-    last_layer = f"{parameter_layers(model)[-1][0]}."
-    for name, own in state.items():
-        if name.startswith(last_layer):
-            tensors.pop(name, None)
-        elif name not in tensors or tensors[name].shape != own.shape:
-            has = tuple(tensors[name].shape) if name in tensors else "nothing"
-            unfit = f"weights {source} do not fit {recipe.variant}"
-            raise RecipeError(f"{unfit}: for {name} {tuple(own.shape)} they have {has}")
-    model.load_state_dict(tensors, strict=False)
+    source = str(recipe.weights)
+    content, known = _torchvision_tensors(recipe) if source == "torchvision" else read_content(Path(source))
+    fit = compare(model, as_state(content, model), known, classes)
+    fit.source = f"weights {source}"
+    if all(tensor.dim() < 2 for tensor in fit.loaded.values()):
+        raise RecipeError(f"{fit.source} do not fit {recipe.variant}: nothing in them does\n{fit.table()}")
+    return fill(model, fit)
 
 
-def _renamed(tensors: dict[str, Tensor], names: list[str]) -> dict[str, Tensor]:
-    """The tensors under the names of a network, where wrappers have put words before or between them: "module." and
-    "_orig_mod." of DataParallel and torch.compile anywhere, and one more, such as "model.", at the beginning."""
-    plain = {".".join(part for part in name.split(".") if part not in WRAPPERS): t for name, t in tensors.items()}
-    beginnings = {"", *(name.partition(".")[0] + "." for name in plain)}
-    best = max(sorted(beginnings), key=lambda start: sum(start + name in plain for name in names))
-    return {name.removeprefix(best): tensor for name, tensor in plain.items() if name.startswith(best)}
-
-
-def _unwrapped(content: Any) -> dict[str, Tensor]:
-    """The tensors of a checkpoint, however deep they lie: an average of the weights before the weights themselves.
-    Raises ValueError if there are none."""
-    inside = content if isinstance(content, Mapping) else {}
-    while found := [key for key in CHECKPOINT_KEYS if isinstance(inside.get(key), Mapping)]:
-        inside = inside[found[0]]
-    state = {str(name): tensor for name, tensor in inside.items() if isinstance(tensor, Tensor)}
-    if not state:
-        raise ValueError("it holds no tensors by name")
-    return state
-
-
-def parameter_layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Names and modules with parameters of their own, in the order of definition; the last computes the scores."""
-    return [(name, module) for name, module in model.named_modules() if module._parameters]
-
-
-def read_tensors(source: Path) -> dict[str, Tensor]:
-    """The tensors of a run folder, a .safetensors, .caffemodel, or .pt, .pth or .ckpt file, by parameter name. Raises
-    DataError if there is no such file or it is not a file of tensors."""
-    path = find(source, "weights must be a run folder, a file or torchvision")
+def load_network(source: Path, variant: str | None, options: Mapping[str, Any]) -> AlexNet:
+    """See `AlexNet.load`."""
     try:
-        if path.suffix == ".caffemodel":
-            from .formats.caffe import state_dict_from_caffe
+        model = load_weights(source)[0]
+    except DataError:  # not a run's
+        content, _ = read_content(source)
+    else:
+        if not isinstance(model, AlexNet) or variant not in (None, model.variant.name):
+            name = model.variant.name if isinstance(model, AlexNet) else type(model).__name__
+            raise RecipeError(f"{source} holds the network {name}, not {variant or 'an AlexNet'}")
+        return model.eval()
+    shapes = without_values(content)
+    fits = {name: _trial(shapes, name) for name in ([variant] if variant else VARIANTS)}
+    whole = [name for name, (_, fit) in fits.items() if not fit.misfits]
+    if len(whole) > 1:
+        raise RecipeError(f"{source} fits {', '.join(whole)}: name the one it is, as variant={whole[0]!r}")
+    name = whole[0] if whole else min(fits, key=lambda name: len(fits[name][1].misfits))
+    model, fit = fits[name]
+    if not whole and (variant is None or not fit.loaded):
+        unfit = f"do not fit {name}" if variant else f"fit no variant whole; the nearest is {name}"
+        raise RecipeError(f"weights {source} {unfit}:\n{fit.table()}")
+    model = AlexNet(name, model.num_classes, model.in_channels, **options)
+    fit = fill(model, compare(model, as_state(content, model)))
+    if fit.misfits or fit.notes:
+        fit.source = f"weights {source}"
+        warnings.warn(str(fit), stacklevel=3)
+    return model.eval()
 
-            return state_dict_from_caffe(path)
-        if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
-        return _unwrapped(torch.load(path, map_location="cpu", weights_only=True))
-    except Exception as error:  # torch.load raises a different type for each kind of damage
-        raise DataError(f"{path} is not a file of tensors: {_first_line(error)}") from error
+
+def _trial(content: Content, variant: str) -> tuple[AlexNet, Fit]:
+    """The network of a variant with the classes and channels of a file, without values, and what would fit it."""
+    with torch.device("meta"):
+        model = AlexNet(variant)
+        state, layers = model.state_dict(), parameter_layers(model)
+        first, last = f"{layers[0][0]}.weight", f"{layers[-1][0]}.weight"
+        state |= renamed(as_state(content, model), list(state))
+        if state[first].dim() == 4 and state[last].dim() == 2:
+            model = AlexNet(variant, state[last].shape[0], state[first].shape[1])
+    return model, compare(model, as_state(content, model))
 
 
 def read_checkpoint(path: Path) -> dict:
@@ -137,23 +133,21 @@ def read_checkpoint(path: Path) -> dict:
     except FileNotFoundError:
         raise DataError(f"{path} does not exist") from None
     except Exception as error:  # torch.load raises a different type for each kind of damage
-        raise DataError(f"{path} is not a checkpoint of a training run: {_first_line(error)}") from error
+        raise DataError(f"{path} is not a checkpoint of a training run: {first_line(error)}") from error
     return checkpoint
 
 
-def _first_line(error: Exception) -> str:
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-
-
-def _torchvision_tensors(recipe: Recipe) -> dict[str, Tensor]:
+def _torchvision_tensors(recipe: Recipe) -> tuple[Content, list[str]]:
     from torchvision import models
 
     if not recipe.variant.startswith("torchvision"):
         expected = "weights torchvision are for the variants torchvision and torchvision/NAME"
         raise RecipeError(f"{expected}, got {recipe.variant}")
     name = "alexnet" if recipe.variant == "torchvision" else recipe.variant.removeprefix("torchvision/")
-    url = models.get_model_weights(name).DEFAULT.url
+    weights = models.get_model_weights(name).DEFAULT
+    url = weights.url
     try:
-        return torch.hub.load_state_dict_from_url(url, map_location="cpu", check_hash=True, weights_only=True)
+        tensors = torch.hub.load_state_dict_from_url(url, map_location="cpu", check_hash=True, weights_only=True)
+        return tensors, list(weights.meta["categories"])
     except OSError as error:
         raise DataError(f"{url} cannot be downloaded: {error}") from error

@@ -39,7 +39,7 @@ def measure(name: str, variant: str | None, data: Path, seconds: float) -> list[
     values: dict[str, Any] = {"data_path": str(data / SETS[name])} if name != "digits" else {}
     recipe = load_recipe(name, None, values | ({"variant": variant} if variant else {}))
     images = load_images(recipe)
-    module = Classifier(recipe, len(images.classes))
+    module = Classifier(recipe, images.classes)
     loader, normalise = ImageData(images, recipe).train_dataloader(), ImageData(images, recipe).normalise
 
     def batches() -> Any:

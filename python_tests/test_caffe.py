@@ -13,7 +13,7 @@ from torch import nn
 from alexnet_cuda import caffe
 from alexnet_cuda.errors import DataError
 from alexnet_cuda.formats.caffe import LAYERS, MEAN_BGR, load_caffe, read_caffemodel, state_dict_from_caffe
-from alexnet_cuda.weights import read_tensors
+from alexnet_cuda.formats.tensors import read_content
 
 CLASSES = 10
 
@@ -128,7 +128,7 @@ def test_a_damaged_file_is_a_sentence_with_its_path(tmp_path):
         with pytest.raises(ValueError, match=r"broken\.caffemodel is incomplete or no Caffe model"):
             read_caffemodel(path)
         with pytest.raises(DataError, match=r"caffemodel is not a file of tensors: .* incomplete or no Caffe model"):
-            read_tensors(path)
+            read_content(path)
     path.write_bytes(whole)
     with pytest.raises(ValueError, match=r"broken\.caffemodel: no weight and bias for conv1; layers found: a, fc"):
         state_dict_from_caffe(path)

@@ -118,11 +118,8 @@ def test_everything_but_the_last_layer_is_taken_over(trained, tmp_path, kind):
 
 
 def test_weights_that_do_not_fit_or_are_missing_are_named(trained, tmp_path):
-    values = recipe(weights=str(trained), channels=3)
-    with pytest.raises(RecipeError, match=r"features\.0\.weight \(48, 3, 3, 3\) they have \(48, 1, 3, 3\)"):
-        start_from(build(values, 10), values)
     values = recipe(weights=str(trained), variant="torchvision")
-    with pytest.raises(RecipeError, match=r"do not fit torchvision: for features\.0"):
+    with pytest.raises(RecipeError, match=r"do not fit torchvision: nothing in them does\n.*\n +features\.0\.weight "):
         start_from(build(values, 10), values)
 
     with pytest.raises(DataError, match="does not exist; weights must be"):
@@ -199,7 +196,7 @@ def test_whitening_filters_make_patches_uncorrelated_and_come_in_pairs():
 
 
 def test_mixed_images_have_mixed_targets():
-    module = Classifier(recipe(mixup=0.2, cutmix=1.0), 10)
+    module = Classifier(recipe(mixup=0.2, cutmix=1.0), "0123456789")
     torch.manual_seed(0)
     x, target = module.mix(torch.rand(8, 3, 32, 32), torch.arange(8))
     assert x.shape == (8, 3, 32, 32)

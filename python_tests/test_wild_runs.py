@@ -3,15 +3,21 @@
 import json
 import os
 import shutil
+import tarfile
 
 import numpy as np
 import pytest
+import torch
 import typer
 from PIL import Image
 from training_helpers import cli, no_report  # noqa: F401
+from typer.testing import CliRunner
 
+from alexnet_cuda.cli import app
 from alexnet_cuda.cli._app import Commands
+from alexnet_cuda.data import cifar10
 from alexnet_cuda.errors import DataError, sentence
+from alexnet_cuda.recipe import load_recipe
 
 
 def write(folder, count, colour):
@@ -167,3 +173,41 @@ def test_inspect_of_a_data_set_without_files(tmp_path):
     assert "1,259" in output
     assert "32 x 32" in output
     assert "unknown key 'lr'" in " ".join(cli("inspect", "digits", "--lr", 1, code=2).split())
+
+
+def test_cifar10_is_read_from_its_archive_and_from_folders_below(tmp_path):
+    rng, folder = np.random.default_rng(0), tmp_path / "a" / "b"
+    folder.mkdir(parents=True)
+    for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"):
+        rows = rng.integers(0, 256, (20, 3073), np.uint8)
+        rows[:, 0] = np.arange(20) % 10
+        (folder / f"{name}.bin").write_bytes(rows.tobytes())
+    path = tmp_path / "packed" / "cifar-10-binary.tar.gz"
+    path.parent.mkdir()
+    with tarfile.open(path, "w:gz") as archive:
+        archive.add(folder, "cifar-10-batches-bin")
+    read = [load_recipe("cifar10", None, {"data_path": str(root)}) for root in (tmp_path / "a", path, path.parent)]
+    expected, *others = [cifar10.load(recipe).train.images for recipe in read]
+    assert len(expected) > 80
+    assert all(torch.equal(images, expected) for images in others)
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(DataError, match="cannot be unpacked as the archive of CIFAR-10"):
+        cifar10.load(read[1])
+    (tmp_path / "none").mkdir()
+    with pytest.raises(DataError, match=r"holds no data_batch_1\.bin.*cifar-10-binary\.tar\.gz has the archive"):
+        cifar10.load(read[1].replace({"data_path": str(tmp_path / "none")}))
+
+
+def test_devices_are_checked_before_the_data_are_read(tmp_path):
+    values = ["--data-path", tmp_path / "absent", "--output", tmp_path / "run", "--accelerator", "cpu"]
+    assert "devices must be at most" in cli("train", "folder", *values, "--devices", 9999, code=2)
+
+
+def test_a_sweep_shows_the_notes_on_its_data(data, tmp_path):
+    copy = shutil.copytree(data, tmp_path / "data")
+    (copy / "dog" / "a.heic").write_bytes(b"x")
+    values = ["--no-verify", "--steps", 20, "--max-lr", 1e-5, "--variant", "cifar", "--batch-size", 4, "--workers", 0]
+    result = CliRunner().invoke(app, [*map(str, ["lr-find", "folder", "--data-path", copy, "--output", tmp_path / "o"]),
+                                      *map(str, values), "--accelerator", "cpu"])  # fmt: skip
+    assert "left out: 1 file with the suffix .heic" in result.output
+    assert "damaged pictures and duplicates are not looked for" in result.output

@@ -115,6 +115,7 @@ def require_variant(name: str) -> None:
 def newest_run(run: Path | None, otherwise: str | None = "cifar10") -> Path:
     """`run`, or the newest in runs/; where there is none, the weights `otherwise` of the package, with a note."""
     from .. import pretrained
+    from ..notes import show_notes
 
     if run is not None:
         return pretrained.find(run) if str(run) in pretrained.NAMES else run
@@ -146,13 +147,6 @@ def load_run(run: Path, data_path: str | None, new: bool = False):
     return model, recipe, images
 
 
-def show_notes(notes: Iterable[str], to: Console | None = None) -> None:
-    """What was left out of a data set, or changed; to stderr if not said otherwise."""
-    to = to or Console(stderr=True, highlight=False)
-    for note in notes:
-        to.print(f"[yellow]{escape(note)}[/]", soft_wrap=True)
-
-
 def show_figure(name: str, value: float) -> str:
     """A figure of metrics.json: accuracies in percent, others with four digits."""
     return percent(value) if name in ("test/accuracy", "test/top5", "test/f1") else f"{value:.4f}"
@@ -163,10 +157,10 @@ def class_table(title: str, images: "ImageSet") -> Table:
     counts = images.counts()
     made = table(["class", *right(*counts, "")], [], title=title)
     rows = list(zip(images.classes, *counts.values(), strict=True))
-    largest = max(*counts["train"], 1)
+    largest, bar = max(*counts["train"], 1), "━" if console.encoding.startswith("utf") else "="
     shown = rows if len(rows) <= 20 else [*rows[:10], *rows[-10:]]
     for row in shown:
-        made.add_row(escape(row[0]), *(f"{n:,}" for n in row[1:]), f"[blue]{'━' * round(20 * row[1] / largest):20}[/]")
+        made.add_row(escape(row[0]), *(f"{n:,}" for n in row[1:]), f"[blue]{bar * round(20 * row[1] / largest):20}[/]")
     if len(shown) < len(rows):
         made.caption = f"the first and last ten of {len(rows)} classes"
     made.add_section()

@@ -8,7 +8,8 @@ import typer
 from rich.markup import escape
 from rich.table import Column
 
-from ._app import NARROW, app, console, first_line, read_metrics, require_train, right, show_notes, table
+from ..notes import show_notes
+from ._app import NARROW, app, console, first_line, read_metrics, require_train, right, table
 from ._recipe_options import CONFIG, RecipeCommand, recipe_options
 
 

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from ._app import JSON, app, class_table, console, require_train, right, show_notes, table
+from ..notes import show_notes
+from ._app import JSON, app, class_table, console, require_train, right, table
 from ._recipe_options import CONFIG, RecipeCommand, recipe_options
 
 

@@ -12,12 +12,13 @@ from rich.markup import escape
 from ..data import load_images
 from ..errors import DataError, RecipeError
 from ..networks import build
+from ..notes import show_notes
 from ..recipe import FIELDS, FIXED, ON_REQUEST, Recipe, load_recipe, read_yaml, resume_rule
 from ..reports.report import write_report
 from ..training.callbacks import is_main_process
 from ..training.classifier import Diverged
-from ..training.run import finish, precision, run_folder, train
-from ._app import class_table, console, right, show_figure, show_notes, table
+from ..training.run import finish, precision, requested_devices, run_folder, train
+from ._app import class_table, console, right, show_figure, table
 
 FEW, LARGE = 5000, 10_000_000  # training images, parameters
 
@@ -43,6 +44,7 @@ def run_recipe(
             raise RecipeError(f"{folder} already holds a run: --resume {folder} continues it, --overwrite replaces it")
         if not (folder / "config.yaml").exists() and any(folder.glob("checkpoints/*")):
             raise RecipeError(f"{folder} holds checkpoints/ but no run: name another folder with --output")
+    requested_devices(recipe)
     images = load_images(recipe)
     show_notes(images.notes, console)
     console.print(class_table(f"{recipe.data}: {len(images.classes)} classes", images))

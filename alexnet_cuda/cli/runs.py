@@ -9,6 +9,7 @@ from rich.markup import escape
 
 from .. import pretrained
 from ..errors import AlexNetError, DataError
+from ..notes import show_notes
 from ..words import percent
 from ._app import (
     DATA_PATH,
@@ -23,7 +24,6 @@ from ._app import (
     require_train,
     right,
     show_figure,
-    show_notes,
     table,
 )
 

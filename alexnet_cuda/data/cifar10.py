@@ -2,6 +2,9 @@
 
 import itertools
 import pickle
+import tarfile
+import tempfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +19,7 @@ from .picture import open_image
 
 SIZE = 32
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+ADDRESS = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 TRAIN, TEST = [f"data_batch_{i}" for i in range(1, 6)], ["test_batch"]
 Batches = Iterator[tuple[np.ndarray, np.ndarray]]  # images (N, 3072) and labels (N,)
 
@@ -25,17 +29,17 @@ def load(recipe: Recipe) -> ImageSet:
 
     `recipe.data_path` (or a folder in it) holds data_batch_1.bin .. data_batch_5.bin and test_batch.bin, or the same
     names without .bin (pickles, of which only arrays, lists and strings are read), or train_1.webp .. train_5.webp and
-    test.webp (100 rows of 100 images) with train_labels.npy and test_labels.npy. Raises DataError naming the file that
-    is missing or damaged. Source: A. Krizhevsky, "Learning multiple layers of features from tiny images", 2009.
+    test.webp (100 rows of 100 images) with train_labels.npy and test_labels.npy; or, there or as `recipe.data_path`
+    itself, the published archive. Raises DataError naming the file that is missing or damaged. Source: A. Krizhevsky,
+    "Learning multiple layers of features from tiny images", 2009.
     """
-    root = data_folder(recipe, " DIR, where DIR/cifar-10-batches-bin (or -py, or cifar10) lies")
-    folders = [root / name for name in ("cifar10", "cifar-10-batches-bin", "cifar-10-batches-py", ".")]
-    for folder, (marker, read_batches) in itertools.product(folders, LAYOUTS.items()):
-        if (folder / marker).exists():
-            train, test = (_joined(read_batches(folder, names)) for names in (TRAIN, TEST))
-            val, train = split_images(*train, (recipe.val_fraction,), recipe.split_seed)
-            return ImageSet(CLASSES, train, val, test, SIZE)
-    raise DataError(f"{root} holds no {', no '.join(LAYOUTS)}, and neither do the usual folders of CIFAR-10 in it")
+    root = data_folder(recipe, " DIR, where DIR/cifar-10-batches-bin (or -py, or cifar10), or the archive, lies")
+    archives = [root] if root.is_file() else sorted(root.glob("cifar-10-*.tar*"))
+    found = _read_folder(root) or (_read_archive(archives[0]) if archives else None)
+    if found is None:
+        raise DataError(f"{root} holds no {', no '.join(LAYOUTS)}, nor does a folder in it; {ADDRESS} has the archive")
+    val, train = split_images(*found[0], (recipe.val_fraction,), recipe.split_seed)
+    return ImageSet(CLASSES, train, val, found[1], SIZE)
 
 
 def read(recipe: Recipe, path: Path) -> Tensor:
@@ -45,6 +49,32 @@ def read(recipe: Recipe, path: Path) -> Tensor:
     edge = min(h, w)
     top, left = (h - edge) // 2, (w - edge) // 2
     return resize(x[None, :, top : top + edge, left : left + edge], SIZE)[0]
+
+
+def _read_folder(root: Path) -> tuple[Split, Split] | None:
+    """The 50,000 and the 10,000 images in a folder or at most two levels below it; None where there are none."""
+    folders = [root / name for name in ("cifar10", "cifar-10-batches-bin", "cifar-10-batches-py", ".")]
+    for folder, (marker, read_batches) in itertools.product(folders, LAYOUTS.items()):
+        if (folder / marker).exists():
+            return _joined(read_batches(folder, TRAIN)), _joined(read_batches(folder, TEST))
+    for pattern, (marker, read_batches) in itertools.product(("*", "*/*"), LAYOUTS.items()):
+        for path in sorted(root.glob(f"{pattern}/{marker}")):
+            return _joined(read_batches(path.parent, TRAIN)), _joined(read_batches(path.parent, TEST))
+    return None
+
+
+def _read_archive(path: Path) -> tuple[Split, Split] | None:
+    """The same of a tar archive, of which only plain files in its one folder are unpacked, into a temporary one."""
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            with tarfile.open(path) as archive:
+                for member in archive:
+                    name = Path(member.name).name
+                    if (file := archive.extractfile(member)) and Path(name).stem in (*TRAIN, *TEST):
+                        (Path(scratch) / name).write_bytes(file.read())
+        except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+            raise DataError(f"{path} cannot be unpacked as the archive of CIFAR-10: {error}") from error
+        return _read_folder(Path(scratch))
 
 
 def _binary(folder: Path, names: list[str]) -> Batches:

@@ -109,6 +109,8 @@ def survey(recipe: Recipe, known: Sequence[str] | None = None) -> Survey:
         found.facts = examine_all(root, [path for tree in trees.values() for path, _ in tree])
         notes += notes_on(found.facts.values())
         _leave_out_damaged(found, recipe.skip_corrupt)
+    else:
+        notes.append("without --verify, damaged pictures and duplicates are not looked for")
     return found
 
 

@@ -16,6 +16,10 @@ from .scan import is_litter
 
 SIZE = 32
 FOLDERS = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST"}
+ADDRESSES = {
+    "mnist": "https://storage.googleapis.com/cvdf-datasets/mnist",
+    "fashion-mnist": "https://github.com/zalandoresearch/fashion-mnist",
+}
 CLASSES = {
     "mnist": [str(digit) for digit in range(10)],
     "fashion-mnist": [
@@ -38,7 +42,8 @@ def load(recipe: Recipe) -> ImageSet:
     folder = next((root / inside for inside in (f"{name}/raw", "raw", name) if (root / inside).is_dir()), root)
     files = _idx_files(folder, set(FOLDERS.values()) - {name})
     if not any(key.startswith("trainimages") for key in files):
-        raise DataError(f"{root / name / 'raw'} holds no train-images-idx3-ubyte(.gz); --data-path was {root}")
+        raise DataError(f"{root / name / 'raw'} holds no train-images-idx3-ubyte(.gz); --data-path was {root}; "
+                        f"{ADDRESSES[recipe.data]} has the files")  # fmt: skip
     train, test = _split(folder, files, "train"), _split(folder, files, "t10k")
     val, train = split_images(*train, (recipe.val_fraction,), recipe.split_seed)
     return ImageSet(CLASSES[recipe.data], train, val, test, SIZE)

@@ -16,6 +16,7 @@ from ..data import source
 from ..errors import DataError
 from ..files import atomic_path
 from ..recipe import Recipe
+from .tensors import as_state, read_content
 
 OPSET = 18
 INPUT, OUTPUT = "images", "scores"
@@ -110,7 +111,7 @@ def difference(path: Path, model: nn.Module, recipe: Recipe) -> tuple[float, flo
         elif path.suffix == ".pt2":
             actual = torch.export.load(path).module()(x)
         else:
-            model.load_state_dict(weights.read_tensors(path))
+            model.load_state_dict(as_state(read_content(path)[0], model))
             actual = model(x)
     return (actual - expected).abs().max().item(), expected.abs().max().item()
 

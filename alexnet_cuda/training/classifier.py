@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Sequence
 from typing import Any, cast
 
 import lightning
@@ -12,10 +13,11 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 from torchvision.transforms import v2
 
-from ..errors import AlexNetError
+from ..errors import AlexNetError, RecipeError
+from ..fit import Fit, parameter_layers
 from ..networks import build
 from ..recipe import Recipe
-from ..weights import parameter_layers, start_from
+from ..weights import start_from
 
 
 class Diverged(AlexNetError):
@@ -26,15 +28,20 @@ class Classifier(lightning.LightningModule):
     """Trains `AlexNet(recipe.variant)` on batches of images (N, C, H, W) and labels (N,). Dropout and MixUp are drawn
     from a generator seeded by (seed, step, process), so that a resumed run needs no generator state."""
 
-    def __init__(self, recipe: Recipe, classes: int):
+    fit: Fit | None = None  # of recipe.weights into the network
+
+    def __init__(self, recipe: Recipe, names: Sequence[str]):
         super().__init__()
         self.recipe = recipe
         self.began = self.ended = time.monotonic()  # of the epoch's batches, or of those since a run was resumed
         self.seen = 0
+        classes = len(names)
         self.model = build(recipe, classes)
         if recipe.weights:
-            start_from(self.model, recipe)
+            self.fit = start_from(self.model, recipe, names)
         self.frozen = frozen(self.model, recipe)
+        if self.fit:
+            _require_loaded(self.model, self.frozen, self.fit)
         mixes = [mix(alpha=alpha, num_classes=classes) for mix, alpha in
                  ((v2.MixUp, recipe.mixup), (v2.CutMix, recipe.cutmix)) if alpha]  # fmt: skip
         self.mix = v2.RandomChoice(mixes) if mixes else None
@@ -160,6 +167,13 @@ def frozen(model: nn.Module, recipe: Recipe) -> list[nn.Module]:
     for module in modules:
         module.requires_grad_(False)
     return modules
+
+
+def _require_loaded(model: nn.Module, modules: Sequence[nn.Module], fit: Fit) -> None:
+    """RecipeError where a layer that will not be trained has no weights from the file."""
+    names = [f"{name}.weight" for name, module in model.named_modules() if module in modules]
+    if lacking := [name for name in names if name not in fit.loaded]:
+        raise RecipeError(f"--freeze would leave {lacking[0]} as it was drawn; {fit}")
 
 
 def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict]:

@@ -17,6 +17,7 @@ from ..data import load_images
 from ..data.module import ImageData
 from ..errors import RecipeError
 from ..files import to_csv, write_text
+from ..notes import show_notes
 from ..recipe import Recipe
 from .classifier import Classifier, Diverged
 from .run import new_trainer
@@ -38,11 +39,14 @@ def lr_find(
     if steps < 2 * SKIPPED:
         raise RecipeError(f"--steps must be at least {2 * SKIPPED}, got {steps}")
     images = load_images(recipe)
+    show_notes(images.notes)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:  # Lightning keeps the initial weights there
         trainer = trial_trainer(recipe, scratch, max_epochs=steps, check_val_every_n_epoch=steps + 1)
         console.print(f"{recipe.name}: {steps} batches of {recipe.batch_size}, {low:g} to {high:g}")
-        module, data = SweepClassifier(recipe, len(images.classes)), ImageData(images, recipe)
+        module, data = SweepClassifier(recipe, images.classes), ImageData(images, recipe)
+        if module.fit:
+            show_notes([str(module.fit)])
         limits: dict[str, Any] = {"min_lr": low, "max_lr": high, "num_training": steps}
         bar = functools.partial(lr_finder.tqdm, disable=not console.is_terminal)
         with patch.object(lr_finder, "tqdm", bar):

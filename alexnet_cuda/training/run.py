@@ -23,6 +23,7 @@ from ..data import ImageSet
 from ..data.module import ImageData
 from ..errors import RecipeError
 from ..files import write_text
+from ..notes import show_notes
 from ..recipe import Recipe
 from ..weights import read_checkpoint, save_weights
 from . import callbacks
@@ -73,7 +74,7 @@ def train(recipe: Recipe, images: ImageSet, folder: Path, console: Console, resu
     try:
         trainer = new_trainer(
             recipe,
-            devices=_devices(recipe),
+            devices=requested_devices(recipe),
             num_nodes=recipe.nodes,
             max_epochs=recipe.epochs,
             sync_batchnorm=torch.cuda.is_available(),
@@ -86,7 +87,9 @@ def train(recipe: Recipe, images: ImageSet, folder: Path, console: Console, resu
         )
     except (MisconfigurationException, ValueError, TypeError) as error:
         raise RecipeError(f"no trainer for these devices: {error}") from error
-    module, data, ended = Classifier(recipe, len(images.classes)), ImageData(images, recipe), "finished"
+    module, data, ended = Classifier(recipe, images.classes), ImageData(images, recipe), "finished"
+    if module.fit and not resume:
+        show_notes([str(module.fit)], console)
     if recipe.whiten and not (recipe.weights or resume):
         first = next((m for m in module.model.modules() if isinstance(m, torch.nn.Conv2d)), None)
         if first is None:
@@ -187,7 +190,8 @@ def precision(recipe: Recipe) -> str:
     return "bf16-mixed" if able else "32-true"
 
 
-def _devices(recipe: Recipe) -> str | int | list[int]:
+def requested_devices(recipe: Recipe) -> str | int | list[int]:
+    """`recipe.devices` as Lightning takes them; RecipeError where there are fewer."""
     text = recipe.devices
     try:
         devices = [int(d) for d in text.split(",")] if "," in text else text if text == "auto" else int(text)
@@ -196,4 +200,7 @@ def _devices(recipe: Recipe) -> str | int | list[int]:
     on_cpu = recipe.accelerator == "cpu" or (recipe.accelerator == "auto" and not torch.cuda.is_available())
     if on_cpu and isinstance(devices, int) and devices > (os.cpu_count() or 1):
         raise RecipeError(f"devices must be at most the number of CPU cores here, {os.cpu_count()}, got {devices}")
+    asked = max(devices) + 1 if isinstance(devices, list) else devices
+    if not on_cpu and isinstance(asked, int) and asked > torch.cuda.device_count():
+        raise RecipeError(f"devices {text} are more than the GPUs here, {torch.cuda.device_count()}")
     return devices

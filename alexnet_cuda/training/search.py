@@ -19,6 +19,7 @@ from ..data import ImageSet, load_images
 from ..data.module import ImageData
 from ..errors import DataError, RecipeError
 from ..files import to_csv, write_text
+from ..notes import show_notes
 from ..recipe import MACHINE, Recipe, load_recipe, resume_rule
 from .classifier import Classifier, Diverged
 from .lr_find import trial_trainer
@@ -65,6 +66,7 @@ def search(
     if not space:
         raise RecipeError("nothing is left to search: lr, weight_decay, label_smoothing and batch_size are all given")
     images = load_images(recipe)
+    show_notes(images.notes)
     folder.mkdir(parents=True, exist_ok=True)
     study = _study(recipe, space, folder)
     done = len(_rows(study))
@@ -127,7 +129,7 @@ def _fit(recipe: Recipe, images: ImageSet, watch: TrialCallback) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         trainer = trial_trainer(recipe, scratch, [*Averaging.of(recipe), watch], max_epochs=recipe.epochs)
         try:
-            trainer.fit(Classifier(recipe, len(images.classes)), ImageData(images, recipe))
+            trainer.fit(Classifier(recipe, images.classes), ImageData(images, recipe))
         except Diverged as error:
             raise optuna.TrialPruned from error
         except SystemExit:  # what Lightning makes of Ctrl-C

@@ -1,0 +1,206 @@
+"""Weights in other people's files: Keras's, TensorFlow-Slim's, checkpoints with more than tensors; files of something
+else; layers that look untrained. `keras_files` were written by Keras 3.15, narrow networks with random weights."""
+
+import argparse
+import json
+import pickle
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from alexnet_cuda import AlexNet
+from alexnet_cuda.errors import DataError, RecipeError
+from alexnet_cuda.fit import compare, fill, untrained
+from alexnet_cuda.formats.tensors import as_state, read_content
+from alexnet_cuda.recipe import Recipe
+from alexnet_cuda.training.classifier import Classifier
+from alexnet_cuda.variants import VARIANTS, Conv, Linear
+from alexnet_cuda.weights import start_from
+
+FILES = Path(__file__).parent / "keras_files"
+
+
+def narrow(name, times=32):
+    """A variant with a small part of its filters, and 16 hidden units."""
+    variant = VARIANTS[name]
+    features = [replace(v, filters=v.filters // times) if isinstance(v, Conv) else v for v in variant.features]
+    classifier = [replace(v, units=16) if isinstance(v, Linear) and v.units else v for v in variant.classifier]
+    return replace(variant, features=tuple(features), classifier=tuple(classifier))
+
+
+@pytest.mark.parametrize("kind", ["whole", "weights alone"])
+@pytest.mark.parametrize("name", ["keras_mnist.h5", "flowers_bn.keras"])
+def test_keras_networks_compute_what_they_compute_in_keras(name, kind, tmp_path):
+    import h5py
+
+    path = FILES / name
+    if kind == "weights alone" and path.suffix == ".keras":
+        path = tmp_path / "a.weights.h5"
+        path.write_bytes(zipfile.ZipFile(FILES / name).read("model.weights.h5"))
+    elif kind == "weights alone":
+        path = tmp_path / "legacy.h5"
+        with h5py.File(FILES / name) as whole, h5py.File(path, "w") as file:
+            for layer in whole["model_weights"]:
+                whole.copy(f"model_weights/{layer}", file)
+            file.attrs["layer_names"] = whole["model_weights"].attrs["layer_names"]
+    stem = Path(name).stem
+    model = AlexNet(narrow(stem)).eval()
+    fit = fill(model, compare(model, as_state(read_content(path)[0], model)))
+    assert fit.misfits == []
+    x = torch.from_numpy(np.random.default_rng(7).standard_normal((1, 224, 224, 3), np.float32)).permute(0, 3, 1, 2)
+    expected = torch.tensor(json.loads((FILES / "outputs.json").read_text())[stem])
+    with torch.no_grad():
+        torch.testing.assert_close(model(x)[0], expected, rtol=0, atol=1e-5 * expected.abs().max().item())
+
+
+def test_slim_arrays_compute_what_their_convolutions_compute(tmp_path):
+    variant = narrow("tf_slim")
+    rng, arrays, channels = np.random.default_rng(0), {}, 3
+    geometry = [(11, 4, 0), (5, 1, 2), (3, 1, 1), (3, 1, 1), (3, 1, 1), (5, 1, 0), (1, 1, 0), (1, 1, 0)]
+    filters = [v.filters for v in variant.features if isinstance(v, Conv)] + [16, 16, 9]
+    y = torch.randn(2, 3, 224, 224)
+    x = y
+    names = [*(f"conv{i}" for i in range(1, 6)), "fc6", "fc7", "fc8"]
+    for name, (size, stride, padding), count in zip(names, geometry, filters):
+        kernel = (rng.standard_normal((size, size, channels, count)) / (size * channels**0.5)).astype("f4")
+        bias = rng.random(count).astype("f4")
+        arrays |= {f"alexnet_v2/{name}/weights": kernel, f"alexnet_v2/{name}/biases": bias,
+                   f"alexnet_v2/{name}/weights/Momentum": kernel}  # fmt: skip
+        y = F.conv2d(y, torch.from_numpy(kernel).permute(3, 2, 0, 1), torch.from_numpy(bias), stride, padding)
+        y = y if name == "fc8" else y.relu()
+        y = F.max_pool2d(y, 3, 2) if name in ("conv1", "conv2", "conv5") else y
+        channels = count
+    path = tmp_path / "slim.npz"
+    np.savez(path, global_step=7, **arrays)
+    model = AlexNet(variant, 9).eval()
+    fit = fill(model, compare(model, as_state(read_content(path)[0], model)))
+    assert fit.misfits == []
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), y.flatten(1), rtol=0, atol=1e-5 * y.abs().max().item())
+
+
+class Settings:
+    """Of a training, beside its tensors."""
+
+
+def test_tensors_beside_objects_are_read_and_the_objects_are_not_made(tmp_path):
+    state = AlexNet("cifar").state_dict()
+    path = tmp_path / "a.pth"
+    beside = {"args": argparse.Namespace(lr=1), "best": np.float64(0.5), "settings": Settings(), "where": tmp_path}
+    torch.save({"state_dict": {f"net.backbone.module.{name}": t.half() for name, t in state.items()}, **beside}, path)
+    model = AlexNet("cifar")
+    content, _ = read_content(path)
+    fit = fill(model, compare(model, as_state(content, model)))
+    assert fit.misfits == []
+    torch.testing.assert_close(model.classifier[0].weight.data, state["classifier.0.weight"].half().float())
+
+
+def npy(path):
+    np.save(path, np.array({"conv1": [1]}, dtype=object), allow_pickle=True)
+
+
+def script(path):
+    torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.ones(1, 2)), path)
+
+
+OTHERS = {
+    "empty": (lambda path: path.write_bytes(b""), "it is empty"),
+    "page": (lambda path: path.write_text("\n<!DOCTYPE html><html>"), "it is a web page"),
+    "lfs": (lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\n"), "git lfs pull"),
+    "module": (
+        lambda path: torch.save(torch.nn.Linear(2, 2), path),
+        r"torch\.nn\.modules.*save the module's state_dict",
+    ),
+    "inside": (lambda path: torch.save({"model": torch.nn.Linear(2, 2)}, path), "save the module's state_dict"),
+    "pickle": (lambda path: path.write_bytes(pickle.dumps(Settings())), "it holds pickled objects"),
+    "npy": (npy, "[Oo]bject arrays cannot be loaded"),
+    "zip": (lambda path: zipfile.ZipFile(path, "w").writestr("a.txt", "x"), "a zip archive without weights"),
+    "script": (script, "a program of TorchScript"),
+}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("kind", OTHERS)
+def test_what_is_no_file_of_tensors_is_named(kind, tmp_path):
+    write, message = OTHERS[kind]
+    path = tmp_path / ("a.npy" if kind == "npy" else "a.pth")
+    write(path)
+    with pytest.raises(DataError, match=rf"is not a file of tensors: .*{message}") as error:
+        read_content(path)
+    assert "\n" not in str(error.value)
+
+
+def test_tensorflow_s_own_files_are_named(tmp_path):
+    (tmp_path / "model.ckpt.index").touch()
+    with pytest.raises(DataError, match=r"is a checkpoint of TensorFlow: .*numpy\.savez"):
+        read_content(tmp_path / "model.ckpt")
+    (tmp_path / "saved_model.pb").touch()
+    with pytest.raises(DataError, match=r"is a SavedModel of TensorFlow; save the model as \.keras"):
+        read_content(tmp_path)
+
+
+def recipe(**values):
+    return Recipe().replace({"variant": "cifar", **values})
+
+
+def test_what_fits_is_loaded_and_the_rest_is_a_table(tmp_path):
+    state = AlexNet("cifar", in_channels=1).state_dict()
+    del state["features.5.weight"]
+    state |= {"extra.weight": torch.ones(2, 3), "classifier.0.bias": torch.full((256,), torch.nan)}
+    torch.save(state, tmp_path / "a.pth")
+    model = AlexNet("cifar")
+    own = model.features[0].weight.clone()
+    text = str(start_from(model, recipe(weights=str(tmp_path / "a.pth")), "0123456789"))
+    assert torch.equal(model.features[0].weight, own)
+    assert torch.equal(model.features[10].weight, state["features.10.weight"])
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    assert "features.0.weight (48, 1, 3, 3) (48, 3, 3, 3) another shape" in lines
+    assert "features.5.weight - (96, 48, 3, 3) not in the file" in lines
+    assert "extra.weight (2, 3) - not in the network" in lines
+    assert "classifier.0.bias (256,) (256,) NaN or infinite values" in lines
+    assert "the last layer is new" in text
+    with pytest.raises(RecipeError, match=r"--freeze would leave features\.0\.weight as it was drawn"):
+        Classifier(recipe(weights=str(tmp_path / "a.pth"), freeze="features"), "0123456789")
+
+
+def test_classes_that_match_by_name_keep_their_rows(tmp_path):
+    state = AlexNet("cifar", 3).state_dict()
+    torch.save({"state_dict": state, "class_to_idx": {"Cat": 0, "eel": 2, "dog": 1}}, tmp_path / "a.pth")
+    model = AlexNet("cifar", 4)
+    fresh = model.classifier[-1].weight.clone()
+    fit = start_from(model, recipe(weights=str(tmp_path / "a.pth")), ["ant", "cat", "dog", "fox"])
+    assert "keeps its rows for 2 of 4 classes; new are ant, fox" in str(fit)
+    assert torch.equal(model.classifier[-1].weight[1:3], state["classifier.3.weight"][:2])
+    assert torch.equal(model.classifier[-1].weight[::3], fresh[::3])
+    assert torch.equal(model.classifier[-1].bias[1:3], state["classifier.3.bias"][:2])
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_fresh_weights_look_untrained_and_changed_ones_do_not(name):
+    torch.manual_seed(0)
+    model = AlexNet(narrow(name, 16))
+    names = list(model.state_dict())
+    layers = {name.rpartition(".")[0] for name in names}
+    assert set(untrained(model, names)) == layers
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.02 * torch.randn_like(parameter)
+    assert untrained(model, names) == []
+
+
+def test_a_network_is_loaded_with_its_variant_and_classes(tmp_path):
+    torch.manual_seed(0)
+    state = AlexNet("cifar", 3, 1).state_dict()
+    torch.save(state, tmp_path / "a.pth")
+    with pytest.warns(UserWarning, match=r"features\.0, .*classifier\.3 look untrained"):
+        model = AlexNet.load(tmp_path / "a.pth", dropout=0.1)
+    assert (model.variant.name, model.num_classes, model.in_channels, model.training) == ("cifar", 3, 1, False)
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    torch.save({"x.weight": torch.ones(3, 3)}, tmp_path / "b.pth")
+    with pytest.raises(RecipeError, match=r"fit no variant whole.*\n.*reason\n"):
+        AlexNet.load(tmp_path / "b.pth")
