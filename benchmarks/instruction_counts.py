@@ -152,7 +152,7 @@ def path(code: str) -> tuple[list[str], list[str]]:
     while i < len(found) and found[i][0] not in walked:
         at, predicate, name, target = found[i]
         walked[at] = name
-        if name == "EXIT" and not predicate:
+        if name == "PMTRIG" or (name == "EXIT" and not predicate):  # what follows a rare branch's mark is not executed
             break
         i += 1
         if target is None:

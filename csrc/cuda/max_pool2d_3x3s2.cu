@@ -4,31 +4,31 @@
 namespace alexnet_cuda {
 namespace {
 
-// Three neighbours in a row of x, from column 2 ox on, and the same of every second row after it. In NHWC 16 bytes of
-// each pixel.
+// Three neighbours in a row of x, from column 2 ox on, and the same of every second row after it, `offset` words on. In
+// NHWC 16 bytes of each pixel.
 template <class T>
 struct PixelRow {
   static constexpr int kWords = 4, kOutputs = 1;
-  const T* at;
-  int pixel, two_rows;  // strides
+  const uint32_t* at;
+  int pixel, two_rows;  // strides in words
   bool has_third;
 
   GPU_DEVICE PixelRow(const T* unit, const Strips& s, int y, int ox, int channel)
-      : at(unit + ((y * s.width + 2 * ox) * s.channels + channel)),
-        pixel(s.channels),
-        two_rows(2 * s.width * s.channels),
+      : at(reinterpret_cast<const uint32_t*>(unit + ((y * s.width + 2 * ox) * s.channels + channel))),
+        pixel(s.channels * sizeof(T) / 4),
+        two_rows(2 * s.width * pixel),
         has_third(2 * ox + 2 < s.width) {}
   template <bool kOverhang>
-  GPU_DEVICE void load(WindowRow<T, kWords>& to) const {
+  GPU_DEVICE void load(int offset, WindowRow<T, kWords>& to) const {
 #pragma unroll
     for (int i = 0; i < 3; ++i) {
       gpu::Vec4<uint32_t> words = {kMinusInfinity<T>, kMinusInfinity<T>, kMinusInfinity<T>, kMinusInfinity<T>};
-      if (!kOverhang || i < 2 || has_third) words = *reinterpret_cast<const gpu::Vec4<uint32_t>*>(at + i * pixel);
+      if (!kOverhang || i < 2 || has_third)
+        words = *reinterpret_cast<const gpu::Vec4<uint32_t>*>(at + (offset + i * pixel));
 #pragma unroll
       for (int k = 0; k < kWords; ++k) to.column[i][k] = words.v[k];
     }
   }
-  GPU_DEVICE void advance() { at += two_rows; }
 };
 // NCHW: the same of two outputs side by side, of one plane or, of 16-bit elements, of two, one in either half of a
 // word. kShift[plane]: whether the row of a plane begins in the second half of an aligned word. These words are loaded,
@@ -43,22 +43,26 @@ struct PlaneRow {
       : two_rows(2 * s.width / kPlanes), columns(s.width - 2 * ox) {
     constexpr int shift[] = {kShift...};
 #pragma unroll
-    for (int p = 0; p < kPlanes; ++p)
+    for (int p = 0; p < kPlanes; ++p) {
       at[p] =
           reinterpret_cast<const uint32_t*>(unit + int64_t{p} * s.height * s.width + (y * s.width + 2 * ox - shift[p]));
+      gpu::hide_origin(at[p]);
+    }
   }
   template <bool kOverhang>
-  GPU_DEVICE void load(WindowRow<T, 2>& to) const {
+  GPU_DEVICE void load(int offset, WindowRow<T, 2>& to) const {
     constexpr int shift[] = {kShift...};
     uint32_t words[kPlanes][kPerPlane];
 #pragma unroll
-    for (int p = 0; p < kPlanes; ++p)
+    for (int p = 0; p < kPlanes; ++p) {
+      const uint32_t* from = at[p] + offset;
 #pragma unroll
       for (int k = 0; k < kPerPlane; ++k) {
         const int first = k * kPlanes - shift[p];  // the column in the word's first half
         const bool exists = first < (kOverhang ? 2 : 3) || first < columns;
-        words[p][k] = exists ? at[p][k] : 0;
+        words[p][k] = exists ? from[k] : 0;
       }
+    }
 #pragma unroll
     for (int c = 0; c < 5; ++c) {
       uint32_t column;
@@ -72,10 +76,6 @@ struct PlaneRow {
       if (c < 3) to.column[c][0] = column;
       if (c >= 2) to.column[c - 2][1] = column;
     }
-  }
-  GPU_DEVICE void advance() {
-#pragma unroll
-    for (int p = 0; p < kPlanes; ++p) at[p] += two_rows;
   }
 };
 
@@ -128,24 +128,27 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
   uint8_t* codes[kOutPlanes];
 #pragma unroll
   for (int e = 0; e < kOutPlanes; ++e) {
-    const int64_t to = (first_plane + e) * out_plane +
-                       (kNhwc ? (oy * s.out_width + ox) * s.channels + channel : oy * s.out_width + ox);
-    values[e] = y + to;
-    codes[e] = code + to;
+    const int64_t first = (first_plane + e) * out_plane +
+                          (kNhwc ? (oy * s.out_width + ox) * s.channels + channel : oy * s.out_width + ox);
+    values[e] = y + first;
+    codes[e] = code + first;
+    gpu::hide_origin(values[e]);
+    gpu::hide_origin(codes[e]);
   }
   uint32_t largest = 0;  // NaN if any value is
   WindowRow<T, kWords> row[3];
-  even.template load<kOverhang>(row[2]);
+  even.template load<kOverhang>(0, row[2]);
   row[2].find_maximum();
+  // Offsets grow, the pointers stay: a 64-bit address is then one instruction where it is used.
+  int from = 0, to = 0;
 #pragma unroll 1
   for (; oy < end; ++oy) {
     // Two more rows into registers; the window's first row is the last one's third.
     row[0] = row[2];
-    odd.template load<kOverhang>(row[1]);
-    odd.advance();
-    even.advance();
+    odd.template load<kOverhang>(from, row[1]);
+    from += even.two_rows;
     if (!kOverhang || 2 * oy + 2 < s.height) {
-      even.template load<kOverhang>(row[2]);
+      even.template load<kOverhang>(from, row[2]);
     } else {
 #pragma unroll
       for (int k = 0; k < 3 * kWords; ++k) row[2].column[k / kWords][k % kWords] = kMinusInfinity<T>;
@@ -157,15 +160,15 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
     if constexpr (kSave) find_codes(row, value, position);
     // Values and positions to memory: 16 bytes of a pixel, or one element after the other.
     if constexpr (kNhwc) {
-      *reinterpret_cast<gpu::Vec4<uint32_t>*>(values[0]) = {value[0], value[1], value[2], value[3]};
+      *reinterpret_cast<gpu::Vec4<uint32_t>*>(values[0] + to) = {value[0], value[1], value[2], value[3]};
       if constexpr (kSave) {
         constexpr uint32_t kPack = sizeof(T) == 4 ? 0x40 : 0x6420;
         const uint32_t low = __byte_perm(position[0], position[1], kPack);
         const uint32_t high = __byte_perm(position[2], position[3], kPack);
         if constexpr (sizeof(T) == 4)
-          *reinterpret_cast<uint32_t*>(codes[0]) = __byte_perm(low, high, 0x5410);
+          *reinterpret_cast<uint32_t*>(codes[0] + to) = __byte_perm(low, high, 0x5410);
         else
-          *reinterpret_cast<gpu::Vec2<uint32_t>*>(codes[0]) = {low, high};
+          *reinterpret_cast<gpu::Vec2<uint32_t>*>(codes[0] + to) = {low, high};
       }
     } else {
 #pragma unroll
@@ -173,17 +176,13 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
         const int w = k / kElements, e = k % kElements;
         if (w == 1 && !has_second) continue;
         if constexpr (sizeof(T) == 4)
-          reinterpret_cast<uint32_t*>(values[e])[w] = value[w];
+          reinterpret_cast<uint32_t*>(values[e] + to)[w] = value[w];
         else
-          reinterpret_cast<uint16_t*>(values[e])[w] = static_cast<uint16_t>(value[w] >> 16 * e);
-        if constexpr (kSave) codes[e][w] = static_cast<uint8_t>(position[w] >> 16 * e);
+          reinterpret_cast<uint16_t*>(values[e] + to)[w] = static_cast<uint16_t>(value[w] >> 16 * e);
+        if constexpr (kSave) (codes[e] + to)[w] = static_cast<uint8_t>(position[w] >> 16 * e);
       }
     }
-#pragma unroll
-    for (int e = 0; e < kOutPlanes; ++e) {
-      values[e] += out_row;
-      if constexpr (kSave) codes[e] += out_row;
-    }
+    to += out_row;
     if constexpr (kSave) {
 #pragma unroll
       for (int w = 0; w < kWords; ++w) largest = gpu::max_nan<T>(largest, value[w]);

@@ -139,6 +139,15 @@ GPU_DEVICE void rare_branch() {
   asm volatile("pmevent 0;");
 }
 
+// Keeps the compiler from looking behind a pointer to global memory: it then adds an offset in one instruction, instead
+// of beginning again from what the pointer was made of.
+template <class T>
+GPU_DEVICE void hide_origin(T*& pointer) {
+  size_t address = __cvta_generic_to_global(pointer);
+  asm("" : "+l"(address));
+  pointer = static_cast<T*>(__cvta_global_to_generic(address));
+}
+
 // ---- shared memory -------------------------------------------------------------------------------------------------
 
 template <class T>

@@ -158,6 +158,8 @@ inline float sqrt_ftz(float v) {
 }
 
 inline void rare_branch() {}
+template <class T>
+void hide_origin(T*&) {}
 
 // ---- shared memory: a pointer whose every access is checked --------------------------------------------------------
 
