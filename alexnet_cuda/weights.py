@@ -39,7 +39,7 @@ def network_description(model: nn.Module) -> dict[str, str]:
     return {"prototxt": prototxt} if isinstance(prototxt, str) else {}
 
 
-def load_weights(source: Path) -> tuple[nn.Module, Recipe, list[str]]:
+def load_weights(source: Path | str) -> tuple[nn.Module, Recipe, list[str]]:
     """The network, recipe and class names of a run folder or a file of `save_weights`. Raises DataError if the file is
     missing or was not written by `save_weights`. Warns where layers look untrained."""
     path = weights_file(source, "expected the folder of a finished run, or its weights.safetensors")

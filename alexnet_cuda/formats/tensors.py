@@ -89,10 +89,10 @@ def without_values(content: Content) -> Content:
             for name, tree in content.items()}  # fmt: skip
 
 
-def weights_file(source: Path, expected: str = f"weights must be {WANTED}") -> Path:
+def weights_file(source: Path | str, expected: str = f"weights must be {WANTED}") -> Path:
     """The file that `source` names, or the weights in the run folder. Raises DataError, with what is expected, where
     there is none."""
-    if (source / "saved_model.pb").exists():
+    if (Path(source) / "saved_model.pb").exists():
         raise DataError(
             f"{source} is a SavedModel of TensorFlow; save the model as .keras, or its weights as .weights.h5"
         )
