@@ -17,6 +17,11 @@ class DataError(AlexNetError):
     """A file or folder is missing, damaged or laid out differently than expected; the message names it."""
 
 
+class ArgumentError(AlexNetError, ValueError, RuntimeError):
+    """An argument of an operator or layer that does not fit. torch raises now RuntimeError, now ValueError for such:
+    code that catches torch's error catches this one too."""
+
+
 def sentence(error: BaseException) -> str:
     """The message of an error without the traceback that a loader's worker process puts around it."""
     text = str(error).strip() or type(error).__name__

@@ -4,6 +4,7 @@ Signatures, defaults and results are those of `ops`; works on any device, is dif
 """
 
 import math
+import operator
 from collections.abc import Sequence
 from typing import Any, Literal, overload
 
@@ -11,27 +12,46 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .errors import ArgumentError
+
 Size = int | tuple[int, int]
 ORDERS = ("relu-lrn-pool", "relu-pool-lrn", "lrn-pool-relu")
 
 
 def check_choice(op: str, name: str, value: object, choices: tuple[str, ...]) -> None:
     if value not in choices:
-        raise ValueError(f"{op}: expected {name} to be one of {', '.join(map(repr, choices))}, got {value!r}")
+        raise ArgumentError(f"{op}: expected {name} to be one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def check_tensor(op: str, x: Tensor) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{op}: expected x to be a Tensor, got {type(x).__name__}")
 
 
 def check_floating(op: str, x: Tensor) -> None:
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{op}: expected x to be a Tensor, got {type(x).__name__}")
+    check_tensor(op, x)
     if not x.is_floating_point():
         raise TypeError(f"{op}: expected x to have a floating-point dtype, got {x.dtype}")
 
 
 def check_image(op: str, shape: Sequence[int]) -> None:
     if len(shape) not in (3, 4):
-        raise ValueError(f"{op}: expected x to be 4-D (N, C, H, W) or 3-D (C, H, W), got {len(shape)}-D")
-    if 0 in shape[-3:]:
-        raise ValueError(f"{op}: expected x to have channels, height and width, got shape {tuple(shape)}")
+        raise ArgumentError(f"{op}: expected x to be 4-D (N, C, H, W) or 3-D (C, H, W), got {len(shape)}-D")
+
+
+def pair(op: str, name: str, value: Any, least: int) -> tuple[int, int]:
+    """(height, width) of an integer, or of a sequence of one or two."""
+    values = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+    expected = f"{op}: expected {name} to be one or two integers of at least {least}, got {value!r}"
+    try:
+        integers = [v if type(v) is int else operator.index(v) for v in values]
+    except TypeError:
+        raise TypeError(expected) from None
+    if any(isinstance(v, bool) for v in values):
+        raise TypeError(expected)
+    if len(integers) not in (1, 2) or min(integers) < least:
+        raise ArgumentError(expected)
+    return integers[0], integers[-1]
 
 
 def lrn_constants(
@@ -42,14 +62,21 @@ def lrn_constants(
     check_choice(op, "across", across, ("channels", "spatial"))
     if len(shape) < 3 or (across == "spatial" and len(shape) != 4):
         expected = "4-D (N, C, H, W)" if across == "spatial" else "3-D (N, C, ...) or larger"
-        raise ValueError(f"{op}: expected x to be {expected}, got {len(shape)}-D")
-    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-        raise ValueError(f"{op}: expected size to be a positive integer, got {size!r}")
+        raise ArgumentError(f"{op}: expected x to be {expected}, got {len(shape)}-D")
+    if isinstance(size, bool) or not isinstance(size, int):
+        raise TypeError(f"{op}: expected size to be a positive integer, got {size!r}")
+    if size < 1:
+        raise ArgumentError(f"{op}: expected size to be a positive integer, got {size!r}")
     if not isinstance(groups, int) or groups < 1 or shape[1] % groups:
-        raise ValueError(f"{op}: expected groups to divide the {shape[1]} channels of x, got {groups!r}")
+        raise ArgumentError(f"{op}: expected groups to divide the {shape[1]} channels of x, got {groups!r}")
     front = size // 2 if window == "torch" else (size - 1) // 2
     elements = size if across == "channels" else size * size
     return front, float(alpha) / elements if divide_alpha else float(alpha)
+
+
+def lrn_has_kernel(alpha: float, beta: float, k: float) -> bool:
+    """The kernels' powers are of numbers that are not negative."""
+    return alpha >= 0 and beta > 0 and k >= 0
 
 
 def window_sums(x: Tensor, dim: int, size: int, front: int) -> Tensor:
@@ -64,8 +91,11 @@ def local_response_norm(
     groups: int = 1, divide_alpha: bool = True, window: str = "torch", across: str = "channels",
 ) -> Tensor:  # fmt: skip
     """`ops.local_response_norm` in plain torch."""
-    check_floating("local_response_norm", x)
+    check_tensor("local_response_norm", x)
     front, scale = lrn_constants("local_response_norm", x.shape, size, alpha, groups, divide_alpha, window, across)
+    if not x.is_floating_point() and (groups, divide_alpha, window, across) == (1, True, "torch", "channels"):
+        return F.local_response_norm(x, size, alpha, beta, k)  # in integers, or torch's error
+    check_floating("local_response_norm", x)
     wide = x if x.dtype == torch.float64 else x.float()
     squares = wide * wide
     if across == "channels":
@@ -77,28 +107,28 @@ def local_response_norm(
     return (wide / (k + scale * total) ** beta).to(x.dtype)
 
 
+def output_size(size: int, kernel_size: int, stride: int, padding: int, ceil_mode: bool, pool: bool) -> int:
+    """Of a pooling, whose last window starts inside x or its left padding, or of a convolution."""
+    out = (size + 2 * padding - kernel_size + (stride - 1 if ceil_mode else 0)) // stride + 1
+    return out - 1 if pool and ceil_mode and (out - 1) * stride >= size + padding else out
+
+
 def pool_constants(
-    op: str, shape: Sequence[int], kernel_size: Size, stride: Size | None, padding: Size
-) -> list[tuple[int, int]]:
+    op: str, shape: Sequence[int], kernel_size: Size, stride: Size | None, padding: Size, ceil_mode: bool
+) -> tuple[tuple[int, int], ...]:
     """(height, width) of kernel, stride and padding after checking them."""
     check_image(op, shape)
-    pairs = []
-    for name, value in (("kernel_size", kernel_size), ("stride", stride), ("padding", padding)):
-        if name == "stride" and value is None:
-            value = kernel_size
-        pair = (value, value) if isinstance(value, int) else tuple(value) if isinstance(value, (tuple, list)) else ()
-        least = 0 if name == "padding" else 1
-        if len(pair) != 2 or not all(isinstance(v, int) and v >= least for v in pair):
-            raise ValueError(f"{op}: expected {name} to be one or two integers of at least {least}, got {value!r}")
-        pairs.append(pair)
-    for d in (0, 1):
-        kernel, pad = pairs[0][d], pairs[2][d]
-        if 2 * pad > kernel:
-            raise ValueError(f"{op}: expected padding to be at most half of kernel_size {kernel_size}, got {padding}")
-        if shape[d - 2] + 2 * pad < kernel:
-            window = f"kernel_size {kernel_size} after padding {padding}"
-            raise ValueError(f"{op}: expected x to be at least as large as {window}, got {shape[-2]}x{shape[-1]}")
-    return pairs
+    if 0 in shape[-3:]:
+        raise ArgumentError(f"{op}: expected x to have channels, height and width, got shape {tuple(shape)}")
+    kernel = pair(op, "kernel_size", kernel_size, 1)
+    step = kernel if stride is None or stride == () or stride == [] else pair(op, "stride", stride, 1)
+    pad = pair(op, "padding", padding, 0)
+    if any(2 * p > k for p, k in zip(pad, kernel)):
+        raise ArgumentError(f"{op}: expected padding to be at most half of kernel_size {kernel_size}, got {padding}")
+    if any(output_size(*sizes, ceil_mode, True) < 1 for sizes in zip(shape[-2:], kernel, step, pad)):
+        window = f"kernel_size {kernel_size} after padding {padding}"
+        raise ArgumentError(f"{op}: expected x to be at least as large as {window}, got {shape[-2]}x{shape[-1]}")
+    return kernel, step, pad
 
 
 @overload
@@ -120,7 +150,8 @@ def max_pool2d(
     return_indices: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
     """`ops.max_pool2d` in plain torch."""
-    kernel, step, pad = pool_constants("max_pool2d", x.shape, kernel_size, stride, padding)
+    check_tensor("max_pool2d", x)
+    kernel, step, pad = pool_constants("max_pool2d", x.shape, kernel_size, stride, padding, ceil_mode)
     pool: Any = F.max_pool2d
     return pool(x, kernel, step, pad, 1, ceil_mode, return_indices)
 
@@ -134,7 +165,7 @@ def relu_lrn_max_pool2d(
     op = "relu_lrn_max_pool2d"
     check_floating(op, x)
     check_choice(op, "order", order, ORDERS)
-    kernel, step_size, pad = pool_constants(op, x.shape, kernel_size, stride, padding)
+    kernel, step_size, pad = pool_constants(op, x.shape, kernel_size, stride, padding, ceil_mode)
     y = x[None] if x.dim() == 3 else x
     lrn_constants(op, y.shape, size, alpha, groups, divide_alpha, window, across)
     y = y.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
@@ -150,49 +181,56 @@ def relu_lrn_max_pool2d(
     return (y[0] if x.dim() == 3 else y).to(x.dtype)
 
 
+def conv_geometry(op: str, stride: Size, padding: Size | str) -> tuple[tuple[int, int], tuple[int, int] | str]:
+    """(height, width) of stride and padding after checking them; a padding of "same" stays what it is."""
+    if isinstance(padding, str):
+        check_choice(op, "padding", padding, ("same", "valid"))
+    pad = padding if padding == "same" else pair(op, "padding", 0 if padding == "valid" else padding, 0)
+    return pair(op, "stride", stride, 1), pad
+
+
 def check_conv2d(
-    op: str, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int, groups: int
+    op: str, x: Tensor, weight: Tensor, bias: Tensor | None, padding: tuple[int, int] | str, groups: int
 ) -> None:
-    check_floating(op, x)
+    check_tensor(op, x)
     check_image(op, x.shape)
+    if 0 in x.shape[-2:]:
+        raise ArgumentError(f"{op}: expected x to have height and width, got shape {tuple(x.shape)}")
     channels = x.shape[-3]
     if not isinstance(groups, int) or groups < 1 or channels % groups:
-        raise ValueError(f"{op}: expected groups to divide the {channels} channels of x, got {groups!r}")
+        raise ArgumentError(f"{op}: expected groups to divide the {channels} channels of x, got {groups!r}")
     if weight.dim() != 4 or weight.shape[1] != channels // groups or weight.shape[0] % groups:
         filters = "filters" if groups == 1 else f"a multiple of {groups} filters"
         expected = f"({filters}, {channels // groups}, height, width)"
-        raise ValueError(f"{op}: expected weight to be {expected}, got shape {tuple(weight.shape)}")
+        raise ArgumentError(f"{op}: expected weight to be {expected}, got shape {tuple(weight.shape)}")
     for name, other in (("weight", weight), ("bias", bias)):
         if other is not None and (other.dtype != x.dtype or other.device != x.device):
             expected = f"{x.dtype} on {x.device} as x is"
-            raise ValueError(f"{op}: expected {name} to be {expected}, got {other.dtype} on {other.device}")
+            raise ArgumentError(f"{op}: expected {name} to be {expected}, got {other.dtype} on {other.device}")
     if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(f"{op}: expected bias to have shape ({weight.shape[0]},), got {tuple(bias.shape)}")
-    if not isinstance(stride, int) or stride < 1:
-        raise ValueError(f"{op}: expected stride to be a positive integer, got {stride!r}")
-    if not isinstance(padding, int) or padding < 0:
-        raise ValueError(f"{op}: expected padding to be a non-negative integer, got {padding!r}")
-    if any(x.shape[d] + 2 * padding < weight.shape[d] for d in (-2, -1)):
+        raise ArgumentError(f"{op}: expected bias to have shape ({weight.shape[0]},), got {tuple(bias.shape)}")
+    if padding != "same" and any(x.shape[d] + 2 * int(padding[d]) < weight.shape[d] for d in (-2, -1)):
         window = f"the {weight.shape[-2]}x{weight.shape[-1]} weight after padding {padding}"
-        raise ValueError(f"{op}: expected x to be at least as large as {window}, got {x.shape[-2]}x{x.shape[-1]}")
+        raise ArgumentError(f"{op}: expected x to be at least as large as {window}, got {x.shape[-2]}x{x.shape[-1]}")
 
 
 def conv2d(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: int = 4, padding: int = 0, ceil_mode: bool = False,
-    *, groups: int = 1, relu: bool = False,
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Size = 4, padding: Size | str = 0,
+    ceil_mode: bool = False, *, groups: int = 1, relu: bool = False,
 ) -> Tensor:  # fmt: skip
     """`ops.conv2d` in plain torch."""
-    check_conv2d("conv2d", x, weight, bias, stride, padding, groups)
-    if ceil_mode:  # zeros that let the last window hang over the right and bottom edge
-        over = [-(size + 2 * padding - kernel) % stride for size, kernel in zip(x.shape[-2:], weight.shape[-2:])]
+    step, pad = conv_geometry("conv2d", stride, padding)
+    check_conv2d("conv2d", x, weight, bias, pad, groups)
+    if ceil_mode and not isinstance(pad, str):  # zeros that let the last window hang over the right and bottom edge
+        over = [-(x.shape[d] + 2 * pad[d] - weight.shape[d]) % step[d] for d in (-2, -1)]
         x = F.pad(x, (0, over[1], 0, over[0]))
-    y = F.conv2d(x, weight, bias, stride, padding, groups=groups)
+    y = F.conv2d(x, weight, bias, step, pad, groups=groups)
     return y.relu_() if relu else y
 
 
 def conv2d_relu_lrn_max_pool2d(
     x: Tensor, weight: Tensor, bias: Tensor | None, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0,
-    *, stride: int = 4, padding: int = 0, ceil_mode: bool = False, order: str = "relu-lrn-pool",
+    *, stride: Size = 4, padding: Size | str = 0, ceil_mode: bool = False, order: str = "relu-lrn-pool",
     groups: int = 1, divide_alpha: bool = True, window: str = "torch", across: str = "channels",
     pool_kernel_size: Size = 3, pool_stride: Size | None = 2, pool_padding: Size = 0, pool_ceil_mode: bool = False,
 ) -> Tensor:  # fmt: skip

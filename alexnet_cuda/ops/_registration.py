@@ -32,11 +32,6 @@ def gradient_fake(grad: Tensor, x: Tensor, *args: Any) -> Tensor:
     return empty(x, x.shape)
 
 
-def output_size(size: int, kernel_size: int, stride: int, padding: int, ceil_mode: bool, pool: bool) -> int:
-    out = (size + 2 * padding - kernel_size + (stride - 1 if ceil_mode else 0)) // stride + 1
-    return out - 1 if pool and ceil_mode and (out - 1) * stride >= size + padding else out
-
-
 def batch_rule(name: str, batched: tuple[int, ...], info: Any, in_dims: tuple, *args: Any) -> tuple:
     """vmap: fold the new dimension into the batch of the `batched` arguments; run one by one if others have it too."""
     op, size = getattr(_op, name), info.batch_size

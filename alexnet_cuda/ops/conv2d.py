@@ -7,7 +7,8 @@ from torch import Tensor
 
 from .. import reference
 from .._library import KERNEL_DTYPES, has_kernel
-from ._registration import _op, before_relu, call, empty, needs_grad, output_size, register, save_first, save_for_relu
+from ..reference import Size, output_size
+from ._registration import _op, before_relu, call, empty, needs_grad, register, save_first, save_for_relu
 
 
 def conv2d_fake(x, weight, bias, stride, padding, groups, ceil_mode, relu):
@@ -120,8 +121,8 @@ def _is_served(x: Tensor, weight: Tensor, stride: int, padding: int, groups: int
 
 
 def conv2d(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: int = 4, padding: int = 0, ceil_mode: bool = False,
-    *, groups: int = 1, relu: bool = False,
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Size = 4, padding: Size | str = 0,
+    ceil_mode: bool = False, *, groups: int = 1, relu: bool = False,
 ) -> Tensor:  # fmt: skip
     """2-D convolution, optionally followed by ReLU.
 
@@ -137,16 +138,20 @@ def conv2d(
     Args:
         x: (N, C, H, W) or (C, H, W); the output keeps its memory format. Under autocast, cast as torch's conv2d does.
         weight: (K, C / groups, kernel height, kernel width). bias: (K,) or None.
+        stride, padding: one integer or (height, width); a padding of "same" or "valid" as in torch.
         relu: return max(0, result). Saved for backward are then x, weight and the result.
 
     Raises:
-        ValueError: shapes, dtypes or devices do not fit together, or stride, padding or groups is out of range.
+        errors.ArgumentError (a ValueError and RuntimeError): shapes, dtypes or devices do not fit together, or stride,
+            padding or groups is out of range. TypeError: x is not a tensor, or stride or padding not of integers.
     """
     x, weight, bias = autocast(x, weight, bias)
-    if not _is_served(x, weight, stride, padding, groups):
-        return reference.conv2d(x, weight, bias, stride, padding, ceil_mode, groups=groups, relu=relu)
-    reference.check_conv2d("conv2d", x, weight, bias, stride, padding, groups)
+    step, pad = reference.conv_geometry("conv2d", stride, padding)
+    uniform = step[0] == step[1] and not isinstance(pad, str) and pad[0] == pad[1]
+    if not uniform or not _is_served(x, weight, step[0], int(pad[0]), groups):
+        return reference.conv2d(x, weight, bias, step, pad, ceil_mode, groups=groups, relu=relu)
+    reference.check_conv2d("conv2d", x, weight, bias, pad, groups)
     if x.dim() == 3:
-        return conv2d(x[None], weight, bias, stride, padding, ceil_mode, groups=groups, relu=relu)[0]
-    args = x, weight, bias, stride, padding, groups, ceil_mode, relu
+        return conv2d(x[None], weight, bias, step, pad, ceil_mode, groups=groups, relu=relu)[0]
+    args = x, weight, bias, step[0], int(pad[0]), groups, ceil_mode, relu
     return call(_op.conv2d, needs_grad(x, weight, bias), *args)

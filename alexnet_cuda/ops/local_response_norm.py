@@ -52,13 +52,14 @@ def local_response_norm(
             size^2.
 
     Raises:
-        TypeError: x is not floating point. ValueError: x has too few dimensions, size is not a positive integer,
-            groups does not divide the channels, or window or across is unknown.
+        errors.ArgumentError (a ValueError and RuntimeError): x has too few dimensions, size is not positive, groups
+            does not divide the channels, or window or across is unknown. TypeError: x is not a tensor, size is not an
+            integer, or x is of integers and an argument is one that torch does not have.
     """
     op = "local_response_norm"
-    reference.check_floating(op, x)
+    reference.check_tensor(op, x)
     front, scale = reference.lrn_constants(op, x.shape, size, alpha, groups, divide_alpha, window, across)
-    if not has_kernel(x):
+    if not has_kernel(x) or not reference.lrn_has_kernel(alpha, beta, k):
         return reference.local_response_norm(
             x, size, alpha, beta, k, groups=groups, divide_alpha=divide_alpha, window=window, across=across
         )

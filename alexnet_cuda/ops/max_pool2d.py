@@ -7,8 +7,8 @@ from torch import Tensor
 
 from .. import reference
 from .._library import has_kernel
-from ..reference import Size
-from ._registration import _op, call, empty, needs_grad, output_size, register
+from ..reference import Size, output_size
+from ._registration import _op, call, empty, needs_grad, register
 
 
 def max_pool2d_fake(x, kernel_size, stride, padding, ceil_mode, save_code):
@@ -87,9 +87,11 @@ def max_pool2d(
     Returns: the pooled tensor, or with `return_indices` (pooled tensor, positions).
 
     Raises:
-        ValueError: x is not 3-D or 4-D or is smaller than the window, or an argument is out of range.
+        errors.ArgumentError (a ValueError and RuntimeError): x is not 3-D or 4-D or is smaller than the window, or
+            an argument is out of range. TypeError: x is not a tensor, or an argument is not an integer.
     """
-    pairs = reference.pool_constants("max_pool2d", x.shape, kernel_size, stride, padding)
+    reference.check_tensor("max_pool2d", x)
+    pairs = reference.pool_constants("max_pool2d", x.shape, kernel_size, stride, padding, ceil_mode)
     if not pool_has_kernel(x, *pairs):
         return reference.max_pool2d(x, kernel_size, stride, padding, ceil_mode, return_indices)
     k, s, p = (pair[0] for pair in pairs)

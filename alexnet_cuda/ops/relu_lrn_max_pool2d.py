@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from .. import reference
-from ..reference import ORDERS, Size
-from ._registration import _op, call, gradient_fake, needs_grad, output_size, register, second_order
+from ..reference import ORDERS, Size, lrn_has_kernel, output_size
+from ._registration import _op, call, gradient_fake, needs_grad, register, second_order
 from .max_pool2d import max_pool2d_fake, pool_has_kernel
 
 
@@ -64,10 +64,10 @@ def relu_lrn_max_pool2d(
     op = "relu_lrn_max_pool2d"
     reference.check_floating(op, x)
     reference.check_choice(op, "order", order, ORDERS)
-    pairs = reference.pool_constants(op, x.shape, kernel_size, stride, padding)
+    pairs = reference.pool_constants(op, x.shape, kernel_size, stride, padding, ceil_mode)
     batch = x[None] if x.dim() == 3 else x
     front, scale = reference.lrn_constants(op, batch.shape, size, alpha, groups, divide_alpha, window, across)
-    if across == "spatial" or not pool_has_kernel(x, *pairs):
+    if across == "spatial" or not pool_has_kernel(x, *pairs) or not lrn_has_kernel(alpha, beta, k):
         return reference.relu_lrn_max_pool2d(
             x, size, alpha, beta, k, order=order, groups=groups, divide_alpha=divide_alpha, window=window,
             across=across, kernel_size=kernel_size, stride=stride, padding=padding, ceil_mode=ceil_mode,
