@@ -54,5 +54,5 @@ def test_links_of_a_page_lead_somewhere(page):
 
 
 def test_wrong_links_are_found():
-    text = "[a](none.md) [b](variants.md#none) [`none`](../alexnet_cuda/model.py) [c](variants.md) [d](#none)"
+    text = "[a](none.md) [b](variants.md#none) [`no_such_name`](../alexnet_cuda/model.py) [c](variants.md) [d](#none)"
     assert len(list(mistakes(DOCS / "index.md", text))) == 4

@@ -30,10 +30,7 @@ SOURCES = {
         "flowers17": "www.robots.ox.ac.uk/~vgg/data/flowers/17",
         "bike-ship": "doi.org/10.22002/D1.20086 (Caltech-101)",
     }.items()
-} | {
-    "imagenet": "image-net.org/download.php has it, for those who register",
-    "folder": "a folder of class folders, or of train and test folders with class folders, or a CSV file",
-}
+} | {"imagenet": "image-net.org/download.php has it, for those who register"}
 
 
 class Split(NamedTuple):
@@ -89,7 +86,8 @@ def data_folder(recipe: Recipe, what: str, inside: Sequence[str] = ("",), patter
     """The first folder `inside` recipe.data_path that has a file of the name `pattern`. Raises DataError, with `what`
     or `missing`, where no data_path is given or none of the folders has such a file."""
     if recipe.data_path is None:
-        raise DataError(f"{recipe.data} needs --data-path{what}; {SOURCES[recipe.data]}")
+        source = f"; {SOURCES[recipe.data]}" if recipe.data in SOURCES else ""
+        raise DataError(f"{recipe.data} needs --data-path{what}{source}")
     root = Path(recipe.data_path)
     for folder in (root / name for name in inside):
         if not pattern or any(folder.glob(pattern)):
