@@ -131,18 +131,23 @@ def outcome(function, x, leaves=()):
     return [*results, *torch.autograd.grad(results[0], wanted, weights)]
 
 
-def assert_like_torch(ours, torchs, exact):
+def assert_like_torch(ours, torchs, exact, finite_input):
     """Each element of `ours` is torch's, or as near to `exact`, of float64, as twice torch's error allows, and finite
     where `exact` is within the range of the dtype."""
+    errors = tuple(type(error) for error in (torchs, exact) if isinstance(error, Exception))
     if isinstance(torchs, Exception) and not isinstance(ours, Exception) and not isinstance(exact, Exception):
         torchs = exact  # torch's kernel does not take these strides or this dtype, only contiguous float64
     if isinstance(torchs, Exception):
-        assert isinstance(ours, type(torchs)), f"{ours!r} where torch raises {torchs!r}"
+        assert isinstance(ours, errors), f"{ours!r} where torch raises {torchs!r}"
         assert str(ours)
         return
     if isinstance(ours, Exception):
         raise AssertionError(f"an error where torch has a result: {ours!r}") from ours
     assert len(ours) == len(torchs)
+    # A gradient may be a small difference of terms as large as the results, so one scale serves all.
+    largest = max(
+        (c[c.isfinite()].abs().max().item() for c in exact if not c.is_meta and c.isfinite().any()), default=0
+    )
     for a, b, c in zip(ours, torchs, exact):
         assert (a.shape, a.device) == (b.shape, b.device)
         assert a.dtype == b.dtype or torchs is exact
@@ -151,11 +156,12 @@ def assert_like_torch(ours, torchs, exact):
             continue
         error, torchs_error = (a.double() - c).abs(), (b.double() - c).abs()
         finite = c.to(a.dtype).isfinite()
-        scale = c[finite].abs().max() if finite.any() else 0
-        near = error <= 2 * torchs_error.nan_to_num(torch.inf) + ROUNDING[a.dtype] * scale
+        near = error <= 2 * torchs_error.nan_to_num(torch.inf) + ROUNDING[a.dtype] * largest
         same = (a == b) | (a.isnan() & b.isnan()) | (a.double() == c) | (a.isnan() & c.isnan())
         assert (same | near | ~finite).all(), f"{a} where torch has {b} and float64 {c}"
-        assert (a.isfinite() | ~finite).all(), f"{a} where float64 has {c}"
+        # torch's bfloat16 convolution, which serves ours where an input is not finite, spreads NaN to other windows.
+        spread = b.isnan() & (not finite_input)
+        assert (a.isfinite() | ~finite | spread).all(), f"{a} where float64 has {c}"
 
 
 def check(stock, others, x, needs):
@@ -169,7 +175,7 @@ def check(stock, others, x, needs):
         exact_module = copy.deepcopy(stock).double() if floating else stock
         exact = outcome(exact_module, exact_x, exact_module.parameters())
         for other, leaves in others:
-            assert_like_torch(outcome(other, x, leaves), torchs, exact)
+            assert_like_torch(outcome(other, x, leaves), torchs, exact, x.is_meta or bool(x.isfinite().all()))
 
 
 def built(ours, stock, arguments, options):
@@ -195,6 +201,7 @@ def test_conv2d(case, needs, trained, other):
     stock, own = pair
     own.load_state_dict(stock.state_dict())
     dtype = torch.float32 if other == 0 or not x.dtype.is_floating_point else x.dtype
+    assume(x.numel() or x.dtype == dtype)  # torch looks at no dtype where there is nothing to multiply
     modules = [m.to(x.device, dtype).requires_grad_(trained) for m in (stock, own, accelerate(stock))]
     others = [(m, m.parameters()) for m in modules[1:]]
     if stock.padding_mode == "zeros" and stock.dilation == (1, 1):
