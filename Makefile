@@ -16,7 +16,7 @@ lint: $(VENV)/development
 	PATH="$(CURDIR)/$(BIN):$$PATH" pre-commit run --all-files
 
 docs: $(VENV)/development  # the site, in build/site; a broken link is an error
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict -f tools/mkdocs.yml
 
 sanitize: $(VENV)/development  # the CPU operators' tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	tools/sanitize.sh

@@ -26,3 +26,7 @@ def sentence(error: BaseException) -> str:
     """The message of an error without the traceback that a loader's worker process puts around it."""
     text = str(error).strip() or type(error).__name__
     return text.rpartition(f"{type(error).__name__}: ")[2] if "Original Traceback" in text else text
+
+
+def first_line(error: BaseException) -> str:
+    return sentence(error).splitlines()[0]

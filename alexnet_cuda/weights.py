@@ -15,9 +15,9 @@ import torch
 import yaml
 from torch import nn
 
-from .errors import DataError, RecipeError
+from .errors import DataError, RecipeError, first_line
 from .fit import Fit, compare, fill, parameter_layers, renamed, untrained, untrained_note
-from .formats.tensors import Content, as_state, first_line, read_content, weights_file, without_values
+from .formats.tensors import Content, as_state, read_content, weights_file, without_values
 from .model import AlexNet
 from .networks import build
 from .pretrained import write_tensors

@@ -1,4 +1,4 @@
-"""What mkdocs.yml adds to MkDocs: two pages from outside docs/, and links that work on GitHub and on the site alike.
+"""What mkdocs.yml adds: the page on contributing, from outside docs/, and links that work on GitHub and on the site.
 
 A link to a file outside docs/ becomes one to the repository, at the line that defines the name in the link's text; a
 link to a run folder becomes one to its report.
@@ -14,13 +14,12 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
-PAGES = {"contributing.md": ROOT / ".github" / "CONTRIBUTING.md", "changelog.md": ROOT / "CHANGELOG.md"}
+CONTRIBUTING = ROOT / ".github" / "CONTRIBUTING.md"
 LINK = re.compile(r"(?<!!)\[([^\]\n]*)\]\((?!\w+:)([^)#\s]+)(#[^)\s]*)?\)")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    for name, path in PAGES.items():
-        files.append(File.generated(config, name, abs_src_path=str(path)))
+    files.append(File.generated(config, "contributing.md", abs_src_path=str(CONTRIBUTING)))
     return files
 
 
@@ -36,7 +35,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
             target /= "report.html"
         if target.is_dir() and (target / "README.md").exists() and target.is_relative_to(DOCS):
             target /= "README.md"
-        shown = next((DOCS / name for name, path in PAGES.items() if path == target), target)
+        shown = DOCS / "contributing.md" if target == CONTRIBUTING else target
         inside = shown.is_relative_to(DOCS) and shown.suffix != ".py" and not shown.is_dir()
         if inside:
             return f"[{text}]({os.path.relpath(shown, here)}{anchor})"

@@ -16,7 +16,7 @@ from rich.table import Column, Table
 from typer.core import TyperGroup
 
 from .. import __version__
-from ..errors import AlexNetError, RecipeError, sentence
+from ..errors import AlexNetError, RecipeError, first_line, sentence
 from ..words import percent, unknown
 
 if TYPE_CHECKING:
@@ -58,10 +58,6 @@ def fail(text: str, code: int = 1) -> typer.Exit:
     """Prints an error as one sentence; to be raised."""
     Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]error:[/] {escape(text)}")
     return typer.Exit(code)
-
-
-def first_line(error: BaseException) -> str:
-    return sentence(error).splitlines()[0]
 
 
 app = typer.Typer(cls=Commands, no_args_is_help=True, rich_markup_mode="rich",

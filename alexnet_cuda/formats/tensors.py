@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from ..errors import DataError
+from ..errors import DataError, first_line
 from ..pretrained import find
 from .tensorflow import named_as, read_arrays, read_keras
 
@@ -100,10 +100,6 @@ def weights_file(source: Path | str, expected: str = f"weights must be {WANTED}"
         remedy = "save its arrays with numpy.savez, each under its variable's name"
         raise DataError(f"{source} is a checkpoint of TensorFlow: {remedy}")
     return find(source, expected)
-
-
-def first_line(error: BaseException) -> str:
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def _safetensors(path: Path) -> tuple[dict[str, Tensor], list[str]]:
