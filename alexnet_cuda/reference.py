@@ -194,7 +194,7 @@ def check_conv2d(
 ) -> None:
     check_tensor(op, x)
     check_image(op, x.shape)
-    if 0 in x.shape[-2:]:
+    if 0 in x.shape[-2:] and all(x.shape[:-3]):
         raise ArgumentError(f"{op}: expected x to have height and width, got shape {tuple(x.shape)}")
     channels = x.shape[-3]
     if not isinstance(groups, int) or groups < 1 or channels % groups:

@@ -113,7 +113,7 @@ def is_supported(conv: torch.nn.Conv2d) -> bool:
 
 
 def _is_served(x: Tensor, weight: Tensor, stride: int, padding: int, groups: int) -> bool:
-    if weight.dim() != 4 or not has_kernel(x):
+    if weight.dim() != 4 or 0 in x.shape[-2:] or not has_kernel(x):
         return False
     float32_on_cpu = x.is_cpu and x.dtype == torch.float32
     winograd = float32_on_cpu and groups > 0 and _is_winograd_layer(weight.shape, stride, padding, groups)
