@@ -66,8 +66,9 @@ def key_figures(m: dict) -> list[tuple[str, str, str]]:
         ("test/calibration_error", "calibration error", percent, "how far confidence is from accuracy"),
         ("parameters", "parameters", number, m.get("variant", "")),
         ("seconds", "training time", duration, f"epochs: {m.get('epochs')}, steps: {m.get('steps', 0):,}"),
+        ("peak_memory_mib", "peak memory", lambda mib: f"{mib / 1024:.1f} GiB", m.get("device", "")),
     ):
-        if key in m:
+        if m.get(key) is not None:
             rows.append((name, form(m[key]), note))
     return rows
 

@@ -28,7 +28,7 @@ from ..recipe import Recipe
 from ..weights import read_checkpoint, save_weights
 from . import callbacks
 from .classifier import Classifier
-from .evaluation import Predictions, device_name, predict, run_facts, versions
+from .evaluation import Predictions, device_name, peak_memory, predict, run_facts, versions
 from .whitening import whiten
 
 
@@ -169,6 +169,7 @@ def finish(recipe: Recipe, images: ImageSet, folder: Path, outcome: Outcome) -> 
         "epochs": outcome.epochs,
         "steps": outcome.steps,
         "seconds": round(outcome.seconds, 2),
+        "peak_memory_mib": peak_memory(),
         "precision": precision(recipe),
         "seed": recipe.seed,
         "device": device_name(),
