@@ -202,7 +202,7 @@ def test_conv2d(case, needs, trained, other):
     own.load_state_dict(stock.state_dict())
     dtype = torch.float32 if other == 0 or not x.dtype.is_floating_point else x.dtype
     assume(x.numel() or x.dtype == dtype)  # torch looks at no dtype where there is nothing to multiply
-    # Two faults of torch's own kernels, which serve ours there: dilated float16 convolutions of narrow images crash, and
+    # Two faults of torch's kernels, which serve ours there: dilated float16 convolutions of narrow images crash, and
     # bfloat16 with 11x11 filters is wrong where the output is one column wide.
     assume(dtype != torch.float16 or stock.dilation == (1, 1))
     assume(dtype != torch.bfloat16 or stock.kernel_size != (11, 11) or stock.padding[0] == stock.padding[1])
