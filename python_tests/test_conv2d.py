@@ -53,6 +53,28 @@ def test_what_goes_to_torch(channels, kernel, stride, device):
     assert ops.conv2d(x, weight, stride=stride).equal(F.conv2d(x, weight, stride=stride))
 
 
+@pytest.mark.devices("cpu", "cuda")
+@pytest.mark.parametrize(
+    ("shape", "kernel", "padding", "ceil_mode"),
+    [
+        ((8, 32, 3, 3), 3, 0, False),
+        ((8, 32, 1, 1), 3, 1, False),
+        ((4, 3, 2, 3), 5, 2, False),
+        ((2, 5, 3, 3), 3, 0, True),
+    ],
+    ids=str,
+)
+def test_an_output_of_one_pixel(shape, kernel, padding, ceil_mode, dtype, layout, device):
+    """oneDNN in torch 2.14 reads uninitialised memory for the bfloat16 gradients of such weights, on CPUs with AMX."""
+    x = in_layout(torch.randn(shape, device=device).to(dtype), layout)
+    weight = torch.randn(16, shape[-3], kernel, kernel, device=device).div(9).to(dtype)
+    inputs = [x, weight, torch.randn(16, device=device).to(dtype)]
+    function, exact = (partial(f, stride=4, padding=padding, ceil_mode=ceil_mode) for f in (ops.conv2d, exact_conv2d))
+    freed = [torch.full((2**n,), torch.nan, dtype=dtype, device=device) for n in range(8, 20, 2)]
+    del freed
+    assert_matches(function, exact, inputs)
+
+
 def test_vmap(device):
     loose = dict(rtol=1e-4, atol=1e-4)  # float32 sums of hundreds of products, in another order
     x = torch.randn(3, 2, 3, 20, 23, device=device)
