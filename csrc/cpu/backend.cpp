@@ -103,9 +103,9 @@ bool winograd_conv2d_weight_grad(WinogradTask task) {
   const Conv& c = task.conv;
   const int64_t channels = c.channels / c.groups, block = filter_block(DType::kFloat);
   const int64_t blocks = c.groups * filter_blocks(DType::kFloat, c.filters / c.groups);
-  // So many tiles at once that their transforms stay in the last cache until they are multiplied. How the sum is
-  // divided depends on the sizes alone.
-  constexpr int64_t kCacheBytes = int64_t{16} << 20;
+  // So many tiles at once that their transforms stay in the second-level caches until they are multiplied. How the sum
+  // is divided depends on the sizes alone.
+  constexpr int64_t kCacheBytes = int64_t{4} << 20;
   const int64_t numbers = kWinogradProducts * (c.channels + blocks * block);  // of one tile
   const int64_t tiles = winograd_tiles(c, task.images.count);
   const int64_t part = std::min(tiles, std::max<int64_t>(64, kCacheBytes / (4 * numbers) / 64 * 64));
