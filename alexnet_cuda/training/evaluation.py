@@ -11,7 +11,7 @@ import torch.nn.functional as F
 import torchmetrics.functional.classification as tm
 from torch import Tensor
 
-from .. import __version__
+from .._version import VERSION
 from ..data import ImageSet, source
 from ..data.augmentation import eval_transform
 from ..data.imageset import progress
@@ -96,4 +96,4 @@ def device_name() -> str:
 
 def versions() -> dict[str, str]:
     others = {name: version(name) for name in ("torch", "torchvision", "lightning", "torchmetrics")}
-    return {"alexnet_cuda": __version__, "python": platform.python_version(), **others}
+    return {"alexnet_cuda": VERSION, "python": platform.python_version(), **others}
