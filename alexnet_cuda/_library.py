@@ -124,10 +124,13 @@ def _load_cuda() -> str:
 
 def driver_problem(driver: int, runtime: int) -> str:
     """Why a driver (1000 major + 10 minor of the CUDA version that it serves, 0: there is none) cannot run a library
-    with that CUDA runtime, or "". Minor versions are compatible."""
-    if not 0 < driver < runtime // 1000 * 1000:
+    with that CUDA runtime, or "". Minor versions are compatible, but wheels of nvcc 12.4 and later are compressed in a
+    way that drivers know from CUDA 12.4 on (tools/wheel.sh)."""
+    least = runtime // 1000 * 1000 if runtime < 12040 else max(12040, runtime // 1000 * 1000)
+    if not 0 < driver < least:
         return ""
-    return f"the NVIDIA driver serves CUDA {driver // 1000}, the library needs a driver for CUDA {runtime // 1000}"
+    serves, needs = (f"{version // 1000}.{version % 1000 // 10}" for version in (driver, least))
+    return f"the NVIDIA driver serves CUDA {serves}, the library needs a driver for CUDA {needs}"
 
 
 UNAVAILABLE_REASON["cpu"] = _load_cpu()

@@ -46,9 +46,9 @@ class AlexNet(nn.Module):
         in_channels: channels of the image; None for the variant's number.
         dropout: probability of every dropout layer; None for the variant's (.5, but .4 in flowers_bn, .3 in cifar).
         input: "normalized" (mean 0, standard deviation 1) or "pixels" (0..255 minus the mean, for such variants).
-        weights: trained weights: "cifar10", "mnist" or "digits" of the package (variant "cifar"), a run folder, a
-            folder of `save_pretrained`, or a safetensors file. num_classes and in_channels are then the file's by
-            default; with another num_classes the last layer keeps its random weights.
+        weights: trained weights: "cifar10", "mnist" or "digits" of the package (variant "cifar"), or what `load` takes.
+            num_classes and in_channels are then the file's by default; with another num_classes the last layer keeps
+            its random weights.
 
     Attributes:
         metadata: of the file of these weights: "classes" (JSON), "recipe" (YAML; mean and std are in it); or empty.
@@ -60,7 +60,7 @@ class AlexNet(nn.Module):
         ValueError: an unknown variant or input, fewer than one class or channel, dropout outside 0..1; in the
             forward pass, an image with another number of channels or of a size the linear layers cannot take.
         TypeError: an image that is not floating-point.
-        errors.DataError: weights that do not exist, are damaged, or are of another network.
+        errors.DataError, errors.RecipeError: weights that do not exist, are damaged, or are of another network.
 
     Sources: those of each variant, in `variants`.
     """
@@ -78,11 +78,14 @@ class AlexNet(nn.Module):
         super().__init__()
         self.variant = variant if isinstance(variant, Variant) else get_variant(variant)
         self.metadata: dict[str, str] = {}
-        if weights is not None:
-            path = pretrained.find(weights)
-            tensors, self.metadata = pretrained.read(path)
-            classes, channels = pretrained.sizes(path, tensors)
-            num_classes, in_channels = num_classes or classes, in_channels or channels
+        file = None if weights is None else _find_network(weights, self.variant)
+        if file is not None:
+            if file.fit.misfits:
+                raise DataError(f"weights {weights} do not fit {self.variant.name}:\n{file.fit.table()}")
+            if in_channels not in (None, file.model.in_channels):
+                raise DataError(f"weights {weights} take {file.model.in_channels} channels, not {in_channels}")
+            num_classes = file.model.num_classes if num_classes is None else num_classes
+            in_channels = file.model.in_channels
         self.num_classes = self.variant.num_classes if num_classes is None else num_classes
         in_channels = self.variant.channels if in_channels is None else in_channels
         for name, value in (("num_classes", self.num_classes), ("in_channels", in_channels)):
@@ -92,8 +95,7 @@ class AlexNet(nn.Module):
             raise ValueError(f"AlexNet: expected dropout to be between 0 and 1, got {dropout!r}")
         if input not in ("normalized", "pixels"):
             raise ValueError(f"AlexNet: expected input to be 'normalized' or 'pixels', got {input!r}")
-        scale = PIXELS_PER_UNIT if self.variant.pixels and input == "normalized" else 1.0
-        self.input_scale = float(self.metadata.get("input_scale", scale))
+        self.input_scale = PIXELS_PER_UNIT if self.variant.pixels and input == "normalized" else 1.0
         self.fused = True
 
         side = self.variant.average_pool
@@ -103,40 +105,14 @@ class AlexNet(nn.Module):
         units = channels * self.feature_size[0] * self.feature_size[1]
         self.classifier, _ = self._build("classifier", units, dropout)
         self.reset_parameters()
-        if weights is not None:
-            self._load(path, tensors, classes)
-
-    def _load(self, path: Path, tensors: dict[str, Tensor], classes: int) -> None:
-        made = self.metadata.get("variant", self.variant.name)
-        if made != self.variant.name:
-            raise DataError(f"{path} holds a network of the variant {made!r}, not {self.variant.name!r}")
-        if classes != self.num_classes:
-            last = f"classifier.{len(self.classifier) - 1}."
-            tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(last)}
-            tensors |= {name: tensor for name, tensor in self.state_dict().items() if name.startswith(last)}
-            self.metadata = {}
-        try:
-            self.load_state_dict(tensors)
-        except RuntimeError as error:
-            reason = str(error).splitlines()[1].strip()
-            raise DataError(f"{path} does not fit the variant {self.variant.name!r}: {reason}") from error
+        if file is not None:
+            file.fill(self)
 
     @classmethod
     def from_pretrained(cls, source: str | Path, **options: Any) -> "AlexNet":
-        """The network of `source`, in evaluation mode, with its weights and `metadata`.
-
-        Args:
-            source: what `weights` takes, or a repository "owner/name" of the Hugging Face Hub (extra `hub`).
-            options: further arguments of AlexNet, but for variant and weights.
-
-        Raises: errors.DataError where there are no such weights.
-        """
+        """`load`, also of a repository "owner/name" of the Hugging Face Hub (extra `hub`)."""
         is_name = isinstance(source, str) and source.count("/") == 1 and not Path(source).exists()
-        path = pretrained.download(str(source)) if is_name else pretrained.find(source)
-        variant = pretrained.read(path)[1].get("variant")
-        if variant is None:
-            raise DataError(f"{path} does not name its variant; AlexNet(VARIANT, weights={str(source)!r}) can read it")
-        return cls(variant, weights=path, **options).eval()
+        return cls.load(pretrained.download(str(source)) if is_name else source, **options)
 
     def save_pretrained(
         self,
@@ -192,14 +168,19 @@ class AlexNet(nn.Module):
     def load(cls, file: str | os.PathLike[str], variant: str | None = None, **options: Any) -> "AlexNet":
         """The network of a file of weights, in evaluation mode: docs/weights.md lists the kinds of files.
 
-        Classes and channels are those of the file. Without `variant` it is the one that the file's tensors fit; a
-        run's file names it. `options` are those of AlexNet: dropout and input. Nothing in the file is executed. Warns,
-        with a table, where a tensor does not fit the variant that was asked for, and where layers look untrained.
+        Classes, channels and `metadata` are those of the file. Without `variant` it is the one that the file names, or
+        that its tensors fit. `options` are those of AlexNet: dropout, input, and num_classes for a new last layer.
+        Nothing in the file is executed. Warns, with a table, where a tensor does not fit the variant that was asked
+        for, and where layers look untrained.
 
-        Raises: DataError if there is no such file or it holds no tensors; RecipeError if nothing fits, or more than
-            one variant does. Both are in `alexnet_cuda.errors`. Needs `pip install 'alexnet_cuda[train]'`.
+        Raises: DataError if there is no such file or it holds no tensors; RecipeError if it is of another network,
+            nothing fits, or more than one variant does. Both are in `alexnet_cuda.errors`.
         """
-        return import_module(".weights", __package__).load_network(Path(file), variant, options)
+        found = _find_network(file, variant)
+        sizes = {"num_classes": found.model.num_classes, "in_channels": found.model.in_channels}
+        model = cls(found.model.variant, **(sizes | options))
+        found.fill(model)
+        return model.eval()
 
     def _build(self, place: str, channels: int, dropout: float | None) -> tuple[nn.Sequential, int]:
         """The modules of `variant.features` or `variant.classifier`, and the channels or units they end with."""
@@ -300,6 +281,11 @@ class AlexNet(nn.Module):
 
     def extra_repr(self) -> str:
         return f"variant={self.variant.name!r}, input_scale={self.input_scale:g}"
+
+
+def _find_network(source: str | os.PathLike[str], variant: str | Variant | None) -> Any:
+    """`weights.find_network`, which is loaded when it is needed: it knows every kind of file."""
+    return import_module(".weights", __package__).find_network(Path(source), variant)
 
 
 def _initialise(module: nn.Conv2d | nn.Linear, init: variants.Init) -> None:

@@ -210,6 +210,17 @@ def resume_rule(key: str) -> str:
     return FIELDS[key].metadata["resume"]
 
 
+def command(recipe: Recipe) -> str:
+    """What to type for the same run on another machine: the recipe's name, and what differs from it."""
+    words = ["alexnet-cuda train", recipe.name, *(["--data-path DIR"] if recipe.data != "digits" else [])]
+    for key in load_recipe(recipe.name).changes(recipe):
+        if resume_rule(key) != MACHINE:
+            own = getattr(recipe, key)
+            text = ",".join(map(str, own)) if isinstance(own, tuple) else str(own)
+            words.append(f"--{key.replace('_', '-')} {text.lower() if isinstance(own, bool) else text}")
+    return " ".join(words)
+
+
 def list_recipes() -> dict[str, str]:
     """The recipes of the package, with the first comment line of each file."""
     files = sorted((f for f in FOLDER.iterdir() if f.name.endswith(".yaml")), key=lambda f: f.name)

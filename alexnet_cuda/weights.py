@@ -5,24 +5,30 @@ Nothing in a file is executed: torch.load always has weights_only=True.
 
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
-import safetensors
-import safetensors.torch
 import torch
 import yaml
 from torch import nn
 
 from .errors import DataError, RecipeError, first_line
 from .fit import Fit, compare, fill, parameter_layers, renamed, untrained, untrained_note
-from .formats.tensors import Content, as_state, read_content, weights_file, without_values
+from .formats.tensors import (
+    Content,
+    as_state,
+    class_names,
+    read_content,
+    read_safetensors,
+    weights_file,
+    without_values,
+)
 from .model import AlexNet
 from .networks import build
 from .pretrained import write_tensors
 from .recipe import Recipe
-from .variants import VARIANTS
+from .variants import VARIANTS, Variant, get_variant
 
 
 def save_weights(path: Path, model: nn.Module, recipe: Recipe, classes: list[str]) -> None:
@@ -44,12 +50,11 @@ def load_weights(source: Path | str) -> tuple[nn.Module, Recipe, list[str]]:
     missing or was not written by `save_weights`. Warns where layers look untrained."""
     path = weights_file(source, "expected the folder of a finished run, or its weights.safetensors")
     try:
-        with safetensors.safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
+        tensors, metadata = read_safetensors(path)
         recipe = Recipe().replace(yaml.safe_load(metadata["recipe"]))
         classes = json.loads(metadata["classes"])
         model = _imported(metadata["prototxt"]) if "prototxt" in metadata else build(recipe, len(classes))
-        model.load_state_dict(safetensors.torch.load_file(path))
+        model.load_state_dict(tensors)
         if isinstance(model, AlexNet):
             model.metadata, model.input_scale = metadata, float(metadata.get("input_scale", model.input_scale))
     except KeyError as error:
@@ -76,44 +81,60 @@ def start_from(model: nn.Module, recipe: Recipe, classes: Sequence[str] = ()) ->
     fits.
     """
     source = str(recipe.weights)
-    content, known = _torchvision_tensors(recipe) if source == "torchvision" else read_content(Path(source))
-    fit = compare(model, as_state(content, model), known, classes)
+    content, metadata = _torchvision_tensors(recipe) if source == "torchvision" else read_content(Path(source))
+    fit = compare(model, as_state(content, model), class_names(metadata), classes)
     fit.source = f"weights {source}"
     if all(tensor.dim() < 2 for tensor in fit.loaded.values()):
         raise RecipeError(f"{fit.source} do not fit {recipe.variant}: nothing in them does\n{fit.table()}")
     return fill(model, fit)
 
 
-def load_network(source: Path, variant: str | None, options: Mapping[str, Any]) -> AlexNet:
-    """See `AlexNet.load`."""
-    try:
-        model = load_weights(source)[0]
-    except DataError:  # not a run's
-        content, _ = read_content(source)
-    else:
-        if not isinstance(model, AlexNet) or variant not in (None, model.variant.name):
-            name = model.variant.name if isinstance(model, AlexNet) else type(model).__name__
-            raise RecipeError(f"{source} holds the network {name}, not {variant or 'an AlexNet'}")
-        return model.eval()
+class NetworkFile(NamedTuple):
+    """The tensors of a file, and the AlexNet that they are of; `fit` says by names and shapes what fits of them."""
+
+    source: Path | str
+    content: Content
+    metadata: dict[str, str]
+    model: AlexNet  # on the device "meta"
+    fit: Fit
+
+    def fill(self, model: AlexNet) -> None:
+        """Copies the tensors into a network of the same variant; those of the last layer if it has as many classes.
+        Warns, with a table, of what does not fit, and of layers that look untrained."""
+        same = model.num_classes == self.model.num_classes
+        fit = compare(model, as_state(self.content, model), classes=None if same else ())
+        fit.source, fit.notes = f"weights {self.source}", []
+        fill(model, fit)
+        if fit.misfits or fit.notes:
+            warnings.warn(str(fit), stacklevel=3)
+        model.metadata = self.metadata if same else {}
+        model.input_scale = float(self.metadata.get("input_scale", model.input_scale))
+
+
+def find_network(source: Path | str, variant: str | Variant | None = None) -> NetworkFile:
+    """The file, and its variant: `variant`, or the one that the file names, or the one that its tensors fit. Raises as
+    `AlexNet.load` does."""
+    content, metadata = read_content(Path(source))
+    wanted = get_variant(variant) if isinstance(variant, str) else variant
+    named = metadata.get("variant")
+    if named is not None and (named not in VARIANTS or (wanted and wanted.name != named)):
+        raise RecipeError(f"{source} holds the network {named}, not {wanted.name if wanted else 'an AlexNet'}")
+    tried = [wanted] if wanted else [VARIANTS[named]] if named else list(VARIANTS.values())
     shapes = without_values(content)
-    fits = {name: _trial(shapes, name) for name in ([variant] if variant else VARIANTS)}
-    whole = [name for name, (_, fit) in fits.items() if not fit.misfits]
+    files = [NetworkFile(source, content, metadata, *_trial(shapes, one)) for one in tried]
+    whole = [file for file in files if not file.fit.misfits]
     if len(whole) > 1:
-        raise RecipeError(f"{source} fits {', '.join(whole)}: name the one it is, as variant={whole[0]!r}")
-    name = whole[0] if whole else min(fits, key=lambda name: len(fits[name][1].misfits))
-    model, fit = fits[name]
-    if not whole and (variant is None or not fit.loaded):
-        unfit = f"do not fit {name}" if variant else f"fit no variant whole; the nearest is {name}"
-        raise RecipeError(f"weights {source} {unfit}:\n{fit.table()}")
-    model = AlexNet(name, model.num_classes, model.in_channels, **options)
-    fit = fill(model, compare(model, as_state(content, model)))
-    if fit.misfits or fit.notes:
-        fit.source = f"weights {source}"
-        warnings.warn(str(fit), stacklevel=3)
-    return model.eval()
+        names = [file.model.variant.name for file in whole]
+        raise RecipeError(f"{source} fits {', '.join(names)}: name the one it is, as variant={names[0]!r}")
+    best = whole[0] if whole else min(files, key=lambda file: len(file.fit.misfits))
+    if not whole and (wanted is None or not best.fit.loaded):
+        name = best.model.variant.name
+        unfit = f"do not fit {name}" if len(tried) == 1 else f"fit no variant whole; the nearest is {name}"
+        raise RecipeError(f"weights {source} {unfit}:\n{best.fit.table()}")
+    return best
 
 
-def _trial(content: Content, variant: str) -> tuple[AlexNet, Fit]:
+def _trial(content: Content, variant: Variant) -> tuple[AlexNet, Fit]:
     """The network of a variant with the classes and channels of a file, without values, and what would fit it."""
     with torch.device("meta"):
         model = AlexNet(variant)
@@ -137,7 +158,7 @@ def read_checkpoint(path: Path) -> dict:
     return checkpoint
 
 
-def _torchvision_tensors(recipe: Recipe) -> tuple[Content, list[str]]:
+def _torchvision_tensors(recipe: Recipe) -> tuple[Content, dict[str, str]]:
     from torchvision import models
 
     if not recipe.variant.startswith("torchvision"):
@@ -148,6 +169,6 @@ def _torchvision_tensors(recipe: Recipe) -> tuple[Content, list[str]]:
     url = weights.url
     try:
         tensors = torch.hub.load_state_dict_from_url(url, map_location="cpu", check_hash=True, weights_only=True)
-        return tensors, list(weights.meta["categories"])
+        return tensors, {"classes": json.dumps(weights.meta["categories"])}
     except OSError as error:
         raise DataError(f"{url} cannot be downloaded: {error}") from error

@@ -239,7 +239,8 @@ def test_help_explains_every_value_of_a_recipe(command):
     ],
 )
 def test_help_and_wrong_options_wait_for_no_torch(command, answer):
-    result = run_python("-X", "importtime", "-m", "alexnet_cuda", *command.split(), timeout=200)
+    start = "from alexnet_cuda_cli import main; main()"  # as the console script does
+    result = run_python("-X", "importtime", "-c", start, *command.split(), timeout=200)
     assert answer in result.stdout + result.stderr
     loaded = {line.rpartition("|")[2].strip() for line in result.stderr.splitlines()}
     assert "alexnet_cuda.recipe" in loaded

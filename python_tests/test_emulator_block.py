@@ -18,11 +18,10 @@ BLOCK = [  # shape, filters, padding, ceil_mode, multiprocessors
     pytest.param((3, 3, 43, 59), 96, 0, False, 1, id="alexnet-more-images-than-processors"),
     pytest.param((1, 3, 48, 47), 64, 2, True, 9, id="bands-of-one-row"),
     pytest.param((2, 3, 67, 19), 64, 0, False, 5, id="bands-of-two-rows-and-an-unpooled-row"),
-    pytest.param((5, 1, 59, 19), 64, 0, False, 4, id="several-rounds-of-bands"),
+    pytest.param((5, 3, 59, 19), 64, 0, False, 4, id="several-rounds-of-bands"),
     pytest.param((1, 3, 19, 231), 64, 0, True, 1, id="widest"),
-    pytest.param((2, 1, 43, 47), 96, 2, False, 3, id="grey"),
-    pytest.param((1, 1, 35, 60), 64, 0, True, 1, id="grey-64-filters"),
-    pytest.param((2, 4, 37, 48), 64, 1, True, 1, id="four-channels"),
+    pytest.param((2, 3, 43, 47), 96, 2, False, 3, id="padding-2"),
+    pytest.param((2, 3, 37, 48), 64, 1, True, 1, id="padding-1"),
 ]
 dtypes = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=lambda d: str(d)[6:])
 layouts = pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
@@ -88,13 +87,11 @@ def test_settings(setting, layout, dtype):
 
 
 @layouts
-@pytest.mark.parametrize(
-    ("values", "channels"), [("ties", 3), ("zeros", 3), ("nan", 1), ("nan", 3), ("nan", 4), ("inf", 3)]
-)
-def test_special_values(values, channels, layout):
+@pytest.mark.parametrize("values", ["ties", "zeros", "nan", "inf"])
+def test_special_values(values, layout):
     """Equal maxima, zeros of both signs and NaN: the same choice as that of two kernels, and NaN where a window meets
     what makes one and nowhere else."""
-    x, weight, _ = random((16, channels, 19, 35), 64, torch.float16, layout)
+    x, weight, _ = random((16, 3, 19, 35), 64, torch.float16, layout)
     if values == "ties":
         x.zero_()
         x[:, :, ::16, ::12] = 1
@@ -103,7 +100,7 @@ def test_special_values(values, channels, layout):
         x, weight = 1e-5 * x, 1e-3 * weight
     else:  # at every place of a 4x4 block of pixels
         for n in range(16):
-            x[n, n % channels, 8 + n // 4, 8 + n % 4] = float(values)
+            x[n, n % 3, 8 + n // 4, 8 + n % 4] = float(values)
     spoilt = check(x, weight, None, 0, False, multiprocessors=16).isnan()
     assert spoilt[..., 0].all() == (values == "nan")
     assert not spoilt[..., 2].any()
@@ -123,8 +120,8 @@ def test_whole_image(size, padding, ceil_mode):
         pytest.param((1, 3, 47, 51), 64, (3, 1, 0.06, 0.75, 2.0, 1), id="size"),
         pytest.param((1, 3, 47, 51), 64, (5, 2, 0.06, 0.75, 0.0, 1), id="k"),
         pytest.param((1, 3, 47, 51), 48, LRN, id="filters"),
-        pytest.param((1, 2, 47, 51), 64, LRN, id="two-channels"),
-        pytest.param((1, 4, 47, 51), 96, LRN, id="four-channels-96-filters"),
+        pytest.param((1, 1, 47, 51), 96, LRN, id="grey"),
+        pytest.param((1, 4, 47, 51), 64, LRN, id="four-channels"),
         pytest.param((1, 3, 19, 235), 64, LRN, id="57-columns"),
     ],
 )

@@ -19,7 +19,7 @@ from test_data import idx
 
 from alexnet_cuda import AlexNet
 from alexnet_cuda.data.imageset import resize
-from alexnet_cuda.recipe import Recipe, load_recipe, read_yaml
+from alexnet_cuda.recipe import Recipe, command, load_recipe, read_yaml
 
 ROOT = Path(__file__).parents[1]
 PAGES = ROOT / "docs" / "examples"
@@ -150,5 +150,5 @@ def test_a_committed_run_is_complete_and_holds_no_path_of_a_machine(folder):
 
 def test_the_command_of_a_run_names_what_differs_from_its_recipe():
     recipe = load_recipe("mnist", None, {"epochs": 3, "mean": "0.1,0.2,0.3", "data_path": "/data", "output": "x"})
-    assert systems.command(recipe) == "alexnet-cuda train mnist --data-path DIR --mean 0.1,0.2,0.3 --epochs 3"
-    assert systems.command(load_recipe("digits")) == "alexnet-cuda train digits"
+    assert command(recipe) == "alexnet-cuda train mnist --data-path DIR --mean 0.1,0.2,0.3 --epochs 3"
+    assert command(load_recipe("digits")) == "alexnet-cuda train digits"

@@ -41,7 +41,9 @@ def test_one_library_serves_every_python_and_torch(name, kernels):
 @pytest.mark.parametrize(
     ("driver", "runtime", "reason"),
     [
-        (12040, 13000, "the NVIDIA driver serves CUDA 12, the library needs a driver for CUDA 13"),
+        (12040, 13000, "the NVIDIA driver serves CUDA 12.4, the library needs a driver for CUDA 13.0"),
+        (12020, 12090, "the NVIDIA driver serves CUDA 12.2, the library needs a driver for CUDA 12.4"),
+        (12000, 12020, ""),
         (12040, 12090, ""),  # minor versions are compatible
         (13020, 12090, ""),
         (0, 13000, ""),  # no driver, so no GPU

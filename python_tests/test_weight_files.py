@@ -199,8 +199,13 @@ def test_a_network_is_loaded_with_its_variant_and_classes(tmp_path):
     torch.save(state, tmp_path / "a.pth")
     with pytest.warns(UserWarning, match=r"features\.0, .*classifier\.3 look untrained"):
         model = AlexNet.load(tmp_path / "a.pth", dropout=0.1)
+    with pytest.warns(UserWarning, match="look untrained"):
+        other = AlexNet("cifar", weights=tmp_path / "a.pth")
     assert (model.variant.name, model.num_classes, model.in_channels, model.training) == ("cifar", 3, 1, False)
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    assert all(torch.equal(value, state[name]) for name, value in other.state_dict().items())
+    with pytest.raises((DataError, RecipeError), match=r"do not fit owt:\n.*reason\n"):
+        AlexNet("owt", weights=tmp_path / "a.pth")
     torch.save({"x.weight": torch.ones(3, 3)}, tmp_path / "b.pth")
     with pytest.raises(RecipeError, match=r"fit no variant whole.*\n.*reason\n"):
         AlexNet.load(tmp_path / "b.pth")

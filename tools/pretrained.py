@@ -3,8 +3,8 @@
 The card has the run's accuracy on the test split, and with one crop that of its weights before and after.
 """
 
-import dataclasses
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from alexnet_cuda import pretrained
 from alexnet_cuda.cli._app import load_run
 from alexnet_cuda.files import write_text
 from alexnet_cuda.formats.export import save_safetensors
-from alexnet_cuda.recipe import MACHINE, load_recipe, resume_rule
+from alexnet_cuda.recipe import command
 from alexnet_cuda.training.evaluation import figures, predict
 from alexnet_cuda.weights import load_weights
 from alexnet_cuda.words import percent
@@ -28,8 +28,8 @@ CARD = """# {name}: AlexNet variant {variant}, {count} classes
 | what | value |
 |---|---|
 | data | {name}: {train:,} images for training, {val:,} for validation, {test:,} for the test |
-| command | `alexnet-cuda train {command}` |
-| version | alexnet_cuda {alexnet_cuda}, torch {torch}, {device}, {precision} |
+| command | `{command}` |
+| version | alexnet_cuda {alexnet_cuda} of commit {commit}, torch {torch}, {device}, {precision} |
 | trained | {epochs} epochs, {seconds:.0f} s |
 | test accuracy | {accuracy} in the run, averaging over {views} crop(s) |
 | the same with one crop | {before} before, {after} after the weights were rounded to float16 |
@@ -60,14 +60,12 @@ def main(run: Path, data_path: str | None = None) -> None:
     after = figures(predict(load_weights(path)[0], images, centre))["test/accuracy"]
     if before - after > 0.0005:
         raise SystemExit(f"float16 costs {percent(before - after)}")
-    changed = [key for key in load_recipe(recipe.name).changes(recipe) if resume_rule(key) != MACHINE]
-    values = dataclasses.asdict(recipe)
-    command = " ".join([recipe.name, *(f"--{key.replace('_', '-')} {values[key]}".lower() for key in changed)])
+    commit = subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], cwd=pretrained.FOLDER, text=True).strip()
     metrics = json.loads((run / "metrics.json").read_text())
     facts = {key: metrics[key] for key in ("variant", "epochs", "seconds", "device", "precision")} | metrics["images"]
     card = CARD.format(
-        **facts, name=recipe.name, count=len(images.classes), classes=", ".join(images.classes), command=command,
-        **metrics["versions"],
+        **facts, name=recipe.name, count=len(images.classes), classes=", ".join(images.classes),
+        command=command(recipe), commit=commit, **metrics["versions"],
         accuracy=percent(metrics["test/accuracy"]),
         views=recipe.views, before=percent(before), after=percent(after), size=recipe.input_size,
         channels=recipe.channels, mean=list(recipe.mean), std=list(recipe.std), terms=TERMS[recipe.name],

@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 from typer.core import TyperGroup
 
-from .. import __version__
+from .._version import VERSION
 from ..errors import AlexNetError, RecipeError, first_line, sentence
 from ..words import percent, unknown
 
@@ -66,7 +66,7 @@ app = typer.Typer(cls=Commands, no_args_is_help=True, rich_markup_mode="rich",
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        print(f"alexnet_cuda {__version__}")
+        print(f"alexnet_cuda {VERSION}")
         raise typer.Exit
 
 

@@ -10,8 +10,9 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 
-from .. import __version__, weights
+from .. import weights
 from .._library import KERNEL_DTYPES
+from .._version import VERSION
 from ..data import source
 from ..errors import DataError
 from ..files import atomic_path
@@ -46,7 +47,7 @@ def description(recipe: Recipe, classes: list[str]) -> dict[str, str]:
         "classes": json.dumps(classes),
         "recipe": recipe.replace({"data_path": None, "output": None}).to_yaml(),
         "preprocessing": json.dumps({"steps": steps, **numbers}),
-        "writer": f"alexnet_cuda {__version__}",
+        "writer": f"alexnet_cuda {VERSION}",
     }
 
 

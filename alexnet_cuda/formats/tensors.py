@@ -49,9 +49,10 @@ class Inert:
         pass
 
 
-def read_content(source: Path) -> tuple[Content, list[str]]:
-    """The tensors of a run folder or a file, for `as_state`, and the names of its classes where it has them. Raises
-    DataError if there is no such file or it is not a file of tensors."""
+def read_content(source: Path) -> tuple[Content, dict[str, str]]:
+    """The tensors of a run folder or a file, for `as_state`, and what it says of them: "classes", a list in JSON, and,
+    in files of this package, the rest of their metadata. Raises DataError if there is no such file or it is not a file
+    of tensors."""
     path = weights_file(source)
     try:
         with path.open("rb") as file:
@@ -59,16 +60,16 @@ def read_content(source: Path) -> tuple[Content, list[str]]:
         if path.suffix == ".caffemodel":
             from .caffe import state_dict_from_caffe
 
-            return state_dict_from_caffe(path), []
+            return state_dict_from_caffe(path), {}
         for mark, what in OTHERS.items():
             if start.lstrip().startswith(mark) if mark else not start:
                 raise ValueError(what)
         if start[8:9] == b"{" or path.suffix == ".safetensors":
-            return _safetensors(path)
+            return read_safetensors(path)
         if start.startswith(b"\x89HDF") or _holds(path, "model.weights.h5"):
-            return read_keras(path), []
+            return read_keras(path), {}
         if start.startswith(b"\x93NUMPY") or _holds(path, ".npy"):
-            return read_arrays(path), []
+            return read_arrays(path), {}
         return _checkpoint(path)
     except ImportError as error:
         raise DataError(f"{path} needs {error.name}: `pip install 'alexnet_cuda[train]'` installs it") from error
@@ -102,11 +103,14 @@ def weights_file(source: Path | str, expected: str = f"weights must be {WANTED}"
     return find(source, expected)
 
 
-def _safetensors(path: Path) -> tuple[dict[str, Tensor], list[str]]:
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors by name, and the metadata of the file."""
     with safetensors.safe_open(path, "pt") as file:
-        metadata = file.metadata() or {}
-    classes = json.loads(metadata.get("classes", "[]"))
-    return safetensors.torch.load_file(path), [str(name) for name in classes]
+        return safetensors.torch.load_file(path), file.metadata() or {}
+
+
+def class_names(metadata: Mapping[str, str]) -> list[str]:
+    return [str(name) for name in json.loads(metadata.get("classes", "[]"))]
 
 
 def _holds(path: Path, name: str) -> bool:
@@ -117,7 +121,7 @@ def _holds(path: Path, name: str) -> bool:
         return any(member.endswith(name) for member in archive.namelist())
 
 
-def _checkpoint(path: Path) -> tuple[dict[str, Tensor], list[str]]:
+def _checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     names = []
     if zipfile.is_zipfile(path):
         if _holds(path, "/constants.pkl"):
@@ -135,7 +139,8 @@ def _checkpoint(path: Path) -> tuple[dict[str, Tensor], list[str]]:
             detail = re.search(r"WeightsUnpickler error: (.*)|GLOBAL (\S+)|(invalid .*)", str(error))
             found = next(filter(None, detail.groups() if detail else ()), type(error).__name__).strip()
             raise ValueError(f"{REFUSED} ({found})") from error
-    return _unwrapped(content, names), _class_names(content)
+    known = _class_names(content)
+    return _unwrapped(content, names), {"classes": json.dumps(known)} if known else {}
 
 
 def _unwrapped(content: Any, names: Sequence[str]) -> dict[str, Tensor]:

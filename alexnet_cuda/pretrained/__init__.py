@@ -34,17 +34,6 @@ def find(source: Path | str, expected: str = "expected a folder or file of weigh
     return path
 
 
-def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of a safetensors file by name, and its metadata. Raises DataError if it is none."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, "pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise DataError(f"{path} is not a safetensors file: {error}") from error
-
-
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     """Writes a safetensors file, replacing `path` only when the file is complete."""
     from safetensors.torch import save as to_bytes
@@ -52,17 +41,6 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with atomic_path(path) as temporary:
         temporary.write_bytes(to_bytes(tensors, metadata))
-
-
-def sizes(path: Path, tensors: dict[str, Tensor]) -> tuple[int, int]:
-    """Classes and input channels of the AlexNet that the tensors of the file `path` are of."""
-    try:
-        place = {name: int(name.split(".")[1]) for name in tensors if name.startswith(("features.", "classifier."))}
-        first = min((name for name in place if tensors[name].dim() == 4), key=place.__getitem__)
-        last = max((name for name in place if tensors[name].dim() == 2), key=place.__getitem__)
-    except ValueError:
-        raise DataError(f"{path} holds no AlexNet: it has no features.N.weight or no classifier.N.weight") from None
-    return len(tensors[last]), tensors[first].shape[1]
 
 
 def save(folder: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:

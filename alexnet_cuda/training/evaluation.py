@@ -12,7 +12,7 @@ import torch.nn.functional as F
 import torchmetrics.functional.classification as tm
 from torch import Tensor
 
-from .. import __version__
+from .._version import VERSION
 from ..data import ImageSet, source
 from ..data.augmentation import eval_transform
 from ..data.imageset import progress
@@ -109,4 +109,4 @@ def peak_memory() -> int | None:
 
 def versions() -> dict[str, str]:
     others = {name: version(name) for name in ("torch", "torchvision", "lightning", "torchmetrics")}
-    return {"alexnet_cuda": __version__, "python": platform.python_version(), **others}
+    return {"alexnet_cuda": VERSION, "python": platform.python_version(), **others}

@@ -270,12 +270,10 @@ GPU_DEVICE void pool_columns(int buffer, const Bands& b, const Bands::Band& band
 
 // ---- host ----------------------------------------------------------------------------------------------------------
 
-// body(Layout) for the pairs of channels and filters that have kernels.
+// body(Layout) for the numbers of filters that have kernels.
 template <bool kStreams, class Body>
 auto dispatch_layout(const Conv& conv, Body body) {
-  return dispatch_tile(conv, conv.filters, [&](auto channels, auto tile) {
-    return body(Layout<decltype(channels)::value, decltype(tile)::value, kStreams>{});
-  });
+  return conv.filters == 96 ? body(Layout<3, 96, kStreams>{}) : body(Layout<3, 64, kStreams>{});
 }
 
 // Packs the weights, then launches kernel_of(Type<T>, Layout, channels_last, save).

@@ -6,7 +6,6 @@
 namespace alexnet_cuda {
 
 static_assert(Layout<3, 96, true>::kBytes<true> <= kMinSharedMemory);
-static_assert(Layout<4, 64, true>::kBytes<true> <= kMinSharedMemory);
 
 gpu::error_t launch_conv2d_relu_lrn_max_pool2d_streamed(const BlockArguments& args, int multiprocessors,
                                                         gpu::stream_t stream) {

@@ -7,26 +7,13 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
-from alexnet_cuda.recipe import Recipe, load_recipe, read_yaml
+from alexnet_cuda.recipe import Recipe, command, read_yaml
 
 RESULTS = Path(__file__).resolve().parent
 README, COMMANDS = RESULTS.parents[1] / "README.md", RESULTS / "README.md"
 BEGIN, END = "<!-- systems: from docs/results by docs/results/systems.py -->\n", "<!-- /systems -->"
-MACHINE = {"data_path", "output", "workers", "devices", "accelerator"}  # of a machine, not of a result
-
-
-def command(config: Recipe) -> str:
-    """What to type for the same run: the recipe, and what was set otherwise than it says."""
-    recipe = asdict(load_recipe(config.name))
-    words = ["alexnet-cuda train", config.name, *(["--data-path DIR"] if config.data != "digits" else [])]
-    for key, value in asdict(config).items():
-        if key not in MACHINE and value != recipe[key]:
-            text = ",".join(map(str, value)) if isinstance(value, tuple) else value
-            words.append(f"--{key.replace('_', '-')} {text}")
-    return " ".join(words)
 
 
 def row(folder: Path) -> dict[str, str]:
