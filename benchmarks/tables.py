@@ -27,7 +27,7 @@ FAMILIES = {  # first words of a form's name: its column
     "openvino bfloat16": "OpenVINO bfloat16", "openvino": "OpenVINO",
     "keras": "Keras",
 }  # fmt: skip
-CAPTIONS = "How many times as fast as the best other form", "The same under the roofline"
+CAPTIONS = "Speed-up over the fastest alternative", "The same under the roofline"
 OTHERS = {name for form, name in FAMILIES.items() if not form.startswith("ours")}
 
 
@@ -72,7 +72,7 @@ def size(r: dict) -> str:
 def table(result: dict) -> list[str]:
     heads = columns(result)
     names = [f"{f}, {layout}" if layout else f for f, layout in heads]
-    header = ["what", "input", "pass", *names, "eager / ours", "best other / ours", "share", "saved, ours / eager",
+    header = ["what", "input", "pass", *names, "eager / ours", "speed-up", "share", "saved, ours / eager",
               "peak, ours / eager"]  # fmt: skip
     counted = any("kernels" in r for r in result["records"])
     header += ["kernels, ours / eager"] * counted
@@ -199,7 +199,7 @@ def draw_roofline(result: dict) -> Figure:
 
 
 def draw(result: dict) -> Figure:
-    """A dot for best other / ours, on a line from 1: equal times."""
+    """A dot for each speed-up, on a line from 1: equal times."""
     rows = [(records[0], times) for records in cases(result) if (times := ratio(records))]
     figure = Figure(figsize=(9, 1.3 + 0.3 * len(rows)), layout="constrained")
     axes = figure.subplots()

@@ -218,7 +218,7 @@ def test_any_number_of_classes_and_images(classes, channels, count, kind, tmp_pa
 def test_a_deep_network_is_shown_in_twelve_layers():
     split = Split(torch.randint(256, (1, 3, 64, 64), dtype=torch.uint8), torch.zeros(1, dtype=torch.long))
     recipe = Recipe().replace({"variant": "torchvision/resnet18", "size": 64})
-    seen = cards.TestImages(ImageSet(["a", "b"], split, split, split, 64), recipe)
+    seen = cards.SplitImages(ImageSet(["a", "b"], split, split, split, 64), recipe)
     names = [name.split()[0] for name in cards.maps(resnet18(num_classes=2).eval(), 0, seen)]
     assert len(names) == 13
     assert names[:2] + names[-1:] == ["input", "conv1", "conv20"]
@@ -256,11 +256,12 @@ def test_neighbours_are_the_training_images_with_the_closest_hidden_outputs():
     images = ImageSet(["even", "odd"], train, train, test, 8)
     recipe = Recipe().replace({"channels": 1, "mean": "0", "std": "1"})
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
-    rows = hidden.neighbours(hidden.hidden(model, images, recipe), images, recipe, columns=3)
+    seen = cards.SplitImages(images, recipe), cards.SplitImages(images, recipe, "train")
+    rows = hidden.neighbours(hidden.hidden(model, *seen), *seen, images.classes, columns=3)
     found = {int(row[0].pixels[0, 0, 0]): [(int(c.pixels[0, 0, 0]), c.title, c.right) for c in row[1:]] for row in rows}
     assert found[32] == [(30, "odd", True), (40, "even", False), (20, "even", False)]
     assert found[148][0] == (150, "odd", False)
-    assert hidden.hidden(nn.Sequential(nn.Conv2d(1, 2, 3)), images, recipe) is None
+    assert hidden.hidden(nn.Sequential(nn.Conv2d(1, 2, 3)), *seen) is None
 
 
 def test_the_embedding_and_figure_4_are_legible():

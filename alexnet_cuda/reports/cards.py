@@ -57,8 +57,9 @@ class SplitImages:
     """The images of a split as the network sees them: uint8 (C, H, W), the last 128 of them kept; and as batches."""
 
     def __init__(self, images: ImageSet, recipe: Recipe, split: str = "test"):
-        transform, pixels = eval_transform(recipe, images.size), getattr(images, split).images
-        self.pixels = functools.lru_cache(128)(lambda index: transform(pixels[index]))
+        transform, own = eval_transform(recipe, images.size), getattr(images, split)
+        self.labels = own.labels
+        self.pixels = functools.lru_cache(128)(lambda index: transform(own.images[index]))
         self.normalise = Normalise(recipe)
 
     def __getitem__(self, index: int) -> Tensor:

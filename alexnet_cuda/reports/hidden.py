@@ -15,8 +15,6 @@ from sklearn.manifold import TSNE
 from torch import Tensor, nn
 from torchvision.transforms.functional import to_pil_image
 
-from ..data import ImageSet
-from ..recipe import Recipe
 from .cards import Card, SplitImages, sample, short
 from .charts import BLUE, VERMILION, blank
 from .maps import last_hidden
@@ -34,12 +32,11 @@ class Hidden:
     of: list[int]
 
 
-def hidden(model: nn.Module, images: ImageSet, recipe: Recipe) -> Hidden | None:
+def hidden(model: nn.Module, test: SplitImages, train: SplitImages) -> Hidden | None:
     """Of at most 500 random test images and 2,000 training images. None for a network without a linear layer."""
     found, places = [], []
-    for split, limit in (("test", TEST), ("train", TRAINING)):
-        seen = SplitImages(images, recipe, split)
-        places.append(sample(getattr(images, split).labels, limit))
+    for seen, limit in ((test, TEST), (train, TRAINING)):
+        places.append(sample(seen.labels, limit))
         batches = [last_hidden(model, seen.batch(part, model)) for part in torch.tensor(places[-1]).split(32)]
         if not batches or batches[0] is None:
             return None
@@ -47,18 +44,19 @@ def hidden(model: nn.Module, images: ImageSet, recipe: Recipe) -> Hidden | None:
     return Hidden(*found, *places)
 
 
-def neighbours(features: Hidden, images: ImageSet, recipe: Recipe, rows: int = 5, columns: int = 6) -> list[list[Card]]:
+def neighbours(
+    features: Hidden, test: SplitImages, train: SplitImages, classes: list[str], rows: int = 5, columns: int = 6
+) -> list[list[Card]]:
     """A row for each of the first test images: the image, then the training images whose outputs of the last hidden
     layer have the smallest Euclidean distances from its own."""
-    test, train = SplitImages(images, recipe), SplitImages(images, recipe, "train")
     nearest = torch.cdist(features.test[:rows], features.train).topk(min(columns, len(features.of)), largest=False)
     shown = []
     for i, near in zip(features.at, nearest.indices.tolist()):
-        label = int(images.test.labels[i])
-        row = [Card(test[i], short(images.classes[label]))]
+        label = int(test.labels[i])
+        row = [Card(test[i], short(classes[label]))]
         for k in near:
-            other = int(images.train.labels[features.of[k]])
-            row.append(Card(train[features.of[k]], short(images.classes[other]), "", other == label))
+            other = int(train.labels[features.of[k]])
+            row.append(Card(train[features.of[k]], short(classes[other]), "", other == label))
         shown.append(row)
     return shown
 

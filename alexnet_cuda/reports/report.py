@@ -40,7 +40,8 @@ def _write(folder: Path, recipe: Recipe, images: ImageSet, model: nn.Module, p: 
     looked_at = (wrong[:3] + right + wrong[3:])[:8]
     one = (right or wrong)[0]
     filters = cards.filters(model, grey=seen[one].shape[0] == 1)
-    features = hidden.hidden(model, images, recipe)
+    learned = cards.SplitImages(images, recipe, "train")
+    features = hidden.hidden(model, seen, learned)
     shown: dict[str, Any] = dict(
         sample=[cards.predicted(i, seen, *known) for i in cards.sample(labels, 40)],
         worst=[cards.predicted(i, seen, *known) for i in wrong],
@@ -49,7 +50,7 @@ def _write(folder: Path, recipe: Recipe, images: ImageSet, model: nn.Module, p: 
         filters=filters,
         occluded=cards.occluded(model, looked_at[:4], seen, *known),
         top_five=hidden.top_five(looked_at, seen, *known),
-        neighbours=hidden.neighbours(features, images, recipe) if features else [],
+        neighbours=hidden.neighbours(features, seen, learned, classes) if features else [],
         searched=len(features.of) if features else 0,
         preferred=cards.preferred(model, right or wrong, seen),
         responses=cards.responses(model, looked_at[:4], seen, filters),
