@@ -2,12 +2,12 @@
 filters, and the image that a filter responds to most."""
 
 import copy
+import warnings
 from contextlib import ExitStack, suppress
 from functools import partial
 
 import torch
 import torch.nn.functional as F
-from captum.attr import Occlusion
 from torch import Tensor, nn
 
 from ..summary import layer_names
@@ -60,6 +60,9 @@ def occlusion(model: nn.Module, x: Tensor, classes: Tensor) -> Tensor:
 
     Source: M. Zeiler and R. Fergus, "Visualizing and Understanding Convolutional Networks", ECCV 2014, section 4.2.
     """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "IProgress not found")  # of tqdm, in a notebook
+        from captum.attr import Occlusion
     edge = max(1, x.shape[-1] // 4)
     window, step = (x.shape[1], edge, edge), (x.shape[1], max(1, edge // 2), max(1, edge // 2))
     with torch.inference_mode():
