@@ -1,12 +1,15 @@
 """How the commands write what they say: shares, and names that do not exist."""
 
 import difflib
+import math
 from collections.abc import Iterable
+
+MISSING = "\N{EN DASH}"
 
 
 def percent(share: float, digits: int = 2) -> str:
-    """0.7083 as "70.83 %"."""
-    return f"{100 * share:.{digits}f} %"
+    """0.7083 as "70.83 %"; what is not finite as a dash."""
+    return f"{100 * share:.{digits}f} %" if math.isfinite(share) else MISSING
 
 
 def closest(wrong: str, known: Iterable[str]) -> str | None:

@@ -27,7 +27,7 @@ FAMILIES = {  # first words of a form's name: its column
     "openvino bfloat16": "OpenVINO bfloat16", "openvino": "OpenVINO",
     "keras": "Keras",
 }  # fmt: skip
-CAPTIONS = "How many times as fast as the best other form", "The same under the roofline"
+CAPTIONS = "Speed-up over the fastest alternative", "The same under the roofline"
 OTHERS = {name for form, name in FAMILIES.items() if not form.startswith("ours")}
 
 
@@ -72,7 +72,7 @@ def size(r: dict) -> str:
 def table(result: dict) -> list[str]:
     heads = columns(result)
     names = [f"{f}, {layout}" if layout else f for f, layout in heads]
-    header = ["what", "input", "pass", *names, "eager / ours", "best other / ours", "share", "saved, ours / eager",
+    header = ["what", "input", "pass", *names, "eager / ours", "speed-up", "share", "saved, ours / eager",
               "peak, ours / eager"]  # fmt: skip
     counted = any("kernels" in r for r in result["records"])
     header += ["kernels, ours / eager"] * counted
@@ -199,19 +199,29 @@ def draw_roofline(result: dict) -> Figure:
 
 
 def draw(result: dict) -> Figure:
-    """Bars of best other / ours."""
+    """A dot for each speed-up, on a line from 1: equal times."""
     rows = [(records[0], times) for records in cases(result) if (times := ratio(records))]
-    labels = [f"{r['case']} {size(r)}, {r['pass']}" for r, _ in rows]
-    figure = Figure(figsize=(9, 0.6 + 0.3 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(9, 1.3 + 0.3 * len(rows)), layout="constrained")
     axes = figure.subplots()
-    colours = ["tab:blue" if r["pass"] == "inference" else "tab:orange" for r, _ in rows]
-    bars = axes.barh(labels, [times for _, times in rows], color=colours)
-    axes.bar_label(bars, fmt="%.2f", padding=3)
+    for y, (r, times) in enumerate(rows):
+        colour = "tab:blue" if r["pass"] == "inference" else "tab:orange"
+        axes.plot([1, times], [y, y], color=colour, linewidth=2.5, alpha=0.5)
+        axes.plot(times, y, "o", color=colour)
+        axes.annotate(f"{times:.2f}x", (times, y), (7 if times >= 1 else -7, 0), textcoords="offset points",
+                      ha="left" if times >= 1 else "right", va="center", fontsize="small")  # fmt: skip
     axes.axvline(1, color="black", linewidth=0.8)
-    axes.set(xscale="log", xlabel=f"time of the best other form / ours ({result['machine']['device']})")
-    axes.margins(x=0.1)
+    axes.set(xscale="log", xlabel="speed-up over the fastest alternative (1x: as fast)")
+    axes.set_yticks(range(len(rows)), [f"{r['case']} {size(r)}, {r['pass']}" for r, _ in rows])
+    low, high = min(1, *(times for _, times in rows)), max(1, *(times for _, times in rows))
+    ticks = [t for t in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100) if low / 2 <= t <= high * 2]
+    axes.set_xticks(ticks, [f"{t:g}x" for t in ticks])
+    axes.minorticks_off()
+    axes.set(xlim=(low / 1.6, high * 1.6), ylim=(-0.6, len(rows) - 0.4))
+    axes.grid(axis="x", color="0.9", linewidth=0.6)
+    axes.set_axisbelow(True)
     axes.invert_yaxis()
     axes.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(f"This package against the fastest alternative, {result['machine']['device']}", fontsize="medium")
     return figure
 
 

@@ -10,6 +10,7 @@ from alexnet_cuda.recipe import FIELDS, list_recipes, read_yaml
 from alexnet_cuda.recipe import FOLDER as RECIPES
 from alexnet_cuda.summary import layer_names, model_summary
 from alexnet_cuda.variants import VARIANTS
+from alexnet_cuda.words import percent
 
 DOCS = Path(__file__).resolve().parent
 Rows = list[list[str]]
@@ -32,7 +33,7 @@ def split() -> str:
         for key in ("parameters", "macs"):
             conv, dense = (sum(getattr(r, key) for r in layers if r.type == type_) for type_ in ("Conv2d", "Linear"))
             total = f"{conv + dense:,}" if key == "parameters" else f"{(conv + dense) / 1e6:,.1f} M"
-            parts += [total, f"{conv / (conv + dense):.1%}", f"{dense / (conv + dense):.1%}"]
+            parts += [total, percent(conv / (conv + dense), 1), percent(dense / (conv + dense), 1)]
         rows.append([f"`{name}`", *parts])
     return text(rows)
 

@@ -1,6 +1,7 @@
 """Comparisons: equal settings for all, runs taken over, a failure that stays in its row."""
 
 import json
+import re
 import signal
 import time
 
@@ -9,14 +10,15 @@ import torch
 import yaml
 from PIL import Image
 from torchvision.models import get_model_weights
+from training_helpers import ROOT, legible_texts, no_report, read_csv  # noqa: F401
 from training_helpers import cli as command
-from training_helpers import legible_texts, no_report, read_csv  # noqa: F401
 
 from alexnet_cuda.data import load_images
 from alexnet_cuda.recipe import Recipe, RecipeError, load_recipe
 from alexnet_cuda.reports.experiments import comparison_chart
 from alexnet_cuda.summary import model_summary
 from alexnet_cuda.training import classifier, comparison
+from alexnet_cuda.words import percent
 
 PEER = "torchvision/shufflenet_v2_x0_5"
 SMALL = ["--recipe", "digits", "--max-steps", "2", "--limit", "60", "--accelerator", "cpu", "--workers", "0"]
@@ -55,6 +57,28 @@ def test_the_table_holds_what_the_runs_reached(both):
     assert accuracies == sorted(accuracies, reverse=True)
     with Image.open(both / "compare.png") as picture:
         assert picture.width > 1000
+
+
+def test_finished_runs_on_one_page(tmp_path):
+    runs = [ROOT / "docs" / "results" / name for name in ("cifar10-short", "cifar10")]
+    assert f"Comparison: {tmp_path}/compare.html" in cli(*runs, "--output", tmp_path)
+    found = rows(tmp_path)
+    assert list(found) == ["cifar10", "cifar10-short"]  # the most accurate first
+    metrics = json.loads((runs[0] / "metrics.json").read_text())
+    assert found["cifar10-short"]["accuracy"] == metrics["test/accuracy"]
+    assert found["cifar10"]["macs"] == sum(layer.macs for layer in model_summary("cifar"))
+    page = (tmp_path / "compare.html").read_text()
+    assert page.count("<svg") == 2
+    assert percent(metrics["test/accuracy"]) in page
+    assert re.search(r"<td>epochs</td><td>30</td><td>1\d</td>", page)  # a value that differs
+    assert "<td>batch_size</td>" not in page
+    assert re.search(r"<td>frog</td><td[^>]*>9\d\.\d %</td>", page)
+
+
+def test_what_is_no_finished_run_is_named(tmp_path):
+    assert "cifar is no run folder; --recipe RECIPE trains" in cli("cifar", code=2)
+    assert f"{tmp_path} holds no finished run: config.yaml is missing" in cli(tmp_path, code=2)
+    assert "values are for training" in cli(tmp_path, "--epochs", 2, code=2)
 
 
 def test_the_settings_are_equal(both):

@@ -251,7 +251,7 @@ def test_a_drawing_is_named_in_the_browser(browser):
 
 
 def test_another_run_is_chosen_in_the_browser(browser, files):
-    assert "trained on digits, 10 classes, 97.6% of the test images right" in text(browser, "body")
+    assert "trained on digits, 10 classes, test accuracy 97.6" in text(browser, "body")
     find(browser, "#run input").click()
     wait_for(lambda: [option for option in browser.find_elements("css selector", "[role=option]")
                       if "photos" in option.text], "run")[0].click()  # fmt: skip

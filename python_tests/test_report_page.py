@@ -6,14 +6,16 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from browser import chromium
 from PIL import Image
 from training_helpers import cli, read_csv
 
-from alexnet_cuda.reports import cards, charts
+from alexnet_cuda.reports import cards, charts, hidden
+from alexnet_cuda.words import percent
 
 PICTURES = {"calibration", "best_worst", "confusion_matrix", "curves", "feature_maps", "filters", "grad_cam"}
-PICTURES |= {"predictions", "throughput"}
+PICTURES |= {"predictions", "embedding", "figure4", "occlusion", "preferred"}
 TABS = ("overview", "training", "mistakes", "inside", "data")
 
 
@@ -36,7 +38,7 @@ def test_a_run_leaves_pictures_tables_and_the_page(run):
     assert sum(int(row["support"]) for row in read_csv(run / "per_class.csv")) == metrics["images"]["test"]
     text = (run / "report.html").read_text()
     assert len(text) < 3e6
-    assert f"{metrics['test/accuracy']:.2%}" in text
+    assert percent(metrics["test/accuracy"]) in text
     assert f"{metrics['parameters']:,}" in text
     assert metrics["versions"]["lightning"] in text
     assert "batch_size" in text
@@ -56,6 +58,8 @@ def test_report_draws_everything_again(run, tmp_path):
 
 
 def test_report_of_weights_alone(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(hidden, "hidden", lambda *arguments: None)
+    monkeypatch.setattr(cards, "preferred", lambda *arguments: {"conv1": [cards.Card(torch.zeros(1, 8, 8).byte())]})
     monkeypatch.setattr(cards, "sheet", lambda *arguments, **options: charts.blank(1, 1))  # they take long
     shutil.copy(run / "weights.safetensors", tmp_path)
     shutil.copy(run / "throughput.png", tmp_path)

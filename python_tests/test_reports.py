@@ -12,12 +12,12 @@ from helpers import assert_same_bits
 from network_helpers import narrow_network
 from torch import nn
 from torchvision.models import resnet18
-from training_helpers import read_csv
+from training_helpers import legible_texts, read_csv
 
 from alexnet_cuda import AlexNet
 from alexnet_cuda.data import ImageSet, Split
 from alexnet_cuda.recipe import Recipe
-from alexnet_cuda.reports import cards, charts, page, tables
+from alexnet_cuda.reports import cards, charts, hidden, maps, page, tables
 from alexnet_cuda.reports.maps import feature_maps, first_filters, grad_cam, strongest_filters
 from alexnet_cuda.reports.report import write_report
 
@@ -188,12 +188,14 @@ class Photographs(list):
     [(2, 1, 1, "tensor"), (3, 3, 4, "nan"), (17, 3, 500, "photographs"), (1000, 3, 60, "tensor")],
     ids=["one-image", "no-numbers", "17-of-photographs", "1000"],
 )
-def test_any_number_of_classes_and_images(classes, channels, count, kind, tmp_path):
+def test_any_number_of_classes_and_images(classes, channels, count, kind, tmp_path, monkeypatch):
     names = [f"<b>$\\frac$ & {n} a rather long name" for n in range(classes)]
     files, labels = Photographs(count), torch.arange(count) % classes
     pixels = files if kind == "photographs" else torch.randint(256, (count, channels, 32, 32), dtype=torch.uint8)
     split = Split(pixels, labels)
-    images = ImageSet(names, split, split, split, None if kind == "photographs" else 32, ["a <note>"])
+    train = Split(Photographs(30) if kind == "photographs" else pixels[:30], labels[:30])
+    images = ImageSet(names, train, train, split, None if kind == "photographs" else 32, ["a <note>"])
+    monkeypatch.setattr(hidden, "TEST", 20)
     recipe = Recipe().replace({"variant": "cifar", "channels": channels})
     model, p, accuracy = AlexNet("cifar", classes, channels), torch.randn(count, classes).softmax(1), 0.5
     if kind == "nan":
@@ -210,13 +212,13 @@ def test_any_number_of_classes_and_images(classes, channels, count, kind, tmp_pa
     assert "<b>" not in text
     assert "a &lt;note&gt;" in text
     assert len((tmp_path / "per_class.csv").read_text().splitlines()) == classes + 1
-    assert len(files.decoded) == len(set(files.decoded)) <= 40 + 20 + 20  # once, and only those that are shown
+    assert len(files.decoded) == len(set(files.decoded)) <= 40 + 20 + 20 + 20  # once, and only those that are shown
 
 
 def test_a_deep_network_is_shown_in_twelve_layers():
     split = Split(torch.randint(256, (1, 3, 64, 64), dtype=torch.uint8), torch.zeros(1, dtype=torch.long))
     recipe = Recipe().replace({"variant": "torchvision/resnet18", "size": 64})
-    seen = cards.TestImages(ImageSet(["a", "b"], split, split, split, 64), recipe)
+    seen = cards.SplitImages(ImageSet(["a", "b"], split, split, split, 64), recipe)
     names = [name.split()[0] for name in cards.maps(resnet18(num_classes=2).eval(), 0, seen)]
     assert len(names) == 13
     assert names[:2] + names[-1:] == ["input", "conv1", "conv20"]
@@ -226,3 +228,60 @@ def test_charts_take_the_colour_of_the_page():
     drawing = page.svg(charts.calibration(torch.eye(2), torch.tensor([0, 1]), 0.0, "title"))
     assert drawing.startswith("<svg")
     assert "title" not in re.sub(r"<title>.*?</title>", "", drawing)
+
+
+def test_occlusion_is_the_loss_of_the_covered_place():
+    class Corner(nn.Module):
+        def forward(self, x):
+            return torch.stack([4 * x[:, 0, 0, 0], -4 * x[:, 0, 0, 0]], dim=1)
+
+    lost = maps.occlusion(Corner(), torch.ones(1, 1, 8, 8), torch.tensor([0]))[0]
+    whole = torch.tensor([4.0, -4]).softmax(0)[0] - 0.5
+    assert lost[0, 0] == pytest.approx(whole)  # covered by the first square alone
+    assert lost[2:].abs().max() == lost[:, 2:].abs().max() == 0
+
+
+def test_preferred_images_raise_their_channel():
+    model = narrow_network("cifar", 5).requires_grad_(False)
+    x = maps.preferred_images(model, "conv3", [2, 0], (3, 32, 32), steps=6)
+    before, after = (maps.outputs(model, y, maps.convolutions(model))["conv3"] for y in (torch.zeros_like(x), x))
+    assert all(after[n, k].mean() > before[n, k].mean() + 0.1 for n, k in enumerate((2, 0)))
+    assert all(p.grad is None for p in model.parameters())
+    assert not any(m._forward_hooks for m in model.modules())
+
+
+def test_neighbours_are_the_training_images_with_the_closest_hidden_outputs():
+    train = Split(torch.arange(0, 250, 10).byte().reshape(-1, 1, 1, 1).expand(-1, 1, 8, 8), torch.arange(25) % 2)
+    test = Split(torch.tensor([32, 148]).byte().reshape(-1, 1, 1, 1).expand(-1, 1, 8, 8), torch.tensor([1, 0]))
+    images = ImageSet(["even", "odd"], train, train, test, 8)
+    recipe = Recipe().replace({"channels": 1, "mean": "0", "std": "1"})
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
+    seen = cards.SplitImages(images, recipe), cards.SplitImages(images, recipe, "train")
+    rows = hidden.neighbours(hidden.hidden(model, *seen), *seen, images.classes, columns=3)
+    found = {int(row[0].pixels[0, 0, 0]): [(int(c.pixels[0, 0, 0]), c.title, c.right) for c in row[1:]] for row in rows}
+    assert found[32] == [(30, "odd", True), (40, "even", False), (20, "even", False)]
+    assert found[148][0] == (150, "odd", False)
+    assert hidden.hidden(nn.Sequential(nn.Conv2d(1, 2, 3)), *seen) is None
+
+
+def test_the_embedding_and_figure_4_are_legible():
+    generator, labels = torch.Generator().manual_seed(0), torch.arange(60) % 17
+    features = hidden.Hidden(torch.randn(60, 8, generator=generator), torch.zeros(0, 8), list(range(60)), [])
+    figure = hidden.embedding(features, labels, [f"class {n}" for n in range(17)], "title")
+    assert len(legible_texts(figure)) == 3 + 17
+    assert hidden.embedding(hidden.Hidden(features.test[:9], features.train, [], []), labels, [], "few") is None
+    pixels = torch.zeros(3, 8, 8).byte()
+    top = [cards.Card(pixels, "class", bars=[(f"name {n}", 0.2, n == 1) for n in range(5)])] * 8
+    assert len(legible_texts(hidden.figure4(top, [[cards.Card(pixels, "class")] * 7] * 5, "title"))) == 3 + 8 * 6 + 35
+
+
+def test_curves_show_every_logged_loss():
+    rows = [{"epoch": "0", "step": f"{n}", "train/step_loss": f"{n}"} for n in range(40)]
+    rows.append({"epoch": "", "step": "39", "lr": "0.1"})
+    rows.append({"epoch": "0", "step": "39", "train/loss": "3", "train/accuracy": "0.5", "val/accuracy": "0.6"})
+    loss, accuracy, _ = charts.curves(rows, "one epoch").axes
+    assert [len(line.get_xdata()) for line in loss.lines] == [40, 40]
+    assert loss.lines[0].get_xdata()[-1] == 1
+    assert loss.lines[1].get_ydata()[20] == 20  # the mean of 18 to 22
+    assert accuracy.get_xlim() == (0, 1.5)
+    assert charts.throughput(rows, "one epoch") is None

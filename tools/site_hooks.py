@@ -1,7 +1,7 @@
 """What mkdocs.yml adds: the page on contributing, from outside docs/, and links that work on GitHub and on the site.
 
 A link to a file outside docs/ becomes one to the repository, at the line that defines the name in the link's text; a
-link to a run folder becomes one to its report.
+link to a run folder becomes one to its report. A page of a notebook begins with a link that opens it on Colab.
 """
 
 import os
@@ -15,6 +15,7 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 CONTRIBUTING = ROOT / ".github" / "CONTRIBUTING.md"
+GITHUB, COLAB = "https://github.com/", "https://colab.research.google.com/github/"
 LINK = re.compile(r"(?<!!)\[([^\]\n]*)\]\((?!\w+:)([^)#\s]+)(#[^)\s]*)?\)")
 
 
@@ -44,7 +45,12 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         kind = "tree" if target.is_dir() else "blob"
         return f"[{text}]({config.repo_url}/{kind}/HEAD/{target.relative_to(ROOT)}{anchor or line(text, target)})"
 
-    return LINK.sub(link, markdown)
+    text = LINK.sub(link, markdown)
+    notebook = ROOT / "examples" / f"{source.stem}.ipynb"
+    if source.parent.name == "examples" and notebook.exists() and (config.repo_url or "").startswith(GITHUB):
+        place = f"{config.repo_url.removeprefix(GITHUB).strip('/')}/blob/HEAD/examples/{notebook.name}"
+        text = f"[Open this notebook on Colab]({COLAB}{place})\n\n{text}"
+    return text
 
 
 def line(text: str, file: Path) -> str:

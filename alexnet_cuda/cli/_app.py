@@ -27,7 +27,7 @@ NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 UsageError: Any = typer.BadParameter.__mro__[1]  # of the click that typer carries, under any version of it
 WORKER_ENDED = re.compile(r"DataLoader worker \(pid|shared memory|</torch_")
 PREDICT = ("torchvision", "lightning", "torchmetrics")  # the libraries that a finished network needs
-TRAIN = (*PREDICT, "matplotlib", "sklearn", "tensorboard")
+TRAIN = (*PREDICT, "matplotlib", "sklearn", "captum", "tensorboard")
 
 
 class Commands(TyperGroup):

@@ -1,6 +1,5 @@
-"""`compare`: several networks on one recipe."""
+"""`compare`: several networks trained on one recipe, or several finished runs."""
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,7 +7,7 @@ import typer
 from rich.markup import escape
 from rich.table import Column
 
-from ..errors import first_line
+from ..errors import RecipeError, first_line
 from ..notes import show_notes
 from ._app import NARROW, app, console, read_metrics, require_train, right, table
 from ._recipe_options import CONFIG, RecipeCommand, recipe_options
@@ -18,24 +17,39 @@ from ._recipe_options import CONFIG, RecipeCommand, recipe_options
 @recipe_options
 def compare(
     models: Annotated[
-        list[str], typer.Argument(metavar="MODEL...", help="Variants of AlexNet, and torchvision/NAME, as resnet18.")
+        list[str],
+        typer.Argument(
+            metavar="MODEL...|RUN...", help="Variants of AlexNet, and torchvision/NAME, as resnet18; or run folders."
+        ),
     ],
-    recipe: Annotated[str, typer.Option(help="Recipe to train all of them on; `alexnet-cuda recipes` lists them.")],
-    output: Annotated[Path | None, typer.Option(help="Folder of the runs; none: runs/compare-RECIPE.")] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="Recipe to train all models on; none: the arguments are finished runs.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder of the page; default: runs/compare, or runs/compare-RECIPE.")
+    ] = None,
     config: CONFIG = None,
     *,
     values: dict[str, Any],
 ) -> None:
-    """Train several networks with equal settings, and show what each reaches and costs.
+    """Compare finished runs, or networks that this trains with equal settings: what each reaches and costs.
 
-    The same command continues where it was interrupted. A model that fails has the reason in its row, and the others
-    are trained nevertheless; the exit code is then 1.
+    With --recipe the same command continues where it was interrupted. A model that fails has the reason in its row, and
+    the others are trained nevertheless; the exit code is then 1.
     """
     require_train()
+    from ..training.comparison import comparison_recipes, comparison_rows, finished_rows
+
+    if recipe is None:
+        if config or values:
+            raise RecipeError("values are for training: --recipe names what to train the models on")
+        runs = [Path(model) for model in dict.fromkeys(models)]
+        if absent := next((run for run in runs if not run.is_dir()), None):
+            raise RecipeError(f"{absent} is no run folder; --recipe RECIPE trains networks to compare them")
+        rows = finished_rows(_named(runs))
+        _show(output or Path("runs") / "compare", f"{len(rows)} runs", rows, {})
+        return
     from ..data import load_images
-    from ..files import to_csv, write_text
-    from ..reports.experiments import FIGURES, comparison_chart, save_chart
-    from ..training.comparison import comparison_recipes, comparison_rows
     from ..training.evaluation import device_name
     from .run_recipe import run_recipe
 
@@ -62,24 +76,33 @@ def compare(
             raise typer.Exit(code)
     with console.status("measuring inference"):
         rows = comparison_rows(recipes, images, errors)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "compare.csv", to_csv(rows))
-    facts = {"recipe": recipe, "device": device_name(), "models": rows}
-    write_text(folder / "compare.json", json.dumps(facts, indent=2) + "\n")
-    title = f"{recipe}: {len(rows)} networks, equal settings, {device_name()}"
-    save_chart(folder / "compare.png", comparison_chart, rows, title)
+    title = f"{recipe}: {len(rows)} networks on {len(images.test.labels):,} held-out images"
+    _show(folder, title, rows, {"recipe": recipe, "device": device_name()})
+    raise typer.Exit(1 if errors else 0)
+
+
+def _named(runs: list[Path]) -> dict[str, Path]:
+    """Run folders by their names, or by their paths where two have one name."""
+    names = [run.resolve().name for run in runs]
+    return {name if names.count(name) == 1 else str(run): run for name, run in zip(names, runs)}
+
+
+def _show(folder: Path, title: str, rows: list[dict[str, Any]], facts: dict[str, Any]) -> None:
+    from ..reports.comparison import write_comparison
+    from ..reports.experiments import FIGURES
+
+    write_comparison(folder, title, rows, facts)
     keys = [key for key in FIGURES if any(row[key] is not None for row in rows)]
     shown = table([Column("model", overflow="fold"), *right(*(FIGURES[key][0] for key in keys))], [], **NARROW)
-    shown.title = f"{recipe}: {len(rows)} networks on {len(images.test.labels):,} held-out images"
+    shown.title = title
     for row in rows:
-        failed = row["model"] in errors
-        cells = ["[red]failed[/]"][: len(keys)] if failed else [FIGURES[key][2](row[key]) for key in keys]
-        shown.add_row(row["model"], *cells)
+        cells = ["" if row[key] is None else FIGURES[key][2](row[key]) for key in keys]
+        shown.add_row(row["model"], *(["[red]failed[/]"][: len(keys)] if row["error"] else cells))
     console.print(shown)
-    for model in (row["model"] for row in rows if row["model"] in errors):
-        _print_error(model, errors[model])
-    console.print(f"Comparison: {folder / 'compare.png'}, compare.csv, compare.json", soft_wrap=True)
-    raise typer.Exit(1 if errors else 0)
+    for row in rows:
+        if row["error"]:
+            _print_error(row["model"], row["error"])
+    console.print(f"Comparison: {folder / 'compare.html'}, compare.png, compare.csv, compare.json", soft_wrap=True)
 
 
 def _print_error(model: str, error: str) -> None:

@@ -25,6 +25,7 @@ from ..recipe import Recipe
 from ..reports import cards, maps
 from ..training.evaluation import best_device
 from ..weights import load_weights
+from ..words import percent
 
 MAX_PIXELS = 64_000_000
 MAX_DRAWING = 2**20  # characters of the data URL, and pixels
@@ -55,7 +56,7 @@ class Network:
             accuracy = json.loads((self.folder / "metrics.json").read_text())["test/accuracy"]
         except (OSError, ValueError, KeyError):
             return title
-        return f"{title}, {accuracy:.1%} of the test images right"
+        return f"{title}, test accuracy {percent(accuracy)}"
 
 
 class Answer(NamedTuple):

@@ -54,8 +54,8 @@ def page(runs: list[Path]) -> gr.Blocks:
                         gr.Markdown("The input of the network")
                         seen = gr.Image(elem_id="seen", alt_text="the input of the network", **style)
                     with gr.Column(min_width=140):
-                        gr.Markdown("Where it looks (Grad-CAM)")
-                        attention = gr.Image(elem_id="attention", alt_text="where it looks", **style)
+                        gr.Markdown("Evidence for the first class (Grad-CAM)")
+                        attention = gr.Image(elem_id="attention", alt_text="evidence for the first class", **style)
                 gr.Markdown("The first layer's filters with the largest responses")
                 filters = gr.Image(elem_id="filters", alt_text="filters of the first layer", image_mode=None, **style)
         outputs = [message, label, seen, attention, filters]

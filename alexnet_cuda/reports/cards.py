@@ -4,7 +4,7 @@ import functools
 import io
 from base64 import b64encode
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,18 +19,30 @@ from ..data import ImageSet
 from ..data.augmentation import eval_transform
 from ..data.module import Normalise
 from ..recipe import Recipe
+from ..words import percent
 from .charts import BLUE, VERMILION, blank
-from .maps import feature_maps, first_filters, grad_cam, strongest_filters
+from .maps import (
+    convolutions,
+    feature_maps,
+    first_filters,
+    grad_cam,
+    occlusion,
+    outputs,
+    preferred_images,
+    strongest_filters,
+)
 
 
 @dataclass
 class Card:
-    """Pixels, uint8 (C, H, W), with a caption in the colour of a right or a wrong prediction, or of neither."""
+    """Pixels, uint8 (C, H, W), with a caption in the colour of a right or a wrong prediction, or of neither. bars: name
+    and probability of classes, and whether each is the true one."""
 
     pixels: Tensor
     title: str = ""
     text: str = ""
     right: bool | None = None
+    bars: Sequence[tuple[str, float, bool]] = ()
 
     @functools.cached_property
     def uri(self) -> str:
@@ -41,20 +53,19 @@ class Card:
         return "data:image/webp;base64," + b64encode(buffer.getvalue()).decode()
 
 
-class TestImages:
-    """The images of the test split as the network sees them: uint8 (C, H, W), each decoded once; and as batches."""
+class SplitImages:
+    """The images of a split as the network sees them: uint8 (C, H, W), the last 128 of them kept; and as batches."""
 
-    __test__ = False  # no class of tests
-
-    def __init__(self, images: ImageSet, recipe: Recipe):
-        transform = eval_transform(recipe, images.size)
-        self.pixels = functools.cache(lambda index: transform(images.test.images[index]))
+    def __init__(self, images: ImageSet, recipe: Recipe, split: str = "test"):
+        transform, own = eval_transform(recipe, images.size), getattr(images, split)
+        self.labels = own.labels
+        self.pixels = functools.lru_cache(128)(lambda index: transform(own.images[index]))
         self.normalise = Normalise(recipe)
 
     def __getitem__(self, index: int) -> Tensor:
-        return self.pixels(index)
+        return self.pixels(int(index))
 
-    def batch(self, indices: Sequence[int], model: nn.Module) -> Tensor:
+    def batch(self, indices: Iterable[int], model: nn.Module) -> Tensor:
         """Normalised images (N, C, H, W), on the device and in the dtype of the network."""
         return self.normalise(torch.stack([self[i] for i in indices])).to(next(model.parameters()))
 
@@ -90,13 +101,13 @@ def sheet(rows: Mapping[Any, Sequence[Card]], title: str, edge: float, names: bo
     return figure
 
 
-def predicted(index: int, seen: TestImages, classes: list[str], p: Tensor, labels: Tensor) -> Card:
+def predicted(index: int, seen: SplitImages, classes: list[str], p: Tensor, labels: Tensor) -> Card:
     """A test image with its predicted class and, after a mistake, the true class."""
     guess, label = int(p[index].argmax()), int(labels[index])
     if guess == label:
-        return Card(seen[index], f"✓ {short(classes[guess])}, {p[index, guess]:.0%}", "", True)
-    true = f"true: {short(classes[label])}, {p[index, label]:.0%}"
-    return Card(seen[index], f"✗ {short(classes[guess])}, {p[index, guess]:.0%}", true, False)
+        return Card(seen[index], f"✓ {short(classes[guess])}, {percent(p[index, guess], 0)}", "", True)
+    true = f"true: {short(classes[label])}, {percent(p[index, label], 0)}"
+    return Card(seen[index], f"✗ {short(classes[guess])}, {percent(p[index, guess], 0)}", true, False)
 
 
 def worst(p: Tensor, labels: Tensor, count: int) -> list[int]:
@@ -123,7 +134,7 @@ def filters(model: nn.Module, grey: bool) -> list[Card]:
     return [Card(stretch(f)) for f in x]
 
 
-def maps(model: nn.Module, index: int, seen: TestImages, columns: int = 12, limit: int = 12) -> dict[str, list[Card]]:
+def maps(model: nn.Module, index: int, seen: SplitImages, columns: int = 12, limit: int = 12) -> dict[str, list[Card]]:
     """A test image, then the channels with the largest outputs of each convolution and pooling layer, by layer. A deep
     network is represented by `limit` layers, evenly spaced."""
     rows = {f"input\n{_shape(seen[index])}": [Card(seen[index], "input")]}
@@ -137,7 +148,7 @@ def maps(model: nn.Module, index: int, seen: TestImages, columns: int = 12, limi
 
 
 def attention(
-    model: nn.Module, indices: list[int], seen: TestImages, classes: list[str], p: Tensor, labels: Tensor
+    model: nn.Module, indices: list[int], seen: SplitImages, classes: list[str], p: Tensor, labels: Tensor
 ) -> list[Card]:
     """Three cards for each test image: the image, Grad-CAM of the predicted class, and Grad-CAM of the true class or,
     where that was predicted, of the second most probable."""
@@ -151,12 +162,37 @@ def attention(
         cards.append(Card(seen[i], f"true: {short(classes[labels[i]])}"))
         notes = ["" if heat.any() else "nothing raises this class" for heat in (first[n], second[n])]
         cards.append(Card(overlay(seen[i], first[n]), card.title, notes[0], card.right))
-        cards.append(Card(overlay(seen[i], second[n]), f"for {short(classes[c])}, {p[i, c]:.0%}", notes[1]))
+        cards.append(Card(overlay(seen[i], second[n]), f"for {short(classes[c])}, {percent(p[i, c], 0)}", notes[1]))
     return cards
 
 
+def occluded(
+    model: nn.Module, indices: list[int], seen: SplitImages, classes: list[str], p: Tensor, labels: Tensor
+) -> list[Card]:
+    """Two cards for each test image: the image, and where covering it costs probability of the predicted class."""
+    lost = occlusion(model, seen.batch(indices, model), p[indices].argmax(1)).nan_to_num(0, 0, 0)
+    cards = []
+    for i, heat in zip(indices, lost):
+        card, most = predicted(i, seen, classes, p, labels), float(heat.max())
+        note = f"at most {percent(most, 0)} lost" if most >= 0.005 else "no place matters alone"
+        cards += [card, Card(overlay(seen[i], heat.clamp(min=0) / max(most, 0.05)), "", note)]
+    return cards
+
+
+def preferred(model: nn.Module, indices: list[int], seen: SplitImages, count: int = 6) -> dict[str, list[Card]]:
+    """For the middle and the last convolution: images made to raise its channels with the largest outputs for some test
+    images."""
+    x, names, rows = seen.batch(indices, model), list(convolutions(model)), {}
+    found = outputs(model, x, convolutions(model))
+    for name in dict.fromkeys((names[len(names) // 2], names[-1])):
+        order = found[name].amax((2, 3)).mean(0).nan_to_num().argsort(descending=True)[:count].tolist()
+        made = preferred_images(model, name, order, x.shape[1:])
+        rows[name] = [Card(stretch(x), f"channel {k}") for x, k in zip(made, order)]
+    return rows
+
+
 def responses(
-    model: nn.Module, indices: list[int], seen: TestImages, tiles: list[Card], count: int = 6
+    model: nn.Module, indices: list[int], seen: SplitImages, tiles: list[Card], count: int = 6
 ) -> list[list[Card]]:
     """A row for each test image: the image, then the first layer's filters (`tiles`) with the largest responses."""
     order, _ = strongest_filters(model, seen.batch(indices, model), count)

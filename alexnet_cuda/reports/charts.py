@@ -1,6 +1,7 @@
 """Charts of one run: curves, speed, confusion matrix, calibration."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import matplotlib
@@ -14,6 +15,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from torch import Tensor
 
 from ..files import read_rows as read_rows
+from ..words import percent
 
 # Okabe and Ito's palette, distinguishable with any form of colour blindness.
 BLUE, ORANGE, GREEN, VERMILION, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#767676"
@@ -31,29 +33,37 @@ STYLE: dict[Any, Any] = {
     "text.parse_math": False,  # a class may be called $
     "svg.fonttype": "none",
 }
+PERCENT = PercentFormatter(1.0, symbol=" %")
 SHADES = LinearSegmentedColormap.from_list("shades", [(0, 0.447, 0.698, 0), (0, 0.447, 0.698, 1)])
 
 
 def curves(rows: list[dict[str, str]], title: str) -> Figure:
-    """Loss and accuracy by epoch, learning rate by step."""
+    """Loss by step, its running mean and the validation loss; accuracy by epoch; learning rate by step. Without losses
+    by step, as in runs before they were logged, the training loss by epoch."""
     figure = blank(11, 3.6)
     axes = figure.subplots(1, 3)
+    last = max((int(r["epoch"]) for r in rows if r["epoch"]), default=0) + 1
+    x, losses = step_losses(rows)
+    if x:
+        axes[0].plot(x, losses, color=BLUE, alpha=0.25, linewidth=0.8, marker="." if len(x) <= 10 else "")
+        axes[0].plot(x, running_mean(losses, len(losses) // 20), color=BLUE, label="training, running mean")
     for axis, name, unit in zip(axes, ("loss", "accuracy"), ("cross-entropy", "accuracy"), strict=False):
         for part, label, colour, marker in (("train", "training", BLUE, "o"), ("val", "validation", ORANGE, "s")):
-            if points := _points(rows, f"{part}/{name}"):
+            points = [] if x and (part, name) == ("train", "loss") else _points(rows, f"{part}/{name}")
+            if points:
                 size = 4 if len(points) <= 40 else 0
                 axis.plot(*zip(*points, strict=True), color=colour, marker=marker, markersize=size, label=label)
-        axis.set(title=name.capitalize(), ylabel=unit)
+        axis.set(title=name.capitalize(), ylabel=unit, xlim=(0, last + 0.5 if last == 1 else None))
         _epochs(axis)
         if axis.has_data():
             axis.legend()
     axes[0].set_ylim(bottom=0)
-    axes[1].yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+    axes[1].yaxis.set_major_formatter(PERCENT)
     rates = [key for key in rows[0] if key.startswith("lr")] if rows else []
     key = next((key for key in rates if key.endswith("weights")), "".join(rates[:1]))
-    steps = [(int(r["step"]), float(r[key])) for r in rows if r.get(key)]
-    if steps:
-        axes[2].plot(*zip(*steps, strict=True), color=GREEN, marker="o" if len(steps) == 1 else "")
+    rate = [(int(r["step"]), float(r[key])) for r in rows if r.get(key)]
+    if rate:
+        axes[2].plot(*zip(*rate, strict=True), color=GREEN, marker="o" if len(rate) == 1 else "")
     axes[2].set(title="Learning rate", xlabel="step", ylabel="learning rate")
     axes[2].grid(alpha=0.2)
     axes[2].set_ylim(bottom=0)
@@ -63,9 +73,9 @@ def curves(rows: list[dict[str, str]], title: str) -> Figure:
 
 
 def throughput(rows: list[dict[str, str]], title: str) -> Figure | None:
-    """Images per second and seconds by epoch; None if no epoch was timed."""
+    """Images per second and seconds by epoch; None if fewer than two epochs were timed."""
     columns = {"images per second": "time/images_per_second", "seconds per epoch": "time/epoch_seconds"}
-    if not any(_points(rows, key) for key in columns.values()):
+    if max(len(_points(rows, key)) for key in columns.values()) < 2:
         return None
     figure = blank(7.4, 3.2)
     for axis, (name, key), colour in zip(figure.subplots(1, 2), columns.items(), (GREEN, BLUE), strict=True):
@@ -96,7 +106,7 @@ def confusion_matrix(counts: Tensor, classes: list[str], title: str) -> Figure:
     image = axis.imshow(cells.numpy(), cmap=SHADES, vmin=0, vmax=1, interpolation="nearest", extent=outline)
     axis.set(xlim=(-0.5, n - 0.5), ylim=(n - 0.5, -0.5))
     axis.spines[["top", "right"]].set_visible(True)
-    figure.colorbar(image, ax=axis, shrink=0.8, format=PercentFormatter(1.0), label="share of the true class")
+    figure.colorbar(image, ax=axis, shrink=0.8, format=PERCENT, label="share of the true class")
     if n <= 30:
         size = 9 if n <= 12 else 6.5
         for row, column in counts.nonzero().tolist():
@@ -112,7 +122,7 @@ def confusion_matrix(counts: Tensor, classes: list[str], title: str) -> Figure:
         axis.set_yticks(range(n), names)
     right = int(counts.diagonal().sum())
     axis.set(xlabel="predicted class", ylabel="true class")
-    axis.set_title(f"{right:,} of {total:,} test images right ({right / total:.2%})")
+    axis.set_title(f"{right:,} of {total:,} test images right ({percent(right / total)})")
     figure.suptitle(title)
     return figure
 
@@ -141,14 +151,14 @@ def calibration(p: Tensor, labels: Tensor, error: float, title: str) -> Figure:
     top.bar(left, accuracy, 1 / bins, align="edge", color=BLUE, alpha=0.75, linewidth=0, label="accuracy of the bin")
     top.plot(confidence, accuracy, "o", color=VERMILION, markersize=4, label="at its mean confidence")
     top.set(ylim=(0, 1.02), xlim=(0, 1), ylabel="accuracy")
-    top.yaxis.set_major_formatter(PercentFormatter(1.0))
+    top.yaxis.set_major_formatter(PERCENT)
     figure.legend(loc="outside lower center", ncols=3, fontsize=7.5)
-    top.set_title(f"calibration error {error:.2%}")
+    top.set_title(f"calibration error {percent(error)}")
     bars = bottom.bar(left, count, 1 / bins, align="edge", color=GREY, alpha=0.6, linewidth=0)
     bottom.bar_label(bars, [f"{n}" if n else "" for n in count.tolist()], size=7)
     bottom.margins(y=0.25)
     bottom.set(xlabel="confidence", ylabel="images")
-    bottom.xaxis.set_major_formatter(PercentFormatter(1.0))
+    bottom.xaxis.set_major_formatter(PERCENT)
     figure.suptitle(f"{title}: calibration")
     return figure
 
@@ -158,6 +168,22 @@ def blank(width: float, height: float, layout: bool = True, dpi: int = 150) -> F
     figure = Figure((width, height), dpi, layout="constrained" if layout else None)
     FigureCanvasAgg(figure)
     return figure
+
+
+def step_losses(rows: list[dict[str, str]]) -> tuple[list[float], list[float]]:
+    """The training losses that were logged by step, behind the number of epochs done at each."""
+    ends = [(int(row["step"]) + 1) / (int(row["epoch"]) + 1) for row in rows if row.get("train/loss")]
+    per_epoch = ends[-1] if ends else max((int(row["step"]) + 1 for row in rows), default=1)
+    logged = [row for row in rows if row.get("train/step_loss")]
+    return [(int(row["step"]) + 1) / per_epoch for row in logged], [float(row["train/step_loss"]) for row in logged]
+
+
+def running_mean(values: Sequence[float], window: int) -> np.ndarray:
+    """The mean of up to `window` values before and after each, and of the value."""
+    sums = np.cumsum([0.0, *values])
+    at = np.arange(len(values))
+    low, high = np.maximum(at - window, 0), np.minimum(at + window + 1, len(values))
+    return (sums[high] - sums[low]) / (high - low)
 
 
 def _points(rows: list[dict[str, str]], key: str) -> list[tuple[int, float]]:

@@ -22,6 +22,7 @@ from ..files import atomic_path
 from ..model import AlexNet
 from ..summary import LayerSummary, layer_names, model_summary
 from ..variants import Layer
+from ..words import percent
 
 SUFFIXES = (".svg", ".png", ".pdf")
 # Okabe and Ito's palette, distinguishable with any form of colour blindness.
@@ -281,8 +282,8 @@ def _table(axes: Axes, columns: list[Stage], rows: list[str], top: float, split:
             text = f"{count:,}" if key == "parameters" else _millions(count)
             axes.text(x, y, text, size=9, color=look["ink"], ha="center", gid=f"{stage.name} {key}")
             share = count / sum(counts)
-            percent = f"{share:.0%}" if share >= 0.01 else "<1%"
-            axes.text(x + 23, y + 13, percent, size=7, color=look["faint"])
+            written = percent(share, 0) if share >= 0.01 else "<1 %"
+            axes.text(x + 23, y + 13, written, size=7, color=look["faint"])
 
 
 def _legend(axes: Axes, columns: list[Stage], look: dict[str, str]) -> None:

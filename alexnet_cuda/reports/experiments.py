@@ -7,11 +7,10 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
 
 from ..files import atomic_path
 from ..words import percent
-from .charts import BLUE, GREY, ORANGE, STYLE, blank
+from .charts import BLUE, GREY, ORANGE, PERCENT, STYLE, blank
 
 # Column of compare.csv: heading in the table, heading in the chart, format of its values.
 FIGURES: dict[str, tuple[str, str, Callable[[Any], str]]] = {
@@ -72,7 +71,7 @@ def search_chart(rows: Sequence[dict[str, Any]], keys: Sequence[str], title: str
             axis.minorticks_off()
         axis.grid(alpha=0.2)
     axes[0].set_ylabel("best validation accuracy")
-    axes[0].yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+    axes[0].yaxis.set_major_formatter(PERCENT)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     figure.suptitle(title)
     return figure

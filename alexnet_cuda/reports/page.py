@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import math
+from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -12,9 +13,8 @@ from scipy.stats import binomtest
 
 from ..data import ImageSet
 from ..recipe import Recipe
+from ..words import MISSING, percent
 from .charts import INK
-
-MISSING = "\N{EN DASH}"
 
 
 def template(name: str) -> jinja2.Template:
@@ -40,7 +40,7 @@ def html(
         images=images,
         m=m,
         per_class=per_class,
-        title=f"{recipe.name}, {recipe.variant}",
+        title=title(recipe),
         figures=key_figures(m),
         epochs=_epochs(history),
         counts=list(zip(images.classes, *counts.values(), strict=True)),
@@ -50,6 +50,12 @@ def html(
     )
 
 
+def title(recipe: Recipe) -> str:
+    """The network and the data of a run; of photographs in a folder, the folder's name."""
+    own = recipe.data == "folder" and recipe.data_path
+    return f"{recipe.variant} on {Path(str(own)).name if own else recipe.name}"
+
+
 def key_figures(m: dict) -> list[tuple[str, str, str]]:
     """Name, value and explanation of the most important metrics in metrics.json."""
     n = m["images"]["test"]
@@ -57,7 +63,7 @@ def key_figures(m: dict) -> list[tuple[str, str, str]]:
     rows = []
     if math.isfinite(share):
         low, high = binomtest(round(share * n), n).proportion_ci(method="wilson")
-        interval = f"95% interval {100 * low:.1f} to {percent(high, 1)}"
+        interval = f"95 % interval {100 * low:.1f} to {percent(high, 1)}"
         rows.append(("test accuracy", percent(share), f"of {n:,} images; {interval}"))
     for key, name, form, note in (
         ("test/top5", "top-5 accuracy", percent, "true class among the five most probable"),
@@ -85,10 +91,6 @@ def svg(figure: Figure) -> Markup:
     return Markup(text[text.index("<svg") :].replace(INK, "currentColor"))
 
 
-def percent(value: float, digits: int = 2) -> str:
-    return f"{value:.{digits}%}" if math.isfinite(value) else MISSING
-
-
 def number(value: float) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if math.isfinite(value) else MISSING
 
@@ -105,6 +107,6 @@ def _epochs(history: list[dict[str, str]]) -> list[dict[str, float]]:
     epochs: dict[int, dict[str, float]] = {}
     for row in history:
         for key, value in row.items():
-            if value and key not in ("epoch", "step") and not key.startswith("lr"):
+            if value and key not in ("epoch", "step", "train/step_loss") and not key.startswith("lr"):
                 epochs.setdefault(int(row["epoch"]), {})[key] = float(value)
     return [{"epoch": number + 1, **values} for number, values in sorted(epochs.items())]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..data import ImageSet
 from ..files import atomic_path, write_text
 from ..recipe import Recipe
-from . import cards, charts, page, tables
+from . import cards, charts, hidden, page, tables
 
 
 def write_report(
@@ -32,20 +32,27 @@ def write_report(
 
 
 def _write(folder: Path, recipe: Recipe, images: ImageSet, model: nn.Module, p: Tensor, metrics: dict) -> list[Path]:
-    title, classes, labels = f"{recipe.name}, {recipe.variant}", images.classes, images.test.labels
+    title, classes, labels = page.title(recipe), images.classes, images.test.labels
     counts = charts.confusion_counts(p.argmax(1), labels, len(classes))
     rows, history = tables.per_class(p, labels, classes), charts.read_rows(folder / "metrics.csv")
-    seen, known = cards.TestImages(images, recipe), (classes, p, labels)
+    seen, known = cards.SplitImages(images, recipe), (classes, p, labels)
     wrong, right = cards.worst(p, labels, 20), cards.surest(p, labels, 20)
     looked_at = (wrong[:3] + right + wrong[3:])[:8]
     one = (right or wrong)[0]
     filters = cards.filters(model, grey=seen[one].shape[0] == 1)
+    learned = cards.SplitImages(images, recipe, "train")
+    features = hidden.hidden(model, seen, learned)
     shown: dict[str, Any] = dict(
         sample=[cards.predicted(i, seen, *known) for i in cards.sample(labels, 40)],
         worst=[cards.predicted(i, seen, *known) for i in wrong],
         surest=[cards.predicted(i, seen, *known) for i in right],
         attention=cards.attention(model, looked_at, seen, *known),
         filters=filters,
+        occluded=cards.occluded(model, looked_at[:4], seen, *known),
+        top_five=hidden.top_five(looked_at, seen, *known),
+        neighbours=hidden.neighbours(features, seen, learned, classes) if features else [],
+        searched=len(features.of) if features else 0,
+        preferred=cards.preferred(model, right or wrong, seen),
         responses=cards.responses(model, looked_at[:4], seen, filters),
         maps=cards.maps(model, one, seen),
         layers=tables.layers(model),
@@ -55,6 +62,7 @@ def _write(folder: Path, recipe: Recipe, images: ImageSet, model: nn.Module, p: 
         "throughput": charts.throughput(history, title),
         "confusion_matrix": charts.confusion_matrix(counts, classes, title),
         "calibration": charts.calibration(p, labels, metrics.get("test/calibration_error", math.nan), title),
+        "embedding": hidden.embedding(features, labels, classes, title) if features else None,
     }
     pictures = {name: figure for name, figure in drawn.items() if figure is not None}
     for name in drawn.keys() - pictures:
@@ -71,6 +79,9 @@ def _write(folder: Path, recipe: Recipe, images: ImageSet, model: nn.Module, p: 
         "filters": cards.gallery(filters, f"{title}: the {len(filters)} filters of the first layer", 16, 0.7),
         "feature_maps": cards.sheet(shown["maps"], largest, 0.75, names=True),
         "grad_cam": cards.gallery(shown["attention"], f"{title}: evidence for a class (Grad-CAM)", 6),
+        "occlusion": cards.gallery(shown["occluded"], f"{title}: where covering the image costs probability", 4),
+        "preferred": cards.sheet(shown["preferred"], f"{title}: images that channels respond to most", 1.1, names=True),
+        "figure4": hidden.figure4(shown["top_five"], shown["neighbours"], title),
     }
     paths = [folder / f"{name}.png" for name in pictures]
     for path, figure in zip(paths, pictures.values()):

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from .. import files
 from ..model import AlexNet
-from ..summary import model_summary
+from ..summary import layer_names, model_summary
 
 
 def per_class(p: Tensor, labels: Tensor, classes: list[str]) -> list[dict]:
@@ -30,13 +30,13 @@ def per_class(p: Tensor, labels: Tensor, classes: list[str]) -> list[dict]:
 def layers(model: nn.Module) -> list[tuple[str, str, str, int, float, int, float]]:
     """Name, kind, output, parameters and their share, MACs and their share of every layer; empty for a network that is
     no AlexNet."""
-    rows = model_summary(model) if isinstance(model, AlexNet) else []
+    rows, names = (model_summary(model), layer_names(model)) if isinstance(model, AlexNet) else ([], {})
     parameters, macs = sum(r.parameters for r in rows) or 1, sum(r.macs for r in rows) or 1
     return [
         (
-            r.name,
+            names[r.name],
             r.type,
-            " x ".join(map(str, r.output_size)),
+            "\N{MULTIPLICATION SIGN}".join(map(str, r.output_size)),
             r.parameters,
             r.parameters / parameters,
             r.macs,

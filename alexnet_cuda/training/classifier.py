@@ -99,6 +99,7 @@ class Classifier(lightning.LightningModule):
             where = f"step {self.global_step} (epoch {self.current_epoch + 1}, batch {batch_idx + 1})"
             raise Diverged(f"the loss is {loss.item()} at {where}")
         self._log("train", logits, labels, loss)
+        self.log("train/step_loss", loss.detach())
         return loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:

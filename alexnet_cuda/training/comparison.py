@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..data import ImageSet
 from ..data.module import ImageData
 from ..errors import RecipeError
+from ..files import read_rows
 from ..networks import build
 from ..recipe import MACHINE, Recipe, load_recipe, read_yaml, resume_rule
 from ..weights import load_weights
@@ -60,6 +61,25 @@ def comparison_rows(recipes: Mapping[str, Recipe], images: ImageSet, errors: Map
             row["images_per_second"] = round(images_per_second(network, recipe, images), 1)
         rows.append(row)
     return sorted(rows, key=lambda row: -(row["accuracy"] or 0))
+
+
+def finished_rows(runs: Mapping[str, Path]) -> list[dict[str, Any]]:
+    """A row with COLUMNS for every finished run, by its name, the most accurate first. Only its config.yaml,
+    metrics.json and per_class.csv are read, so no inference is timed. Raises RecipeError for a folder without them."""
+    rows = []
+    for name, run in runs.items():
+        if lacking := [file for file in ("config.yaml", "metrics.json", "per_class.csv") if not (run / file).exists()]:
+            raise RecipeError(f"{run} holds no finished run: {lacking[0]} is missing")
+        recipe = Recipe().replace(read_yaml(run / "config.yaml"))
+        metrics = json.loads((run / "metrics.json").read_text())
+        row = dict.fromkeys(COLUMNS) | {"model": name, "run": str(run), "accuracy": metrics["test/accuracy"]}
+        row |= {
+            "top5": metrics.get("test/top5"),
+            "parameters": metrics["parameters"],
+            "seconds": metrics.get("seconds"),
+        }
+        rows.append(row | {"macs": macs(recipe, len(read_rows(run / "per_class.csv")))})
+    return sorted(rows, key=lambda row: -row["accuracy"])
 
 
 def macs(recipe: Recipe, classes: int) -> int:

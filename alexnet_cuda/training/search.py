@@ -21,6 +21,7 @@ from ..errors import DataError, RecipeError
 from ..files import to_csv, write_text
 from ..notes import show_notes
 from ..recipe import MACHINE, Recipe, load_recipe, resume_rule
+from ..words import percent
 from .classifier import Classifier, Diverged
 from .lr_find import trial_trainer
 from .run import Averaging
@@ -89,7 +90,7 @@ def search(
             return watch.best
 
         def report(study: optuna.Study, trial: FrozenTrial) -> None:
-            accuracy = f"val/accuracy {_score(trial):.2%} in {len(trial.intermediate_values)} epochs"
+            accuracy = f"val/accuracy {percent(_score(trial))} in {len(trial.intermediate_values)} epochs"
             chosen = "  ".join(f"{key} {value:.3g}" for key, value in trial.params.items())
             line = f"trial {trial.number + 1}: {accuracy}{ENDS.get(trial.state, '')}  {chosen}"
             bar.console.print(line, soft_wrap=True)

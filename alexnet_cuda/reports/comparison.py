@@ -1,0 +1,91 @@
+"""compare.html: several runs on one self-contained page, with compare.png, compare.csv and compare.json."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
+
+from ..files import read_rows, to_csv, write_text
+from ..recipe import FIELDS, read_yaml
+from .charts import BLUE, GREEN, GREY, ORANGE, PERCENT, STYLE, VERMILION, blank
+from .experiments import FIGURES, comparison_chart, save_chart
+from .page import svg, template
+
+COLOURS = (BLUE, ORANGE, GREEN, VERMILION, GREY, "#CC79A7", "#56B4E9", "#8C6D1F")
+PLACES = ("output", "data_path", "workers", "accelerator", "devices", "nodes")  # values that say nothing of a result
+
+
+def write_comparison(folder: Path, title: str, rows: Sequence[dict[str, Any]], facts: Mapping[str, Any]) -> None:
+    """Writes the page and its files to `folder`. rows: those of `comparison_rows` or `finished_rows`. facts: further
+    contents of compare.json."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "compare.csv", to_csv(rows))
+    write_text(folder / "compare.json", json.dumps({**facts, "models": list(rows)}, indent=2) + "\n")
+    save_chart(folder / "compare.png", comparison_chart, rows, title)
+    runs = {row["model"]: Path(row["run"]) for row in rows if row["accuracy"] is not None}
+    with matplotlib.rc_context(STYLE):
+        charts = {"tradeoff": svg(tradeoff(rows)), "learning": svg(learning(runs))} if runs else {}
+    keys = [key for key in FIGURES if any(row[key] is not None for row in rows)]
+    html = template("compare.html.jinja").render(
+        title=title, rows=rows, charts=charts, keys=keys, headings={key: FIGURES[key][1] for key in keys},
+        write={key: FIGURES[key][2] for key in keys}, runs=list(runs), settings=_settings(runs), classes=_classes(runs),
+    )  # fmt: skip
+    write_text(folder / "compare.html", html)
+
+
+def tradeoff(rows: Sequence[dict[str, Any]]) -> Figure:
+    """Test accuracy against parameters and against seconds of training, a point for each run."""
+    keys = [key for key in ("parameters", "seconds") if any(row[key] for row in rows)]
+    figure = blank(5 * len(keys), 3.8)
+    axes = figure.subplots(1, len(keys), sharey=True, squeeze=False)[0]
+    for axis, key in zip(axes, keys):
+        for n, row in enumerate(rows):
+            if row[key] and row["accuracy"] is not None:
+                axis.plot(row[key], row["accuracy"], "o", color=COLOURS[n % len(COLOURS)], label=row["model"])
+        axis.set(xscale="log", xlabel=FIGURES[key][1])
+        axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axis.xaxis.set_minor_formatter("")
+        axis.margins(0.15)
+        axis.grid(alpha=0.2)
+    axes[0].set_ylabel("test accuracy")
+    axes[0].yaxis.set_major_formatter(PERCENT)
+    handles, names = axes[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=4, fontsize=8)
+    return figure
+
+
+def learning(runs: Mapping[str, Path]) -> Figure:
+    """Validation accuracy by epoch, a line for each run."""
+    figure = blank(7, 3.8)
+    axis = figure.subplots()
+    for n, (name, run) in enumerate(runs.items()):
+        rows = [row for row in read_rows(run / "metrics.csv") if row.get("val/accuracy")]
+        points = [int(row["epoch"]) + 1 for row in rows], [float(row["val/accuracy"]) for row in rows]
+        marker = "o" if len(rows) <= 40 else ""
+        axis.plot(*points, color=COLOURS[n % len(COLOURS)], marker=marker, markersize=3, label=name)
+    axis.set(xlabel="epoch", ylabel="validation accuracy")
+    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.yaxis.set_major_formatter(PERCENT)
+    axis.grid(alpha=0.2)
+    figure.legend(loc="outside lower center", ncols=4, fontsize=8)
+    return figure
+
+
+def _settings(runs: Mapping[str, Path]) -> list[tuple[str, list[str]]]:
+    """The values of the recipes that differ between the runs: name, and the value of each run."""
+    values = [read_yaml(run / "config.yaml") for run in runs.values()]
+    rows = [(key, [str(own.get(key, "")) for own in values]) for key in FIELDS if key not in PLACES]
+    return [(key, own) for key, own in rows if len(set(own)) > 1]
+
+
+def _classes(runs: Mapping[str, Path]) -> list[tuple[str, list[float]]]:
+    """F1 of every class by run; empty where the runs have different classes."""
+    tables = [read_rows(run / "per_class.csv") for run in runs.values()]
+    names = [[row["class"] for row in table] for table in tables]
+    if not tables or any(own != names[0] for own in names):
+        return []
+    return [(rows[0]["class"], [float(row["f1"] or "nan") for row in rows]) for rows in zip(*tables)]
