@@ -126,7 +126,7 @@ def _has_one_window(x: Tensor, weight: Tensor, stride: Any, padding: Any, groups
     CPU, and with AMX in bfloat16 oneDNN reads uninitialised memory for its weight gradient. An export keeps it."""
     if weight.dim() != 4 or padding == "same" or groups != 1 or not x.is_floating_point():
         return False
-    if torch.compiler.is_exporting():
+    if torch.compiler.is_exporting() or torch.jit.is_tracing():
         return False
     sizes = zip(x.shape[-2:], weight.shape[-2:], stride, padding)
     return all(output_size(s, k, step, pad, ceil_mode, False) == 1 for s, k, step, pad in sizes)
