@@ -149,8 +149,8 @@ def conv2d(
 
     Equivalent to `torch.nn.functional.conv2d(x, weight, bias, stride, padding, groups=groups)`. Kernels of ours compute
     AlexNet's first layer (11x11 filters, stride 4, 1, 3 or 4 input channels) and, in float32 on a CPU, 3x3 and 5x5
-    convolutions with stride 1 between multiples of 16 channels where that takes less time (Winograd's algorithm). What
-    else there is, and results beyond the range of that algorithm, torch computes.
+    convolutions with stride 1 between multiples of 16 channels where that takes less time (Winograd's algorithm). An
+    output of one pixel is a matrix product. All else, and results beyond that algorithm's range, torch computes.
 
     With `ceil_mode` the output size is rounded up and the last window reads zeros beyond the right and bottom edge, as
     in cuda-convnet (the 2012 code): equivalent to padding x there first. On CUDA, float32 is rounded to TF32, forward
