@@ -60,6 +60,7 @@ def key_figures(m: dict) -> list[tuple[str, str, str]]:
     """Name, value and explanation of the most important metrics in metrics.json."""
     n = m["images"]["test"]
     share = m["test/accuracy"]
+    memory = f", peak memory: {m['peak_memory_mib'] / 1024:.1f} GiB" if m.get("peak_memory_mib") else ""
     rows = []
     if math.isfinite(share):
         low, high = binomtest(round(share * n), n).proportion_ci(method="wilson")
@@ -71,10 +72,9 @@ def key_figures(m: dict) -> list[tuple[str, str, str]]:
         ("test/f1", "macro F1", percent, "mean over the classes"),
         ("test/calibration_error", "calibration error", percent, "how far confidence is from accuracy"),
         ("parameters", "parameters", number, m.get("variant", "")),
-        ("seconds", "training time", duration, f"epochs: {m.get('epochs')}, steps: {m.get('steps', 0):,}"),
-        ("peak_memory_mib", "peak memory", lambda mib: f"{mib / 1024:.1f} GiB", m.get("device", "")),
+        ("seconds", "training time", duration, f"epochs: {m.get('epochs')}, steps: {m.get('steps', 0):,}{memory}"),
     ):
-        if m.get(key) is not None:
+        if key in m:
             rows.append((name, form(m[key]), note))
     return rows
 
