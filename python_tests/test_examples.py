@@ -32,12 +32,13 @@ MACHINE = re.compile(r"/(home|root|tmp|work|usr|opt|Users)/")  # a place on some
 # What a notebook must have said, besides ending well, and how many pictures it must have shown.
 EXPECTED = {
     "mnist": r"\b21,622,154\b.*'cifar': \(1124026,",
-    "flowers17": r"after 2 steps 98% of the start values are left with momentum \.01, 81% with \.1",
+    "flowers17": r"after 85 steps 43 % of the start values.*momentum 0\.01 divided twice: training batches 58\.4 %",
     "cifar10": r"'cifar': \(1124026, [\d.e-]+\), 'cifar_no_lrn': \(1124026,",
     "bike_ship": r"'test/accuracy': [\d.]+.*'test/accuracy': [\d.]+.*'test/accuracy': [\d.]+",
+    "explained": r"tanh: derivative through five layers [\d.e-]+.*of 359 test images",
     "folder": r"1 damaged image.*left out: .*'train': \[.*report\.html.*precision,recall,f1",
 }
-PICTURES = {"mnist": 6, "flowers17": 7, "cifar10": 9, "bike_ship": 8, "folder": 6}
+PICTURES = {"mnist": 6, "flowers17": 7, "cifar10": 9, "bike_ship": 8, "explained": 10, "folder": 6}
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +93,7 @@ def kernel(data, tmp_path_factory):
 @pytest.mark.parametrize("name", EXPECTED)
 def test_runs(name, kernel, tmp_path):
     (tmp_path / "examples").mkdir()
+    (tmp_path / "docs").symlink_to(ROOT / "docs")
     notebook = nbformat.read(ROOT / "examples" / f"{name}.ipynb", 4)
     start = nbformat.v4.new_code_cell(f"%reset -f\nimport os\nos.chdir({str(tmp_path / 'examples')!r})\ndel os")
     notebook.cells.insert(0, start)
@@ -99,23 +101,25 @@ def test_runs(name, kernel, tmp_path):
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     text = "".join(o.get("text", "") + o.get("data", {}).get("text/plain", "") for o in outputs)
     assert re.search(EXPECTED[name], text, re.DOTALL)
-    assert sum("image/png" in output.get("data", {}) for output in outputs) == PICTURES[name]
+    assert sum("image/jpeg" in output.get("data", {}) for output in outputs) == PICTURES[name]
     assert not [o for o in outputs if o.output_type == "error" or o.get("name") == "stderr"]
     runs = list((tmp_path / "runs").glob("*/metrics.json"))
-    assert runs
+    assert runs or name == "explained"
     assert all(0 <= json.loads(run.read_text())["test/accuracy"] <= 1 for run in runs)
 
 
 @pytest.mark.parametrize("name", EXPECTED)
-def test_source_is_clean_and_the_page_is_of_it(name):
+def test_a_notebook_has_its_outputs_and_the_page_is_of_it(name):
     path, text = ROOT / "examples" / f"{name}.ipynb", (PAGES / f"{name}.md").read_text()
     notebook = nbformat.read(path, 4)
     nbformat.validate(notebook)
+    assert path.stat().st_size < 300_000
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    assert sum("image/jpeg" in output.get("data", {}) for output in outputs) == PICTURES[name]
     for cell in notebook.cells:
-        assert cell.cell_type != "code" or (not cell.outputs and cell.execution_count is None)
         assert cell.source in text, "render it again, as examples/README.md says"
     assert not MACHINE.search(path.read_text() + text)
-    pictures = re.findall(r"\]\((\S+\.png)\)", text)
+    pictures = re.findall(r"\]\((\S+\.jpg)\)", text)
     assert len(pictures) == PICTURES[name]
     assert all((PAGES / picture).stat().st_size > 1000 for picture in pictures)
 
@@ -123,7 +127,7 @@ def test_source_is_clean_and_the_page_is_of_it(name):
 def test_pages_are_small():
     files = [path for path in PAGES.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 2_500_000
-    assert {path.suffix for path in files} <= {".md", ".png"}
+    assert {path.suffix for path in files} <= {".md", ".jpg"}
 
 
 def test_readme_shows_the_committed_runs(tmp_path, monkeypatch):
