@@ -119,6 +119,11 @@ GRAPHS = {
         + layer("join", "Concat", "concat_param { concat_dim: 1 }", "max product")
         + layer("middle", "AbsVal", "", "y")
     ),
+    "a scale from the network": (
+        layer("pool", "Pooling", "pooling_param { pool: AVE global_pooling: true }")
+        + layer("flat", "Flatten", "", "pool")
+        + layer("scaled", "Scale", "scale_param { axis: 0 }", "data flat")
+    ),
     "split and crop": (
         layer("split", "Split", "", "data", "u v")
         + layer("pool", "Pooling", "pooling_param { kernel_size: 2 stride: 2 }", "u")
