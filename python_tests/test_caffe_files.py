@@ -1,10 +1,12 @@
 """Caffe's files of every age, phases, fillers, and what is said about files that do not fit."""
 
+import h5py
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from caffe_helpers import input_layer, layer
+from google.protobuf import text_format
 from helpers import assert_same_bits
 
 from alexnet_cuda import caffe
@@ -104,6 +106,37 @@ def test_every_form_of_blob(form, tmp_path):
     assert_same_bits(scores(tmp_path, TODAY, caffemodel(tmp_path / "other", form=form)), expected)
 
 
+def test_weights_as_text_and_hdf5_in_any_order(tmp_path):
+    expected = scores(tmp_path, TODAY, caffemodel(tmp_path / "binary"))
+    blobs = caffe.read_caffemodel(tmp_path / "binary")
+    net = schema.NetParameter()
+    for name in ("extra", *reversed(blobs)):
+        message = net.layers.add(name=name)
+        for blob in blobs.get(name, [np.ones(3, np.float32)]):
+            put(message.blobs.add(), blob, legacy=True)
+    (tmp_path / "text").write_text(text_format.MessageToString(net))
+    assert_same_bits(scores(tmp_path, TODAY, tmp_path / "text"), expected)
+    with h5py.File(tmp_path / "hdf5", "w") as file:
+        for name in blobs:
+            for i, blob in enumerate(blobs[name]):
+                file[f"data/{name}/{i}"] = blob
+    assert_same_bits(scores(tmp_path, TODAY, tmp_path / "hdf5"), expected)
+    (tmp_path / "cut").write_bytes((tmp_path / "hdf5").read_bytes()[:300])
+    with pytest.raises(ValueError, match=r"cut is incomplete or no Caffe model: .*truncated"):
+        scores(tmp_path, TODAY, tmp_path / "cut")
+
+
+def test_bilinear_upsampling_needs_no_weights(tmp_path):
+    up = "num_output: 5 group: 5 kernel_size: 4 stride: 2 pad: 1 bias_term: false weight_filler { type: 'bilinear' }"
+    text = TODAY[: TODAY.index('layer { name: "relu1"')].replace("num_output: 4", "num_output: 5")
+    text += layer("up", "Deconvolution", f"convolution_param {{ {up} }}", "conv1")
+    shapes = {"conv1": [(5, 3, 3, 3), (5,)]}
+    actual = scores(tmp_path, text, caffemodel(tmp_path / "weights", shapes=shapes))
+    small = scores(tmp_path, text[: text.index('layer { name: "up"')], tmp_path / "weights")
+    expected = F.interpolate(small, scale_factor=2, mode="bilinear")
+    torch.testing.assert_close(actual[..., 1:-1, 1:-1], expected[..., 1:-1, 1:-1])  # the edges fade out in Caffe
+
+
 def test_parts_of_the_file_that_caffe_reads_otherwise(tmp_path):
     """V0 data with its transformation, and a train_val file whose channels only the weights tell."""
     data = 'name: "data" type: "data" source: "db" batchsize: 3 cropsize: 12 scale: 0.5 mirror: true'
@@ -140,7 +173,8 @@ def test_phases_and_stages(tmp_path):
 
 
 def test_what_opencv_reads_otherwise(tmp_path):
-    """LRN's k, which it ignores; pooling that rounds down; stochastic pooling; the unused k of WITHIN_CHANNEL."""
+    """LRN's k, which it ignores; pooling that rounds down; stochastic pooling; the unused k of WITHIN_CHANNEL; layers
+    that it does not know."""
     path, x = tmp_path / "net.prototxt", torch.rand(2, 8, 9, 11)
     for parameters, expected in (
         ('"LRN" lrn_param { local_size: 3 alpha: 0.1 k: 2 }', F.local_response_norm(x, 3, 0.1, 0.75, 2)),
@@ -153,6 +187,14 @@ def test_what_opencv_reads_otherwise(tmp_path):
          (x * x).sum((2, 3), keepdim=True) / x.sum((2, 3), keepdim=True)),
         ('"Threshold" threshold_param { threshold: 0.5 }', (x > 0.5).float()),
         ('"Log" log_param { base: 10 shift: 1 }', (x + 1).log10()),
+        ('"Swish" swish_param { beta: 2 }', x * (2 * x).sigmoid()),
+        ('"Tile" tile_param { axis: 2 tiles: 3 }', x.repeat(1, 1, 3, 1)),
+        ('"Reduction" reduction_param { axis: 2 operation: MEAN coeff: 3 }', 3 * x.mean((2, 3))),
+        ('"Reduction" reduction_param { axis: 1 operation: SUMSQ }', (x * x).sum((1, 2, 3))),
+        ('"Reduction" reduction_param { axis: -1 operation: ASUM }', x.sum(3)),
+        ('"ArgMax" argmax_param { axis: 1 }', x.argmax(1, keepdim=True).float()),
+        ('"ArgMax" argmax_param { axis: 3 top_k: 2 out_max_val: true }', x.sort(3, descending=True)[0][..., :2]),
+        ('"ArgMax" argmax_param { top_k: 3 }', x.flatten(1).argsort(1, descending=True)[:, None, :3, None].float()),
     ):  # fmt: skip
         path.write_text(input_layer(1, 8, 9, 11) + f'layer {{ name: "y" bottom: "data" top: "y" type: {parameters} }}')
         torch.testing.assert_close(caffe.load(path)(x), expected, rtol=1e-5, atol=1e-6)
@@ -218,7 +260,15 @@ def test_unknown_and_unfit_layers_are_sentences_with_their_line(tmp_path):
         (layer("r", "Reshape", "reshape_param { shape { dim: 5 } }"), r"layer r .*shape"),
         (layer("f", "Convolution", "convolution_param { num_output: 4 kernel_size: 1 weight_filler { type: 'z' } }"),
          r"layer f .*unknown filler 'z'"),
-        ("layer { name: 'x' type: ReLU }", r"net.prototxt, line 2: .*"),
+        (layer("c", "Convolution", "convolution_param { kernel_size: 1 }"), r"layer c .*num_output positive"),
+        (layer("i", "InnerProduct"), r"layer i .*num_output must be positive"),
+        (layer("c", "Crop"), r"layer c .*does not take 1 bottoms and 1 tops"),
+        (layer("r", "ReLU", "", "data data"), r"layer r .*does not take 2 bottoms and 1 tops"),
+        (layer("g", "Pooling", "pooling_param { global_pooling: true }") + layer("s", "Eltwise", "", "data g"),
+         r"layer s \(Eltwise, line 3 of .*bottoms of one shape, got \(1, 8, 6, 6\) and \(1, 8, 1, 1\)"),
+        (layer("p", "Pooling", "pooling_param { pool: AVG }"), r'line 2: Enum type "PoolMethod" has no value.* AVG'),
+        ("layers { name: 'x' type: RELU bottom: 'data' top: 'x' }", r"has both `layer` and `layers`"),
+        ("layer { name: 'x' type: ReLU }", r"net.prototxt, line 2: Expected string but found: 'ReLU'$"),
         ("layer { name: 'x'\n\n bottom: }", r"net.prototxt, line 4: .*"),
     ):  # fmt: skip
         path.write_text(input_layer(1, 8, 6, 6) + text)
@@ -242,8 +292,9 @@ def test_comments_in_any_encoding(tmp_path):
 def test_a_misspelt_field_is_told(tmp_path):
     path = tmp_path / "net.prototxt"
     path.write_text(input_layer(1, 8, 6, 6) + layer("p", "Pooling", "pooling_param { kernel_size: 3\n padd: 1 }"))
-    with pytest.warns(UserWarning, match=r'line 3: .*PoolingParameter" has no field named "padd"'):
+    with pytest.warns(UserWarning, match=r'line 3: .*PoolingParameter" has no field named "padd"') as warned:
         net = caffe.load(path)
+    assert warned[0].filename == __file__
     assert net(torch.zeros(1, 8, 6, 6)).shape == (1, 8, 4, 4)
 
 
@@ -258,6 +309,9 @@ def test_weights_that_do_not_fit_are_sentences(tmp_path):
         caffe.load(path, weights)
     caffemodel(weights, shapes={**BLOBS, "fc": [(5, 36)]})
     with pytest.raises(ValueError, match=r"layer fc .*expected 2 blobs \(weight, bias\), the weights file has 1"):
+        caffe.load(path, weights)
+    weights.write_text(TODAY)
+    with pytest.raises(ValueError, match=r"it is text without numbers"):
         caffe.load(path, weights)
     whole = caffemodel(weights).read_bytes()
     for content in (b"", whole[:-3], whole[: len(whole) // 2], TODAY.encode(), b"version https://git-lfs"):
@@ -274,3 +328,14 @@ def test_weights_that_do_not_fit_are_sentences(tmp_path):
         caffe.load(caffemodel(weights), path)
     with pytest.raises(FileNotFoundError, match="gone"):
         caffe.load(path, tmp_path / "gone")
+
+
+def test_a_scale_from_the_network_with_a_bias_of_its_own(tmp_path):
+    path, weights = tmp_path / "net.prototxt", tmp_path / "net.caffemodel"
+    scale = layer("s", "Scale", "scale_param { bias_term: true filler { value: 2 } }", "data factor")
+    path.write_text(input_layer(1, 4, 5, 5) + input_layer(4, name="factor") + scale)
+    x, factor = torch.randn(2, 4, 5, 5), torch.randn(4)
+    bias = caffe.read_caffemodel(caffemodel(weights, shapes={"s": [(4,)]}))["s"][0]
+    expected = (x * factor[:, None, None]).add(torch.from_numpy(bias)[:, None, None])
+    torch.testing.assert_close(caffe.load(path, weights)(x, factor), expected)
+    torch.testing.assert_close(caffe.load(path)(x, factor), x * factor[:, None, None])

@@ -157,7 +157,7 @@ def test_what_is_no_classifier_is_a_sentence(files, tmp_path):
         "import-caffe", *files, "--output", tmp_path / "run", "--classes", classes, code=1
     )
     fcn = text_of("fcn").replace("num_output: 4096", "num_output: 4")
-    prototxt.write_text(fcn.replace("dim: 160 dim: 160", "dim: 60 dim: 60"))
+    prototxt.write_text(fcn.replace("dim: 500 dim: 500", "dim: 60 dim: 60"))
     draw_weights(prototxt, tmp_path / "fcn.caffemodel")
     message = cli("import-caffe", prototxt, tmp_path / "fcn.caffemodel", "--output", tmp_path / "run", code=1)
     assert "expected scores (N, classes), its output score is (1, 21, 60, 60)" in message

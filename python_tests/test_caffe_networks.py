@@ -1,14 +1,18 @@
 """Caffe networks against OpenCV 4, which reads the same two files."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from caffe_helpers import input_layer, layer
-from caffe_nets import draw_weights, names, narrowed, opencv, text_of
+from caffe_nets import draw_weights, names, narrowed, opencv, random_images, table, text_of
 
 from alexnet_cuda import caffe
 
 pytest.importorskip("cv2")
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture
@@ -27,7 +31,7 @@ def written(tmp_path):
 @torch.no_grad()
 def assert_agree(prototxt, caffemodel, images=1, scale=50.0):
     net, reference = caffe.load(prototxt, caffemodel), opencv(prototxt, caffemodel)
-    x = scale * torch.randn(images, *net.input_shapes[0][1:])
+    x = scale / 50 * random_images(net.input_shapes[0][1:], images, seed=1)
     expected = dict(zip(net.outputs, reference(x.numpy(), net.outputs), strict=True))
     actual = net(x)
     for name, blob in ({net.outputs[0]: actual} if torch.is_tensor(actual) else actual).items():
@@ -42,6 +46,14 @@ def test_networks_of_the_era(name, written):
     net = caffe.load(*files)
     of_type = {type_: name for name, (type_, _, _) in net.layers.items()}
     assert net.layer(of_type["Convolution"]).weight.dim() == 4
+
+
+def test_the_document_shows_the_results():
+    results = json.loads((ROOT / "benchmarks" / "results" / "more" / "caffe-nets.json").read_text())["networks"]
+    assert table(results) in (ROOT / "docs" / "caffe.md").read_text()
+    for name, result in results.items():
+        assert result["largest_difference"] <= 1e-5, name
+        assert result["same_first_class"] >= 1 - 1e-4, name  # 1 but for the pixels of an FCN
 
 
 POOLS = [
@@ -118,6 +130,11 @@ GRAPHS = {
         + layer("product", "Eltwise", "eltwise_param { operation: PROD }", "p q")
         + layer("join", "Concat", "concat_param { concat_dim: 1 }", "max product")
         + layer("middle", "AbsVal", "", "y")
+    ),
+    "a scale from the network": (
+        layer("pool", "Pooling", "pooling_param { pool: AVE global_pooling: true }")
+        + layer("flat", "Flatten", "", "pool")
+        + layer("scaled", "Scale", "scale_param { axis: 0 }", "data flat")
     ),
     "split and crop": (
         layer("split", "Split", "", "data", "u v")

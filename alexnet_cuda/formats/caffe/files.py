@@ -1,5 +1,6 @@
 """Reading Caffe's files: networks (.prototxt), weights (.caffemodel) and mean images (.binaryproto) of every age."""
 
+import re
 import warnings
 from dataclasses import dataclass
 from os import PathLike, fspath
@@ -67,16 +68,18 @@ def parse_network(text: str, origin: str) -> tuple[Any, list[Layer]]:
         except text_format.ParseError as worse:
             raise ValueError(f"{origin}, line {worse.GetLine()}: {_reason(worse)}") from None
         if net.layer or net.layers:
-            warnings.warn(f"{sentence} (ignored, as are others that Caffe does not have)", stacklevel=3)
-    if not net.layer and not net.layers:
-        raise ValueError(f"{origin} has no layers; expected a .prototxt, the description of a network")
+            warnings.warn(f"{sentence} (ignored, as are others that Caffe does not have)", stacklevel=4)
+    if bool(net.layer) == bool(net.layers):
+        found = "both `layer` and `layers`, the old form" if net.layer else "no layers"
+        raise ValueError(f"{origin} has {found}; expected a .prototxt, the description of a network")
     lines = _layer_lines(text)
     return net, [Layer(layer, f"line {line} of {origin}") for layer, line in _upgraded(net, lines)]
 
 
 def _reason(error: Exception) -> str:
-    """The text of protobuf's error without its position and without our package's name."""
-    return str(error).partition(" : ")[2].replace(f"{schema.PACKAGE}.", "").rstrip(".") or str(error)
+    """The text of protobuf's error without its position, the line itself and the names of our own messages."""
+    reason = re.sub(r"^'.*': ", "", str(error).partition(" : ")[2].rstrip("."))
+    return re.sub(rf"{schema.PACKAGE}\.(\w+s\.)?", "", reason) or str(error)
 
 
 def _layer_lines(text: str) -> list[int]:
@@ -165,11 +168,14 @@ def _set(message: Any, name: str, value: Any) -> None:
 
 
 def read_caffemodel(path: Source) -> dict[str, list[np.ndarray]]:
-    """{layer name: its blobs} of a binary .caffemodel, in the formats V0, V1 and today's, with data as float, double,
-    half or NVCaffe's raw bytes. Raises: OSError if the file cannot be read; ValueError, with the path, if it is
-    incomplete or no Caffe model."""
+    """{layer name: its blobs} of a .caffemodel, in the formats V0, V1 and today's, binary, text or HDF5, with data as
+    float, double, half or NVCaffe's raw bytes. Raises: OSError if the file cannot be read; ValueError, with the path,
+    if it is incomplete or no Caffe model."""
     net = schema.NetParameter()
-    _parse_binary(net, path, "Caffe model")
+    with open(path, "rb") as file:
+        if file.read(4) == b"\x89HDF":
+            return _read_hdf5(path)
+    _parse(net, path, "Caffe model")
     layers = net.layer or net.layers
     if not layers:
         raise ValueError(f"{fspath(path)} is incomplete or no Caffe model: it has no layers")
@@ -184,11 +190,30 @@ def read_caffemodel(path: Source) -> dict[str, list[np.ndarray]]:
     return found
 
 
+def _read_hdf5(path: Source) -> dict[str, list[np.ndarray]]:
+    """The blobs that Caffe writes with `snapshot_format: HDF5`: datasets /data/LAYER/NUMBER."""
+    import h5py
+
+    found: dict[str, dict[int, np.ndarray]] = {}
+
+    def add(name: str, item: Any) -> None:
+        layer, _, number = name.rpartition("/")
+        if isinstance(item, h5py.Dataset) and number.isdigit():
+            found.setdefault(layer, {})[int(number)] = item[()]
+
+    try:
+        with h5py.File(path, "r") as file:
+            file["data"].visititems(add)
+    except (OSError, KeyError) as error:
+        raise ValueError(f"{fspath(path)} is incomplete or no Caffe model: {error}") from None
+    return {layer: [blobs[i] for i in sorted(blobs)] for layer, blobs in found.items()}
+
+
 def read_mean(path: Source) -> np.ndarray:
     """The mean image (channels, height, width) in a .binaryproto: BGR, pixels 0..255. Raises: OSError if the file
     cannot be read; ValueError, with the path, if it is incomplete or no mean image."""
     blob = schema.BlobProto()
-    _parse_binary(blob, path, "mean image")
+    _parse(blob, path, "mean image")
     try:
         mean = blob_array(blob).astype(np.float32)
         return mean.reshape(mean.shape[-3:]) if mean.ndim != 1 else mean.reshape(-1, 1, 1)
@@ -196,15 +221,25 @@ def read_mean(path: Source) -> np.ndarray:
         raise ValueError(f"{fspath(path)} is incomplete or no mean image: {error}") from None
 
 
-def _parse_binary(message: Any, path: Source, what: str) -> None:
+def _parse(message: Any, path: Source, what: str) -> None:
+    """Reads a message in protobuf's binary form or in its text form."""
     content = Path(path).read_bytes()
     try:
         message.ParseFromString(content)
+        return
     except DecodeError:
-        start = content[:4096].lstrip()
-        text = start[:5] in (b"name:", b"input", b"layer") or start[:1] in (b"#", b"<")
-        reason = "it is text" if text else "its messages are damaged or cut off"
-        raise ValueError(f"{fspath(path)} is incomplete or no {what}: {reason}") from None
+        message.Clear()
+        reason = "its messages are damaged or cut off"
+    try:
+        text_format.Parse(content.decode(), message, allow_unknown_field=True)
+        if b"data:" in content:
+            return
+        reason = "it is text without numbers"
+    except text_format.ParseError as error:
+        reason = f"line {error.GetLine()}: {_reason(error)}"
+    except UnicodeDecodeError:
+        pass
+    raise ValueError(f"{fspath(path)} is incomplete or no {what}: {reason}") from None
 
 
 def blob_array(blob: Any) -> np.ndarray:

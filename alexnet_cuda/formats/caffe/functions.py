@@ -145,6 +145,32 @@ def threshold(x: Tensor, value: float) -> Tensor:
     return (x > value).to(x.dtype)
 
 
+def swish(x: Tensor, beta: float) -> Tensor:
+    return x * (x * beta).sigmoid()
+
+
+def tile(x: Tensor, axis: int, count: int) -> Tensor:
+    """`count` copies of x, one behind the other in the dimension `axis`."""
+    return torch.cat([x] * count, axis)
+
+
+def argmax(x: Tensor, count: int, values: bool, axis: int | None) -> Tensor:
+    """Positions of the `count` largest numbers of each image as floats, (N, 1, count, 1); with `values` (N, 2, count,
+    1), the numbers behind them. With an axis, positions or numbers along that dimension."""
+    top = x.flatten(1).topk(count) if axis is None else x.topk(count, axis)
+    if axis is not None:
+        return top.values if values else top.indices.to(x.dtype)
+    both = torch.stack([top.indices.to(x.dtype), top.values][: 1 + values], 1)
+    return both.reshape(*both.shape, *(1,) * (x.dim() - 3))
+
+
+def reduction(x: Tensor, operation: str, axis: int, coefficient: float) -> Tensor:
+    """The dimensions of x from `axis` on as one number: coefficient times their sum, sum of absolute values, sum of
+    squares or mean."""
+    y = {"asum": x.abs, "sumsq": x.square}.get(operation, lambda: x)().flatten(axis)
+    return coefficient * (y.mean(-1) if operation == "mean" else y.sum(-1))
+
+
 def mvn(x: Tensor, variance: bool, across: bool, eps: float) -> Tensor:
     """x minus its mean and, with `variance`, divided by its standard deviation plus eps, for each image and channel."""
     dims = tuple(range(1 if across else 2, x.dim()))

@@ -62,7 +62,8 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
 
 
 class Scale(nn.Module):
-    """x * weight + bias, where both have the sizes of x from the dimension `axis` on; weight or bias may be None."""
+    """x * weight + bias, where both have the sizes of x from the dimension `axis` on; weight or bias may be None. A
+    second bottom takes the place of the weight."""
 
     def __init__(self, shape: Shape, axis: int, weight: bool, bias: bool) -> None:
         super().__init__()
@@ -75,8 +76,9 @@ class Scale(nn.Module):
             if parameter is not None:
                 nn.init.constant_(parameter, value)
 
-    def forward(self, x: Tensor) -> Tensor:
-        y = x if self.weight is None else x * f.aligned(self.weight, x, self.axis)
+    def forward(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
+        weight = self.weight if weight is None else weight
+        y = x if weight is None else x * f.aligned(weight, x, self.axis)
         return y if self.bias is None else y + f.aligned(self.bias, x, self.axis)
 
 
@@ -97,8 +99,8 @@ def sizes(message: Any, name: str, default: int | None = None) -> tuple[int, int
 
 def convolution(spec: Spec) -> nn.Module:
     p = spec.message.convolution_param
-    if p.axis != 1:
-        raise ValueError(f"axis must be 1, got {p.axis}")
+    if p.axis != 1 or not p.num_output:
+        raise ValueError(f"axis must be 1 and num_output positive, got {p.axis} and {p.num_output}")
     transposed = spec.message.type == "Deconvolution"
     if spec.shapes[0] is not None:
         channels = spec.channels()
@@ -116,6 +118,8 @@ def convolution(spec: Spec) -> nn.Module:
 def inner_product(spec: Spec) -> nn.Module:
     """A linear layer; the network puts `flattening` before it."""
     p = spec.message.inner_product_param
+    if not p.num_output:
+        raise ValueError("num_output must be positive, got 0")
     if spec.shapes[0] is None and spec.blobs:
         units = spec.blobs[0].shape[-2 if p.transpose else -1]
     else:
@@ -177,18 +181,19 @@ def batch_norm(spec: Spec) -> nn.Module:
 def scale(spec: Spec) -> nn.Module:
     bias_only = spec.message.type == "Bias"
     p = spec.message.bias_param if bias_only else spec.message.scale_param
-    if len(spec.message.bottom) > 1:
-        if not bias_only and p.bias_term:
-            raise ValueError("bias_term is not supported where the scale is a second bottom")
+    two = len(spec.message.bottom) > 1
+    if two and (bias_only or not p.bias_term):
         return Call(f.add if bias_only else f.multiply, axis=p.axis)
     if spec.shapes[0] is None and spec.blobs:
         shape: Shape = spec.blobs[0].shape
+    elif two and spec.shapes[1] is not None:
+        shape = spec.shapes[1]
     else:
         spec.channels()
         full: Shape = spec.shapes[0]  # type: ignore[assignment]
         start = p.axis % len(full)
         shape = full[start:] if p.num_axes == -1 else full[start : start + p.num_axes]
-    return Scale(shape, p.axis, weight=not bias_only, bias=bias_only or p.bias_term)
+    return Scale(shape, p.axis, weight=not bias_only and not two, bias=bias_only or p.bias_term)
 
 
 def relu(spec: Spec) -> nn.Module:
@@ -215,6 +220,8 @@ def slice_(spec: Spec) -> nn.Module:
 
 def eltwise(spec: Spec) -> nn.Module:
     p = spec.message.eltwise_param
+    if len(shapes := dict.fromkeys(shape for shape in spec.shapes if shape is not None)) > 1:
+        raise ValueError(f"expected bottoms of one shape, got {' and '.join(map(str, shapes))}")
     coefficients = tuple(_decimal(c) for c in p.coeff)
     if coefficients and (p.operation != 1 or len(coefficients) != len(spec.message.bottom)):
         raise ValueError(f"coeff needs the operation SUM and one number for each bottom, got {coefficients}")
@@ -250,6 +257,23 @@ def exponential(spec: Spec) -> nn.Module:
     return Call(f.exp if is_exp else f.log, **arguments)
 
 
+def reduction(spec: Spec) -> nn.Module:
+    p = spec.message.reduction_param
+    operation = {1: "sum", 2: "asum", 3: "sumsq", 4: "mean"}[p.operation]
+    return Call(f.reduction, operation=operation, axis=p.axis, coefficient=_decimal(p.coeff))
+
+
+def argmax(spec: Spec) -> nn.Module:
+    p = spec.message.argmax_param
+    axis = p.axis if p.HasField("axis") else None
+    return Call(f.argmax, count=p.top_k, values=p.out_max_val, axis=axis)
+
+
+def tile(spec: Spec) -> nn.Module:
+    p = spec.message.tile_param
+    return Call(f.tile, axis=p.axis, count=p.tiles)
+
+
 def mvn(spec: Spec) -> nn.Module:
     p = spec.message.mvn_param
     return Call(f.mvn, variance=p.normalize_variance, across=p.across_channels, eps=_decimal(p.eps))
@@ -258,6 +282,7 @@ def mvn(spec: Spec) -> nn.Module:
 # Type -> how its module is made. docs/caffe.md lists them.
 LAYERS: dict[str, Callable[[Spec], nn.Module]] = {
     "AbsVal": lambda spec: Call(torch.abs),
+    "ArgMax": argmax,
     "BatchNorm": batch_norm,
     "Bias": scale,
     "BNLL": lambda spec: nn.Softplus(),
@@ -278,6 +303,7 @@ LAYERS: dict[str, Callable[[Spec], nn.Module]] = {
     "Pooling": pooling,
     "Power": power,
     "PReLU": prelu,
+    "Reduction": reduction,
     "ReLU": relu,
     "Reshape": reshape,
     "Scale": scale,
@@ -285,9 +311,13 @@ LAYERS: dict[str, Callable[[Spec], nn.Module]] = {
     "Slice": slice_,
     "Softmax": lambda spec: nn.Softmax(spec.message.softmax_param.axis),
     "Split": lambda spec: Call(f.split, count=len(spec.message.top)),
+    "Swish": lambda spec: Call(f.swish, beta=_decimal(spec.message.swish_param.beta)),
     "TanH": lambda spec: nn.Tanh(),
     "Threshold": lambda spec: Call(f.threshold, value=_decimal(spec.message.threshold_param.threshold)),
+    "Tile": tile,
 }
+# How many bottoms the types take that do not take exactly one.
+BOTTOMS = {"Bias": (1, 2), "Concat": range(1, 10**6), "Crop": (2,), "Eltwise": range(2, 10**6), "Scale": (1, 2)}
 # Layers that give the network its input.
 INPUTS = ("Input", "Data", "ImageData", "MemoryData", "HDF5Data", "WindowData", "DummyData")
 # Layers that compare scores with labels, or write a file: they compute nothing that others take.

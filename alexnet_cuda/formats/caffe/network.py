@@ -16,7 +16,7 @@ from ...accelerate import accelerate
 from . import parameters
 from .files import Layer, Source, read_caffemodel, read_network
 from .inputs import input_shapes
-from .layers import INPUTS, LAYERS, LEFT_OUT, Shape, Spec, flattening
+from .layers import BOTTOMS, INPUTS, LAYERS, LEFT_OUT, Shape, Spec, flattening
 
 Blobs = dict[str, list[np.ndarray]]
 
@@ -93,8 +93,8 @@ class CaffeNet(nn.Module):
         bottoms, tops = list(message.bottom), list(message.top)
         if missing := [blob for blob in bottoms if blob not in shapes]:
             raise ValueError(f"no layer before it makes its bottom {missing[0]}")
-        if not bottoms or not tops:
-            raise ValueError(f"expected bottoms and tops, got {len(bottoms)} and {len(tops)}")
+        if len(bottoms) not in BOTTOMS.get(message.type, (1,)) or not tops:
+            raise ValueError(f"this type does not take {len(bottoms)} bottoms and {len(tops)} tops")
         blobs = weights.get(message.name) if weights else None
         spec = Spec(message, [shapes[blob] for blob in bottoms], blobs, training)
         with torch.device("meta"), torch.no_grad():
@@ -183,7 +183,7 @@ def load(
 
     Args:
         prototxt: the network, a text file.
-        caffemodel: its weights, a binary file. None: they are drawn as the layers' fillers say, or as torch does.
+        caffemodel: its weights (binary, text or HDF5). None: drawn as the layers' fillers say, or as torch does.
         phase: "TEST", or "TRAIN" for the layers that the network has in training; both are modules that train.
         stages: stages of the network to include, such as "deploy".
 
@@ -204,8 +204,9 @@ def assembled(name: str, layers: Sequence[Layer], weights: Blobs | None, phase: 
     """The network of these layers, with `weights` from the file `origin`, or drawn where they are None."""
     net = CaffeNet(name, layers, weights, phase == "TRAIN").to_empty(device="cpu")
     own = [layer for layer in layers if layer.message.name in net.layers]
-    lacking = [m.name for m in (layer.message for layer in own) if parameters.targets(net.layer(m.name))]
-    lacking = [name for name in lacking if weights is not None and not weights.get(name)]
+    blobs = weights or {}
+    missing = [layer.message for layer in own if not blobs.get(layer.message.name)]
+    lacking = [m.name for m in missing if parameters.targets(net.layer(m.name)) and not parameters.is_fixed(m)]
     if lacking and weights is not None:
         spare = [name for name, blobs in weights.items() if blobs and name not in net.layers] or ["none"]
         others = f"layers in it that the network does not have: {', '.join(spare)}"
@@ -214,10 +215,10 @@ def assembled(name: str, layers: Sequence[Layer], weights: Blobs | None, phase: 
     for layer in own:
         message, module = layer.message, net.layer(layer.message.name)
         with _naming(layer):
-            if weights is None:
+            if not blobs.get(message.name):
                 parameters.draw(module, message)
             elif parameters.targets(module):
-                parameters.load(module, weights[message.name], message.inner_product_param.transpose)
+                parameters.load(module, blobs[message.name], message.inner_product_param.transpose)
             _share(module, message, shared)
     return accelerate(net.eval(), inplace=True).to(memory_format=torch.channels_last)
 

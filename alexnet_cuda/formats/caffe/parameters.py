@@ -44,6 +44,11 @@ def load(module: nn.Module, blobs: list[np.ndarray], transpose: bool = False) ->
         own.copy_(torch.from_numpy(np.ascontiguousarray(value, np.float32)).reshape(own.shape))
 
 
+def is_fixed(message: Any) -> bool:
+    """Whether a layer needs no blobs, since nothing in it is learned: upsampling with bilinear weights."""
+    return message.type == "Deconvolution" and message.convolution_param.weight_filler.type == "bilinear"
+
+
 @torch.no_grad()
 def draw(module: nn.Module, message: Any) -> None:
     """Starts a layer that has no blobs: as its fillers say, or as torch does where there are none."""
@@ -57,7 +62,7 @@ def draw(module: nn.Module, message: Any) -> None:
         (message.scale_param, "weight", "filler"), (message.scale_param, "bias", "bias_filler"),
         (message.bias_param, "bias", "filler"), (message.prelu_param, "weight", "filler"),
     ):  # fmt: skip
-        if parameters.HasField(field):
+        if parameters.HasField(field) and getattr(module, name, None) is not None:
             fill(getattr(module, name), getattr(parameters, field))
 
 
