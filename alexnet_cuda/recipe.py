@@ -6,6 +6,7 @@ all follow from these declarations.
 
 import dataclasses
 import functools
+import os
 import types
 import typing
 from collections.abc import Mapping
@@ -22,6 +23,7 @@ from .words import closest, unknown
 
 FOLDER = resources.files("alexnet_cuda") / "recipes"  # YAML files of the values that differ from the defaults
 BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+PATHS = ("data_path", "weights", "output")  # in which ~ is the home folder
 # What a resumed run may do with a value.
 FIXED = "fixed"  # not change it: the checkpoint fits no other value, or only the start of a run reads it
 ON_REQUEST = "on request"  # change it with --allow-changes
@@ -267,6 +269,8 @@ def _convert(key: str, value: Any) -> Any:
             return int(float(value))
         if value is None or isinstance(value, list | dict):
             raise ValueError
+        if key in PATHS and str(value).startswith("~/"):
+            return os.path.expanduser(str(value))
         return str(value) if kind is str else float(value)
     except (ValueError, KeyError, TypeError, OverflowError):
         name = "a list of numbers" if typing.get_origin(kind) is tuple else kind.__name__

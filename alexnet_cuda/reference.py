@@ -203,7 +203,7 @@ def check_conv2d(
         filters = "filters" if groups == 1 else f"a multiple of {groups} filters"
         expected = f"({filters}, {channels // groups}, height, width)"
         raise ArgumentError(f"{op}: expected weight to be {expected}, got shape {tuple(weight.shape)}")
-    for name, other in (("weight", weight), ("bias", bias)):
+    for name, other in (("weight", weight), ("bias", bias)) if x.dtype != torch.bool else ():  # torch refuses bool
         if other is not None and (other.dtype != x.dtype or other.device != x.device):
             expected = f"{x.dtype} on {x.device} as x is"
             raise ArgumentError(f"{op}: expected {name} to be {expected}, got {other.dtype} on {other.device}")

@@ -62,6 +62,10 @@ def test_what_does_not_compile_is_left_out(failures, settings, built, backend, m
         ([], {}, "80-virtual"),
         (None, {}, "80-virtual"),
         (["9.0"], {"TORCH_CUDA_ARCH_LIST": "8.0 9.0a+PTX"}, "80-real;90a"),
+        (["9.0"], {"TORCH_CUDA_ARCH_LIST": ""}, "90a-real"),
+        (["9.0"], {"TORCH_CUDA_ARCH_LIST": "7.5,8.0; 12.0"}, "80-real;120-real"),
+        (["9.0"], {"TORCH_CUDA_ARCH_LIST": "Turing 7.0+PTX All"}, "90a-real"),
+        (["9.0"], {"TORCH_CUDA_ARCH_LIST": "Ampere;hopper Blackwell"}, "80-real;86;90;100-real;120"),
     ],
 )
 def test_architectures(gpus, variables, architectures, tmp_path):
@@ -76,6 +80,25 @@ def test_architectures(gpus, variables, architectures, tmp_path):
     command = [shutil.which("cmake"), "-P", script]
     run = subprocess.run(command, env={"PATH": f"{tmp_path}:/usr/bin:/bin"} | variables, capture_output=True, text=True)
     assert f"[{architectures}]" in run.stderr, run.stderr
+
+
+@pytest.mark.parametrize(
+    ("version", "found"), [(None, False), ("2.10.1+cpu", False), ("2.11.0", True), ("3.0.0a0+git1", True)]
+)
+def test_a_torch_that_is_absent_or_too_old_is_not_compiled_against(version, found, tmp_path):
+    """The folder of torch that TORCH_DIR names; without headers of the stable ABI it is as good as absent."""
+    if version:
+        header = tmp_path / "include" / "torch" / "csrc" / "stable" / "library.h"
+        header.parent.mkdir(parents=True)
+        header.write_text("")
+        (tmp_path / "version.py").write_text(f"__version__ = '{version}'\n")
+    command = [sys.executable, ROOT / "tools" / "find_torch.py"]
+    run = subprocess.run(command, env={"TORCH_DIR": str(tmp_path)}, capture_output=True, text=True)
+    if found:
+        assert run.stdout == f"{tmp_path}/include;{tmp_path}/lib;{version}\n"
+    else:
+        assert (run.returncode, run.stderr.count("\n")) == (1, 1)
+        assert "no torch >= 2.11 found: install torch, or set TORCH_DIR" in run.stderr
 
 
 def write_program(path, body):

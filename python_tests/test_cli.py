@@ -132,7 +132,7 @@ WRONG_COMMANDS = [
     ("train mnist", 1, "mnist needs --data-path DIR"),
     ("train mnist", 1, "`alexnet-cuda download mnist` fetches it from ossci-datasets.s3.amazonaws.com/mnist"),
     ("train mnist --data-path absent", 1, "absent/MNIST/raw holds no train-images"),
-    ("train folder --data-path absent", 1, "absent is not a folder"),
+    ("train folder --data-path absent", 1, "absent does not exist"),
     ("lr-find digits --min-lr 0", 2, "--min-lr must be positive and below --max-lr, got 0 and 1"),
     ("lr-find digits --min-lr 1 --max-lr 0.1", 2, "--min-lr must be positive and below --max-lr, got 1 and 0.1"),
     ("lr-find digits --steps 5", 2, "--steps must be at least 20, got 5"),

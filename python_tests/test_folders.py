@@ -2,12 +2,14 @@
 
 import os
 import shutil
+import time
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from alexnet_cuda.data import load_images, load_test_images, verify
+from alexnet_cuda.data.imageset import for_each_file
 from alexnet_cuda.data.scan import split_of
 from alexnet_cuda.errors import DataError
 from alexnet_cuda.recipe import Recipe
@@ -125,6 +127,60 @@ def test_what_is_left_out_is_counted(tmp_path):
         "left out: the class bird, whose folder holds no picture",
     ):
         assert note in notes, note
+
+
+def test_folders_that_may_be_no_classes_are_told(tmp_path):
+    write(*(tmp_path / fold / name for fold in ("fold_1", "Fold_1") for name in ("cat", "dog")), count=4)
+    write(tmp_path / ".bird", count=1)
+    (tmp_path / "labels.csv").write_text("x")
+    notes = "\n".join(load_images(recipe(tmp_path)).notes)
+    for note in (
+        "of 2 of 2 classes the pictures lie in several folders, as",
+        "the class folders 'Fold_1' and 'fold_1' are two classes",
+        "left out: 1 hidden folder: .bird",
+        "labels.csv, which --data-path may name",
+    ):
+        assert note in notes, note
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [("labels.csv", r"labels\.csv reads that table"), ("all.zip", r"all\.zip must be unpacked first"),
+     (".cat/0.png", r"begin with a dot are passed over, as \.cat")],
+)  # fmt: skip
+def test_a_folder_without_classes_has_a_remedy(tmp_path, name, remedy):
+    write(tmp_path / "pictures" / "0.png", tmp_path / ".cat" / "1.png")
+    (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(DataError, match=f"has only the class folder 'pictures', expected .*{remedy}"):
+        load_images(recipe(tmp_path))
+
+
+def test_a_file_where_a_folder_is_expected(tmp_path):
+    (tmp_path / "all.zip").write_bytes(b"x")
+    with pytest.raises(DataError, match=r"all\.zip is a file, expected a folder.*; unpack it first"):
+        load_images(recipe(tmp_path / "all.zip"))
+    with pytest.raises(DataError, match="absent does not exist"):
+        load_images(recipe(tmp_path / "absent"))
+
+
+def test_a_test_split_without_labels_in_a_folder_of_its_own(tmp_path):
+    write(*(tmp_path / "train" / "train" / name for name in ("cat", "dog")), tmp_path / "test" / "test", count=5)
+    images = load_images(recipe(tmp_path))
+    assert images.classes == ["cat", "dog"]
+    assert any("left out: 5 pictures in" in note for note in images.notes)
+
+
+def test_after_an_error_no_further_file_is_read(tmp_path):
+    begun = []
+
+    def fails(path):
+        begun.append(path)
+        time.sleep(0.01)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        for_each_file(fails, [tmp_path] * 400, "reading")
+    assert len(begun) < 300
 
 
 def test_links_are_followed(tmp_path):

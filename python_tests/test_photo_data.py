@@ -197,6 +197,16 @@ def test_a_table_in_an_old_encoding_and_with_repeated_lines_is_told(table):
     assert any("left out: 20 lines of" in note for note in images.notes)
 
 
+def test_doubtful_labels_and_unread_columns_of_a_table_are_told(table):
+    lines = table.read_text().splitlines()
+    labels = ["1", "1.0", "2", "NaN"]
+    rows = [f"{line.split(',')[0]},{labels[i % 4]},{i}" for i, line in enumerate(lines[1:])]
+    table.write_text("\n".join(["path,label,fold", *rows]))
+    notes = "\n".join(load_images(recipe("folder", table)).notes)
+    for note in ("labels '1' and '1.0' of", "the label 'NaN' of", "not read: the columns fold of"):
+        assert note in notes, note
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -209,6 +219,7 @@ def test_a_table_in_an_old_encoding_and_with_repeated_lines_is_told(table):
         (lambda t: "", "no column"),
         (lambda t: t + "\n./cat3.png,dog", "lines 5 and 22 of .*labels.csv give cat3.png the labels 'cat' and 'dog'"),
         (lambda t: t.replace("cat3.png,cat", "cat3.png,c\0t"), "line 5 of .*labels.csv holds a NUL byte"),
+        (lambda t: t.replace("cat3.png,cat", 'cat3.png,"cat'), "line 5 of .*labels.csv opens a quote"),
         (lambda t: t.replace("cat3.png,cat", "cat3.png,cat,tabby"), "line 5 of .*labels.csv has 3 cells, expected 2"),
     ],
 )

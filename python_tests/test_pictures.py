@@ -1,6 +1,7 @@
 """The reader of pictures: whatever Pillow opens comes out as 8 bits on white, or is refused by name."""
 
 import io
+import os
 import struct
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image, ImageCms
 from alexnet_cuda.data import picture
 from alexnet_cuda.data.imageset import read_glyph
 from alexnet_cuda.data.picture import decode, open_image, suffixes
+from alexnet_cuda.data.verify import examine
 from alexnet_cuda.errors import DataError
 
 GREY = np.random.default_rng(0).integers(0, 256, (12, 16)).astype(np.uint8)
@@ -22,11 +24,18 @@ def lab():
 
 
 def twelve_bits(path):
-    """A TIFF file of 12 bits a pixel, which Pillow does not write."""
     values = GREY.astype(int) * 4095 // 255
     pairs = zip(values.flatten()[0::2].tolist(), values.flatten()[1::2].tolist(), strict=True)
-    data = b"".join(bytes([a >> 4, (a & 15) << 4 | b >> 8, b & 255]) for a, b in pairs)
-    tags = [(256, 16), (257, 12), (258, 12), (259, 1), (262, 1), (273, 8), (277, 1), (278, 12), (279, len(data))]
+    tiff(path, b"".join(bytes([a >> 4, (a & 15) << 4 | b >> 8, b & 255]) for a, b in pairs), 12, 1)
+
+
+def white_is_zero(path):
+    tiff(path, (65535 - WIDE).astype("<u2").tobytes(), 16, 0)
+
+
+def tiff(path, data, bits, white):
+    """A TIFF file of 12x16 pixels of a kind that Pillow does not write; white: 0, if zero is white."""
+    tags = [(256, 16), (257, 12), (258, bits), (259, 1), (262, white), (273, 8), (277, 1), (278, 12), (279, len(data))]
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
     path.write_bytes(b"II*\0" + struct.pack("<I", 8 + len(data)) + data + struct.pack("<H", 9) + entries + bytes(4))
 
@@ -49,6 +58,7 @@ WIDE = GREY.astype(np.uint16) * 257
         ("16.tif", saved(Image.fromarray(WIDE)), 0),
         ("big-endian.tif", saved(Image.fromarray(WIDE.astype(">u2"))), 0),
         ("12.tif", twelve_bits, 0),
+        ("white-is-zero.tif", white_is_zero, 0),
         ("10.pgm", ten_bits, 1),
         ("16.jp2", saved(Image.fromarray(WIDE)), 0),
         ("float.tif", saved(Image.fromarray((GREY / 255).astype(np.float32))), 0),
@@ -74,13 +84,42 @@ def test_every_mode_and_depth_gives_the_same_pixels(tmp_path, name, write, toler
         (GREY.astype(np.float32) * 10, "floats from 0 to 2550"),
         (GREY.astype(np.float32) - 300, "floats from -300 to"),
         (np.where(GREY == 7, np.nan, 0.5).astype(np.float32), "floats from nan"),
-        (GREY.astype(np.int32) * 70000, "32-bit integers from 0 to"),
+        (GREY.astype(np.int32) * 70000, "integers from 0 to"),
     ],
 )
 def test_a_range_that_is_not_known_is_refused(tmp_path, values, message):
     Image.fromarray(values).save(tmp_path / "x.tif")
     with pytest.raises(DataError, match=rf"x\.tif cannot be read as an image: it holds {message}"):
         open_image(tmp_path / "x.tif", "L")
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "not an image; it is empty"),
+        (b"\0\0\0\x18ftypheic\0\0", r"not an image that Pillow decodes; it begins with .*ftypheic"),
+        (b"<html>404</html>", r"it begins with b'<html>404"),
+    ],
+)
+def test_what_is_no_image_is_shown(tmp_path, data, message):
+    (tmp_path / "x.jpg").write_bytes(data)
+    for source in (tmp_path / "x.jpg", io.BytesIO(data)):
+        with pytest.raises(DataError, match=message):
+            decode(source)
+
+
+def test_what_cannot_be_a_picture_is_one_sentence(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    for name, message in (("pipe.png", "is not a file"), ("x" * 300, "name too long"), ("none.png", "does not exist")):
+        with pytest.raises(DataError, match=message):
+            decode(tmp_path / name)
+
+
+def test_a_picture_that_shows_nothing_is_told(tmp_path):
+    image = Image.new("RGBA", (8, 8), (255, 255, 255, 0))
+    image.paste((255, 255, 255, 255), (2, 2, 6, 6))  # white ink
+    image.save(tmp_path / "x.png")
+    assert examine(tmp_path / "x.png").changes == ["transparency laid on white", "one colour all over"]
 
 
 def test_sixteen_bits_that_hold_eight_are_told(tmp_path):

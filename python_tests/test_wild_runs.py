@@ -3,6 +3,9 @@
 import json
 import os
 import shutil
+import signal
+import subprocess
+import sys
 import tarfile
 
 import numpy as np
@@ -10,7 +13,7 @@ import pytest
 import torch
 import typer
 from PIL import Image
-from training_helpers import cli, no_report  # noqa: F401
+from training_helpers import ROOT, cli, no_report  # noqa: F401
 from typer.testing import CliRunner
 
 from alexnet_cuda.cli import app
@@ -53,6 +56,7 @@ def test_predict_answers_for_the_pictures_that_can_be_read(run, data, tmp_path):
     assert "bad.png cannot be read as an image: not an image" in answers[0]["error"]
     output = cli("predict", *pictures, "--run", run, code=1)
     assert "1.png" in output
+    assert "1 picture: one colour all over" in output
     assert "absent.png does not exist" in output
     assert output.count("error:") == 1
 
@@ -136,6 +140,55 @@ def test_what_ends_a_command_from_outside_is_a_sentence(monkeypatch, capsys, err
         Commands().invoke(None)
     assert ended.value.exit_code == code
     assert message in capsys.readouterr().err
+
+
+SWALLOWS = """
+import signal
+try:
+    signal.raise_signal(signal.SIGINT)
+except BaseException:
+    pass
+"""
+
+
+@pytest.mark.parametrize("module", ["typer", "torchvision"])
+def test_ctrl_c_during_an_import_is_one_line_even_where_it_gets_lost(tmp_path, module):
+    (tmp_path / f"{module}.py").write_text(SWALLOWS)
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    ended = subprocess.run(
+        [sys.executable, "-m", "alexnet_cuda.cli", "train", "digits"], cwd=tmp_path, text=True, capture_output=True,
+        env={**os.environ, "PYTHONPATH": path}, timeout=100,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
+    assert (ended.returncode, ended.stdout) == (130, "")
+    assert ended.stderr == "error: stopped before the end, by Ctrl-C\n"
+
+
+def test_ctrl_c_while_data_are_read_is_one_line_and_writes_nothing(data, tmp_path, monkeypatch):
+    def interrupted(path):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("alexnet_cuda.data.verify.examine", interrupted)
+    for command in (["train", "folder", *SMALL], ["inspect"]):
+        output = cli(*command, "--data-path", data, "--output", tmp_path / "out", code=130)
+        assert output.strip() == "error: stopped before the end, by Ctrl-C"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_folder_among_the_pictures_is_refused(data, tmp_path):
+    copy = shutil.copytree(data, tmp_path / "data")
+    for command, folder in ((["train", "folder", *SMALL], copy / "runs" / "a"), (["inspect"], copy)):
+        output = cli(*command, "--data-path", copy, "--output", folder, code=2)
+        assert f"lies in the data folder {copy}: name a folder outside with --output" in output
+    assert sorted(path.name for path in copy.iterdir()) == sorted(path.name for path in data.iterdir())
+
+
+def test_the_home_folder_may_be_written_as_a_tilde(data, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write(tmp_path / "new" / "dog", 1, 91)
+    (tmp_path / "my.yaml").write_text("data_path: ~/new\n")
+    for values in (["--data-path=~/new"], ["--config", "~/my.yaml"]):
+        assert f"{tmp_path}/new has only the class folder" in cli("inspect", *values, code=1)
 
 
 def test_the_message_of_a_worker_loses_its_traceback():

@@ -2,12 +2,27 @@
 # person who builds) has. A wheel for everyone sets CUDAARCHS to the complete list (tools/wheel.sh).
 
 execute_process(COMMAND ${CMAKE_CUDA_COMPILER} --list-gpu-code OUTPUT_VARIABLE _known ERROR_QUIET)
-if(DEFINED ENV{TORCH_CUDA_ARCH_LIST})  # "8.0;9.0a+PTX"
-  string(REGEX REPLACE "[ ,]+" ";" _list "$ENV{TORCH_CUDA_ARCH_LIST}")
-  list(TRANSFORM _list REPLACE "\\." "")
-  list(TRANSFORM _list REPLACE "^([0-9]+[a-z]?)$" "\\1-real")
-  list(TRANSFORM _list REPLACE "\\+PTX$" "")
-  set(CMAKE_CUDA_ARCHITECTURES ${_list})
+# TORCH_CUDA_ARCH_LIST: numbers, as "8.0;9.0a+PTX", and torch's names of generations.
+set(_AMPERE "8.0;8.6+PTX")
+set(_ADA "8.9+PTX")
+set(_HOPPER "9.0+PTX")
+set(_BLACKWELL "10.0;12.0+PTX")
+string(REGEX REPLACE "[ ,;]+" ";" _list "$ENV{TORCH_CUDA_ARCH_LIST}")
+foreach(_name ${_list})
+  string(TOUPPER ${_name} _upper)
+  foreach(_one ${_${_upper}} ${_name})
+    string(REGEX MATCH "^([0-9]+)\\.([0-9])([af]?)(\\+PTX)?$" _ "${_one}")
+    set(_number ${CMAKE_MATCH_1}${CMAKE_MATCH_2})
+    if(_number GREATER_EQUAL 80 AND CMAKE_MATCH_4)
+      list(APPEND CMAKE_CUDA_ARCHITECTURES ${_number}${CMAKE_MATCH_3})
+    elseif(_number GREATER_EQUAL 80)
+      list(APPEND CMAKE_CUDA_ARCHITECTURES ${_number}${CMAKE_MATCH_3}-real)
+    elseif(NOT DEFINED _${_upper})
+      message(WARNING "TORCH_CUDA_ARCH_LIST: ${_one} is left out; the kernels are for 8.0 and later")
+    endif()
+  endforeach()
+endforeach()
+if(CMAKE_CUDA_ARCHITECTURES)
   return()
 endif()
 

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import re
 from collections.abc import Iterable, Sequence
 from importlib import import_module, metadata
@@ -31,27 +32,46 @@ TRAIN = (*PREDICT, "matplotlib", "sklearn", "captum", "tensorboard")
 
 
 class Commands(TyperGroup):
-    """Prints the package's errors as one sentence: exit code 2 for wrong arguments, 1 for everything else."""
+    """Prints errors as one sentence: exit code 2 for wrong arguments, 130 after Ctrl-C, 1 for everything else. Takes
+    ~ for the home folder in every argument, as in --data-path=~/photos, which shells leave as it is."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        home = os.path.expanduser("~")
+        return super().parse_args(ctx, [re.sub(r"^(--[\w-]+=|)~(?=/|$)", lambda m: m[1] + home, arg) for arg in args])
 
     def invoke(self, ctx):
         try:
             return super().invoke(ctx)
-        except (AlexNetError, OSError) as error:
-            text = sentence(error)
-            if isinstance(error, OSError) and error.errno in NO_SPACE:
-                text = f"no space left on the disk ({error.strerror}); what was saved before is intact for --resume"
-            raise fail(text, getattr(error, "exit_code", 1)) from error
-        except UsageError as error:
-            raise fail(error.format_message(), error.exit_code) from error
-        except RuntimeError as error:
-            if not WORKER_ENDED.search(str(error)):
+        except typer.Exit:
+            raise
+        except BaseException as error:
+            text, code = _told(error)
+            if not text:
                 raise
-            remedy = "fewer --workers need less memory and shared memory, --workers 0 none"
-            raise fail(f"the system ended a process that loads data ({first_line(error)}); {remedy}") from error
-        except (KeyboardInterrupt, SystemExit) as error:
-            if isinstance(error, SystemExit) and not isinstance(error.__context__, KeyboardInterrupt):
-                raise
-            raise fail("stopped before the end, by Ctrl-C", 130) from error
+            raise fail(text, code) from error
+
+
+def _told(error: BaseException) -> tuple[str, int]:
+    """What a command prints of an error, and its exit code; nothing of a defect, whose traceback is wanted."""
+    if _interrupted(error):
+        return "stopped before the end, by Ctrl-C", 130
+    if isinstance(error, OSError) and error.errno in NO_SPACE:
+        return f"no space left on the disk ({error.strerror}); what was saved before is intact for --resume", 1
+    if isinstance(error, (AlexNetError, OSError)):
+        return sentence(error), getattr(error, "exit_code", 1)
+    if isinstance(error, UsageError):
+        return error.format_message(), error.exit_code
+    if isinstance(error, RuntimeError) and WORKER_ENDED.search(str(error)):
+        remedy = "fewer --workers need less memory and shared memory, --workers 0 none"
+        return f"the system ended a process that loads data ({first_line(error)}); {remedy}", 1
+    return "", 1
+
+
+def _interrupted(error: BaseException | None) -> bool:
+    """Whether an error began with Ctrl-C, of which Lightning makes a SystemExit."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def fail(text: str, code: int = 1) -> typer.Exit:

@@ -25,14 +25,16 @@ def inspect(
 ) -> None:
     """Show a data set without training: classes, counts, sizes, modes, duplicates, damaged files, and samples."""
     require_train()
+    from ..data.folder import require_outside
     from ..data.inspection import inspect as look
     from ..files import write_text
     from ..recipe import load_recipe
     from ..reports.inspection import page
 
     loaded = load_recipe(recipe, config, {"verify": True, **values})
-    found = look(loaded)
     folder = output or Path("runs") / f"inspect-{recipe}"
+    require_outside(folder, loaded)
+    found = look(loaded)
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "inspect.html", page(loaded, found))
     if json_:

@@ -10,6 +10,7 @@ import torch
 from rich.markup import escape
 
 from ..data import load_images
+from ..data.folder import require_outside
 from ..errors import DataError, RecipeError
 from ..networks import build
 from ..notes import show_notes
@@ -44,6 +45,7 @@ def run_recipe(
             raise RecipeError(f"{folder} already holds a run: --resume {folder} continues it, --overwrite replaces it")
         if not (folder / "config.yaml").exists() and any(folder.glob("checkpoints/*")):
             raise RecipeError(f"{folder} holds checkpoints/ but no run: name another folder with --output")
+        require_outside(folder, recipe)
     requested_devices(recipe)
     images = load_images(recipe)
     show_notes(images.notes, console)

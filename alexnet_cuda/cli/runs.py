@@ -55,6 +55,7 @@ def predict(
     """Classify pictures. One that cannot be read does not stop the others; the exit code is then 1."""
     require_train(PREDICT)
     from ..data.imageset import progress
+    from ..data.verify import examine, notes_on
     from ..training import evaluation
     from ..weights import load_weights
 
@@ -67,6 +68,7 @@ def predict(
             tops[path] = [(classes[k], share) for k, share in zip(labels[:top].tolist(), shares[:top].tolist())]
         except DataError as error:
             errors[path] = str(error)
+    show_notes(notes_on(examine(path) for path in tops))
     if json_:
         found = {path: [{"class": c, "probability": round(share, 6)} for c, share in row] for path, row in tops.items()}
         answers = [{"image": str(p)} | ({"top": found[p]} if p in found else {"error": errors[p]}) for p in images]

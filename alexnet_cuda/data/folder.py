@@ -10,12 +10,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..errors import DataError
+from ..errors import DataError, RecipeError
 from ..recipe import Recipe
 from .imageset import ImageSet, Items, Split, data_folder
 from .layout import read_tree
 from .picture import open_image
-from .scan import Scanner, count, printable
+from .scan import ARCHIVES, Scanner, count, printable, split_of
 from .table import SUFFIXES, Tree, read_table
 from .verify import Facts, examine_all, notes_on, notes_on_duplicates
 
@@ -102,8 +102,11 @@ def survey(recipe: Recipe, known: Sequence[str] | None = None) -> Survey:
     elif root.suffix.lower() in SUFFIXES:
         classes, trees, notes = read_table(root, known)
         root = root.parent
+    elif not root.exists():
+        raise DataError(f"{root} does not exist")
     else:
-        raise DataError(f"{root} is not a folder")
+        unpack = "; unpack it first" if root.suffix.lower() in ARCHIVES else ""
+        raise DataError(f"{root} is a file, expected a folder of pictures or a table ({', '.join(SUFFIXES)}){unpack}")
     found = Survey(root, classes, trees, notes)
     if recipe.verify:
         found.facts = examine_all(root, [path for tree in trees.values() for path, _ in tree])
@@ -112,6 +115,16 @@ def survey(recipe: Recipe, known: Sequence[str] | None = None) -> Survey:
     else:
         notes.append("without --verify, damaged pictures and duplicates are not looked for")
     return found
+
+
+def require_outside(folder: Path, recipe: Recipe) -> None:
+    """RecipeError where pictures that are written to `folder` would become a class of the data set."""
+    if recipe.data != "folder" or recipe.data_path is None:
+        return
+    root, folder = Path(recipe.data_path).resolve(), folder.resolve()
+    inside = root.is_dir() and root in (folder, *folder.parents)
+    if inside and not any(split_of(path.name) for path in root.iterdir()):
+        raise RecipeError(f"{folder} lies in the data folder {root}: name a folder outside with --output")
 
 
 def cut(tree: Tree, root: Path, fractions: Mapping[str, float], seed: int) -> dict[str, Tree]:

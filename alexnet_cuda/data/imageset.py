@@ -117,8 +117,11 @@ def split_images(images: Any, labels: Tensor, fractions: Sequence[float], seed: 
 
 def for_each_file(function: Callable[[Path], T], paths: Sequence[Path], what: str) -> list[T]:
     """`function` of every path, on several threads, with a progress bar where there are many."""
-    with ThreadPoolExecutor(min(16, 2 * (os.cpu_count() or 1))) as pool:
+    pool = ThreadPoolExecutor(min(16, 2 * (os.cpu_count() or 1)))
+    try:
         return list(progress(pool.map(function, paths), what, len(paths), len(paths) >= 500))
+    finally:
+        pool.shutdown(cancel_futures=True)  # an error or Ctrl-C does not wait for all that were to come
 
 
 def progress(items: Iterable[T], what: str, count: int, shown: bool) -> Iterable[T]:

@@ -6,10 +6,11 @@ from pathlib import Path
 
 from ..errors import DataError
 from .flat import flat_labels
-from .scan import Scanner, count, hinted_split, printable, split_of
+from .scan import ARCHIVES, Scanner, alike, count, hinted_split, printable, shortened, split_of
 from .table import Tree
 
 ROLES = ("train", "val", "test")
+NO_CLASS = ("images", "img", "imgs", "unknown", "unlabeled", "unlabelled")  # the folder of a split without labels
 
 
 def read_tree(root: Path, found: Scanner, known: Sequence[str] | None = None) -> tuple[list[str], dict[str, Tree]]:
@@ -25,6 +26,8 @@ def read_tree(root: Path, found: Scanner, known: Sequence[str] | None = None) ->
         root = inner[0]
     splits, plain = _splits(root, found, known)
     found.count_loose(root)
+    for table in _tables(root, found):
+        found.told.append(f"left out: the table {printable(table)}, which --data-path may name")
     if not splits:
         return _read_classes(root, found, known)
     if known is not None and splits.keys() & {"val", "test"}:
@@ -41,6 +44,7 @@ def read_tree(root: Path, found: Scanner, known: Sequence[str] | None = None) ->
         found.told.append(f"the class folders beside {others} in {printable(root)} are taken as the training split")
     pictures = {name: _of_class(name, folders, found) for name, folders in train.items()}
     classes = list(known) if known is not None else _classes(pictures, where, found)
+    _tell_of_several_folders(pictures, found)
     trees = {"train": _labelled(pictures, classes, where)} if train else {}
     for role in ("val", "test"):
         if role in splits and (tree := _read_split(splits[role], classes, found)):
@@ -83,6 +87,7 @@ def _read_classes(root: Path, found: Scanner, known: Sequence[str] | None) -> tu
         parts.setdefault(split_of(inside[0]) if inside else None, []).append(item)
     rest = parts.pop(None, [])
     if not parts:
+        _tell_of_several_folders(pictures, found)
         return classes, {"all": tree}
     if rest or (known is None and "train" not in parts):
         where = f"but {rest[0][0]} does not" if rest else "but none of them is for training"
@@ -103,6 +108,9 @@ def _read_split(folder: Path, classes: Sequence[str], found: Scanner) -> Tree:
                 f"left out: {count(len(flat) - len(tree), 'picture')} of {name}/ with no or another class"
             )
         return tree
+    inner = found.folders(folder)
+    if len(inner) == 1 and not named.keys() & set(classes) and _is_no_class(inner[0].name):
+        return _read_split(inner[0], classes, found)
     found.count_loose(folder)
     pictures = {name: [p for f in folders for p in found.pictures(f)] for name, folders in named.items()}
     tree = _labelled(pictures, classes, folder)
@@ -110,7 +118,7 @@ def _read_split(folder: Path, classes: Sequence[str], found: Scanner) -> Tree:
     if not tree:
         found.told.append(f"left out: {name}/, which has no class folder with pictures")
     elif lacking:
-        found.told.append(f"{name}/ has no picture of {_listed(lacking)}")
+        found.told.append(f"{name}/ has no picture of {shortened(lacking)}")
     return tree
 
 
@@ -147,23 +155,47 @@ def _labelled(pictures: dict[str, list[Path]], classes: Sequence[str], where: Pa
             meant = difflib.get_close_matches(name.lower(), [c.lower() for c in classes], 1)
             hint = f"; did you mean {next(c for c in classes if c.lower() == meant[0])!r}?" if meant else ""
             raise DataError(
-                f"{where / name} is a class that the training folder lacks; it has {_listed(classes)}{hint}"
+                f"{where / name} is a class that the training folder lacks; it has {shortened(classes)}{hint}"
             )
     return [(path, label) for label, name in enumerate(classes) for path in pictures.get(name, ())]
+
+
+def _tell_of_several_folders(pictures: dict[str, list[Path]], found: Scanner) -> None:
+    """Perhaps the folders that were taken as classes are something else, as fold_1 and fold_2."""
+    inner = {name: sorted({path.parent for path in paths}) for name, paths in pictures.items()}
+    if several := [folders for folders in inner.values() if len(folders) > 1]:
+        pair = " and ".join(map(printable, several[0][:2]))
+        found.told.append(f"of {len(several)} of {len(inner)} classes the pictures lie in several folders, as {pair}")
+
+
+def _tables(folder: Path, found: Scanner) -> list[Path]:
+    return found.files(folder, (".csv", ".tsv"))
+
+
+def _remedy(folder: Path, found: Scanner) -> str:
+    """What may help where a folder has no classes."""
+    if tables := _tables(folder, found):
+        return f"; --data-path {tables[0]} reads that table"
+    if archives := found.files(folder, ARCHIVES):
+        return f"; {archives[0].name} must be unpacked first"
+    if found.hidden:
+        return f"; names that begin with a dot are passed over, as {found.hidden[0]}"
+    return "; a CSV with the columns path and label can name their classes" if found.loose(folder) else ""
 
 
 def _classes(pictures: dict[str, list[Path]], folder: Path, found: Scanner) -> list[str]:
     names = sorted(name for name, paths in pictures.items() if paths)
     if len(names) < 2:
         has = f"only the class folder {names[0]!r}" if names else "no class folder with pictures"
-        remedy = "; a CSV with the columns path and label can name their classes" if found.loose(folder) else ""
-        raise DataError(f"{folder} has {has}, expected one folder for each of two or more classes{remedy}")
+        expected = f"expected one folder for each of two or more classes{_remedy(folder, found)}"
+        raise DataError(f"{folder} has {has}, {expected}")
+    found.told += [f"the class folders {a!r} and {b!r} are two classes" for a, b in alike(names)]
     return names
+
+
+def _is_no_class(name: str) -> bool:
+    return split_of(name) is not None or name.lower() in NO_CLASS
 
 
 def _is_class_or_split(folder: Path, known: Sequence[str] | None) -> bool:
     return split_of(folder.name) is not None or printable(folder.name) in (known or ())
-
-
-def _listed(names: Sequence[str], most: int = 10) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -75,23 +75,29 @@ def decode(source: Path | io.BytesIO, whole: bool = False, name: str = "") -> Pi
     """
     if isinstance(source, Path):
         name = str(source)
-        if source.is_dir():
-            raise DataError(f"{source} is a folder, expected an image file")
-        if not source.exists():
-            raise DataError(f"{source} does not exist")
     try:
+        if isinstance(source, Path) and not source.is_file():
+            kind = "is a folder" if source.is_dir() else "is not a file" if source.exists() else "does not exist"
+            raise DataError(f"{source} {kind}, expected an image file")
         with _open(source) as image:
             large = image.width * image.height > LARGEST
             with _one_large if large else contextlib.nullcontext():
                 return _decoded(image, whole)
+    except DataError:
+        raise
     except Exception as error:  # a damaged file raises almost anything
-        raise DataError(f"{name} cannot be read as an image: {reason(error)}") from error
+        why = _beginning(source) if isinstance(error, Image.UnidentifiedImageError) else reason(error)
+        raise DataError(f"{name} cannot be read as an image: {why}") from error
+
+
+def _beginning(source: Path | io.BytesIO) -> str:
+    """What a file holds that Pillow does not know, as HEIC, a web page, or nothing."""
+    data = (source.read_bytes() if isinstance(source, Path) else source.getvalue())[:24]
+    return f"not an image that Pillow decodes; it begins with {data!r}" if data else "not an image; it is empty"
 
 
 def reason(error: Exception) -> str:
     """Why Pillow cannot decode a file, in one line."""
-    if isinstance(error, Image.UnidentifiedImageError):
-        return "not an image"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return " ".join(str(error).split()) or type(error).__name__
@@ -192,10 +198,13 @@ def _scaled(image: Image.Image) -> tuple[Image.Image, list[str]]:
     if image.mode == "I" and image.format != "PPM":  # of a PPM file, Pillow scales them to 16 bits
         low, high = int(values.min()), int(values.max())
         if not 0 <= low <= high <= 255:
-            raise ValueError(f"it holds 32-bit integers from {low} to {high}, expected 0 to 255; save it with 16 bits")
-        return Image.fromarray(values.astype(np.uint8)), ["32-bit integers taken as 8 bits"]
+            raise ValueError(f"it holds integers from {low} to {high}, expected 0 to 255, or unsigned ones of 16 bits")
+        return Image.fromarray(values.astype(np.uint8)), ["wide integers taken as 8 bits"]
     if image.format == "TIFF":
-        bits = image.tag_v2.get(258, (16,))[0]  # type: ignore[attr-defined]
+        tags = image.tag_v2  # type: ignore[attr-defined]
+        bits = tags.get(258, (16,))[0]
+        if tags.get(262) == 0:  # white is zero, which Pillow minds in 8 bits only
+            values = 2**bits - 1 - values
     changes = [f"{bits} bits scaled to 8"]
     if 0 < values.max() < 2**bits // 16:
         changes.append(f"nearly black: it uses less than a sixteenth of its {bits} bits")

@@ -4,6 +4,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
+from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
 
 from ..errors import DataError
@@ -12,6 +13,7 @@ from .picture import suffixes
 # Of Windows, macOS, Synology, QNAP, file systems and Python; names that begin with "." are passed over, too.
 LITTER = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx", "$recycle.bin", "lost+found", "@eadir",
           "system volume information", "#recycle", "#snapshot", "@recycle", "@tmp", "__pycache__"}  # fmt: skip
+ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
 SPLITS = {
     **dict.fromkeys(("train", "training", "trn", "trainval"), "train"),
     **dict.fromkeys(
@@ -49,6 +51,24 @@ def printable(text: str | Path) -> str:
     return unicodedata.normalize("NFC", "".join(escaped))
 
 
+def alike(names: Iterable[str]) -> list[tuple[str, str]]:
+    """Pairs of names that may mean the same: they differ in case only, or are the same number."""
+    seen: dict[str | float, str] = {}
+    pairs = []
+    for name in sorted(names):
+        try:
+            key: str | float = float(name)
+        except ValueError:
+            key = name.casefold()
+        if (other := seen.setdefault(key, name)) != name:
+            pairs.append((other, name))
+    return pairs
+
+
+def shortened(names: Sequence[str], most: int = 10) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
 def count(number: int, noun: str, rest: str = "") -> str:
     """ "1 file", "2,000 files that are damaged"."""
     return f"{number:,} {noun}{'s' if number != 1 else ''}{' ' if rest else ''}{rest}"
@@ -60,6 +80,7 @@ class Scanner:
     def __init__(self) -> None:
         self.suffixes = Counter[str]()  # of files that are no pictures
         self.others = Counter[tuple[str, str]]()  # anything else, by what it is
+        self.hidden: list[str] = []  # names of folders that begin with "."
         self.told: list[str] = []  # notes of those who use it
         self._listed: dict[str, Entries] = {}
 
@@ -67,9 +88,13 @@ class Scanner:
         """The folders in a folder, by name."""
         return [folder / entry.name for entry in self._entries(str(folder))[0]]
 
+    def files(self, folder: Path, suffixes: Container[str]) -> list[Path]:
+        """The files with one of these suffixes that lie in a folder itself, by name."""
+        return [folder / entry.name for entry in self._entries(str(folder))[1] if self._suffix(entry) in suffixes]
+
     def loose(self, folder: Path) -> list[Path]:
         """The pictures that lie in a folder itself, by name."""
-        return [folder / entry.name for entry in self._entries(str(folder))[1] if self._suffix(entry) in suffixes()]
+        return self.files(folder, suffixes())
 
     def pictures(self, folder: Path) -> list[Path]:
         """The pictures at any depth below a folder. A link that leads back to a folder above it is not followed."""
@@ -87,9 +112,12 @@ class Scanner:
         """What was left out, with counts."""
         kinds = [(n, f"with the suffix {s}" if s else "without a suffix") for s, n in self.suffixes.most_common()]
         notes = [f"left out: {count(n, noun, rest)}" for (noun, rest), n in sorted(self.others.items())]
+        if self.hidden:
+            notes.append(f"left out: {count(len(self.hidden), 'hidden folder')}: {shortened(sorted(self.hidden))}")
         if kinds:
             listed = [count(*kinds[0][:1], "file", kinds[0][1]), *(f"{n:,} {kind}" for n, kind in kinds[1:10])]
-            notes.append(f"left out: {', '.join(listed)}{', and others' if len(kinds) > 10 else ''}")
+            rest = sum(n for n, _ in kinds[10:])
+            notes.append(f"left out: {', '.join(listed)}{f' and {rest:,} with others' if rest else ''}")
         return [*self.told, *notes]
 
     def _collect(self, folder: str, above: tuple[tuple[int, int], ...], found: list[str]) -> None:
@@ -127,10 +155,13 @@ class Scanner:
 
     def _kind(self, entry: os.DirEntry) -> str | None:
         """ "folder" or "file", links followed; None, and counted, for anything else."""
-        if is_litter(entry.name):
-            self.others["hidden or system file", ""] += 1
-            return None
         try:
+            if is_litter(entry.name):
+                if entry.name.startswith(".") and entry.is_dir():  # perhaps a class
+                    self.hidden.append(printable(entry.name))
+                else:
+                    self.others["hidden or system file", ""] += 1
+                return None
             if entry.is_dir():
                 return "folder"
             if entry.is_file():

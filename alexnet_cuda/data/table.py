@@ -5,11 +5,13 @@ import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import shorten
 from typing import NamedTuple
 
 from ..errors import DataError
-from .scan import count, printable, split_of
+from .scan import alike, count, printable, shortened, split_of
 
+MISSING = ("nan", "na", "n/a", "null", "<na>", "#n/a", "nil", "?")  # what programs write for no value
 Tree = list[tuple[Path, int]]  # image files and their labels
 SUFFIXES = (".csv", ".tsv", ".txt")
 COLUMNS = {
@@ -18,6 +20,9 @@ COLUMNS = {
     "label": ("label", "class", "category", "target", "class_name", "label_name", "labels", "species", "y"),
     "split": ("split", "set", "subset", "partition", "usage"),
 }  # fmt: skip
+
+
+INDEX = ("", "Unnamed: 0", "index")  # numbers of rows, as pandas writes them
 
 
 class Row(NamedTuple):
@@ -41,7 +46,9 @@ def read_table(path: Path, known: Sequence[str] | None = None) -> tuple[list[str
     missing cell, or a picture with two labels or splits. `known`: the classes of a trained network.
     """
     text, notes = _text(path)
-    rows, names = _rows(path, text)
+    rows, names, unread = _rows(path, text)
+    if unread:
+        notes.append(f"not read: the columns {shortened(unread)} of {printable(path)}")
     listed = _pictures(path, rows, names)
     once: dict[str, Listed] = {}
     for row in listed:
@@ -54,10 +61,9 @@ def read_table(path: Path, known: Sequence[str] | None = None) -> tuple[list[str
     if len(once) < len(listed):
         notes.append(f"left out: {count(len(listed) - len(once), 'line')} of {printable(path)} that repeat another")
     labels = {row.label for row in once.values()}
-    folded: dict[str, str] = {}
-    for label in sorted(labels):
-        if (other := folded.setdefault(label.casefold(), label)) != label:
-            notes.append(f"the labels {other!r} and {label!r} of {printable(path)} are two classes")
+    notes += [f"the labels {a!r} and {b!r} of {printable(path)} are two classes" for a, b in alike(labels)]
+    empty = sorted(label for label in labels if label.lower() in MISSING)
+    notes += [f"the label {label!r} of {printable(path)} is a class" for label in empty]
     classes = sorted(labels) if known is None else list(known)
     if known is None and len(classes) < 2:
         raise DataError(f"{path} has {count(len(classes), 'label')}, expected two or more")
@@ -93,11 +99,14 @@ def _text(path: Path) -> tuple[str, list[str]]:
     return text, notes
 
 
-def _rows(path: Path, text: str) -> tuple[list[Row], dict[str, int]]:
-    """The rows below the header, and the index of each column that is known."""
+def _rows(path: Path, text: str) -> tuple[list[Row], dict[str, int], list[str]]:
+    """The rows below the header, the index of each column that is known, and the names of the others."""
     rows = _split(path, text)
     if not rows:
         raise DataError(f"{path} has no column 'path'; its columns are none")
+    for before, row in zip([Row(0, []), *rows], rows):
+        if text.count('"') % 2 and "\n" in "".join(row.cells):
+            raise DataError(f"line {before.line + 1} of {path} opens a quote that does not close")
     width = len(rows[0].cells)
     if uneven := [row for row in rows if len(row.cells) > width]:
         lines = ", ".join(str(row.line) for row in uneven[:5])
@@ -106,8 +115,9 @@ def _rows(path: Path, text: str) -> tuple[list[Row], dict[str, int]]:
         )
     rows = [Row(line, cells + [""] * (width - len(cells))) for line, cells in rows]
     if any(_file(path, cell) for cell in rows[0].cells):
-        return rows, _guessed(path, rows, [""] * width)
-    return rows[1:], _guessed(path, rows[1:], [cell.lower().replace(" ", "_") for cell in rows[0].cells])
+        return rows, _guessed(path, rows, [""] * width), []
+    names = _guessed(path, rows[1:], [cell.lower().replace(" ", "_") for cell in rows[0].cells])
+    return rows[1:], names, [c for i, c in enumerate(rows[0].cells) if i not in names.values() and c not in INDEX]
 
 
 def _split(path: Path, text: str) -> list[Row]:
@@ -145,7 +155,7 @@ def _guessed(path: Path, rows: list[Row], header: list[str]) -> dict[str, int]:
         names["label"] = free[0]
     for key in ("path", "label"):
         if names[key] is None:
-            columns = ", ".join(filter(None, header)) or "none"
+            columns = shorten(", ".join(filter(None, header)), 100) or "none"
             raise DataError(
                 f"{path} has no column {key!r}; its columns are {columns}; a first line path,label names them"
             )

@@ -11,17 +11,18 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 from PIL import __version__ as pillow
 
 from ..errors import DataError
 from ..files import write_text
 from .imageset import for_each_file
-from .picture import decode, reason
+from .picture import decode, on_white, reason
 from .scan import count, printable
 from .table import Tree
 
 REMEMBERED = 500  # files of a data set, at least, whose facts are written down
-VERSION = [1, pillow]  # of the facts; other ones are not read
+VERSION = [2, pillow]  # of the facts; other ones are not read
 
 
 class Facts(NamedTuple):
@@ -36,7 +37,7 @@ class Facts(NamedTuple):
 
 
 def examine(path: Path) -> Facts:
-    """Reads and decodes one file."""
+    """Reads and decodes one file; tells also of a picture that shows nothing."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -46,7 +47,9 @@ def examine(path: Path) -> Facts:
         picture = decode(io.BytesIO(data), name=str(path))
     except DataError as error:
         return Facts(digest, error=str(error))
-    return Facts(digest, picture.mode, *picture.size, picture.changes)
+    seen = np.asarray(on_white(picture.image))
+    blank = ["one colour all over"] if seen.size and (seen == seen[0, 0]).all() else []
+    return Facts(digest, picture.mode, *picture.size, picture.changes + blank)
 
 
 def examine_all(root: Path, paths: Sequence[Path]) -> dict[Path, Facts]:
