@@ -9,7 +9,7 @@ through it. python_tests/test_kernel_resources.py compares the library with the 
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
@@ -23,7 +23,7 @@ ARCHITECTURE = "90a"
 SMS, CLOCK, ISSUE, SPECIAL, COPY_RATE = 132, 1.98e9, 4, 16 / 32, 4.3e12
 BATCH, SHAPES = 256, ((96, 55, 55), (256, 27, 27))  # of blocks 1 and 2: channels, height, width
 TYPES = {"bfloat16": ("13__nv_bfloat16", 2), "float32": ("f", 4)}
-GPU_THREADS = 1 << 18  # for which the launchers cut a batch into strips
+GPU_THREADS = 1 << 18  # for which the launchers cut a batch into tiles
 INTRODUCTION = f"""# Instructions of the kernels for AlexNets' pooling, LRN and fused tail
 
 Written by benchmarks/instruction_counts.py from the library that nvcc {{compiler}} built for sm_{ARCHITECTURE}. These
@@ -32,7 +32,8 @@ elements, block 2 256x27x27. *loads*, *stores*: bytes x number, of a thread alon
 instructions for 1,000 elements of x. The rest are times on an H200 ({SMS} multiprocessors, {CLOCK / 1e9} GHz) in us.
 *issue*: of all instructions, {ISSUE} per multiprocessor and cycle. *special*: of the square roots, {32 * SPECIAL:.0f}
 per multiprocessor and cycle. *memory*: of the bytes that have to be moved, at {COPY_RATE / 1e12} TB/s. *bound*: the
-largest of the three.
+largest of the three. relu_lrn_max_pool2d in the order relu-pool-lrn is two kernels, its backward three: their figures
+are added. The ReLU in the first, which max_pool2d skips, is counted in both.
 
 """
 PER_BLOCK = ("instructions", "issue", "special", "memory", "bound")
@@ -51,13 +52,12 @@ class Launch:
 
 
 @dataclass
-class Work:
-    """A kernel: `launch(size, channels_last, channels, height, width)`, and parts of its symbol, or of its symbols in
-    NHWC and NCHW. {T} stands for the dtype, {nhwc} for that flag of a template, {parity} for what 16-bit planes with an
-    odd number of elements have."""
+class Kernel:
+    """`launch(size, channels_last, channels, height, width)`, and parts of its symbol, or of its symbols in NHWC and
+    NCHW. {T} stands for the dtype, {nhwc} for that flag of a template, {parity} for what 16-bit planes with an odd
+    number of elements have."""
 
-    title: str
-    launch: object
+    launch: Callable[[int, bool, int, int, int], Launch]
     symbols: tuple[str, ...]
 
     def symbol(self, mangled: str, size: int, channels_last: bool) -> re.Pattern[str]:
@@ -67,9 +67,9 @@ class Work:
                           .replace("{parity}", parity) + "E")  # fmt: skip
 
 
-def strip_rows(threads: float, rows: int, per_warp: int = 1) -> int:
-    strips = min(max(GPU_THREADS // int(threads), 1), ceil(rows / 4))
-    return ceil(rows / (ceil(strips / per_warp) * per_warp))
+def tile_rows(threads: float, rows: int, per_warp: int = 1) -> int:
+    tiles = min(max(GPU_THREADS // int(threads), 1), ceil(rows / 4))
+    return ceil(rows / (ceil(tiles / per_warp) * per_warp))
 
 
 def pooled(size: int) -> int:
@@ -87,14 +87,16 @@ def pooling(backward: bool, codes: bool = True):
         # in NCHW a thread has two columns, and a plane or, of 16-bit elements, two
         of_image = columns * (c * size // 16) if channels_last else ceil(columns / 2) * (c * size // 4)
         threads = BATCH * of_image
-        strip = strip_rows(threads, rows)
-        return Launch(threads / 32 * ceil(rows / strip), strip, traffic(size, c, h, w, 1, 1, codes))
+        per_tile = tile_rows(threads, rows)
+        return Launch(threads / 32 * ceil(rows / per_tile), per_tile, traffic(size, c, h, w, 1, 1, codes))
 
     return launch
 
 
-def normalisation(tensors: int):
+def normalisation(tensors: int, of_pooled: bool = False):
     def launch(size: int, channels_last: bool, c: int, h: int, w: int) -> Launch:
+        if of_pooled:
+            h, w = pooled(h), pooled(w)
         warps = BATCH * h * w * (c / 8 if channels_last else 1) / 32
         return Launch(warps, 0 if channels_last else c / 8, traffic(size, c, h, w, tensors, 0, False))
 
@@ -111,26 +113,45 @@ def tail(backward: bool, codes: bool = True):
         while row_lanes < min(lanes, pairs + shared):
             row_lanes *= 2
         warps = BATCH * ceil(c / 8 / runs) * ceil(pairs / (row_lanes - shared))
-        strip = strip_rows(warps * 32, rows, lanes // row_lanes)
-        strips = ceil(ceil(rows / strip) / (lanes // row_lanes))
-        return Launch(warps * strips, strip, traffic(size, c, h, w, 2 if backward else 1, 1, codes))
+        per_tile = tile_rows(warps * 32, rows, lanes // row_lanes)
+        tiles = ceil(ceil(rows / per_tile) / (lanes // row_lanes))
+        return Launch(warps * tiles, per_tile, traffic(size, c, h, w, 2 if backward else 1, 1, codes))
 
     return launch
 
 
 POOL, LRN, TAIL = r"_max_pool2d_3x3s2_cu_.*\d", r"_local_response_norm_cu_.*\d", r"_relu_lrn_max_pool2d_alexnet_cu_.*\d"
 POOL_BACKWARD, TAIL_NCHW = POOL.replace("_cu", "_backward_cu"), TAIL.replace("_cu", "_nchw_cu")
-WORK = (
-    Work("max_pool2d forward, inference", pooling(False, False), (POOL + "forward_3x3s2{T}{nhwc}Lb0ELb0E{parity}",)),
-    Work("max_pool2d forward", pooling(False), (POOL + "forward_3x3s2{T}{nhwc}Lb1ELb0E{parity}",)),
-    Work("max_pool2d backward", pooling(True), (POOL_BACKWARD + "backward_3x3s2_nhwc{T}",
-                                                POOL_BACKWARD + "backward_3x3s2_nchw{T}{parity}")),
-    Work("local_response_norm forward", normalisation(2), (LRN + "forward_nhwc{T}", LRN + "forward_nchw{T}")),
-    Work("local_response_norm backward", normalisation(3), (LRN + "backward_nhwc{T}", LRN + "backward_nchw{T}")),
-    Work("relu_lrn_max_pool2d forward, inference", tail(False, False), (TAIL + "forward{T}{nhwc}Lb0E",)),
-    Work("relu_lrn_max_pool2d forward", tail(False), (TAIL + "forward{T}{nhwc}Lb1E",)),
-    Work("relu_lrn_max_pool2d backward", tail(True), (TAIL + "backward_nhwc{T}", TAIL_NCHW + "backward_nchw{T}Lb1E")),
-)  # fmt: skip
+POOL_INFERENCE_SYMBOLS = (POOL + "forward_3x3s2{T}{nhwc}Lb0ELb0E{parity}",)
+POOL_SYMBOLS = (POOL + "forward_3x3s2{T}{nhwc}Lb1ELb0E{parity}",)
+POOL_BACKWARD_SYMBOLS = (POOL_BACKWARD + "backward_3x3s2_nhwc{T}", POOL_BACKWARD + "backward_3x3s2_nchw{T}{parity}")
+LRN_SYMBOLS = (LRN + "forward_nhwc{T}", LRN + "forward_nchw{T}")
+LRN_BACKWARD_SYMBOLS = (LRN + "backward_nhwc{T}", LRN + "backward_nchw{T}")
+WORK = {
+    "max_pool2d forward, inference": [Kernel(pooling(False, False), POOL_INFERENCE_SYMBOLS)],
+    "max_pool2d forward": [Kernel(pooling(False), POOL_SYMBOLS)],
+    "max_pool2d backward": [Kernel(pooling(True), POOL_BACKWARD_SYMBOLS)],
+    "local_response_norm forward": [Kernel(normalisation(2), LRN_SYMBOLS)],
+    "local_response_norm backward": [Kernel(normalisation(3), LRN_BACKWARD_SYMBOLS)],
+    "relu_lrn_max_pool2d forward, inference": [Kernel(tail(False, False), (TAIL + "forward{T}{nhwc}Lb0E",))],
+    "relu_lrn_max_pool2d forward": [Kernel(tail(False), (TAIL + "forward{T}{nhwc}Lb1E",))],
+    "relu_lrn_max_pool2d backward": [
+        Kernel(tail(True), (TAIL + "backward_nhwc{T}", TAIL_NCHW + "backward_nchw{T}Lb1E")),
+    ],
+    "relu-pool-lrn forward, inference": [
+        Kernel(pooling(False, False), POOL_INFERENCE_SYMBOLS),
+        Kernel(normalisation(2, of_pooled=True), LRN_SYMBOLS),
+    ],
+    "relu-pool-lrn forward": [
+        Kernel(pooling(False), POOL_SYMBOLS),
+        Kernel(normalisation(2, of_pooled=True), LRN_SYMBOLS),
+    ],
+    "relu-pool-lrn backward": [
+        Kernel(pooling(False, False), POOL_INFERENCE_SYMBOLS),
+        Kernel(normalisation(3, of_pooled=True), LRN_BACKWARD_SYMBOLS),
+        Kernel(pooling(True), POOL_BACKWARD_SYMBOLS),
+    ],
+}
 
 
 def instructions(code: str) -> list[tuple[int, str, str, int | None]]:
@@ -180,25 +201,27 @@ def accesses(names: list[str], kind: str) -> str:
 
 def rows(library: Path) -> Iterator[tuple[str, ...]]:
     functions = resources.sass(library, ARCHITECTURE)
-    for work in WORK:
+    for title, kernels in WORK.items():
         for dtype, (mangled, size) in TYPES.items():
             for channels_last in (True, False):
-                layout = "nhwc" if channels_last else "nchw"
-                wanted = work.symbol(mangled, size, channels_last)
-                outside, loop = path(next(code for symbol, code in functions.items() if wanted.search(symbol)))
-                cells = [work.title, dtype, layout.upper(), accesses(outside + loop, "LDG"),
-                         accesses(outside + loop, "STG")]  # fmt: skip
+                wanted = [kernel.symbol(mangled, size, channels_last) for kernel in kernels]
+                paths = [path(next(code for symbol, code in functions.items() if w.search(symbol))) for w in wanted]
+                every = [name for outside, loop in paths for name in outside + loop]
+                cells = [title, dtype, "NHWC" if channels_last else "NCHW", accesses(every, "LDG"),
+                         accesses(every, "STG")]  # fmt: skip
                 for c, h, w in SHAPES:
-                    launch = work.launch(size, channels_last, c, h, w)
-                    executed = launch.warps * (len(outside) + launch.trips * len(loop))
-                    special, special_loop = (sum(n.startswith("MUFU.") for n in names) for names in (outside, loop))
-                    times = {
-                        "issue": executed / (SMS * ISSUE * CLOCK),
-                        "special": launch.warps * (special + launch.trips * special_loop) / (SMS * SPECIAL * CLOCK),
-                        "memory": launch.bytes / COPY_RATE,
-                    }
+                    executed, times = 0.0, dict.fromkeys(("issue", "special", "memory"), 0.0)
+                    for kernel, (outside, loop) in zip(kernels, paths, strict=True):
+                        launch = kernel.launch(size, channels_last, c, h, w)
+                        special, special_loop = (sum(n.startswith("MUFU.") for n in names) for names in (outside, loop))
+                        count = launch.warps * (len(outside) + launch.trips * len(loop))
+                        executed += count
+                        times["issue"] += count / (SMS * ISSUE * CLOCK)
+                        roots = launch.warps * (special + launch.trips * special_loop)
+                        times["special"] += roots / (SMS * SPECIAL * CLOCK)
+                        times["memory"] += launch.bytes / COPY_RATE
                     cells.append(f"{executed / (BATCH * c * h * w / 1000):.0f}")
-                    cells += [*(f"{t * 1e6:.0f}" for t in times.values()), max(times, key=lambda name: times[name])]
+                    cells += [*(f"{t * 1e6:.0f}" for t in times.values()), max(times, key=times.__getitem__)]
                 yield tuple(cells)
 
 

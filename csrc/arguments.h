@@ -64,7 +64,7 @@ struct PoolArguments : Operands {
 struct TailArguments : PoolArguments {
   Order order = kReluLrnPool;
   Lrn lrn;
-  float* workspace = nullptr;  // CUDA, backward of kReluPoolLrn: one float per element of grad
+  float* workspace = nullptr;  // CUDA, kReluPoolLrn
 };
 
 // The forward reads x, weight and bias (or null) and writes out; the weight gradient reads x and grad and writes

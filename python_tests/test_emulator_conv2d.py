@@ -139,10 +139,11 @@ def test_tf32_of_extremes(layout):
 
 
 def on_device(capability, x, grad, weight, padding=0, ceil_mode=False):
-    """(output, gradient of x)."""
+    """(output, gradient of x, of the weight, of the bias)."""
     with emulator(compute_capability=capability):
         y = op.conv2d(x, weight, None, 4, padding, 1, ceil_mode, False)
-        return y, op._conv2d_input_grad(grad, weight, *x.shape[2:], 4, padding, 1)
+        dx = op._conv2d_input_grad(grad, weight, *x.shape[2:], 4, padding, 1)
+        return y, dx, *op._conv2d_weight_grad(grad, x, 11, 4, padding, 1, True)
 
 
 # In both formats. 1e-30: no part of an element is lost. Sums of one sign show a bias.
@@ -155,25 +156,27 @@ def on_device(capability, x, grad, weight, padding=0, ceil_mode=False):
         ((1, 1, 20, 13), 64, 0, False, torch.rand, "contiguous"),
         ((1, 4, 14, 19), 64, 0, True, torch.rand, "channels_last"),
         ((1, 4, 13, 16), 96, 2, False, torch.randn, "contiguous"),
+        ((1, 1, 71, 75), 7, 0, False, torch.rand, "channels_last"),  # a weight's gradient is a sum over 272 pixels
     ],
 )
 def test_three_products_of_tf32_are_as_exact_as_floats(shape, filters, padding, ceil_mode, sample, layout):
     x, weight = in_layout(sample(shape) * 1e-30, layout), sample(filters, shape[1], 11, 11)
     exact = lambda *inputs: reference.conv2d(*inputs, None, 4, padding, ceil_mode)
     grad = in_layout(sample(exact(x, weight).shape), layout)
-    y, (dx, _) = forward_and_gradients(exact, [x.double(), weight.double()], grad.double())
+    y, (dx, dw) = forward_and_gradients(exact, [x.double(), weight.double()], grad.double())
     found, floats = (on_device(capability, x, grad, weight, padding, ceil_mode) for capability in (90, 86))
-    for expected, *results in zip((y, dx), found, floats):
+    for i, (expected, *results) in enumerate(zip((y, dx, dw, grad.double().sum((0, 2, 3))), found, floats)):
         error, of_floats = ((r - expected).abs().max() / expected.abs().max() for r in results)
-        assert error <= min(1e-6, of_floats)
+        assert error <= (min(1e-6, of_floats) if i < 2 else 1e-6)  # dw and db are shorter sums
 
 
 def test_devices_with_fast_tf32():
     x, grad, weight = torch.randn(1, 1, 11, 15), torch.randn(1, 2, 1, 2), torch.randn(2, 1, 11, 11)
     floats = on_device(86, x, grad, weight)
     for capability in (80, 86, 89, 90, 100, 103, 120):
-        for result, of_floats in zip(on_device(capability, x, grad, weight), floats):
-            assert result.equal(of_floats) == (capability in (86, 89, 120))
+        y, dx, dw, _ = on_device(capability, x, grad, weight)
+        for result, of_floats, without in zip((y, dx, dw), floats, [(86, 89, 120)] * 2 + [(86, 89, 100, 103, 120)]):
+            assert result.equal(of_floats) == (capability in without)
 
 
 @pytest.mark.parametrize("where", ["x", "weight", "grad"])

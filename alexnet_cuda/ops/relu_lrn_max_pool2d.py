@@ -55,7 +55,8 @@ def relu_lrn_max_pool2d(
 
     Equivalent to `max_pool2d(local_response_norm(relu(x), ...), ...)` for order "relu-lrn-pool" (the paper, Caffe's
     bvlc_alexnet); "relu-pool-lrn" is CaffeNet, "lrn-pool-relu" the first block of the 2012 code. The steps between are
-    kept in float32, and x and one byte per output are saved for backward.
+    kept in float32 (the pooled values of "relu-pool-lrn" on CUDA, and their gradient, in the dtype of x), and x and one
+    byte per output are saved for backward.
 
     Args: x is (N, C, H, W) or (C, H, W); the others are those of `local_response_norm` and `max_pool2d`.
 

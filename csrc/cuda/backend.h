@@ -41,11 +41,10 @@ struct CudaBackend : Memory {
   }
 
   static void relu_lrn_max_pool2d(const char* op, const TailArguments& args, const Tensor& like) {
-    launch(op, launch_relu_lrn_max_pool2d, args, like, 0);
+    launch(op, launch_relu_lrn_max_pool2d, args, like, relu_lrn_max_pool2d_workspace(args));
   }
   static void relu_lrn_max_pool2d_backward(const char* op, const TailArguments& args, const Tensor& like) {
-    const int64_t outputs = args.images.count * args.images.channels * args.pool.out_height * args.pool.out_width;
-    launch(op, launch_relu_lrn_max_pool2d_backward, args, like, args.order == kReluPoolLrn ? outputs : 0);
+    launch(op, launch_relu_lrn_max_pool2d_backward, args, like, relu_lrn_max_pool2d_workspace(args));
   }
 
   static std::optional<MemoryFormat> conv2d_format(const Images&, const Conv& conv, MemoryFormat of_x) {
@@ -58,7 +57,9 @@ struct CudaBackend : Memory {
   }
   static bool conv2d_weight_grad(const char* op, ConvArguments args, const Tensor& like) {
     const DType dtype = product_dtype(args.images.dtype, like);
-    args.images.dtype = dtype == DType::kTF32x3 ? DType::kFloat : dtype;
+    const bool is_float =
+        dtype == DType::kTF32x3 && !has_tf32x3_weight_grad(Memory::compute_capability(like), args.conv);
+    args.images.dtype = is_float ? DType::kFloat : dtype;
     std::optional<Tensor> unused;  // the kernel always writes a bias gradient
     if (!args.grad_bias) {
       unused = Memory::allocate(like, {args.conv.filters}, MemoryFormat::Contiguous);

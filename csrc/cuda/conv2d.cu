@@ -1,6 +1,6 @@
 // AlexNet's first convolution (11x11, stride 4, 1, 3 or 4 channels) in float32, and its two gradients. float16,
-// bfloat16 and TF32 run on tensor cores: conv2d_mma.cu, conv2d_weight_grad_mma.cu and conv2d_input_grad_mma.cu. So do
-// the forward and the input gradient of float32 on devices with fast TF32 (kernels.h).
+// bfloat16 and TF32 run on tensor cores: conv2d_mma.cu, conv2d_weight_grad_mma.cu and conv2d_input_grad_mma.cu. So does
+// float32 where kernels.h says.
 //
 // Forward and weight gradient are matrix products whose left operand, the unfolded image, is never stored:
 //   forward        y[pixel, filter]   = bias + sum over taps   of  x[pixel, tap]  w[filter, tap]
@@ -13,8 +13,8 @@
 // wide one is for AlexNet's 96 filters: it fetches as much of the image for three times the products.
 //
 // Numerics: exact float products (FFMA); the order of every sum is fixed.
-#include "channel_runs.h"
 #include "space_to_depth.h"
+#include "view.h"
 
 namespace alexnet_cuda {
 namespace {
@@ -247,21 +247,15 @@ __global__ void __launch_bounds__(kThreads)
   if (position >= pixels) return;
   const int64_t n = position / dx.pixels;
   const int pixel = static_cast<int>(position % dx.pixels);
-  const int y = pixel / conv.width + conv.padding, x = pixel % conv.width + conv.padding;
-  // Rows oy0 .. oy1 and columns ox0 .. ox1 of outputs have windows that cover the pixel.
-  const int oy0 = max(0, (y - kKernel + kStride) / kStride), oy1 = min(y / kStride, conv.out_height - 1);
-  const int ox0 = max(0, (x - kKernel + kStride) / kStride), ox1 = min(x / kStride, conv.out_width - 1);
   // For every window that covers the pixel: one weight per filter and channel, at the pixel's position in the window.
   float sum[kChannels] = {};
-  for (int oy = oy0; oy <= oy1; ++oy)
-    for (int ox = ox0; ox <= ox1; ++ox) {
-      const float* w = weight + ((y - oy * kStride) * kKernel + x - ox * kStride);
-      const float* g = grad.image(n) + grad.offset(oy * conv.out_width + ox, 0);
+  for_each_covering_output(conv, pixel / conv.width, pixel % conv.width, [&](int output, int position) {
+    const float *g = grad.image(n) + grad.offset(output, 0), *w = weight + position;
 #pragma unroll 4
-      for (int filter = 0; filter < conv.filters; ++filter, w += kChannels * kKernelArea, g += grad.offset(0, 1))
+    for (int filter = 0; filter < conv.filters; ++filter, w += kChannels * kKernelArea, g += grad.offset(0, 1))
 #pragma unroll
-        for (int c = 0; c < kChannels; ++c) sum[c] = fmaf(*g, w[c * kKernelArea], sum[c]);
-    }
+      for (int c = 0; c < kChannels; ++c) sum[c] = fmaf(*g, w[c * kKernelArea], sum[c]);
+  });
 #pragma unroll
   for (int c = 0; c < kChannels; ++c) dx.at(n, pixel, c) = sum[c];
 }

@@ -12,7 +12,7 @@
 //
 // Numerics: products of T, float sums. Products with channels that a shift does not need are kept out of the sums.
 // TF32x3 (space_to_depth.h) keeps nothing out: where the result is not finite, it is made again by float products.
-#include "space_to_depth.h"
+#include "float_products.h"
 
 namespace alexnet_cuda {
 namespace {
@@ -65,27 +65,6 @@ GPU_DEVICE void stage_gradient(gpu::shared<uint32_t> to, const Storage<T>* image
       gpu::store4(to + (p * (kGroupStride / 2) + i * 4),
                   load_gradient<T>(image, g, output, (first_group + p) * kGroupSize<T>));
   }
-}
-
-// dx of one channel of a pixel by float products, in the order of conv2d.cu.
-template <int kChannels>
-GPU_DEVICE float float_input_grad(const TF32x3* grad, const TF32x3* weight, const StripGeometry& g, int y, int x,
-                                  int c) {
-  const int filter_step = g.channels_last ? 1 : g.out_height * g.out_width;
-  const int pixel_step = g.channels_last ? g.filters : 1;
-  y += g.padding, x += g.padding;
-  float sum = 0;
-#pragma unroll 1
-  for (int oy = max(0, (y - kKernel + kStride) / kStride); oy <= min(y / kStride, g.out_height - 1); ++oy)
-#pragma unroll 1
-    for (int ox = max(0, (x - kKernel + kStride) / kStride); ox <= min(x / kStride, g.out_width - 1); ++ox) {
-      const TF32x3* w = weight + (c * kKernelArea + (y - oy * kStride) * kKernel + x - ox * kStride);
-      const TF32x3* from = grad + (oy * g.out_width + ox) * pixel_step;
-#pragma unroll 1
-      for (int filter = 0; filter < g.filters; ++filter)
-        sum = fmaf(from[filter * filter_step].value, w[filter * (kChannels * kKernelArea)].value, sum);
-    }
-  return sum;
 }
 
 // Two thread blocks share an SM's registers where ptxas spills nothing.
@@ -229,8 +208,7 @@ __global__ void __launch_bounds__(kThreads, kChannels == 4 || (kChannels == 3 &&
 
 // Of T; TF32x3 has two for each.
 int packed_words(DType dtype, const Conv& conv) {
-  const bool is_16bit = dtype == DType::kHalf || dtype == DType::kBFloat16;
-  return divide_up(conv.filters, is_16bit ? 32 : 16) * kShifts * 2 * conv.channels * 128;
+  return divide_up(conv.filters, is_16bit(dtype) ? 32 : 16) * kShifts * 2 * conv.channels * 128;
 }
 
 template <class T, int kChannels>

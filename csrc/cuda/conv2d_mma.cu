@@ -14,7 +14,7 @@
 //
 // Count: a k step of TF32x3, 32 pixels x 96 filters x 8 k, takes a warp 223 instructions on sm_90 (72 HMMA, 104 FADD,
 // 12 loads of weights). In conv2d.cu as many products take 909 (768 FFMA).
-#include "space_to_depth.h"
+#include "float_products.h"
 
 namespace alexnet_cuda {
 namespace {
@@ -47,27 +47,6 @@ __global__ void __launch_bounds__(kThreads) pack_kernel(const E* weight, uint32_
 }
 
 // ---- the product ---------------------------------------------------------------------------------------------------
-
-// One output of an image by float products, added to `sum` in the order of conv2d.cu.
-template <int kChannels>
-GPU_DEVICE float float_output(const TF32x3* image, const TF32x3* weight, const StripGeometry& g, int output,
-                              float sum) {
-  const int pixel_step = g.channels_last ? kChannels : 1, channel_step = g.channels_last ? 1 : g.height * g.width;
-  const int y0 = output / g.out_width * kStride - g.padding, x0 = output % g.out_width * kStride - g.padding;
-  int tap = 0;
-#pragma unroll 1
-  for (int c = 0; c < kChannels; ++c)
-#pragma unroll 1
-    for (int y = y0; y < y0 + kKernel; ++y)
-#pragma unroll 1
-      for (int x = x0; x < x0 + kKernel; ++x) {
-        const bool inside = static_cast<unsigned>(y) < static_cast<unsigned>(g.height) &&
-                            static_cast<unsigned>(x) < static_cast<unsigned>(g.width);
-        const float v = inside ? image[(y * g.width + x) * pixel_step + c * channel_step].value : 0.f;
-        sum = fmaf(v, weight[tap++].value, sum);
-      }
-  return sum;
-}
 
 // Thread blocks that share an SM's registers. If there were two, ptxas would spill a few words of TF32x3, and from
 // sm_100 on two of TF32.

@@ -8,9 +8,8 @@
 //
 //   resident weights: s2d blocks lie in two buffers, a step reads one and fills the other
 //   streamed weights: there is one buffer of s2d blocks; those of the next step wait in the place of the maxima until
-//   the
-//                     products are done. Weights come anew at every step, from L2, a slice while the slice before is
-//                     multiplied. Pooled rows take turns with the one row of maxima.
+//                     the products are done. Weights come anew at every step, from L2, a slice while the slice before
+//                     is multiplied. Pooled rows take turns with the one row of maxima.
 #pragma once
 
 #include "conv2d_relu_lrn_max_pool2d.h"

@@ -1,4 +1,5 @@
-// The weight and bias gradient of AlexNet's first convolution on tensor cores: float16, bfloat16 and TF32.
+// The weight and bias gradient of AlexNet's first convolution on tensor cores: float16, bfloat16, TF32, and float32 by
+// TF32x3.
 //
 //   dw[filter, k] = sum over output pixels of  dy[pixel, filter]  x[pixel + shift of k, channel of k]
 //
@@ -17,7 +18,12 @@
 // transposes both. It cannot for TF32, but filters and k may be assigned to rows and columns of the products freely: 16
 // bytes are two filters of two pixels, the four elements that a lane has of a product, or two k, those of two columns.
 //
-// Numerics: products of T, float sums.
+// Numerics: products of T, float sums. TF32x3 (space_to_depth.h) masks no operand: sums that are not finite are made
+// again by float products.
+//
+// Count: 8 pixels x 96 filters x 48 k of TF32x3 take a warp 429 instructions on sm_90 (108 HMMA, 180 FADD). As many
+// FFMA are 1152, of conv2d.cu 1363 instructions with their loads.
+#include "float_products.h"
 #include "pixel_sequence.h"
 
 namespace alexnet_cuda {
@@ -48,6 +54,7 @@ constexpr int kLead = kHalo / kPixels<T>;  // so many stages before its own, the
 static_assert(kHalo % kPixels<float> == 0 && kHalo % kPixels<gpu::half> == 0);
 template <class T>
 constexpr int kRing = (2 + kLead<T>)*kPixels<T>;  // s2d blocks in shared memory
+static_assert((kRing<float> & (kRing<float> - 1)) == 0);
 // Words per pixel of the gradient. 16-bit: an odd multiple of 16 bytes, against bank conflicts.
 template <class T, int kTile>
 constexpr int kRow = sizeof(T) == 4 ? kTile : kTile / 2 + 4;
@@ -73,65 +80,33 @@ GPU_DEVICE void store_run(gpu::shared<uint32_t> to, int run, const E (&v)[16 / s
   }
 }
 
-// A thread's channel groups of an s2d block: every kParts-th from `part` on; 0 outside the images.
-template <int kChannels, bool kNhwc, class E, int n>
-GPU_DEVICE void load_blocks(const E* x, const Pixels& g, const Place& at, int part, E (&v)[n][16 / sizeof(E)]) {
-  const E* image = x + int64_t{at.image} * kChannels * g.height * g.width;
-  const int row = at.image < g.images ? 4 * at.row - g.padding : g.height;
-  const int column = 4 * (at.column + at.strip * g.strip_width) - g.padding;
-  unroll<kParts<E>>([&](auto p) {
-    if (part == p)
-      unroll<kGroups<E, kChannels> / kParts<E>>([&](auto i) {
-        constexpr int kIndex = decltype(p)::value + decltype(i)::value * kParts<E>;
-        load_group<kChannels, kNhwc, kIndex>(g, image, row, column, v[i]);
-      });
-  });
-}
-
-// 16 bytes of a pixel's filters in the output's gradient, from `filter` on; 0 if there is no such output or filter.
-template <class E>
-GPU_DEVICE void load_run(const E* image, const Pixels& g, int output, int filter, E (&v)[16 / sizeof(E)]) {
-  constexpr int kSize = 16 / sizeof(E);
-  const int pixels = g.out_height * g.out_width, pitch = g.channels_last ? 1 : pixels;
-  const E* from = image + (g.channels_last ? output * g.filters + filter : filter * pixels + output);
-  if (sizeof(E) == 4 && g.vectors && g.channels_last) {  // of 16 bits: copied by cp.async
-    gpu::Vec<E, kSize> run = {};
-    if (output >= 0 && filter < g.filters) run = *reinterpret_cast<const gpu::Vec<E, kSize>*>(from);
-#pragma unroll
-    for (int k = 0; k < kSize; ++k) v[k] = run.v[k];
-  } else {
-#pragma unroll
-    for (int k = 0; k < kSize; ++k) v[k] = output >= 0 && filter + k < g.filters ? from[k * pitch] : E{0};
-  }
-}
-
-// The warp's part of K of the next 8 (TF32) or 16 pixels, from where `offsets` in the ring are, which move on. The
-// gradient is 0 where there is no output, but 0 * NaN is NaN: s2d blocks are masked.
-template <class T, int n>
-GPU_DEVICE void load_right(gpu::shared<uint16_t> ring, const uint32_t (&keep)[2], const int (&ends)[n],
-                           int (&offsets)[n], uint32_t (&right)[2 * n][2]) {
+// 16 of K of the next 8 (TF32) or 16 pixels, from where `offset` in the ring is, which moves on. The gradient is 0
+// where there is no output, but 0 * NaN is NaN: s2d blocks are masked.
+template <class T>
+GPU_DEVICE void load_right(gpu::shared<uint16_t> ring, const uint32_t (&keep)[2], int end, int& offset,
+                           uint32_t (*right)[2]) {
   constexpr bool kIsTF32 = sizeof(T) == 4;
+  const auto advance = [&](int blocks) {
+    const int next = offset + blocks * 8;
+    if constexpr (kIsTF32)  // the ring is a power of two
+      offset = (offset & -8 * kRing<T>) | (next & (8 * kRing<T> - 1));
+    else
+      offset = next < end ? next : next - 8 * kRing<T>;
+  };
+  if constexpr (kIsTF32) {
 #pragma unroll
-  for (int s = 0; s < n; ++s) {
-    const auto advance = [&](int blocks) {
-      offsets[s] += blocks * 8;
-      if (offsets[s] >= ends[s]) offsets[s] -= 8 * kRing<T>;
-    };
-    if constexpr (kIsTF32) {
+    for (int k = 0; k < 2; ++k) {
+      const auto two = gpu::load2(gpu::shared_cast<uint32_t>(ring + offset));
 #pragma unroll
-      for (int k = 0; k < 2; ++k) {
-        const auto two = gpu::load2(gpu::shared_cast<uint32_t>(ring + offsets[s]));
-#pragma unroll
-        for (int i = 0; i < 2; ++i) right[2 * s + i][k] = two.v[i] & keep[k];
-        advance(4);
-      }
-    } else {
-      uint32_t four[4];
-      gpu::ldmatrix_x4_trans(four, ring + offsets[s]);
-#pragma unroll
-      for (int i = 0; i < 4; ++i) right[2 * s + i / 2][i % 2] = four[i] & keep[i % 2];
-      advance(16);
+      for (int i = 0; i < 2; ++i) right[i][k] = two.v[i] & keep[k];
+      advance(4);
     }
+  } else {
+    uint32_t four[4];
+    gpu::ldmatrix_x4_trans(four, ring + offset);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) right[i / 2][i % 2] = four[i] & keep[i % 2];
+    advance(16);
   }
 }
 
@@ -152,6 +127,12 @@ template <class T, int kChannels, int kTile>
 __global__ void __launch_bounds__(kThreads, 1)
     weight_grad_mma_kernel(const Storage<T>* __restrict__ x, const Storage<T>* __restrict__ grad,
                            float* __restrict__ partial, int64_t total, Pixels g, SliceTable table) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+  if constexpr (kIsTF32x3<T>) {  // not used: has_tf32x3_weight_grad
+    __trap();
+    return;
+  }
+#endif
   constexpr bool kIsTF32 = sizeof(T) == 4;
   constexpr int kSize = kGroupSize<T>, kSteps = kSixteens<kChannels, kSize>, kWarpSteps = (kSteps + 7) / 8;
   constexpr int kStepPixels = kPixels<T> / 8, kGradient = kPixels<T> * kRow<T, kTile>;
@@ -189,7 +170,6 @@ __global__ void __launch_bounds__(kThreads, 1)
 
   float sums[kTile / 16][2 * kWarpSteps][4] = {};
   const int stages = static_cast<int>(end - begin);
-  int slot = block;  // of the ring
 #pragma unroll 1
   for (int stage = -1 - kLead<T>; stage < stages; ++stage) {
     gpu::cp_async_wait<0>();
@@ -216,9 +196,9 @@ __global__ void __launch_bounds__(kThreads, 1)
           gpu::cp_async_commit();
         }
         if (g.channels_last)
-          load_blocks<kChannels, true>(x, g, block_place, first_group, v);
+          load_blocks<kChannels, true, kParts<T>>(x, g, block_place, first_group, v);
         else
-          load_blocks<kChannels, false>(x, g, block_place, first_group, v);
+          load_blocks<kChannels, false, kParts<T>>(x, g, block_place, first_group, v);
       } else if (load > 0 && loads_gradient && !copied) {
 #pragma unroll
         for (int i = 0; i < kRuns; ++i) load_run(image, g, output, filter + i * kParts<T> * kSize, v[i]);
@@ -228,24 +208,40 @@ __global__ void __launch_bounds__(kThreads, 1)
       for (int step = load == 0 ? 0 : 2 + 2 * load; stage >= 0 && step < 4 + 2 * load; ++step) {
         const gpu::shared<uint32_t> mask = masks + (now * 64 + step * 8 + quad_lane);
         const uint32_t keep[2] = {mask[0], mask[4]};
-        uint32_t right[2 * kWarpSteps][2];
-        load_right<T>(gpu::shared_cast<uint16_t>(ring), keep, ends, offsets, right);
+        uint32_t right[2 * kWarpSteps][2], right_low[2 * kWarpSteps][2];
+#pragma unroll
+        for (int s = 0; s < kWarpSteps; ++s)
+          load_right<T>(gpu::shared_cast<uint16_t>(ring), keep, ends[s], offsets[s], right + 2 * s);
         if (has_last) right[2 * kLast + 1][0] = right[2 * kLast + 1][1] = kOne<T>;
+        if constexpr (kIsTF32x3<T>) {
+#pragma unroll
+          for (int s = 0; s < 4 * kWarpSteps; ++s)
+            split(right[s / 2][s % 2], right[s / 2][s % 2], right_low[s / 2][s % 2]);
+        }
         const gpu::shared<uint16_t> filters =
             gpu::shared_cast<uint16_t>(gradients + (now * kGradient + step * kStepPixels * kRow<T, kTile>)) + row;
 #pragma unroll
         for (int m = 0; m < kTile / 16; ++m) {
-          uint32_t left[4];
+          uint32_t left[4], left_low[4];
           load_left<T>(filters + m * (kIsTF32 ? 256 : 16), left);
+          if constexpr (kIsTF32x3<T>) {
 #pragma unroll
-          for (int s = 0; s < 2 * kWarpSteps; ++s) mma<T>(sums[m][s], left, right[s]);
+            for (int k = 0; k < 4; ++k) split(left[k], left[k], left_low[k]);
+          }
+#pragma unroll
+          for (int s = 0; s < 2 * kWarpSteps; ++s) {
+            if constexpr (kIsTF32x3<T>)
+              mma_tf32x3(sums[m][s], left, left_low, right[s], right_low[s]);
+            else
+              mma<T>(sums[m][s], left, right[s]);
+          }
         }
       }
       // Registers to shared memory.
       if (load == 0 && loads_blocks) {
+        const int slot = (stage + 1 + kLead<T>) % (kRing<T> / kPixels<T>)*kPixels<T> + block;
 #pragma unroll
         for (int i = 0; i < kItems; ++i) store_group(ring + ((first_group + i * kParts<T>)*kRing<T> + slot) * 4, v[i]);
-        slot += slot + kPixels<T> < kRing<T> ? kPixels<T> : kPixels<T> - kRing<T>;
         block_place.advance(g);
       } else if (load > 0 && loads_gradient && !copied) {
 #pragma unroll
@@ -276,6 +272,19 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
 }
 
+// Makes results that are not finite again. An element of a filter per thread, after the last one the bias.
+template <int kChannels>
+__global__ void __launch_bounds__(kThreads) remake_kernel(const TF32x3* __restrict__ x, const TF32x3* __restrict__ grad,
+                                                          TF32x3* dweight, TF32x3* dbias, Pixels g) {
+  constexpr int kTaps = kChannels * kKernelArea;
+  const int i = blockIdx.x * kThreads + threadIdx.x, filter = i / (kTaps + 1), tap = i % (kTaps + 1);
+  if (filter >= g.filters) return;
+  TF32x3& to = tap == kTaps ? dbias[filter] : dweight[filter * kTaps + tap];
+  if (to.value - to.value != 0) to.value = float_weight_grad<kChannels>(x, grad, g, g.images, filter, tap);
+}
+
+// ---- host ----------------------------------------------------------------------------------------------------------
+
 // Four channels have too many K slices for the registers of 96 filters.
 int tile_of(const Conv& conv) {
   return conv.channels == 4 ? 64 : filter_tile(conv);
@@ -283,7 +292,7 @@ int tile_of(const Conv& conv) {
 int64_t split_size(DType dtype, const Conv& conv) {
   const int sixteens = dispatch_channels(conv, [&](auto channels) {
     constexpr int kChannels = decltype(channels)::value;
-    return dtype == DType::kTF32 ? kSixteens<kChannels, 4> : kSixteens<kChannels, 8>;
+    return is_16bit(dtype) ? kSixteens<kChannels, 8> : kSixteens<kChannels, 4>;
   });
   return int64_t{divide_up(conv.filters, tile_of(conv))} * tile_of(conv) * sixteens * 16;
 }
@@ -316,8 +325,11 @@ gpu::error_t launch_tile(const ConvArguments& args, gpu::stream_t stream) {
                   kBytes, stream, args.x, args.grad, args.workspace, stages, g,
                   slice_table<kChannels, kGroupSize<T>, 8 * kRing<T>>(g.strip_width + 2));
   if (error != gpu::kSuccess) return error;
-  return sum_partials<T>(args, elements, splits, split_size(args.images.dtype, conv),
-                         tap_table<kChannels, kGroupSize<T>>(), stream);
+  const gpu::error_t summed = sum_partials<T>(args, elements, splits, split_size(args.images.dtype, conv),
+                                              tap_table<kChannels, kGroupSize<T>>(), stream);
+  if (!kIsTF32x3<T> || summed != gpu::kSuccess) return summed;
+  return gpu::launch(remake_kernel<kChannels>, dim3(divide_up(conv.filters * (kChannels * kKernelArea + 1), kThreads)),
+                     kThreads, 0, stream, args.x, args.grad, args.grad_weight, args.grad_bias, g);
 }
 
 }  // namespace
@@ -327,15 +339,19 @@ int64_t conv2d_weight_grad_workspace(const ConvArguments& args) {
   const DType dtype = args.images.dtype;
   if (!uses_tensor_cores(dtype))
     return conv2d_weight_grad_splits(args) * conv.filters * (conv.channels * kKernelArea + 1);
-  const int64_t stages = dtype == DType::kTF32 ? stages_of<float>(args) : stages_of<gpu::half>(args);
+  const int64_t stages = is_16bit(dtype) ? stages_of<gpu::half>(args) : stages_of<float>(args);
   return splits_of(stages) * split_size(dtype, conv);
 }
 
 gpu::error_t launch_conv2d_weight_grad_mma(const ConvArguments& args, gpu::stream_t stream) {
-  return dispatch_dtype(args.images.dtype, [&](auto type) {
+  return dispatch_product(args.images.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     return dispatch_tile(args.conv, tile_of(args.conv), [&](auto channels, auto tile) {
-      return launch_tile<T, decltype(channels)::value, decltype(tile)::value>(args, stream);
+      constexpr int kChannels = decltype(channels)::value;
+      if constexpr (kIsTF32x3<T> && kChannels == 4)
+        return gpu::kSuccess;  // not used: has_tf32x3_weight_grad
+      else
+        return launch_tile<T, kChannels, decltype(tile)::value>(args, stream);
     });
   });
 }

@@ -35,6 +35,17 @@ struct ConvGeometry {
         out_width(c.out_width) {}
 };
 
+// visit(output pixel, position in its window) for the outputs whose windows cover pixel (y, x) of the image.
+template <class Visit>
+GPU_DEVICE void for_each_covering_output(const ConvGeometry& conv, int y, int x, Visit visit) {
+  y += conv.padding, x += conv.padding;
+#pragma unroll 1
+  for (int oy = max(0, (y - kKernel + kStride) / kStride); oy <= min(y / kStride, conv.out_height - 1); ++oy)
+#pragma unroll 1
+    for (int ox = max(0, (x - kKernel + kStride) / kStride); ox <= min(x / kStride, conv.out_width - 1); ++ox)
+      visit(oy * conv.out_width + ox, (y - oy * kStride) * kKernel + x - ox * kStride);
+}
+
 // A channel of an s2d block: image channel c of pixel (y, x) in the block.
 struct S2dChannel {
   int c, y, x;
@@ -138,12 +149,15 @@ auto dispatch_channels(const Conv& conv, Body body) {
                               : body(std::integral_constant<int, 4>{});
 }
 
-// k steps of the convolution for a dtype: 16-bit elements, or TF32 and TF32x3.
+inline bool is_16bit(DType dtype) {
+  return dtype == DType::kHalf || dtype == DType::kBFloat16;
+}
+
+// k steps of the convolution for a dtype.
 inline int k_steps(DType dtype, const Conv& conv) {
   return dispatch_channels(conv, [&](auto channels) {
     constexpr int kChannels = decltype(channels)::value;
-    return dtype == DType::kTF32 || dtype == DType::kTF32x3 ? kSchedule<kChannels, 4>.steps
-                                                            : kSchedule<kChannels, 8>.steps;
+    return is_16bit(dtype) ? kSchedule<kChannels, 8>.steps : kSchedule<kChannels, 4>.steps;
   });
 }
 

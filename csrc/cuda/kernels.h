@@ -10,15 +10,17 @@ namespace alexnet_cuda {
 gpu::error_t launch_local_response_norm(const LrnArguments& args, gpu::stream_t stream);
 gpu::error_t launch_local_response_norm_backward(const LrnArguments& args, gpu::stream_t stream);
 
-gpu::error_t launch_max_pool2d(const PoolArguments& args, gpu::stream_t stream);
+// With relu, ReLU of the maxima; a window whose maximum is not positive has a code that names none of its elements.
+gpu::error_t launch_max_pool2d(const PoolArguments& args, gpu::stream_t stream, bool relu = false);
 gpu::error_t launch_max_pool2d_backward(const PoolArguments& args, gpu::stream_t stream);
 // The same for 3x3 windows of stride 2 without padding, which the launchers above choose.
 bool has_max_pool2d_3x3s2(const PoolArguments& args);
-gpu::error_t launch_max_pool2d_3x3s2(const PoolArguments& args, gpu::stream_t stream);
+gpu::error_t launch_max_pool2d_3x3s2(const PoolArguments& args, gpu::stream_t stream, bool relu);
 gpu::error_t launch_max_pool2d_3x3s2_backward(const PoolArguments& args, gpu::stream_t stream);
 
 gpu::error_t launch_relu_lrn_max_pool2d(const TailArguments& args, gpu::stream_t stream);
 gpu::error_t launch_relu_lrn_max_pool2d_backward(const TailArguments& args, gpu::stream_t stream);
+int64_t relu_lrn_max_pool2d_workspace(const TailArguments& args);  // floats that each of the two needs
 // The same for AlexNets' settings, which the launchers above choose.
 bool has_alexnet_tail(const TailArguments& args);
 gpu::error_t launch_alexnet_tail(const TailArguments& args, gpu::stream_t stream);
@@ -36,6 +38,11 @@ inline bool is_conv11x11s4(const Conv& conv) {
 // minor): where TF32 has at least 4 times the rate of float32. On 8.6, 8.9 and 12.x the two are equal.
 inline bool has_fast_tf32(int capability) {
   return capability == 80 || capability == 90 || capability / 10 == 10;
+}
+
+// The same for the weight gradient: elsewhere ptxas would spill a few registers.
+inline bool has_tf32x3_weight_grad(int capability, const Conv& conv) {
+  return has_fast_tf32(capability) && capability <= 90 && conv.channels < 4;
 }
 
 // A grid has at most 65535 blocks in y, each with at least 32 filters.

@@ -12,7 +12,8 @@ namespace {
 
 // ---- window of 5, beta of 3/4: NHWC --------------------------------------------------------------------------------
 
-// The runs of a launch: threads and runs count the same way through memory.
+// The runs of a launch: threads and runs count the same way through memory, so that no division by the image's size is
+// needed; that of the group alone says whether a run has neighbours in its group.
 struct DenseRuns {
   int64_t first;
   uint32_t count;
@@ -61,7 +62,8 @@ gpu::error_t launch_dense_runs(const LrnArguments& args, Launch launch) {
 
 // ---- window of 5, beta of 3/4: NCHW --------------------------------------------------------------------------------
 
-// A thread has one pixel and some runs of a group, its share.
+// A thread has one pixel and some runs of a group, its share. Shares read the channels around their ends twice; a small
+// batch needs them to keep a GPU busy.
 struct PixelRuns {
   int64_t first_image;
   uint32_t total_pixels;  // of all images
@@ -86,7 +88,9 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
     const T* from = x + at;
     T* to = y + at;
     const int64_t plane = runs.pixels;
-    float in[kRun + 4], out[kRun];  // channels c - 2 .. c + 9; the first four come from the run before
+    // Channels c - 2 .. c + 9. The first four come from the run before, so that a thread loads each channel once; lanes
+    // have neighbouring pixels, so that a warp's load of a channel is one of 64 or 128 consecutive bytes.
+    float in[kRun + 4], out[kRun];
 #pragma unroll
     for (int i = 0; i < 4; ++i) in[i] = i >= 2 || c > 0 ? gpu::to_float(from[(i - 2) * plane]) : 0.f;
 #pragma unroll 1
@@ -169,16 +173,15 @@ gpu::error_t launch_pixel_runs(const LrnArguments& args, Launch launch) {
 
 // ---- any window ----------------------------------------------------------------------------------------------------
 
-// One channel at a time; its window is read from cache.
+// One element per thread; its window is read from cache.
 template <class T, bool kNhwc>
 __global__ void __launch_bounds__(kThreads, kMinBlocks)
-    forward_kernel(Runs runs, View<const T, kNhwc> x, View<T, kNhwc> y, LrnConstants lrn) {
-  runs.for_each<kNhwc>([&](int64_t n, int pixel, int c, int low, int high) {
+    forward_kernel(View<const T, kNhwc> x, View<T, kNhwc> y, int64_t images, int group_channels, LrnConstants lrn) {
+  for_each_element<1, kNhwc>(images, x.channels, x.pixels, [&](int64_t n, int pixel, int c) {
+    const int low = c / group_channels * group_channels;
     const auto value = [&](int j) { return gpu::to_float(x.at(n, pixel, j)); };
-    for (int j = c; j < min(c + kRun, high); ++j) {
-      const float d = denominator(lrn, j, low, high, value);
-      y.at(n, pixel, j) = gpu::from_float<T>(value(j) * inverse_power<false>(d, lrn.beta));
-    }
+    const float d = denominator(lrn, c, low, low + group_channels, value);
+    y.at(n, pixel, c) = gpu::from_float<T>(value(c) * inverse_power<false>(d, lrn.beta));
   });
 }
 
@@ -257,9 +260,10 @@ gpu::error_t launch_local_response_norm(const LrnArguments& args, gpu::stream_t 
     using T = typename decltype(type)::type;
     constexpr bool kNhwc = decltype(nhwc)::value;
     if (!has_lrn5_kernel<T>(images, args.lrn, args.x, args.out))
-      return launch_runs(forward_kernel<T, kNhwc>, kNhwc, images.count, images.pixels(), images.channels,
-                         args.lrn.groups, stream, view_of<const T, kNhwc>(args.x, images.channels, images.pixels()),
-                         view_of<T, kNhwc>(args.out, images.channels, images.pixels()), lrn);
+      return gpu::launch(forward_kernel<T, kNhwc>, element_grid(images.count, images.channels * images.pixels()),
+                         kThreads, 0, stream, view_of<const T, kNhwc>(args.x, images.channels, images.pixels()),
+                         view_of<T, kNhwc>(args.out, images.channels, images.pixels()), images.count,
+                         images.channels / args.lrn.groups, lrn);
     if constexpr (kNhwc)
       return launch_dense_runs(args, [&](const DenseRuns& runs, dim3 grid) {
         return gpu::launch(forward_nhwc_kernel<T>, grid, kThreads, 0, stream, args.x, args.out, runs, lrn);
@@ -282,9 +286,9 @@ gpu::error_t launch_local_response_norm_backward(const LrnArguments& args, gpu::
     using T = typename decltype(type)::type;
     constexpr bool kNhwc = decltype(nhwc)::value;
     if (!has_lrn5_kernel<T>(images, args.lrn, args.x, args.grad, args.out)) {
-      const LrnBackward<T, T, kNhwc> policy = {view_of<const T, kNhwc>(args.x, images.channels, images.pixels()),
-                                               view_of<const T, kNhwc>(args.grad, images.channels, images.pixels()),
-                                               view_of<T, kNhwc>(args.out, images.channels, images.pixels())};
+      const LrnBackward<T, kNhwc> policy = {view_of<const T, kNhwc>(args.x, images.channels, images.pixels()),
+                                            view_of<const T, kNhwc>(args.grad, images.channels, images.pixels()),
+                                            view_of<T, kNhwc>(args.out, images.channels, images.pixels())};
       return launch_tiles(lrn_backward_tile_kernel<decltype(policy)>, images.count, images.channels, images.pixels(),
                           args.lrn, stream, policy);
     }

@@ -1,4 +1,16 @@
 // Max pooling with 3x3 windows, stride 2 and no padding, forward; pool3x3s2.h explains the method.
+//
+// Memory, NHWC: a thread has 16 bytes of the channels of one output column. Neighbouring lanes have the channels that
+// follow, then the next column, so a warp's loads and stores touch consecutive addresses. A column that two windows
+// share is loaded by both threads, the second time from cache.
+//
+// Memory, NCHW: a thread has two output columns, five of x, which it loads as aligned words. Of 16-bit elements it has
+// two planes. Their rows may begin in either half of a word; __byte_perm takes a column of both planes from two words
+// into one, so that everything after it handles two outputs with one instruction. With an odd width and height:
+//
+//   plane 0, even row     | x0 x1 | x2 x3 | x4    |
+//   plane 1, even row     |    x0 | x1 x2 | x3 x4 |
+//   column 1                 (plane 0's x1, plane 1's x1)
 #include "pool3x3s2.h"
 
 namespace alexnet_cuda {
@@ -13,8 +25,8 @@ struct PixelRow {
   int pixel, two_rows;  // strides in words
   bool has_third;
 
-  GPU_DEVICE PixelRow(const T* unit, const Strips& s, int y, int ox, int channel)
-      : at(reinterpret_cast<const uint32_t*>(unit + ((y * s.width + 2 * ox) * s.channels + channel))),
+  GPU_DEVICE PixelRow(const T* slice, const ThreadTiles& s, int y, int ox, int channel)
+      : at(reinterpret_cast<const uint32_t*>(slice + ((y * s.width + 2 * ox) * s.channels + channel))),
         pixel(s.channels * sizeof(T) / 4),
         two_rows(2 * s.width * pixel),
         has_third(2 * ox + 2 < s.width) {}
@@ -39,13 +51,13 @@ struct PlaneRow {
   const uint32_t* at[kPlanes];
   int two_rows, columns;  // words; columns up to the edge
 
-  GPU_DEVICE PlaneRow(const T* unit, const Strips& s, int y, int ox, int)
+  GPU_DEVICE PlaneRow(const T* slice, const ThreadTiles& s, int y, int ox, int)
       : two_rows(2 * s.width / kPlanes), columns(s.width - 2 * ox) {
     constexpr int shift[] = {kShift...};
 #pragma unroll
     for (int p = 0; p < kPlanes; ++p) {
-      at[p] =
-          reinterpret_cast<const uint32_t*>(unit + int64_t{p} * s.height * s.width + (y * s.width + 2 * ox - shift[p]));
+      at[p] = reinterpret_cast<const uint32_t*>(slice + int64_t{p} * s.height * s.width +
+                                                (y * s.width + 2 * ox - shift[p]));
       gpu::hide_origin(at[p]);
     }
   }
@@ -90,35 +102,38 @@ struct PlaneRowOf<float, kParity, kOdd> {
 template <class T, bool kNhwc, Parity kParity, int kOdd>
 using InputRow = std::conditional_t<kNhwc, PixelRow<T>, typename PlaneRowOf<T, kParity, kOdd>::type>;
 
-// The code of one output, by the rule of pool.h.
+// The code of one output, by the rules of pool.h.
 template <class T, bool kNhwc>
-GPU_DEVICE void find_code(const View<const T, kNhwc>& x, const View<uint8_t, kNhwc>& code, const Strips& s, int oy,
-                          int ox, int channel) {
+GPU_DEVICE void find_code(const View<const T, kNhwc>& x, const View<uint8_t, kNhwc>& code, const ThreadTiles& s, int oy,
+                          int ox, int channel, bool relu) {
   Maximum maximum;
   for (int k = 0; k < 9; ++k) {
     const int row = 2 * oy + k / 3, column = 2 * ox + k % 3;
     if (row < s.height && column < s.width) maximum.update(gpu::to_float(x.at(0, row * s.width + column, channel)), k);
   }
+  if (relu) maximum.relu();
   code.at(0, oy * s.out_width + ox, channel) = static_cast<uint8_t>(maximum.code);
 }
 
 // kOverhang: the last window may lack its third row or column.
 template <class T, bool kNhwc, bool kSave, bool kOverhang, Parity kParity>
 __global__ void __launch_bounds__(kThreads, kMinBlocks)
-    forward_3x3s2_kernel(const T* __restrict__ x, uint8_t* __restrict__ code, T* __restrict__ y, Strips s) {
+    forward_3x3s2_kernel(const T* __restrict__ x, uint8_t* __restrict__ code, T* __restrict__ y, ThreadTiles s,
+                         bool relu) {
   using Even = InputRow<T, kNhwc, kParity, 0>;
   constexpr int kWords = Even::kWords, kElements = 4 / sizeof(T);
   const uint32_t i = blockIdx.x * kThreads + threadIdx.x;
   if (i >= s.items) return;
-  // This thread's unit, (first) output column and first channel, and output rows oy to end - 1.
-  const uint32_t unit = i / s.per_unit, item = i - unit * s.per_unit;
+  // This thread's slice, (first) output column and first channel, and output rows oy to end - 1.
+  const uint32_t slice = i / s.per_slice, item = i - slice * s.per_slice;
   const int column = item / s.runs, ox = column * Even::kOutputs, channel = (item - column * s.runs) * (16 / sizeof(T));
   int oy = blockIdx.y * s.rows;
   const int end = min(oy + s.rows, s.out_height);
-  const int64_t planes = kNhwc ? s.channels : kElements, first_plane = (s.first_unit + unit) * planes;
+  const int64_t planes = kNhwc ? s.channels : kElements, first_plane = (s.first_slice + slice) * planes;
   const T* image = x + first_plane * (s.height * s.width);
   const bool has_second = ox + 1 < s.out_width;
 
+  // Rows of an odd number of elements begin differently in every second row: one object for each kind.
   Even even(image, s, 2 * oy, ox, channel);
   InputRow<T, kNhwc, kParity, 1> odd(image, s, 2 * oy + 1, ox, channel);
   // Where this thread's outputs go, of one plane or of two.
@@ -135,7 +150,8 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
     gpu::hide_origin(values[e]);
     gpu::hide_origin(codes[e]);
   }
-  uint32_t largest = 0;  // NaN if any value is
+  // One check at the end instead of one per window: the maximum of all values is NaN if any of them is.
+  uint32_t largest = 0;
   WindowRow<T, kWords> row[3];
   even.template load<kOverhang>(0, row[2]);
   row[2].find_maximum();
@@ -158,7 +174,15 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
     uint32_t value[kWords], position[kWords];
     pool_rows(row, value);
     if constexpr (kSave) find_codes(row, value, position);
-    // Values and positions to memory: 16 bytes of a pixel, or one element after the other.
+    if (relu) {  // as Maximum::relu
+#pragma unroll
+      for (int k = 0; k < kWords; ++k) {
+        value[k] = gpu::max_nan<T>(value[k], 0);
+        if constexpr (kSave) position[k] |= gpu::equal_mask<T>(value[k], 0) & repeated<T>(kNoCode);
+      }
+    }
+    // Values and positions to memory: 16 bytes of a pixel, or one element after the other. A position has the width of
+    // its value in registers and one byte in memory.
     if constexpr (kNhwc) {
       *reinterpret_cast<gpu::Vec4<uint32_t>*>(values[0] + to) = {value[0], value[1], value[2], value[3]};
       if constexpr (kSave) {
@@ -195,7 +219,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
     for (int row = blockIdx.y * s.rows; row < end; ++row)
       for (int k = 0; k < kWords * kElements; ++k)
         if (kNhwc || k < kElements || has_second)
-          find_code(in, out, s, row, kNhwc ? ox : ox + k / kElements, kNhwc ? channel + k : k % kElements);
+          find_code(in, out, s, row, kNhwc ? ox : ox + k / kElements, kNhwc ? channel + k : k % kElements, relu);
   }
 }
 
@@ -212,7 +236,7 @@ bool has_max_pool2d_3x3s2(const PoolArguments& args) {
   return are_aligned(4, args.x, args.out) && (size == 4 || images.count * images.channels % 2 == 0);
 }
 
-gpu::error_t launch_max_pool2d_3x3s2(const PoolArguments& args, gpu::stream_t stream) {
+gpu::error_t launch_max_pool2d_3x3s2(const PoolArguments& args, gpu::stream_t stream, bool relu) {
   const Pool& p = args.pool;
   return dispatch_images(args.images, [&](auto type, auto nhwc) {
     using T = typename decltype(type)::type;
@@ -220,10 +244,10 @@ gpu::error_t launch_max_pool2d_3x3s2(const PoolArguments& args, gpu::stream_t st
     return dispatch_flag(args.code != nullptr, [&](auto save) {
       return dispatch_flag(overhangs(p), [&](auto overhang) {
         return dispatch_parity<T, kNhwc>(p, [&](auto parity) {
-          return launch_strips(args, p.out_width, p.out_height, [&](const Strips& strips, dim3 grid) {
+          return launch_thread_tiles(args, p.out_width, p.out_height, [&](const ThreadTiles& tiles, dim3 grid) {
             return gpu::launch(forward_3x3s2_kernel<T, kNhwc, decltype(save)::value, decltype(overhang)::value,
                                                     decltype(parity)::value>,
-                               grid, kThreads, 0, stream, args.x, args.code, args.out, strips);
+                               grid, kThreads, 0, stream, args.x, args.code, args.out, tiles, relu);
           });
         });
       });

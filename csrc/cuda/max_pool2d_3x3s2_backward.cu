@@ -1,4 +1,8 @@
 // Max pooling with 3x3 windows, stride 2 and no padding, backward; pool3x3s2.h explains the method.
+//
+// Memory: threads and words are those of the forward, with quads of dx in place of outputs. Going down, a thread loads
+// one pooled row of gradients and codes for two rows of dx, and keeps it for the next two: each pooled element is
+// loaded by the two threads whose quads its window covers (NCHW: of two quads each), each element of dx is stored once.
 #include "pool3x3s2.h"
 
 namespace alexnet_cuda {
@@ -8,15 +12,16 @@ namespace {
 template <class T>
 __global__ void __launch_bounds__(kThreads, kMinBlocks)
     backward_3x3s2_nhwc_kernel(const T* __restrict__ grad, const uint8_t* __restrict__ code, T* __restrict__ dx,
-                               Strips s) {
+                               ThreadTiles s) {
   constexpr int kWords = 4, kChannels = 16 / sizeof(T);
   const uint32_t i = blockIdx.x * kThreads + threadIdx.x;
   if (i >= s.items) return;
-  const uint32_t unit = i / s.per_unit, item = i - unit * s.per_unit;
+  const uint32_t slice = i / s.per_slice, item = i - slice * s.per_slice;
   const int pair = item / s.runs, channel = (item - pair * s.runs) * kChannels;
-  const int64_t image = s.first_unit + unit, plane = s.height * s.width, out_plane = s.out_height * s.out_width;
+  const int64_t image = s.first_slice + slice, plane = s.height * s.width, out_plane = s.out_height * s.out_width;
   const int out_row = s.out_width * s.channels, row = s.width * s.channels;
-  int quad = blockIdx.y * s.rows, next = quad - 1;  // the pooled row to come
+  // Quad row q needs pooled rows q - 1 and q. `next` is the pooled row to come.
+  int quad = blockIdx.y * s.rows, next = quad - 1;
   const int end = min(quad + s.rows, divide_up(s.height, 2));
   const T* grads = grad + (image * out_plane * s.channels + ((next * s.out_width + pair) * s.channels + channel));
   const uint8_t* codes = code + (image * out_plane * s.channels + ((next * s.out_width + pair) * s.channels + channel));
@@ -58,7 +63,8 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
   }
 }
 
-// Stores columns 0 .. 3 of a row of dx, of those `count` that the row has; kShift as in PlaneRow.
+// Stores columns 0 .. 3 of a row of dx, of those `count` that the row has: two 16-bit columns at once where they share
+// an aligned word. kShift as in PlaneRow: whether column 0 lies in the second half of one.
 template <class T, int kShift>
 GPU_DEVICE void store_columns(T* to, int count, const uint32_t (&columns)[4], int plane) {
   if constexpr (sizeof(T) == 4) {
@@ -89,13 +95,13 @@ GPU_DEVICE void store_columns(T* to, int count, const uint32_t (&columns)[4], in
 template <class T, Parity kParity>
 __global__ void __launch_bounds__(kThreads, kMinBlocks)
     backward_3x3s2_nchw_kernel(const T* __restrict__ grad, const uint8_t* __restrict__ code, T* __restrict__ dx,
-                               Strips s) {
+                               ThreadTiles s) {
   constexpr int kPlanes = 4 / sizeof(T), kQuads = 2;
   const uint32_t i = blockIdx.x * kThreads + threadIdx.x;
   if (i >= s.items) return;
-  const uint32_t unit = i / s.per_unit;
-  const int pair = (i - unit * s.per_unit) * kQuads, count = s.width - 2 * pair;
-  const int64_t first_plane = (s.first_unit + unit) * kPlanes;
+  const uint32_t slice = i / s.per_slice;
+  const int pair = (i - slice * s.per_slice) * kQuads, count = s.width - 2 * pair;
+  const int64_t first_plane = (s.first_slice + slice) * kPlanes;
   const int plane = s.height * s.width, out_plane = s.out_height * s.out_width;
   int quad = blockIdx.y * s.rows, next = quad - 1;  // the pooled row to come
   const int end = min(quad + s.rows, divide_up(s.height, 2));
@@ -160,9 +166,10 @@ gpu::error_t launch_max_pool2d_3x3s2_backward(const PoolArguments& args, gpu::st
         else
           return backward_3x3s2_nchw_kernel<T, decltype(parity)::value>;
       }();
-      return launch_strips(args, divide_up(p.width, 2), divide_up(p.height, 2), [&](const Strips& strips, dim3 grid) {
-        return gpu::launch(kernel, grid, kThreads, 0, stream, args.grad, args.code, args.out, strips);
-      });
+      return launch_thread_tiles(
+          args, divide_up(p.width, 2), divide_up(p.height, 2), [&](const ThreadTiles& tiles, dim3 grid) {
+            return gpu::launch(kernel, grid, kThreads, 0, stream, args.grad, args.code, args.out, tiles);
+          });
     });
   });
 }

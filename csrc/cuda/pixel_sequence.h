@@ -40,4 +40,36 @@ struct Place {
   }
 };
 
+// A thread's channel groups of an s2d block: every kParts-th from `part` on; 0 outside the images.
+template <int kChannels, bool kNhwc, int kParts, class E, int n>
+GPU_DEVICE void load_blocks(const E* x, const Pixels& g, const Place& at, int part, E (&v)[n][16 / sizeof(E)]) {
+  const E* image = x + int64_t{at.image} * kChannels * g.height * g.width;
+  const int row = at.image < g.images ? 4 * at.row - g.padding : g.height;
+  const int column = 4 * (at.column + at.strip * g.strip_width) - g.padding;
+  unroll<kParts>([&](auto p) {
+    if (part == p)
+      unroll<kGroups<E, kChannels> / kParts>([&](auto i) {
+        constexpr int kIndex = decltype(p)::value + decltype(i)::value * kParts;
+        load_group<kChannels, kNhwc, kIndex>(g, image, row, column, v[i]);
+      });
+  });
+}
+
+// 16 bytes of a pixel's filters in the output's gradient, from `filter` on; 0 if there is no such output or filter.
+template <class E>
+GPU_DEVICE void load_run(const E* image, const Pixels& g, int output, int filter, E (&v)[16 / sizeof(E)]) {
+  constexpr int kSize = 16 / sizeof(E);
+  const int pixels = g.out_height * g.out_width, pitch = g.channels_last ? 1 : pixels;
+  const E* from = image + (g.channels_last ? output * g.filters + filter : filter * pixels + output);
+  if (sizeof(E) == 4 && g.vectors && g.channels_last) {  // of 16 bits: copied by cp.async
+    gpu::Vec<E, kSize> run = {};
+    if (output >= 0 && filter < g.filters) run = *reinterpret_cast<const gpu::Vec<E, kSize>*>(from);
+#pragma unroll
+    for (int k = 0; k < kSize; ++k) v[k] = run.v[k];
+  } else {
+#pragma unroll
+    for (int k = 0; k < kSize; ++k) v[k] = output >= 0 && filter + k < g.filters ? from[k * pitch] : E{0};
+  }
+}
+
 }  // namespace alexnet_cuda

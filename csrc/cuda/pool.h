@@ -8,7 +8,7 @@
 // and without atomics. Numerics: sums in float.
 #pragma once
 
-#include "channel_runs.h"
+#include "view.h"
 
 namespace alexnet_cuda {
 
@@ -24,6 +24,8 @@ struct PoolGeometry {
         out_height(p.out_height),
         out_width(p.out_width) {}
 };
+
+constexpr int kNoCode = 255;  // names no element: windows have at most 15x15
 
 // The maximum of a window and its code. Of equal values the first wins, and a NaN wins over all before it, as in torch.
 struct Maximum {
@@ -41,6 +43,10 @@ struct Maximum {
   // For values in any order, with the same result.
   GPU_DEVICE void update_unordered(float v, int c) {
     if (code < 0 || v > value || (v != v ? value == value || c > code : v == value && c < code)) set(v, c);
+  }
+  // After the last value. The gradient of ReLU is 0 where the maximum is not positive: no element gets one.
+  GPU_DEVICE void relu() {
+    if (value <= 0) set(0, kNoCode);
   }
 };
 
@@ -77,41 +83,20 @@ GPU_DEVICE void for_each_covering_window(const PoolGeometry& p, int pixel, Visit
       visit(oy * p.out_width + ox, (y - oy * p.stride) * p.kernel_size + x - ox * p.stride);
 }
 
-// v[i] = gradient with respect to channel c - 4 + i of an input pixel. Arguments as for read_run, but outside
-// [low, high) v holds the gradient of some channel inside.
-template <int kFirst, int kEnd, bool kVec4, class T, bool kNhwc>
-GPU_DEVICE void gather_run(const View<const T, kNhwc>& grad, const uint8_t* code, const PoolGeometry& p, int64_t n,
-                           int pixel, int c, int low, int high, float (&v)[16]) {
-  const View<const uint8_t, kNhwc> codes = {code, grad.channels, grad.pixels};
-  const T* grad_image = grad.image(n);
-  const uint8_t* code_image = codes.image(n);
-  constexpr int kStep = kVec4 ? 4 : 1, kBegin = kFirst / kStep * kStep;
+// sum[i] = the gradient with respect to channel c + i of an input pixel; of kStep channels that one load can move.
+template <int kStep, class T, bool kNhwc>
+GPU_DEVICE void gather(const View<const T, kNhwc>& grad, const uint8_t* code, const PoolGeometry& p, int64_t n,
+                       int pixel, int c, float (&sum)[kStep]) {
 #pragma unroll
-  for (int i = kBegin; i < kEnd; ++i) v[i] = 0;
-  // Per covering window: codes and gradients of the run from memory, added where the code names this pixel.
-  for_each_covering_window(p, pixel, [&](int window, int wanted) {
-#pragma unroll
-    for (int i = kBegin; i < kEnd; i += kStep) {
-      // Clamped channels instead of a branch: all loads can be in flight at once.
-      const int offset = grad.offset(window, min(max(c - kHalo + i, low), high - kStep));
-      const auto found = *reinterpret_cast<const gpu::Vec<uint8_t, kStep>*>(code_image + offset);
-      const auto g = *reinterpret_cast<const gpu::Vec<T, kStep>*>(grad_image + offset);
-#pragma unroll
-      for (int j = 0; j < kStep; ++j) v[i + j] += found.v[j] == wanted ? gpu::to_float(g.v[j]) : 0.f;
-    }
-  });
-}
-
-// The same for one channel.
-template <class T, bool kNhwc>
-GPU_DEVICE float gather(const View<const T, kNhwc>& grad, const uint8_t* code, const PoolGeometry& p, int64_t n,
-                        int pixel, int c) {
-  float sum = 0;
+  for (int i = 0; i < kStep; ++i) sum[i] = 0;
+  // Per covering window: codes and gradients from memory or cache, added where the code names this pixel.
   for_each_covering_window(p, pixel, [&](int window, int wanted) {
     const int64_t offset = n * grad.channels * grad.pixels + grad.offset(window, c);
-    if (code[offset] == wanted) sum += gpu::to_float(grad.data[offset]);
+    const auto found = *reinterpret_cast<const gpu::Vec<uint8_t, kStep>*>(code + offset);
+    const auto g = *reinterpret_cast<const gpu::Vec<T, kStep>*>(grad.data + offset);
+#pragma unroll
+    for (int i = 0; i < kStep; ++i) sum[i] += found.v[i] == wanted ? gpu::to_float(g.v[i]) : 0.f;
   });
-  return sum;
 }
 
 }  // namespace alexnet_cuda

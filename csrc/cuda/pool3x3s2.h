@@ -1,24 +1,25 @@
 // Max pooling as AlexNets have it: 3x3 windows, stride 2, no padding. Shared by the pooling operator's kernels and the
 // fused ones for these settings; pool.h has the rules, and the kernels for all other settings.
 //
-// A thread goes down a strip: some output columns (backward: pairs of columns of dx) of some channels, row by row. What
-// two windows share is loaded once and kept in registers.
+// A thread computes a tile: of some channels, some output columns (backward: pairs of columns of dx) and rows. It goes
+// down row by row: the last of a window's three rows is the first of the next window's and stays in registers, so that
+// a thread loads two rows for each output, not three.
 //
 // The trick: elements stay packed, two of 16 bits in a word. A maximum costs one instruction for both. The position of
 // a window's maximum follows from comparisons of the results: the first row whose maximum is the window's, and in it
-// the first column that equals it. So the first of equal values wins. NaN equals nothing: a strip that
-// met one finds its positions again by comparing one after the other.
+// the first column that equals it. So the first of equal values wins. NaN equals nothing: a thread that met one finds
+// its tile's positions again, comparing one element after the other.
 #pragma once
 
 #include "pool.h"
 
 namespace alexnet_cuda {
 
-// Output rows per strip: as many as leave a GPU of about 2^18 threads busy, since each strip loads a row more. The
-// number of strips is a multiple of `per_warp`.
-inline int strip_rows(int64_t threads_per_row, int rows, int per_warp = 1) {
-  const int64_t strips = std::clamp<int64_t>((1 << 18) / threads_per_row, 1, std::min(divide_up(rows, 4), 32768));
-  return divide_up(rows, divide_up(strips, per_warp) * per_warp);
+// Output rows per tile: as many as leave a GPU of about 2^18 threads busy, since each tile loads a row more. The
+// number of tiles is a multiple of `per_warp`.
+inline int tile_rows(int64_t threads_per_row, int rows, int per_warp = 1) {
+  const int64_t tiles = std::clamp<int64_t>((1 << 18) / threads_per_row, 1, std::min(divide_up(rows, 4), 32768));
+  return divide_up(rows, divide_up(tiles, per_warp) * per_warp);
 }
 
 inline bool is_pool3x3s2(const Pool& pool) {
@@ -30,14 +31,14 @@ inline bool overhangs(const Pool& pool) {
   return 2 * pool.out_height + 1 > pool.height || 2 * pool.out_width + 1 > pool.width;
 }
 
-// How a batch is cut into strips. A unit is an image in NHWC; in NCHW a plane or, of 16-bit elements, two. blockIdx.y
-// counts the strips of a column, blockIdx.x and threadIdx.x cover the rest.
-struct Strips {
-  int64_t first_unit;
-  uint32_t items;      // threads at work: units x columns (backward: pairs; in NCHW two of either) x channel runs
-  int per_unit, runs;  // items of a unit; runs of 16 bytes of a pixel's channels in NHWC, else 1
+// How a batch is cut into tiles. A slice is an image in NHWC; in NCHW a plane or, of 16-bit elements, two. blockIdx.y
+// counts the tiles of a column, blockIdx.x and threadIdx.x cover the rest.
+struct ThreadTiles {
+  int64_t first_slice;
+  uint32_t items;       // threads at work: slices x columns (backward: pairs; in NCHW two of either) x channel runs
+  int per_slice, runs;  // items of a slice; runs of 16 bytes of a pixel's channels in NHWC, else 1
   int channels, height, width, out_height, out_width;
-  int rows;  // output rows (backward: pairs of rows) of a strip
+  int rows;  // output rows (backward: pairs of rows) of a tile
 };
 
 // Where the rows of a pair of planes begin in words that are aligned: plane 0 has an even number of elements before it,
@@ -47,29 +48,29 @@ constexpr int shift_of(Parity parity, int plane, int odd_row) {
   return parity == kEvenWidth ? 0 : parity == kOddWidth ? odd_row : plane ^ odd_row;
 }
 
-// Calls launch(strips, grid) until all items of `columns` x `rows` (backward: of pairs of them) are done.
+// Calls launch(tiles, grid) until all items of `columns` x `rows` (backward: of pairs of them) are done.
 template <class Launch>
-gpu::error_t launch_strips(const PoolArguments& args, int columns, int rows, Launch launch) {
+gpu::error_t launch_thread_tiles(const PoolArguments& args, int columns, int rows, Launch launch) {
   const Images& images = args.images;
   const Pool& p = args.pool;
   const int size = images.dtype == DType::kFloat ? 4 : 2;
   const int runs = images.channels_last ? static_cast<int>(images.channels) * size / 16 : 1;
-  const int64_t units = images.channels_last ? images.count : images.count * images.channels * size / 4;
+  const int64_t slices = images.channels_last ? images.count : images.count * images.channels * size / 4;
   if (!images.channels_last) columns = divide_up(columns, 2);  // a thread has two
-  return for_each_batch(units, int64_t{columns} * runs, [&](int64_t first, int64_t count) {
+  return for_each_batch(slices, int64_t{columns} * runs, [&](int64_t first, int64_t count) {
     const int64_t items = count * columns * runs;
-    const int strip = strip_rows(items, rows);
-    const Strips strips = {first,
-                           static_cast<uint32_t>(items),
-                           columns * runs,
-                           runs,
-                           static_cast<int>(images.channels),
-                           static_cast<int>(p.height),
-                           static_cast<int>(p.width),
-                           static_cast<int>(p.out_height),
-                           static_cast<int>(p.out_width),
-                           strip};
-    return launch(strips, dim3(divide_up(items, kThreads), divide_up(rows, strip)));
+    const int per_tile = tile_rows(items, rows);
+    const ThreadTiles tiles = {first,
+                               static_cast<uint32_t>(items),
+                               columns * runs,
+                               runs,
+                               static_cast<int>(images.channels),
+                               static_cast<int>(p.height),
+                               static_cast<int>(p.width),
+                               static_cast<int>(p.out_height),
+                               static_cast<int>(p.out_width),
+                               per_tile};
+    return launch(tiles, dim3(divide_up(items, kThreads), divide_up(rows, per_tile)));
   });
 }
 
@@ -127,7 +128,8 @@ GPU_DEVICE void find_codes(const WindowRow<T, n> (&row)[3], const uint32_t (&val
       return select(first, row[0].column[x][i], select(second, row[1].column[x][i], row[2].column[x][i]));
     };
     const uint32_t left = gpu::equal_mask<T>(of_row(0), value[i]), middle = gpu::equal_mask<T>(of_row(1), value[i]);
-    // 0, 3 or 6 for the row; 0, 1 or 2 for the column.
+    // 0, 3 or 6 for the row, 0, 1 or 2 for the column, without a branch: 5 ^ 6 = 3 in the second row, 0 ^ 6 in the
+    // third; 3 ^ 2 = 1 in the middle column, 0 ^ 2 in the right one; & ~first and & ~left make 0 of them.
     code[i] = (((second & repeated<T>(5)) ^ repeated<T>(6)) & ~first) +
               (((middle & repeated<T>(3)) ^ repeated<T>(2)) & ~left);
   }
@@ -149,8 +151,24 @@ struct Window {
   }
 };
 
-// The windows that cover quads side by side, a quad being 2x2 pixels of x: quad q lies in the pooled columns q and q +
-// 1 of these, in the last pooled row and in this one.
+// A quad is 2x2 pixels of x, 0 1 above 2 3. Four windows cover some of it, those in two pooled rows and columns. Their
+// positions, 0 to 8, of these pixels:
+//
+//   window (0, 0)   window (0, 1)   window (1, 0)   window (1, 1)
+//        8 .             6 7             2 .             0 1
+//        . .             . .             5 .             3 4
+//
+// Pixel k: sum(at(window's row, column, position)...), in that order.
+template <class At, class Sum>
+GPU_DEVICE auto gather_quad(int k, At at, Sum sum) {
+  return k == 0   ? sum(at(0, 0, 8), at(0, 1, 6), at(1, 0, 2), at(1, 1, 0))
+         : k == 1 ? sum(at(0, 1, 7), at(1, 1, 1))
+         : k == 2 ? sum(at(1, 0, 5), at(1, 1, 3))
+                  : sum(at(1, 1, 4));
+}
+
+// The windows that cover quads side by side: quad q lies in the pooled columns q and q + 1 of these, in the last pooled
+// row and in this one.
 template <class T, int n, int kQuads = 1>
 struct CoveringWindows {
   Window<T, n> window[2][kQuads + 1];
@@ -165,14 +183,10 @@ struct CoveringWindows {
       if (exists(k)) load(k, window[1][k]);
     }
   }
-  // Pixel k of quad q, word i: sum(words...) of what its windows give it, in their order.
+  // Word i of pixel k of quad q.
   template <class Sum>
   GPU_DEVICE auto gather(int q, int k, int i, Sum sum) const {
-    const auto& w = window;
-    return k == 0   ? sum(w[0][q].at(8, i), w[0][q + 1].at(6, i), w[1][q].at(2, i), w[1][q + 1].at(0, i))
-           : k == 1 ? sum(w[0][q + 1].at(7, i), w[1][q + 1].at(1, i))
-           : k == 2 ? sum(w[1][q].at(5, i), w[1][q + 1].at(3, i))
-                    : sum(w[1][q + 1].at(4, i));
+    return gather_quad(k, [&](int y, int x, int position) { return window[y][q + x].at(position, i); }, sum);
   }
 };
 

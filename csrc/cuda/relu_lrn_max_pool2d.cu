@@ -1,9 +1,10 @@
-// ReLU, local response normalisation (LRN) across channels and max pooling in one kernel, forward and backward, for any
-// settings; relu_lrn_max_pool2d_alexnet.cu has faster kernels for AlexNets'.
+// ReLU, local response normalisation (LRN) across channels and max pooling, forward and backward: one kernel for any
+// settings if pooling comes last (relu_lrn_max_pool2d_alexnet.cu has faster ones for AlexNets'), else those of
+// max_pool2d and of local_response_norm.
 //
 // Memory: a thread block of the forward pass owns a rectangle of pooled pixels and some channels of one group. What it
-// pools (or, if pooling comes first, what it normalises) lies in shared memory as floats and never reaches global
-// memory; neighbouring thread blocks compute their common border twice.
+// pools lies in shared memory as floats and never reaches global memory; neighbouring thread blocks compute their
+// common border twice.
 //
 // The backward pass is given x and one byte per pooled element, and recomputes the rest: each thread gathers the pooled
 // gradient of its pixel and differentiates the normalisation there. Numerics: sums in float, in a fixed order.
@@ -13,7 +14,7 @@
 namespace alexnet_cuda {
 namespace {
 
-// ---- forward, normalisation before pooling -------------------------------------------------------------------------
+// ---- forward -------------------------------------------------------------------------------------------------------
 
 // How a batch is cut into thread blocks: rectangles of pooled pixels times chunks of channels.
 struct PoolTiles {
@@ -46,7 +47,8 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
   // Index in shared memory: [pixel][channel] in NHWC, [channel][pixel] in NCHW.
   const auto slot = [&](int pixel, int c) { return kNhwc ? pixel * tiles.channels + c : c * pixels + pixel; };
 
-  // Normalise: a run of x from global memory, through registers, to shared memory.
+  // Normalise: a run of x from global memory, through registers, to shared memory. The windows of LRN read x through
+  // the cache, so that no channel beyond the thread block's own has to be staged.
   for (int i = threadIdx.x; i < pixels * runs; i += kThreads) {
     const int local = kNhwc ? i / runs : i % pixels, run = (kNhwc ? i % runs : i / pixels) * kRun;
     const int pixel = (iy0 + local / width) * pool.width + ix0 + local % width, c = begin + run;
@@ -75,50 +77,13 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
   }
 }
 
-// ---- forward, pooling before normalisation -------------------------------------------------------------------------
-
-template <class T, bool kNhwc>
-__global__ void __launch_bounds__(kThreads, kMinBlocks)
-    pool_lrn_kernel(ChannelTile tile, LrnConstants lrn, View<const T, kNhwc> x, View<T, kNhwc> y, uint8_t* code,
-                    PoolGeometry pool) {
-  const gpu::shared<float> pooled = gpu::dynamic_shared<float>();
-  const int begin = tile.begin(), end = tile.end(), low = tile.low(), high = low + tile.group_channels;
-  // Pool the tile's channels and those that their LRN windows reach: from global to shared memory; codes to memory.
-  tile.for_each<kNhwc>(tile.channels + lrn.front + lrn.back, [&](int row, int slot, int64_t n, int pixel) {
-    const int c = begin - lrn.front + row;
-    if (c < low || c >= high) {
-      pooled[slot] = 0.f;
-      return;
-    }
-    Maximum best;
-    const T* image = x.image(n);
-    for_each_in_window(pool, pixel / pool.out_width, pixel % pool.out_width, [&](int position, int iy, int ix) {
-      best.update(relu(gpu::to_float(image[x.offset(iy * pool.width + ix, c)])), position);
-    });
-    pooled[slot] = best.value;
-    if (code && c >= begin && c < end)
-      code[n * y.channels * y.pixels + y.offset(pixel, c)] = static_cast<uint8_t>(best.code);
-  });
-  __syncthreads();
-  // Normalise: a window of pooled values from shared memory per element.
-  tile.for_each<kNhwc>(end - begin, [&](int row, int slot, int64_t n, int pixel) {
-    float sum = 0;
-    for (int j = 0; j <= lrn.front + lrn.back; ++j) {
-      const float v = pooled[slot + j * tile.pixels];
-      sum = fmaf(v, v, sum);
-    }
-    const float v = pooled[slot + lrn.front * tile.pixels];
-    y.at(n, pixel, begin + row) = gpu::from_float<T>(v * inverse_power<false>(fmaf(lrn.alpha, sum, lrn.k), lrn.beta));
-  });
-}
-
-// ---- backward, normalisation before pooling ------------------------------------------------------------------------
+// ---- backward ------------------------------------------------------------------------------------------------------
 
 // Policy of lrn.h's backward kernel. The gradient is gathered from the pooled one through the codes. ReLU is applied to
 // x and dx or, if it comes last, to the gathered gradient (a pooled value is positive exactly if its x is).
 template <class T, bool kNhwc>
-struct LrnPoolBackward : LrnBackward<T, T, kNhwc> {
-  using Base = LrnBackward<T, T, kNhwc>;
+struct LrnPoolBackward : LrnBackward<T, kNhwc> {
+  using Base = LrnBackward<T, kNhwc>;
   const uint8_t* code;
   PoolGeometry pool;
   bool relu_first;
@@ -128,62 +93,12 @@ struct LrnPoolBackward : LrnBackward<T, T, kNhwc> {
     return relu_first ? relu(v) : v;
   }
   GPU_DEVICE float grad_at(int64_t n, int pixel, int c, float in) const {
-    const float g = gather(this->grad, code, pool, n, pixel, c);
-    return relu_first ? g : relu_gradient(in, g);
+    float g[1];
+    gather(this->grad, code, pool, n, pixel, c, g);
+    return relu_first ? g[0] : relu_gradient(in, g[0]);
   }
   GPU_DEVICE float finish_dx(float in, float dx) const { return relu_first ? relu_gradient(in, dx) : dx; }
 };
-
-// ---- backward, pooling before normalisation ------------------------------------------------------------------------
-// Two kernels: first the gradient of the pooled values into the workspace (floats, a quarter of x's elements), then
-// that of pooling and ReLU.
-
-// Policy of the first: pooled values are found in x through their codes.
-template <class T, bool kNhwc>
-struct PoolLrnBackward : LrnBackward<T, float, kNhwc> {
-  const uint8_t* code;
-  PoolGeometry pool;
-
-  GPU_DEVICE float x_at(int64_t n, int pixel, int c) const {
-    const auto& grad = this->grad;
-    const int position = code[n * grad.channels * grad.pixels + grad.offset(pixel, c)];
-    const int iy = pixel / pool.out_width * pool.stride - pool.padding + position / pool.kernel_size;
-    const int ix = pixel % pool.out_width * pool.stride - pool.padding + position % pool.kernel_size;
-    return relu(gpu::to_float(this->x.at(n, iy * pool.width + ix, c)));
-  }
-};
-
-// The same for AlexNet's LRN: a thread computes runs of 8 channels with all windows in registers.
-template <class T, bool kNhwc>
-__global__ void __launch_bounds__(kThreads, kMinBlocks)
-    pool_lrn5_backward_kernel(Runs runs, PoolLrnBackward<T, kNhwc> policy, LrnConstants lrn) {
-  runs.for_each<kNhwc>([&](int64_t n, int pixel, int c, int low, int high) {
-    float x[kRun + 8], g[kRun + 8], dx[kRun];
-#pragma unroll
-    for (int i = 0; i < kRun + 8; ++i) {
-      const int channel = c - kHalo + i;
-      x[i] = channel >= low && channel < high ? policy.x_at(n, pixel, channel) : 0.f;
-    }
-    read_run<2, 14>(policy.grad, n, pixel, c, low, high, g);
-    differentiate_run(x, g + 2, lrn, dx);
-    write_run(policy.dx, n, pixel, c, high, dx);
-  });
-}
-
-template <class T, bool kNhwc>
-__global__ void __launch_bounds__(kThreads, kMinBlocks)
-    relu_pool_backward_kernel(Runs runs, View<const T, kNhwc> x, View<const float, kNhwc> grad, const uint8_t* code,
-                              View<T, kNhwc> dx, PoolGeometry pool) {
-  runs.for_each<kNhwc>([&](int64_t n, int pixel, int c, int low, int high) {
-    // x and the gathered gradient of 8 channels into registers, masked and written.
-    float in[16], g[16], out[kRun];
-    read_run<kHalo, kHalo + kRun>(x, n, pixel, c, low, high, in);
-    gather_run<kHalo, kHalo + kRun, false>(grad, code, pool, n, pixel, c, low, high, g);
-#pragma unroll
-    for (int i = 0; i < kRun; ++i) out[i] = relu_gradient(in[kHalo + i], g[kHalo + i]);
-    write_run(dx, n, pixel, c, high, out);
-  });
-}
 
 // ---- launchers -----------------------------------------------------------------------------------------------------
 
@@ -211,9 +126,62 @@ gpu::error_t launch_pool_tiles(const Images& images, int groups, const PoolGeome
   });
 }
 
+// ---- pooling before normalisation ----------------------------------------------------------------------------------
+// The pooled values, a quarter of x in AlexNets, cross memory once more than in one kernel. In exchange both halves are
+// bound by memory (docs/instruction_counts.md), and the pooled values are exact. ReLU is the pooling's: windows without
+// a positive value have no gradient, so the gradient of LRN needs no mask.
+
+// The pooled values, or their gradients, in the workspace.
+int64_t pooled_floats(const TailArguments& args) {
+  const Images& images = args.images;
+  const int64_t values = images.count * images.channels * args.pool.out_height * args.pool.out_width;
+  return (values * (images.dtype == DType::kFloat ? 4 : 2) + 15) / 16 * 4;  // a multiple of 16 bytes
+}
+
+LrnArguments lrn_arguments(const TailArguments& args, const void* x, void* out) {
+  LrnArguments lrn;
+  lrn.images = args.images;
+  lrn.images.height = args.pool.out_height;
+  lrn.images.width = args.pool.out_width;
+  lrn.x = x;
+  lrn.grad = args.grad;
+  lrn.out = out;
+  lrn.lrn = args.lrn;
+  return lrn;
+}
+
+gpu::error_t launch_pool_lrn(const TailArguments& args, gpu::stream_t stream) {
+  PoolArguments pool = args;
+  pool.out = args.workspace;
+  const gpu::error_t error = launch_max_pool2d(pool, stream, true);
+  if (error != gpu::kSuccess) return error;
+  return launch_local_response_norm(lrn_arguments(args, args.workspace, args.out), stream);
+}
+
+gpu::error_t launch_pool_lrn_backward(const TailArguments& args, gpu::stream_t stream) {
+  void* pooled_grad = args.workspace + pooled_floats(args);
+  // Pool again: faster than to find the pooled values by their codes, and x is read but once either way.
+  PoolArguments pool = args;
+  pool.grad = nullptr;
+  pool.code = nullptr;
+  pool.out = args.workspace;
+  gpu::error_t error = launch_max_pool2d(pool, stream, true);
+  if (error != gpu::kSuccess) return error;
+  error = launch_local_response_norm_backward(lrn_arguments(args, args.workspace, pooled_grad), stream);
+  if (error != gpu::kSuccess) return error;
+  PoolArguments pool_backward = args;
+  pool_backward.grad = pooled_grad;
+  return launch_max_pool2d_backward(pool_backward, stream);
+}
+
 }  // namespace
 
+int64_t relu_lrn_max_pool2d_workspace(const TailArguments& args) {
+  return args.order == kReluPoolLrn ? pooled_floats(args) * (args.grad ? 2 : 1) : 0;
+}
+
 gpu::error_t launch_relu_lrn_max_pool2d(const TailArguments& args, gpu::stream_t stream) {
+  if (args.order == kReluPoolLrn) return launch_pool_lrn(args, stream);
   if (has_alexnet_tail(args)) return launch_alexnet_tail(args, stream);
   const Images& images = args.images;
   const PoolGeometry pool(args.pool);
@@ -222,9 +190,6 @@ gpu::error_t launch_relu_lrn_max_pool2d(const TailArguments& args, gpu::stream_t
     constexpr bool kNhwc = decltype(nhwc)::value;
     const auto x = view_of<const T, kNhwc>(args.x, images.channels, images.pixels());
     const auto y = view_of<T, kNhwc>(args.out, images.channels, args.pool.out_height * args.pool.out_width);
-    if (args.order == kReluPoolLrn)
-      return launch_tiles(pool_lrn_kernel<T, kNhwc>, images.count, y.channels, y.pixels, args.lrn, stream, x, y,
-                          args.code, pool);
     return launch_pool_tiles(images, args.lrn.groups, pool, [&](const PoolTiles& tiles, dim3 grid, size_t bytes) {
       return gpu::launch(lrn_pool_kernel<T, kNhwc>, grid, kThreads, bytes, stream, x, y, args.code, tiles,
                          LrnConstants(args.lrn), pool, args.order == kReluLrnPool);
@@ -233,31 +198,22 @@ gpu::error_t launch_relu_lrn_max_pool2d(const TailArguments& args, gpu::stream_t
 }
 
 gpu::error_t launch_relu_lrn_max_pool2d_backward(const TailArguments& args, gpu::stream_t stream) {
+  if (args.order == kReluPoolLrn) return launch_pool_lrn_backward(args, stream);
   if (has_alexnet_tail(args)) return launch_alexnet_tail_backward(args, stream);
   const Images& images = args.images;
-  const PoolGeometry pool(args.pool);
   const int64_t pooled = args.pool.out_height * args.pool.out_width;
   return dispatch_images(images, [&](auto type, auto nhwc) {
     using T = typename decltype(type)::type;
     constexpr bool kNhwc = decltype(nhwc)::value;
-    const auto x = view_of<const T, kNhwc>(args.x, images.channels, images.pixels());
-    const auto grad = view_of<const T, kNhwc>(args.grad, images.channels, pooled);
-    const auto dx = view_of<T, kNhwc>(args.out, images.channels, images.pixels());
-    const auto launch_lrn = [&](const auto& policy) {
-      return launch_tiles(lrn_backward_tile_kernel<std::decay_t<decltype(policy)>>, images.count, policy.dx.channels,
-                          policy.dx.pixels, args.lrn, stream, policy);
-    };
-    if (args.order != kReluPoolLrn)
-      return launch_lrn(LrnPoolBackward<T, kNhwc>{{x, grad, dx}, args.code, pool, args.order == kReluLrnPool});
-    const auto workspace = view_of<float, kNhwc>(args.workspace, images.channels, pooled);
-    const PoolLrnBackward<T, kNhwc> policy = {{x, grad, workspace}, args.code, pool};
-    const gpu::error_t error =
-        is_lrn5(args.lrn) ? launch_runs(pool_lrn5_backward_kernel<T, kNhwc>, kNhwc, images.count, policy.dx.pixels,
-                                        policy.dx.channels, args.lrn.groups, stream, policy, LrnConstants(args.lrn))
-                          : launch_lrn(policy);
-    if (error != gpu::kSuccess) return error;
-    return launch_runs(relu_pool_backward_kernel<T, kNhwc>, kNhwc, images.count, x.pixels, x.channels, 1, stream, x,
-                       view_of<const float, kNhwc>(args.workspace, images.channels, pooled), args.code, dx, pool);
+    using Policy = LrnPoolBackward<T, kNhwc>;
+    const Policy policy = {{view_of<const T, kNhwc>(args.x, images.channels, images.pixels()),
+                            view_of<const T, kNhwc>(args.grad, images.channels, pooled),
+                            view_of<T, kNhwc>(args.out, images.channels, images.pixels())},
+                           args.code,
+                           PoolGeometry(args.pool),
+                           args.order == kReluLrnPool};
+    return launch_tiles(lrn_backward_tile_kernel<Policy>, images.count, policy.dx.channels, policy.dx.pixels, args.lrn,
+                        stream, policy);
   });
 }
 

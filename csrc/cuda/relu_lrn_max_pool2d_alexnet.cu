@@ -3,14 +3,21 @@
 // settings take the kernels of relu_lrn_max_pool2d.cu, the backward in NCHW that of
 // relu_lrn_max_pool2d_alexnet_nchw.cu.
 //
-// Memory: a thread has two neighbouring columns of x and 8 channels, and goes down a strip of the image two rows at a
-// time with everything in registers. It reads its channels and two (backward: four) on either side; neighbouring
-// threads find these in cache. In NHWC a warp has 32 channels of 8 pairs of columns, in NCHW 8 channels of 32 pairs
-// (or, of narrow images, several strips). Chunks of channels are the fastest index of the grid, so that what they share
-// is in cache.
+// Memory: a thread's tile is two neighbouring columns of x, 8 channels and some rows. It goes down two rows at a time
+// with everything in registers. It reads its channels and two (backward: four) on either side; neighbouring threads
+// find these in cache. In NHWC a warp has 32 channels of 8 pairs of columns, in NCHW 8 channels of 32 pairs (or, of
+// narrow images, several tiles). Chunks of channels are the fastest index of the grid, so that what they share is in
+// cache.
 //
 // The trick: maxima are taken down the columns first. The third column of a window is the first of the next thread's,
 // which sends its maxima by shuffles; so the last pair of a row's lanes has no window of its own. Numerics: float.
+//
+//   lane p            lane p + 1
+//   2p      2p + 1    2p + 2    2p + 3       columns of x, each the maximum of three rows
+//   |______ window p ______|
+//
+// The backward goes down the quads of dx (pool3x3s2.h) instead: gradients of 12 channels for each quad's four windows
+// are gathered, and LRN is differentiated at each of its pixels. Windows of the row above stay in registers.
 #include "lrn.h"
 #include "pool3x3s2.h"
 
@@ -25,7 +32,7 @@ struct TailGeometry {
   uint32_t warps;
   int channels, runs, group_runs, chunks;   // of an image; chunk: the runs of a warp
   int row_lanes, row_pairs, column_blocks;  // pairs of columns in a warp's row, those with a window, warps per row
-  int height, width, out_height, out_width, rows;  // rows: pooled rows (backward: pairs of rows) of a strip
+  int height, width, out_height, out_width, rows;  // rows: pooled rows (backward: pairs of rows) of a tile
   bool relu_first;
 };
 
@@ -33,7 +40,7 @@ struct TailGeometry {
 template <bool kNhwc>
 struct TailThread {
   int64_t image;
-  int pair, strip, channel;  // of columns; first channel of its run
+  int pair, tile, channel;   // of columns; first channel of its run
   bool has_left, has_right;  // the group has channels before and after the run
   bool last_pair, active;
 
@@ -45,7 +52,7 @@ struct TailThread {
     const int run = min(wanted, g.runs - 1), in_group = run % g.group_runs;
     image = g.first_image + rest / g.column_blocks;
     pair = block * g.row_pairs + local;
-    strip = blockIdx.y * (32 / kWarpRuns<kNhwc> / g.row_lanes) + lane_pair / g.row_lanes;
+    tile = blockIdx.y * (32 / kWarpRuns<kNhwc> / g.row_lanes) + lane_pair / g.row_lanes;
     channel = run * kRun;
     has_left = in_group > 0;
     has_right = in_group + 1 < g.group_runs;
@@ -71,7 +78,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
   const int plane = g.height * g.width, out_plane = g.out_height * g.out_width, channel = thread.channel;
   const int step = kNhwc ? g.channels : 1;
   const int64_t out = thread.image * g.channels * out_plane + channel * (kNhwc ? 1 : out_plane);
-  // A window that hangs over the edge sees the last row or column twice. Of equal values the first wins.
+  // A window that hangs over the edge sees the last row or column twice: no branch, and of equal values the first wins.
   const T* columns[2];
 #pragma unroll
   for (int k = 0; k < 2; ++k)
@@ -96,7 +103,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
   };
 
   float first[2][kRun];  // the first row of the windows to come
-  int oy = thread.strip * g.rows;
+  int oy = thread.tile * g.rows;
   normalise_row(2 * oy, first);
   const bool stores = thread.active && !thread.last_pair && thread.pair < g.out_width;
 #pragma unroll 1
@@ -193,7 +200,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 1 : kMinBlocks)
       load_window(grad + offset, code + offset, thread.has_left, thread.has_right, w);
     });
   };
-  int quad = thread.strip * g.rows;
+  int quad = thread.tile * g.rows;
   load_row(quad - 1);
 #pragma unroll 1
   for (int n = 0; n < g.rows; ++n, ++quad) {
@@ -239,7 +246,7 @@ gpu::error_t launch_warps(const TailArguments& args, int pairs, int shared, int 
   const int row_pairs = row_lanes - shared, column_blocks = divide_up(pairs, row_pairs);
   return for_each_batch(images.count, int64_t{chunks} * column_blocks * 32, [&](int64_t first, int64_t count) {
     const int64_t warps = count * chunks * column_blocks;
-    const int strip = strip_rows(warps * 32, rows, lanes / row_lanes), strips = divide_up(rows, strip);
+    const int per_tile = tile_rows(warps * 32, rows, lanes / row_lanes), tiles = divide_up(rows, per_tile);
     const TailGeometry g = {first,
                             static_cast<uint32_t>(warps),
                             channels,
@@ -253,9 +260,9 @@ gpu::error_t launch_warps(const TailArguments& args, int pairs, int shared, int 
                             static_cast<int>(images.width),
                             static_cast<int>(args.pool.out_height),
                             static_cast<int>(args.pool.out_width),
-                            strip,
+                            per_tile,
                             args.order == kReluLrnPool};
-    return launch(g, dim3(divide_up(warps, kThreads / 32), divide_up(strips, lanes / row_lanes)));
+    return launch(g, dim3(divide_up(warps, kThreads / 32), divide_up(tiles, lanes / row_lanes)));
   });
 }
 
@@ -263,8 +270,7 @@ gpu::error_t launch_warps(const TailArguments& args, int pairs, int shared, int 
 
 bool has_alexnet_tail(const TailArguments& args) {
   const int size = args.images.dtype == DType::kFloat ? 4 : 2;
-  return args.order != kReluPoolLrn && is_pool3x3s2(args.pool) && is_lrn5(args.lrn) &&
-         args.images.channels / args.lrn.groups % kRun == 0 &&
+  return is_pool3x3s2(args.pool) && is_lrn5(args.lrn) && args.images.channels / args.lrn.groups % kRun == 0 &&
          (!args.images.channels_last ||
           (are_aligned(kRun * size, args.x, args.out, args.grad) && are_aligned(kRun, args.code)));
 }

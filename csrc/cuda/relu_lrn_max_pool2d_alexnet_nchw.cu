@@ -1,8 +1,20 @@
 // The backward pass of relu_lrn_max_pool2d_alexnet.cu for NCHW.
 //
-// Memory: a thread has 2x2 pixels of x and goes through the channels of a group, or of a share of one, four at a time.
+// Memory: a thread has 2x2 pixels of x and goes through the channels of a group, or of a share of one, two at a time.
 // The gradients and positions of the four windows that cover these pixels are read once for each channel; x, d and the
 // terms of the windows of 5 stay in registers until no channel needs them. Neighbouring lanes have neighbouring pixels.
+//
+// dx of channel c needs t of c - 2 .. c + 2 (lrn.h), and t of channel j needs the gradient of j and x of j - 2 .. j
+// + 2. So the thread reads gradients two channels, and x four, ahead of dx. To finish channels c and c + 1:
+//
+//            from the step before              new
+//   x        c       c + 1   c + 2   c + 3     c + 4   c + 5
+//   t        c - 2   c - 1   c       c + 1     c + 2   c + 3
+//   direct                   c       c + 1     c + 2   c + 3
+//   dx                                         c       c + 1
+//
+// A share that does not begin with its group's first channel computes the terms of the four channels around its
+// beginning, and the last one's gradients end with the group: beyond it x and t are 0.
 #include "lrn.h"
 #include "pool3x3s2.h"
 
@@ -51,11 +63,9 @@ struct QuadWindows {
       at[y][0] = (has_left ? codes[y][offset - 1] : 255) | never[y];
       at[y][1] = (has_right ? codes[y][offset] : 255) | never[y];
     }
-    const auto sum = [&](int y, int x, int position) { return at[y][x] == position ? of[y][x] : 0.f; };
-    g[0] = sum(0, 0, 8) + sum(0, 1, 6) + sum(1, 0, 2) + sum(1, 1, 0);
-    g[1] = sum(0, 1, 7) + sum(1, 1, 1);
-    g[2] = sum(1, 0, 5) + sum(1, 1, 3);
-    g[3] = sum(1, 1, 4);
+    const auto of_window = [&](int y, int x, int position) { return at[y][x] == position ? of[y][x] : 0.f; };
+#pragma unroll
+    for (int k = 0; k < 4; ++k) g[k] = gather_quad(k, of_window, [](auto... terms) { return (... + terms); });
   }
   GPU_DEVICE void advance(int64_t elements) {
 #pragma unroll

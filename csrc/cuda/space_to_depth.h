@@ -34,11 +34,9 @@ constexpr int kGroups = 16 * kChannels / kGroupSize<T>;
 constexpr int kWarpPixels = 32, kBlockPixels = kThreads / 32 * kWarpPixels;
 constexpr int kMaxStripWidth = 64;
 constexpr int kMinSharedMemory = 99 << 10;  // bytes that a thread block may have on every GPU from 8.0 on
-template <int kPixels>
-constexpr int kStagedBlocks = kPixels + 2 * (kMaxStripWidth + 2) + 2;  // two rows and two s2d blocks past the pixels
-template <int kPixels>
-constexpr int kGroupStrideFor = 8 * kStagedBlocks<kPixels>;  // 16-bit words from one channel group to the next
-constexpr int kGroupStride = kGroupStrideFor<kBlockPixels>;
+constexpr int kStagedBlocks =
+    kBlockPixels + 2 * (kMaxStripWidth + 2) + 2;  // two rows and two s2d blocks past the pixels
+constexpr int kGroupStride = 8 * kStagedBlocks;   // 16-bit words from one channel group to the next
 
 // One 32-bit operand word: two elements of 16 bits, one rounded to TF32, or all bits of a float.
 GPU_DEVICE uint32_t operand_word(const uint16_t* v) {
@@ -137,17 +135,18 @@ GPU_DEVICE void store_group(gpu::shared<uint32_t> to, const E (&v)[16 / sizeof(E
   gpu::store4(to, pack_group(v));
 }
 
-// Moves what kPixels pixels of a strip from `first` on need, from an image to shared memory: s2d blocks first ..
-// first + kPixels + 2 pitch + 1, one per thread at a time, group by group through registers; 0 outside the image.
-template <int kChannels, bool kNhwc, int kPixels = kBlockPixels, class E>
+// Moves what a thread block's pixels of a strip from `first` on need, from an image to shared memory: s2d blocks first
+// .. first + kBlockPixels + 2 pitch + 1, one per thread at a time, group by group through registers; 0 outside the
+// image.
+template <int kChannels, bool kNhwc, class E>
 GPU_DEVICE void stage_blocks(gpu::shared<uint32_t> to, const E* image, const StripGeometry& g, int strip, int first) {
   const int pitch = g.pitch();
-  for (int i = threadIdx.x; i < kPixels + 2 * pitch + 2; i += kThreads) {
+  for (int i = threadIdx.x; i < kBlockPixels + 2 * pitch + 2; i += kThreads) {
     const int row = (first + i) / pitch, column = (first + i) % pitch + strip * g.strip_width;
     unroll<kGroups<E, kChannels>>([&](auto p) {
       E v[kGroupSize<E>];
       load_group<kChannels, kNhwc, decltype(p)::value>(g, image, 4 * row - g.padding, 4 * column - g.padding, v);
-      store_group(to + (p * (kGroupStrideFor<kPixels> / 2) + i * 4), v);
+      store_group(to + (p * (kGroupStride / 2) + i * 4), v);
     });
   }
 }
