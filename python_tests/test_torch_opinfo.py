@@ -8,6 +8,7 @@ from alexnet_cuda import ops
 
 pytest.importorskip("expecttest", reason="torch's list of operators needs it")
 from torch.testing._internal.common_methods_invocations import op_db
+from torch.testing._internal.opinfo.core import SampleInput
 
 
 def conv2d(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
@@ -64,3 +65,10 @@ def test_error_inputs(info):
             torchs, ours = (run(function, case.sample_input) for function in (info.op, OURS[info.name]))
             assert isinstance(torchs, Exception)
             assert isinstance(ours, type(torchs)), (ours, torchs)
+
+
+@pytest.mark.parametrize("bias", [None, torch.ones(2)], ids=["", "bias"])
+def test_a_convolution_of_booleans_is_torchs_own_error(bias):
+    sample = SampleInput(torch.ones(1, 3, 12, 12, dtype=torch.bool), args=(torch.ones(2, 3, 3, 3), bias))
+    torchs, ours = run(torch.nn.functional.conv2d, sample), run(conv2d, sample)
+    assert (type(ours), str(ours)) == (type(torchs), str(torchs))
