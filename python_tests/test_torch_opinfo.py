@@ -45,17 +45,14 @@ def run(function, sample):
 @pytest.mark.parametrize("info", INFOS, ids=lambda info: info.name)
 def test_samples(info, dtype):
     """A type that torch does not take is the same type of error."""
-    taken = 0
-    for sample in info.sample_inputs("cpu", dtype):
-        if sample.kwargs.get("dilation", 1) != 1:
-            continue
+    samples = [sample for sample in info.sample_inputs("cpu", dtype) if sample.kwargs.get("dilation", 1) == 1]
+    assert len(samples) >= 10
+    for sample in samples[:: 1 + len(samples) // 100]:  # of pooling there are many
         torchs, ours = run(info.op, sample), run(OURS[info.name], sample)
         if isinstance(torchs, Exception):
             assert isinstance(ours, type(torchs)), (ours, torchs, sample)
         else:
             assert_all_close(ours, torchs, rtol=1e-5, atol=1e-5)
-        taken += 1
-    assert taken >= 10
 
 
 @pytest.mark.parametrize("info", [info for info in INFOS if info.error_inputs_func], ids=lambda info: info.name)
