@@ -192,8 +192,10 @@ def read_caffemodel(path: Source) -> dict[str, list[np.ndarray]]:
 
 def _read_hdf5(path: Source) -> dict[str, list[np.ndarray]]:
     """The blobs that Caffe writes with `snapshot_format: HDF5`: datasets /data/LAYER/NUMBER."""
-    import h5py
-
+    try:
+        import h5py
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(f"{fspath(path)} is HDF5 and needs h5py: `pip install h5py` installs it") from error
     found: dict[str, dict[int, np.ndarray]] = {}
 
     def add(name: str, item: Any) -> None:
