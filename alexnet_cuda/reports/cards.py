@@ -162,9 +162,8 @@ def attention(
         cards.append(Card(seen[i], f"true: {short(classes[labels[i]])}"))
         notes = ["" if heat.any() else "nothing raises this class" for heat in (first[n], second[n])]
         cards.append(Card(overlay(seen[i], first[n]), card.title, notes[0], card.right))
-        cards.append(
-            Card(overlay(seen[i], second[n]), f"for {short(classes[c])}, {percent(float(p[i, c]), 0)}", notes[1])
-        )
+        name = f"for {short(classes[c])}, {percent(float(p[i, c]), 0)}"
+        cards.append(Card(overlay(seen[i], second[n]), name, notes[1]))
     return cards
 
 
