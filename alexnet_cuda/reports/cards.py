@@ -105,9 +105,9 @@ def predicted(index: int, seen: SplitImages, classes: list[str], p: Tensor, labe
     """A test image with its predicted class and, after a mistake, the true class."""
     guess, label = int(p[index].argmax()), int(labels[index])
     if guess == label:
-        return Card(seen[index], f"✓ {short(classes[guess])}, {percent(p[index, guess], 0)}", "", True)
-    true = f"true: {short(classes[label])}, {percent(p[index, label], 0)}"
-    return Card(seen[index], f"✗ {short(classes[guess])}, {percent(p[index, guess], 0)}", true, False)
+        return Card(seen[index], f"✓ {short(classes[guess])}, {percent(float(p[index, guess]), 0)}", "", True)
+    true = f"true: {short(classes[label])}, {percent(float(p[index, label]), 0)}"
+    return Card(seen[index], f"✗ {short(classes[guess])}, {percent(float(p[index, guess]), 0)}", true, False)
 
 
 def worst(p: Tensor, labels: Tensor, count: int) -> list[int]:
@@ -162,7 +162,8 @@ def attention(
         cards.append(Card(seen[i], f"true: {short(classes[labels[i]])}"))
         notes = ["" if heat.any() else "nothing raises this class" for heat in (first[n], second[n])]
         cards.append(Card(overlay(seen[i], first[n]), card.title, notes[0], card.right))
-        cards.append(Card(overlay(seen[i], second[n]), f"for {short(classes[c])}, {percent(p[i, c], 0)}", notes[1]))
+        name = f"for {short(classes[c])}, {percent(float(p[i, c]), 0)}"
+        cards.append(Card(overlay(seen[i], second[n]), name, notes[1]))
     return cards
 
 
@@ -182,7 +183,8 @@ def occluded(
 def preferred(model: nn.Module, indices: list[int], seen: SplitImages, count: int = 6) -> dict[str, list[Card]]:
     """For the middle and the last convolution: images made to raise its channels with the largest outputs for some test
     images."""
-    x, names, rows = seen.batch(indices, model), list(convolutions(model)), {}
+    x, names = seen.batch(indices, model), list(convolutions(model))
+    rows: dict[str, list[Card]] = {}
     found = outputs(model, x, convolutions(model))
     for name in dict.fromkeys((names[len(names) // 2], names[-1])):
         order = found[name].amax((2, 3)).mean(0).nan_to_num().argsort(descending=True)[:count].tolist()

@@ -34,10 +34,11 @@ class Hidden:
 
 def hidden(model: nn.Module, test: SplitImages, train: SplitImages) -> Hidden | None:
     """Of at most 500 random test images and 2,000 training images. None for a network without a linear layer."""
-    found, places = [], []
+    found: list[Tensor] = []
+    places: list[list[int]] = []
     for seen, limit in ((test, TEST), (train, TRAINING)):
         places.append(sample(seen.labels, limit))
-        batches = [last_hidden(model, seen.batch(part, model)) for part in torch.tensor(places[-1]).split(32)]
+        batches = [last_hidden(model, seen.batch(part.tolist(), model)) for part in torch.tensor(places[-1]).split(32)]
         if not batches or batches[0] is None:
             return None
         found.append(torch.cat([batch for batch in batches if batch is not None]).nan_to_num(0, 0, 0))

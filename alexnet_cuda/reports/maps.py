@@ -96,7 +96,7 @@ def preferred_images(
         slopes.extend(torch.autograd.grad(output[order, channels].mean((1, 2)).sum(), leaf))
         raise _Stop
 
-    with torch.enable_grad(), convolutions(model)[name].register_forward_hook(climb):
+    with torch.inference_mode(False), torch.enable_grad(), convolutions(model)[name].register_forward_hook(climb):
         for _ in range(steps):
             shift = torch.randint(-reach, reach + 1, (2,), generator=generator).tolist()
             leaf = x.roll(shift, (2, 3)).requires_grad_()

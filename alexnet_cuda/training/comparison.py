@@ -66,7 +66,7 @@ def comparison_rows(recipes: Mapping[str, Recipe], images: ImageSet, errors: Map
 def finished_rows(runs: Mapping[str, Path]) -> list[dict[str, Any]]:
     """A row with COLUMNS for every finished run, by its name, the most accurate first. Only its config.yaml,
     metrics.json and per_class.csv are read, so no inference is timed. Raises RecipeError for a folder without them."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name, run in runs.items():
         if lacking := [file for file in ("config.yaml", "metrics.json", "per_class.csv") if not (run / file).exists()]:
             raise RecipeError(f"{run} holds no finished run: {lacking[0]} is missing")
@@ -79,7 +79,7 @@ def finished_rows(runs: Mapping[str, Path]) -> list[dict[str, Any]]:
             "seconds": metrics.get("seconds"),
         }
         rows.append(row | {"macs": macs(recipe, len(read_rows(run / "per_class.csv")))})
-    return sorted(rows, key=lambda row: -row["accuracy"])
+    return sorted(rows, key=lambda row: -(row["accuracy"] or 0))
 
 
 def macs(recipe: Recipe, classes: int) -> int:
