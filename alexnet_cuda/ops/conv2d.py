@@ -132,7 +132,7 @@ def _has_one_window(x: Tensor, weight: Tensor, stride: Any, padding: Any, groups
     return all(output_size(s, k, step, pad, ceil_mode, False) == 1 for s, k, step, pad in sizes)
 
 
-def _one_window(x: Tensor, weight: Tensor, bias: Tensor | None, padding: tuple[int, int], relu: bool) -> Tensor:
+def _one_window(x: Tensor, weight: Tensor, bias: Tensor | None, padding: Any, relu: bool) -> Tensor:
     """The convolution with one output pixel: pixels and weights that lie on each other, multiplied."""
     top, left = padding
     pixels = x[..., : weight.shape[2] - top, : weight.shape[3] - left]

@@ -7,7 +7,7 @@ from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter
+from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from ..files import read_rows, to_csv, write_text
 from ..recipe import FIELDS, read_yaml
@@ -68,7 +68,7 @@ def learning(runs: Mapping[str, Path]) -> Figure:
         marker = "o" if len(rows) <= 40 else ""
         axis.plot(*points, color=COLOURS[n % len(COLOURS)], marker=marker, markersize=3, label=name)
     axis.set(xlabel="epoch", ylabel="validation accuracy")
-    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.yaxis.set_major_formatter(PERCENT)
     axis.grid(alpha=0.2)
     figure.legend(loc="outside lower center", ncols=4, fontsize=8)

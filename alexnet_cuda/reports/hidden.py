@@ -42,7 +42,7 @@ def hidden(model: nn.Module, test: SplitImages, train: SplitImages) -> Hidden | 
         if not batches or batches[0] is None:
             return None
         found.append(torch.cat([batch for batch in batches if batch is not None]).nan_to_num(0, 0, 0))
-    return Hidden(*found, *places)
+    return Hidden(found[0], found[1], places[0], places[1])
 
 
 def neighbours(

@@ -3,6 +3,7 @@ filters, and the image that a filter responds to most."""
 
 import copy
 import warnings
+from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from functools import partial
 
@@ -153,7 +154,7 @@ def first_filters(model: nn.Module, grey: bool = False) -> Tensor:
     return weight.sum(1, keepdim=True) if grey else weight
 
 
-def outputs(model: nn.Module, x: Tensor, named: dict[str, nn.Module]) -> dict[str, Tensor]:
+def outputs(model: nn.Module, x: Tensor, named: Mapping[str, nn.Module]) -> dict[str, Tensor]:
     """The 4-D outputs of modules for x. The hooks keep AlexNet from fusing these modules."""
     found: dict[str, Tensor] = {}
 
