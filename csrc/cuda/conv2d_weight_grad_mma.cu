@@ -272,17 +272,6 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
 }
 
-// Makes results that are not finite again. An element of a filter per thread, after the last one the bias.
-template <int kChannels>
-__global__ void __launch_bounds__(kThreads) remake_kernel(const TF32x3* __restrict__ x, const TF32x3* __restrict__ grad,
-                                                          TF32x3* dweight, TF32x3* dbias, Pixels g) {
-  constexpr int kTaps = kChannels * kKernelArea;
-  const int i = blockIdx.x * kThreads + threadIdx.x, filter = i / (kTaps + 1), tap = i % (kTaps + 1);
-  if (filter >= g.filters) return;
-  TF32x3& to = tap == kTaps ? dbias[filter] : dweight[filter * kTaps + tap];
-  if (to.value - to.value != 0) to.value = float_weight_grad<kChannels>(x, grad, g, g.images, filter, tap);
-}
-
 // ---- host ----------------------------------------------------------------------------------------------------------
 
 // Four channels have too many K slices for the registers of 96 filters.
@@ -329,7 +318,8 @@ gpu::error_t launch_tile(const ConvArguments& args, gpu::stream_t stream) {
                                               tap_table<kChannels, kGroupSize<T>>(), stream);
   if (!kIsTF32x3<T> || summed != gpu::kSuccess) return summed;
   return gpu::launch(remake_kernel<kChannels>, dim3(divide_up(conv.filters * (kChannels * kKernelArea + 1), kThreads)),
-                     kThreads, 0, stream, args.x, args.grad, args.grad_weight, args.grad_bias, g);
+                     kThreads, 0, stream, args.x, args.grad, args.grad_weight, args.grad_bias,
+                     static_cast<const StripGeometry&>(g), g.images);
 }
 
 }  // namespace

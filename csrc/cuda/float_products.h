@@ -67,4 +67,15 @@ GPU_DEVICE float float_weight_grad(const TF32x3* x, const TF32x3* grad, const St
   return sum;
 }
 
+// Makes weight gradients that are not finite again. An element of a filter per thread, after the last one the bias.
+template <int kChannels>
+__global__ void __launch_bounds__(kThreads) remake_kernel(const TF32x3* __restrict__ x, const TF32x3* __restrict__ grad,
+                                                          TF32x3* dweight, TF32x3* dbias, StripGeometry g, int images) {
+  constexpr int kTaps = kChannels * kKernelArea;
+  const int i = blockIdx.x * kThreads + threadIdx.x, filter = i / (kTaps + 1), tap = i % (kTaps + 1);
+  if (filter >= g.filters) return;
+  TF32x3& to = tap == kTaps ? dbias[filter] : dweight[filter * kTaps + tap];
+  if (to.value - to.value != 0) to.value = float_weight_grad<kChannels>(x, grad, g, images, filter, tap);
+}
+
 }  // namespace alexnet_cuda
