@@ -10,6 +10,9 @@ pytest.importorskip("expecttest", reason="torch's list of operators needs it")
 from torch.testing._internal.common_methods_invocations import op_db
 from torch.testing._internal.opinfo.core import SampleInput
 
+# The import forbids every later test of the process to set torch.backends' flags, as Lightning does.
+torch.backends.__allow_nonbracketed_mutation_flag = True
+
 
 def conv2d(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
     assert dilation == 1

@@ -170,6 +170,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 
   float sums[kTile / 16][2 * kWarpSteps][4] = {};
   const int stages = static_cast<int>(end - begin);
+  int slot = block;  // of the ring
 #pragma unroll 1
   for (int stage = -1 - kLead<T>; stage < stages; ++stage) {
     gpu::cp_async_wait<0>();
@@ -239,9 +240,9 @@ __global__ void __launch_bounds__(kThreads, 1)
       }
       // Registers to shared memory.
       if (load == 0 && loads_blocks) {
-        const int slot = (stage + 1 + kLead<T>) % (kRing<T> / kPixels<T>)*kPixels<T> + block;
 #pragma unroll
         for (int i = 0; i < kItems; ++i) store_group(ring + ((first_group + i * kParts<T>)*kRing<T> + slot) * 4, v[i]);
+        slot += slot + kPixels<T> < kRing<T> ? kPixels<T> : kPixels<T> - kRing<T>;
         block_place.advance(g);
       } else if (load > 0 && loads_gradient && !copied) {
 #pragma unroll
