@@ -7,11 +7,10 @@ from helpers import assert_all_close
 from alexnet_cuda import ops
 
 pytest.importorskip("expecttest", reason="torch's list of operators needs it")
-from torch.testing._internal.common_methods_invocations import op_db
-from torch.testing._internal.opinfo.core import SampleInput
-
-# The import forbids every later test of the process to set torch.backends' flags, as Lightning does.
-torch.backends.__allow_nonbracketed_mutation_flag = True
+with pytest.MonkeyPatch.context() as patch:  # else no later test of the process could set flags, as Lightning does
+    patch.setattr(torch.backends, "disable_global_flags", lambda: None)
+    from torch.testing._internal.common_methods_invocations import op_db
+    from torch.testing._internal.opinfo.core import SampleInput
 
 
 def conv2d(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
