@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 __all__ = ["app", "main"]
-STOPPED = "error: stopped before the end, by Ctrl-C"
+STOPPED = "stopped before the end, by Ctrl-C"
 
 
 def __getattr__(name: str) -> Any:
@@ -43,7 +43,7 @@ def main() -> None:
     try:
         __getattr__("app")(prog_name="alexnet-cuda")
     except KeyboardInterrupt:
-        print(STOPPED, file=sys.stderr)
+        print(f"error: {STOPPED}", file=sys.stderr)
         sys.exit(130)
     finally:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # nothing is left that another Ctrl-C could stop
@@ -54,7 +54,7 @@ def _on_interrupt(process: int, number: int, frame: FrameType | None) -> None:
     numpy: the process ends here. At any other time it is raised."""
     while frame is not None and os.getpid() == process:
         if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
-            os.write(2, f"{STOPPED}\n".encode())
+            os.write(2, f"error: {STOPPED}\n".encode())
             os._exit(130)
         frame = frame.f_back
     raise KeyboardInterrupt

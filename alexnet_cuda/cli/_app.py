@@ -19,6 +19,7 @@ from typer.core import TyperGroup
 from .._version import VERSION
 from ..errors import AlexNetError, RecipeError, first_line, sentence
 from ..words import percent, unknown
+from . import STOPPED
 
 if TYPE_CHECKING:
     from ..data import ImageSet
@@ -54,7 +55,7 @@ class Commands(TyperGroup):
 def _told(error: BaseException) -> tuple[str, int]:
     """What a command prints of an error, and its exit code; nothing of a defect, whose traceback is wanted."""
     if _interrupted(error):
-        return "stopped before the end, by Ctrl-C", 130
+        return STOPPED, 130
     if isinstance(error, OSError) and error.errno in NO_SPACE:
         return f"no space left on the disk ({error.strerror}); what was saved before is intact for --resume", 1
     if isinstance(error, (AlexNetError, OSError)):

@@ -4,13 +4,14 @@ The source reports 98.88 % after 40 epochs of 60,000 images and no time. Its tim
 network with 64 images, from benchmarks/results/more/cpu-training.json.
 """
 
-import csv
 import json
 import sys
 from pathlib import Path
 
 import matplotlib
 from matplotlib.figure import Figure
+
+from alexnet_cuda.files import read_rows
 
 RESULTS = Path(__file__).resolve().parent
 STEPS = RESULTS.parents[1] / "benchmarks" / "results" / "more" / "cpu-training.json"
@@ -20,8 +21,7 @@ ACCURACY, EPOCHS, IMAGES = 0.9888, 40, 60_000  # of the source
 
 def curve(run: str) -> tuple[list[float], list[float]]:
     """(minutes since the start, validation accuracy) at the end of each epoch."""
-    with open(RESULTS / run / "metrics.csv", encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_rows(RESULTS / run / "metrics.csv")
     accuracy = [float(row["val/accuracy"]) for row in rows if row["val/accuracy"]]
     seconds = [float(row["time/epoch_seconds"]) for row in rows if row["time/epoch_seconds"]]
     return [sum(seconds[: i + 1]) / 60 for i in range(len(seconds))], accuracy
