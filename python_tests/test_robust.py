@@ -11,6 +11,7 @@ import signal
 import pytest
 import torch
 from helpers import assert_same_bits
+from safetensors.torch import load_file
 from training_helpers import checkpoint, cli, light_network, no_report, read_csv, run_python  # noqa: F401
 
 from alexnet_cuda.training.callbacks import AtomicCheckpointIO
@@ -204,10 +205,8 @@ def test_a_run_killed_anywhere_resumes_to_the_same_weights(whole, killed, point)
     assert len(half_written) == point.startswith("writing")
     cli("train", "--resume", folder)
     assert_same_end(folder, whole)
-    best, expected = (checkpoint(f, "best") for f in (folder, whole))
-    assert best["global_step"] == expected["global_step"]
-    assert_same_bits(best["state_dict"], expected["state_dict"])
-    assert checkpoints(folder) == ["best.ckpt", "last.ckpt"]
+    assert_same_bits(*(load_file(f / "weights.safetensors") for f in (folder, whole)))
+    assert checkpoints(folder) == ["last.ckpt"]
 
 
 def test_a_run_killed_before_its_first_checkpoint_says_that_there_is_nothing_to_resume(killed):
@@ -242,7 +241,6 @@ def test_a_run_stopped_by_max_steps_resumes_with_all_its_state(stateful, tmp_pat
 def test_a_moved_run_still_knows_its_best_epoch(whole, tmp_path):
     folder = tmp_path / "elsewhere"
     shutil.copytree(whole, folder)
-    before = (whole / "checkpoints" / "best.ckpt").read_bytes()
     last = checkpoint(folder)
     key = next(key for key in last["callbacks"] if key.startswith("ModelCheckpoint") and "val/loss" in key)
     best = last["callbacks"][key]
@@ -250,8 +248,9 @@ def test_a_moved_run_still_knows_its_best_epoch(whole, tmp_path):
     best["best_k_models"] = dict.fromkeys(best["best_k_models"], torch.tensor(0.0))
     torch.save(last, folder / "checkpoints" / "last.ckpt")
     cli("train", "--resume", folder, "--epochs", 4)
-    assert (folder / "checkpoints" / "best.ckpt").read_bytes() == before
-    assert (whole / "checkpoints" / "best.ckpt").read_bytes() == before
+    assert_same_bits(*(load_file(f / "weights.safetensors") for f in (folder, whole)))
+    assert json.loads((folder / "metrics.json").read_text())["weights"] == "best epoch by val/loss"
+    assert checkpoints(folder) == checkpoints(whole) == ["last.ckpt"]
 
 
 def test_changed_values_are_shown_and_refused(copy, tmp_path):

@@ -61,14 +61,15 @@ def predict(
 
     model, recipe, classes = load_weights(newest_run(run))
     tops: dict[Path, list[tuple[str, float]]] = {}
-    errors: dict[Path, str] = {}
+    facts, errors = [], {}
     for path in progress(images, "reading", len(images), len(images) > 100):
         try:
             shares, labels = evaluation.predict_files(model, recipe, [path])[0].sort(descending=True)
             tops[path] = [(classes[k], share) for k, share in zip(labels[:top].tolist(), shares[:top].tolist())]
+            facts.append(examine(path))
         except DataError as error:
             errors[path] = str(error)
-    show_notes(notes_on(examine(path) for path in tops))
+    show_notes(notes_on(facts))
     if json_:
         found = {path: [{"class": c, "probability": round(share, 6)} for c, share in row] for path, row in tops.items()}
         answers = [{"image": str(p)} | ({"top": found[p]} if p in found else {"error": errors[p]}) for p in images]

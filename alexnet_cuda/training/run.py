@@ -17,6 +17,7 @@ from lightning.pytorch.callbacks import Callback, LearningRateMonitor, WeightAve
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
+from safetensors.torch import load_file
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ..data import ImageSet
@@ -44,10 +45,11 @@ def run_folder(recipe: Recipe) -> Path:
 
 @dataclass
 class Outcome:
-    """The end of a training: ended is "finished", "max_steps" or "signal"."""
+    """The end of a training: ended is "finished", "max_steps" or "signal"; best is the checkpoint of the best epoch."""
 
     ended: str
     module: Classifier
+    best: Path | None
     epochs: int
     steps: int
     seconds: float
@@ -102,7 +104,8 @@ def train(recipe: Recipe, images: ImageSet, folder: Path, console: Console, resu
     epochs, steps = trainer.fit_loop.epoch_progress.current.completed, trainer.global_step
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
-    return Outcome(ended, module, epochs, steps, stop.seconds)
+    chosen = Path(best[0].best_model_path) if best and best[0].best_model_path else None
+    return Outcome(ended, module, chosen, epochs, steps, stop.seconds)
 
 
 def new_trainer(recipe: Recipe, **options: Any) -> lightning.Trainer:
@@ -158,14 +161,18 @@ class Averaging(WeightAveraging):
 
 def finish(recipe: Recipe, images: ImageSet, folder: Path, outcome: Outcome) -> tuple[dict, Predictions]:
     """Tests the weights of the best epoch and writes weights.safetensors and metrics.json to `folder`. Without a best
-    epoch (no validation yet, or recipe.monitor is none) these are the last weights."""
-    best, last = folder / "checkpoints" / "best.ckpt", folder / "checkpoints" / "last.ckpt"
-    outcome.module.load_state_dict(read_checkpoint(best if best.exists() else last)["state_dict"])
+    epoch (no validation yet, or recipe.monitor is none) these are the last weights. Then removes best.ckpt: of a run
+    that is resumed and finds no better epoch, weights.safetensors are still the best."""
+    best, weights = outcome.best, folder / "weights.safetensors"
+    if best and not best.exists():
+        outcome.module.model.load_state_dict(load_file(weights))
+    else:
+        outcome.module.load_state_dict(read_checkpoint(best or folder / "checkpoints" / "last.ckpt")["state_dict"])
     model = outcome.module.model.float()
-    save_weights(folder / "weights.safetensors", model, recipe, images.classes)
+    save_weights(weights, model, recipe, images.classes)
     predictions = predict(model, images, recipe)
     metrics = run_facts(model, recipe, images, predictions) | {
-        "weights": "best epoch by " + recipe.monitor if best.exists() else "last step",
+        "weights": "best epoch by " + recipe.monitor if best else "last step",
         "epochs": outcome.epochs,
         "steps": outcome.steps,
         "seconds": round(outcome.seconds, 2),
@@ -176,6 +183,8 @@ def finish(recipe: Recipe, images: ImageSet, folder: Path, outcome: Outcome) -> 
         "versions": versions(),
     }
     write_text(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+    if best:
+        best.unlink(missing_ok=True)
     return metrics, predictions
 
 
