@@ -6,6 +6,7 @@ all follow from these declarations.
 
 import dataclasses
 import functools
+import math
 import os
 import types
 import typing
@@ -132,6 +133,11 @@ class Recipe:
     def input_size(self) -> int:
         """Edge of the image that the network takes."""
         return VARIANTS[self.variant].input_size if self.variant in VARIANTS else self.size or 224
+
+    @property
+    def train_short_side(self) -> int:
+        """Short side of a photograph of which no training crop is enlarged."""
+        return self.short_side or math.ceil(self.input_size / math.sqrt(self.crop))
 
     @property
     def test_short_side(self) -> int:
