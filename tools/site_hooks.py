@@ -1,7 +1,7 @@
 """What mkdocs.yml adds: the page on contributing, from outside docs/, and links that work on GitHub and on the site.
 
 A link to a file outside docs/ becomes one to the repository, at the line that defines the name in the link's text; a
-link to a run folder becomes one to its report. A page of a notebook begins with a link that opens it on Colab.
+link to a run folder becomes one to its report. A page of a notebook begins with links to it.
 """
 
 import os
@@ -46,10 +46,13 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         return f"[{text}]({config.repo_url}/{kind}/HEAD/{target.relative_to(ROOT)}{anchor or line(text, target)})"
 
     text = LINK.sub(link, markdown)
-    notebook = ROOT / "examples" / f"{source.stem}.ipynb"
-    if source.parent.name == "examples" and notebook.exists() and (config.repo_url or "").startswith(GITHUB):
-        place = f"{config.repo_url.removeprefix(GITHUB).strip('/')}/blob/HEAD/examples/{notebook.name}"
-        text = f"[Open this notebook on Colab]({COLAB}{place})\n\n{text}"
+    notebook = source.with_suffix(".ipynb")
+    if notebook.exists():
+        links = [f"[Download this notebook]({notebook.name})"]
+        if (config.repo_url or "").startswith(GITHUB):
+            place = f"{config.repo_url.removeprefix(GITHUB).strip('/')}/blob/HEAD/{notebook.relative_to(ROOT)}"
+            links.insert(0, f"[Open this notebook on Colab]({COLAB}{place})")
+        text = f"{' · '.join(links)}\n\n{text}"
     return text
 
 
