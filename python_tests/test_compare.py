@@ -70,6 +70,8 @@ def test_finished_runs_on_one_page(tmp_path):
     assert found["cifar10"]["macs"] == sum(layer.macs for layer in model_summary("cifar"))
     page = (tmp_path / "compare.html").read_text()
     assert page.count("<svg") == 2
+    assert all((tmp_path / name).exists() for name in re.findall(r'href="(\w+.png)"', page))
+    assert page.count("<a download") == 2
     assert "\N{PLUS-MINUS SIGN}" not in page
     assert percent(metrics["test/accuracy"]) in page
     assert re.search(r"<td>epochs</td><td>30</td><td>1\d</td>", page)  # a value that differs

@@ -1,4 +1,4 @@
-"""compare.html: several runs on one self-contained page, with compare.png, compare.csv and compare.json."""
+"""compare.html: several runs on one self-contained page, with its charts as PNG, compare.csv and compare.json."""
 
 import json
 import statistics
@@ -29,12 +29,16 @@ def write_comparison(folder: Path, title: str, rows: Sequence[dict[str, Any]], f
     rows = means(rows)
     save_chart(folder / "compare.png", comparison_chart, rows, title)
     runs = {row["model"]: Path(row["runs"][0]) for row in rows if row["runs"]}
-    with matplotlib.rc_context(STYLE):
-        charts = {"tradeoff": svg(tradeoff(rows)), "learning": svg(learning(rows))} if runs else {}
+    charts = {}
+    for chart in (tradeoff, learning) if runs else ():
+        save_chart(folder / f"{chart.__name__}.png", chart, rows)
+        with matplotlib.rc_context(STYLE):
+            charts[chart.__name__] = svg(chart(rows))
     keys = [key for key in FIGURES if any(row[key] is not None for row in rows)]
+    headings = {key: FIGURES[key][1] for key in keys} | {"macs": "MACs"}
     html = template("compare.html.jinja").render(
-        title=title, rows=rows, charts=charts, keys=keys, headings={key: FIGURES[key][1] for key in keys},
-        written=written, seeded=any(row["deviation"] is not None for row in rows),
+        title=title, rows=rows, charts=charts, keys=keys, headings=headings, written=written,
+        seeded=any(row["deviation"] is not None for row in rows),
         runs=list(runs), settings=_settings(runs), classes=_classes(runs),
     )  # fmt: skip
     write_text(folder / "compare.html", html)
@@ -61,7 +65,8 @@ def means(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def tradeoff(rows: Sequence[dict[str, Any]]) -> Figure:
     """Test accuracy against parameters and against seconds of training, a point for each run."""
-    keys = [key for key in ("parameters", "seconds") if any(row[key] for row in rows)]
+    values = {key: [row[key] for row in rows if row[key]] for key in ("parameters", "seconds")}
+    keys = [key for key, own in values.items() if len(set(own)) > 1] or ["parameters"]
     figure = blank(5 * len(keys), 3.8)
     axes = figure.subplots(1, len(keys), sharey=True, squeeze=False)[0]
     for axis, key in zip(axes, keys):
@@ -69,7 +74,8 @@ def tradeoff(rows: Sequence[dict[str, Any]]) -> Figure:
             if row[key] and row["accuracy"] is not None:
                 colour = COLOURS[n % len(COLOURS)]
                 axis.errorbar(row[key], row["accuracy"], row["deviation"], fmt="o", color=colour, label=row["model"])
-        axis.set(xscale="log", xlabel=FIGURES[key][1])
+        decades = max(values[key]) > 10 * min(values[key])
+        axis.set(xscale="log" if decades else "linear", xlabel=FIGURES[key][1])
         axis.xaxis.set_major_formatter(EngFormatter(sep=""))
         axis.xaxis.set_minor_formatter("")
         axis.margins(0.15)
