@@ -87,11 +87,20 @@ def compare(
             misfits.append(Misfit(name, "-", _shape(own), "not in the file"))
         elif theirs is not None and theirs.shape != own.shape:
             misfits.append(Misfit(name, _shape(theirs), _shape(own), "another shape"))
-        elif theirs is not None and not theirs.is_meta and not theirs.isfinite().all():
-            misfits.append(Misfit(name, _shape(theirs), _shape(own), "NaN or infinite values"))
+        elif theirs is not None and own.is_floating_point() and (reason := _unusable(theirs, own)):
+            misfits.append(Misfit(name, _shape(theirs), _shape(own), reason))
     misfits += [Misfit(n, _shape(t), "-", "not in the network") for n, t in tensors.items() if n not in state]
     refused = {misfit.name for misfit in misfits}
     return Fit({name: tensors[name] for name in state if name in tensors and name not in refused}, misfits, notes)
+
+
+def _unusable(tensor: Tensor, own: Tensor) -> str:
+    """Why the values of a tensor are no weights; "" where they are."""
+    if tensor.is_meta:
+        return "" if own.is_meta else "no values"
+    if not tensor.is_floating_point():
+        return "complex numbers" if tensor.is_complex() else "integers, not weights"
+    return "" if tensor.isfinite().all() else "NaN or infinite values"
 
 
 def _matching_rows(

@@ -10,6 +10,7 @@ import math
 import os
 import types
 import typing
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -245,11 +246,32 @@ def load_recipe(name: str, config: Path | str | None = None, overrides: Mapping[
     return Recipe().replace({**values, "name": name, **own, **(overrides or {})})
 
 
+def read_recipe(path: Path) -> Recipe:
+    """The recipe in the config.yaml of a run; RecipeError, naming the file, where it has a wrong key or value."""
+    values = read_yaml(path)
+    try:
+        return Recipe().replace(values)
+    except RecipeError as error:
+        raise RecipeError(f"{path}: {error}") from error
+
+
+class OnceLoader(yaml.SafeLoader):
+    """Refuses a key that a mapping has twice, of which YAML would take the last one."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        if twice := next((key for key, number in keys.items() if number > 1), None):
+            raise yaml.YAMLError(f"it has the key {twice!r} twice")
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml(path) -> dict[str, Any]:
     """The mapping that a YAML file holds; RecipeError, naming the file, where there is none."""
     try:
-        values = yaml.safe_load(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        values = yaml.load(path.read_text("utf-8"), OnceLoader)
+    except OSError as error:
+        raise RecipeError(f"{path} cannot be read: {error.strerror}") from error
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise RecipeError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise RecipeError(f"{path} must be a YAML mapping of keys to values")

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 import yaml
+from safetensors import SafetensorError
 from torch import nn
 
 from .errors import DataError, RecipeError, first_line
@@ -21,6 +22,7 @@ from .formats.tensors import (
     class_names,
     read_content,
     read_safetensors,
+    require_whole,
     weights_file,
     without_values,
 )
@@ -59,7 +61,11 @@ def load_weights(source: Path | str) -> tuple[nn.Module, Recipe, list[str]]:
             model.metadata, model.input_scale = metadata, float(metadata.get("input_scale", model.input_scale))
     except KeyError as error:
         raise DataError(f"{path} is not a weights file of a run: its metadata has no {error}") from error
-    except Exception as error:  # safetensors, YAML, the recipe and torch raise different types
+    except SafetensorError as error:
+        raise DataError(
+            f"{path} is not a weights file of a run, which is safetensors, or is cut ({first_line(error)})"
+        ) from error
+    except Exception as error:  # YAML, the recipe and torch raise different types
         raise DataError(f"{path} is not a weights file of a run: {first_line(error)}") from error
     if fresh := untrained(model, list(model.state_dict())):
         warnings.warn(f"{path}: {untrained_note(fresh)}", stacklevel=2)
@@ -149,7 +155,9 @@ def _trial(content: Content, variant: Variant) -> tuple[AlexNet, Fit]:
 def read_checkpoint(path: Path) -> dict:
     """The tensors and numbers of a training checkpoint. Raises DataError if the file is missing or no checkpoint."""
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as file:
+            require_whole(path, file.read(2))
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         checkpoint["state_dict"], checkpoint["global_step"]
     except FileNotFoundError:
         raise DataError(f"{path} does not exist") from None

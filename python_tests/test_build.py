@@ -82,6 +82,36 @@ def test_architectures(gpus, variables, architectures, tmp_path):
     assert f"[{architectures}]" in run.stderr, run.stderr
 
 
+VERSION = "[ $1 = --version ] && exec echo Cuda compilation tools, release {0}, V{0}.88\n"
+
+
+@pytest.mark.skipif(shutil.which("cmake") is None, reason="no cmake")
+@pytest.mark.parametrize(
+    ("nvcc", "found", "reason"),
+    [
+        (VERSION.format("13.0") + "exit 0", "13.0.88", ""),
+        (VERSION.format("99.1") + "exit 0", "99.1.88", ""),
+        ("exit 1", "", "nvcc --version shows no version of CUDA"),
+        ("kill -SEGV $$", "", "nvcc --version shows no version of CUDA"),
+        ("echo another compiler, Version 3", "", "nvcc --version shows no version of CUDA"),
+        (VERSION.format("11.8"), "", "nvcc is CUDA 11.8.88, older than 12.0"),
+        (VERSION.format("12.4") + "echo unsupported GNU version; echo more; exit 1", "",
+         "nvcc, CUDA 12.4.88, does not compile (unsupported GNU version)"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("variable", ["PATH", "CUDACXX", "CUDA_HOME"])
+def test_an_nvcc_that_does_not_work_has_a_reason(nvcc, found, reason, variable, tmp_path):
+    (tmp_path / "bin").mkdir()
+    write_program(tmp_path / "bin" / "nvcc", nvcc)
+    value = {"PATH": f"{tmp_path}/bin:/bin", "CUDACXX": f"{tmp_path}/bin/nvcc -g", "CUDA_HOME": str(tmp_path)}[variable]
+    script = tmp_path / "script.cmake"
+    script.write_text(f'include({ROOT}/tools/find_nvcc.cmake)\nmessage("[${{BUILD_CUDA_VERSION}}] ${{NO_CUDA}}")\n')
+    command = [shutil.which("cmake"), "-P", script]
+    run = subprocess.run(command, env={"PATH": "/bin", variable: value}, capture_output=True, text=True, cwd=tmp_path)
+    message = run.stderr.strip().replace(f"{tmp_path}/bin/", "")
+    assert message == f"[{found}] {reason}".strip()
+
+
 @pytest.mark.parametrize(
     ("version", "found"), [(None, False), ("2.10.1+cpu", False), ("2.11.0", True), ("3.0.0a0+git1", True)]
 )

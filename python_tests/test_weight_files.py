@@ -3,11 +3,13 @@ else; layers that look untrained. `keras_files` were written by Keras 3.15, narr
 
 import argparse
 import json
+import os
 import pickle
 import zipfile
 from dataclasses import replace
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -100,6 +102,75 @@ def test_tensors_beside_objects_are_read_and_the_objects_are_not_made(tmp_path):
     torch.testing.assert_close(model.classifier[0].weight.data, state["classifier.0.weight"].half().float())
 
 
+@pytest.mark.parametrize(
+    "wrapped",
+    [
+        lambda state, other: {
+            "a": {"checkpoint": {"model": {"state_dict": state}}},
+            "optimizer": {"state": {0: other}},
+        },
+        lambda state, other: {"model": other, "ema": None, "ema_model": {"module": state, "decay": 0.9}},
+        lambda state, other: {"net": other, "swa_state_dict": state},
+        lambda state, other: (state, {"epoch": 3, "scores": [1.0]}),
+    ],
+)
+def test_tensors_are_found_however_deep_they_lie(wrapped, tmp_path):
+    state = {"fc.weight": torch.ones(2)}
+    torch.save(wrapped(state, {"fc.weight": torch.zeros(2)}), tmp_path / "a.pt")
+    content, _ = read_content(tmp_path / "a.pt")
+    assert {name: tensor.tolist() for name, tensor in content.items()} == {"fc.weight": [1, 1]}
+
+
+def test_a_file_with_several_networks_is_not_guessed_at(tmp_path):
+    state = {"fc.weight": torch.ones(2)}
+    torch.save({"first": state, "second": state}, tmp_path / "a.pt")
+    with pytest.raises(DataError, match=r"several sets of tensors \(first, second\)"):
+        read_content(tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_objects_beside_tensors_in_either_format(zipped, tmp_path):
+    kept = {"state_dict": {"fc.weight": torch.ones(2)}, "args": argparse.Namespace(lr=1), "mine": Settings()}
+    torch.save(kept, tmp_path / "a.pt", _use_new_zipfile_serialization=zipped)
+    assert list(read_content(tmp_path / "a.pt")[0]) == ["fc.weight"]
+
+
+class Command:
+    def __reduce__(self):
+        return os.system, ("touch executed",)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_no_pickle_is_ever_executed(zipped, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    content = {"state_dict": {"fc.weight": torch.ones(2)}, "mine": Command()}
+    torch.save(content, "a.pt", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(DataError, match=r"can run any code .*system"):
+        read_content(tmp_path / "a.pt")
+    assert not (tmp_path / "executed").exists()
+
+
+def test_values_of_every_kind(tmp_path):
+    state = AlexNet("cifar", 2).state_dict()
+    kinds = {"features.0.weight": torch.Tensor.to_sparse, "classifier.0.bias": lambda t: t.to(torch.float8_e4m3fn)}
+    state = {name: kinds.get(name, lambda t: t)(tensor) for name, tensor in state.items()}
+    state["classifier.0.weight"] = (100 * state["classifier.0.weight"]).to(torch.int8)
+    state["features.5.weight"] = state["features.5.weight"].to(torch.complex64)
+    torch.save(state, tmp_path / "a.pt")
+    model = AlexNet("cifar", 2)
+    fit = compare(model, as_state(read_content(tmp_path / "a.pt")[0], model))
+    reasons = {misfit.name: misfit.reason for misfit in fit.misfits}
+    assert reasons == {"classifier.0.weight": "integers, not weights", "features.5.weight": "complex numbers"}
+    fill(model, fit)
+
+
+def test_caffe_s_hdf5_goes_to_caffe_s_reader(tmp_path):
+    with h5py.File(tmp_path / "a.caffemodel.h5", "w") as file:
+        file["data/conv1/0"], file["data/conv1/1"] = np.zeros((8, 3, 11, 11)), np.zeros(8)
+    with pytest.raises(DataError, match="no weight and bias for conv2; layers found: conv1"):
+        read_content(tmp_path / "a.caffemodel.h5")
+
+
 def npy(path):
     np.save(path, np.array({"conv1": [1]}, dtype=object), allow_pickle=True)
 
@@ -119,6 +190,11 @@ OTHERS = {
     "inside": (lambda path: torch.save({"model": torch.nn.Linear(2, 2)}, path), "save the module's state_dict"),
     "pickle": (lambda path: path.write_bytes(pickle.dumps(Settings())), "it holds pickled objects"),
     "npy": (npy, "[Oo]bject arrays cannot be loaded"),
+    "text": (lambda path: path.write_text("hello"), "it begins with b'hello', as no known file of weights does"),
+    "cut": (
+        lambda path: (torch.save({"a": torch.ones(99)}, path), path.write_bytes(path.read_bytes()[:500])),
+        "it is cut",
+    ),
     "zip": (lambda path: zipfile.ZipFile(path, "w").writestr("a.txt", "x"), "a zip archive without weights"),
     "script": (script, "a program of TorchScript"),
 }

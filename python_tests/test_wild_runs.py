@@ -103,10 +103,61 @@ def test_a_cut_configuration_is_not_filled_with_defaults(run, tmp_path, keep):
     assert (copy / "config.yaml").read_text() == text
 
 
-def test_damaged_metrics_are_named(run, tmp_path):
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("opt: adamw", "opt: sgd", "opt cannot change in a resumed run"),
+        ("batch_size: 4", "batch_size: 3", "batch_size would change in the resumed run"),
+        ("lr: ", "rate: ", "config.yaml: unknown key 'rate'"),
+        ("lr: ", "lr: fast #", "config.yaml: lr must be float, got 'fast'"),
+        ("lr: ", "lr: 1\nlr: ", "config.yaml cannot be read as YAML: it has the key 'lr' twice"),
+    ],
+)
+def test_a_configuration_changed_by_hand_is_no_way_around_the_rules(old, new, message, run, tmp_path):
     copy = shutil.copytree(run, tmp_path / "copy")
-    (copy / "metrics.json").write_bytes(b"")
-    assert "metrics.json is damaged (0 bytes, not JSON)" in cli("report", "--run", copy, code=1)
+    text = (copy / "config.yaml").read_text()
+    (copy / "config.yaml").write_text(text.replace(f"\n{old}", f"\n{new}"))
+    output = cli("train", "--resume", copy, "--epochs", 2, code=2)
+    assert message in output
+    (copy / "config.yaml").unlink()
+    assert "config.yaml cannot be read: No such file" in cli("train", "--resume", copy, code=2)
+
+
+def test_a_run_goes_on_with_its_own_classes_only(run, data, tmp_path):
+    other = shutil.copytree(data, tmp_path / "data")
+    (other / "dog").rename(other / "fox")
+    output = cli("train", "--resume", run, "--data-path", other, code=1)
+    assert "only the data has fox, only the run dog" in output
+
+
+def test_a_best_epoch_that_is_lost_is_one_sentence(run, data, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "copy")
+    cli("train", "--resume", copy, "--max-steps", 0, "--epochs", 1)
+    (copy / "weights.safetensors").write_bytes(b"123")
+    assert "weights.safetensors, with the best epoch, cannot be read" in cli("train", "--resume", copy, code=1)
+    assert "test/accuracy" in cli("train", "--resume", copy, "--monitor", "none", "--allow-changes")
+
+
+def test_what_cannot_be_written_or_read_is_said_before_the_data_are_read(tmp_path):
+    (tmp_path / "file").touch()
+    values = ["train", "folder", "--data-path", tmp_path / "absent"]
+    assert "file is a file" in cli(*values, "--output", tmp_path / "file" / "run", code=1)
+    assert "w.pt does not exist" in cli(*values, "--output", tmp_path / "run", "--weights", tmp_path / "w.pt", code=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("metrics.json", "", "metrics.json is damaged (0 bytes, not JSON)"),
+        ("metrics.json", "{}", "metrics.json has no 'test/accuracy'"),
+        ("per_class.csv", "class,f1\ncat,0.5\ndo", "per_class.csv lists 1 classes, not those of the network"),
+    ],
+)
+def test_damaged_files_of_a_finished_run_are_named(name, content, message, tmp_path):
+    for file in ("config.yaml", "metrics.json", "per_class.csv"):
+        shutil.copy(ROOT / "docs" / "results" / "cifar10" / file, tmp_path)
+    (tmp_path / name).write_text(content)
+    assert message in cli("compare", tmp_path, "--output", tmp_path / "page", code=2 if content else 1)
 
 
 def test_a_picture_that_a_worker_cannot_read_is_one_sentence(data, tmp_path):

@@ -1,7 +1,7 @@
 # Chooses CMAKE_CUDA_ARCHITECTURES for the compiler CMAKE_CUDA_COMPILER, unless the environment variable CUDAARCHS (or the
 # person who builds) has. A wheel for everyone sets CUDAARCHS to the complete list (tools/wheel.sh).
 
-execute_process(COMMAND ${CMAKE_CUDA_COMPILER} --list-gpu-code OUTPUT_VARIABLE _known ERROR_QUIET)
+execute_process(COMMAND ${CMAKE_CUDA_COMPILER} --list-gpu-code OUTPUT_VARIABLE _known ERROR_QUIET TIMEOUT 60)
 # TORCH_CUDA_ARCH_LIST: numbers, as "8.0;9.0a+PTX", and torch's names of generations.
 set(_AMPERE "8.0;8.6+PTX")
 set(_ADA "8.9+PTX")

@@ -1,7 +1,6 @@
 """What the commands share: the app, its errors, the console and common arguments."""
 
 import errno
-import json
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -57,7 +56,10 @@ def _told(error: BaseException) -> tuple[str, int]:
     if _interrupted(error):
         return STOPPED, 130
     if isinstance(error, OSError) and error.errno in NO_SPACE:
-        return f"no space left on the disk ({error.strerror}); what was saved before is intact for --resume", 1
+        where = f", for {error.filename}" if error.filename else ""
+        return f"no space left on the disk ({error.strerror}{where}); what was saved before is intact", 1
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror}", 1
     if isinstance(error, (AlexNetError, OSError)):
         return sentence(error), getattr(error, "exit_code", 1)
     if isinstance(error, UsageError):
@@ -158,9 +160,18 @@ def load_run(run: Path, data_path: str | None, new: bool = False):
     new = new and data_path is not None and Path(data_path).absolute() != Path(own or "").absolute()
     recipe = recipe.replace({"data_path": data_path or own})
     images = load_test_images(recipe, classes) if new else load_images(recipe)
-    if images.classes != classes:
-        raise AlexNetError(f"the data has the classes {images.classes}, the run was trained on {classes}")
+    require_classes(images.classes, classes)
     return model, recipe, images
+
+
+def require_classes(found: Sequence[str], trained: Sequence[str]) -> None:
+    """AlexNetError where data has other classes than a run was trained on."""
+    from ..data.scan import shortened
+
+    if list(found) != list(trained):
+        new, lacking = ([name for name in a if name not in b] for a, b in ((found, trained), (trained, found)))
+        differ = f"only the data has {shortened(new) or 'none'}, only the run {shortened(lacking) or 'none'}"
+        raise AlexNetError(f"the run was trained on other classes than the data has: {differ}")
 
 
 def show_figure(name: str, value: float) -> str:
@@ -182,17 +193,6 @@ def class_table(title: str, images: "ImageSet") -> Table:
     made.add_section()
     made.add_row("all", *(f"{sum(n):,}" for n in counts.values()), f"{largest / max(min(counts['train']), 1):.3g} : 1")
     return made
-
-
-def read_metrics(folder: Path) -> dict[str, Any]:
-    """A run's metrics.json; empty where there is none. Raises AlexNetError where it is damaged."""
-    path = folder / "metrics.json"
-    if not path.exists():
-        return {}
-    try:
-        return dict(json.loads(path.read_text()))
-    except (ValueError, TypeError) as error:
-        raise AlexNetError(f"{path} is damaged ({path.stat().st_size} bytes, not JSON); remove it") from error
 
 
 def require(module: str, extra: str) -> None:

@@ -8,8 +8,9 @@ from rich.markup import escape
 from rich.table import Column
 
 from ..errors import RecipeError, first_line
+from ..files import read_metrics
 from ..notes import show_notes
-from ._app import NARROW, app, console, read_metrics, require_train, right, table
+from ._app import NARROW, app, console, require_train, right, table
 from ._recipe_options import CONFIG, RecipeCommand, recipe_options
 
 

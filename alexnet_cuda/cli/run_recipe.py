@@ -7,19 +7,23 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
+import yaml
 from rich.markup import escape
 
 from ..data import load_images
 from ..data.folder import require_outside
 from ..errors import DataError, RecipeError
+from ..files import require_writable
+from ..formats.tensors import weights_file
 from ..networks import build
 from ..notes import show_notes
-from ..recipe import FIELDS, FIXED, ON_REQUEST, Recipe, load_recipe, read_yaml, resume_rule
+from ..recipe import FIELDS, FIXED, ON_REQUEST, Recipe, load_recipe, read_recipe, read_yaml, resume_rule
 from ..reports.report import write_report
 from ..training.callbacks import is_main_process
 from ..training.classifier import Diverged
 from ..training.run import finish, precision, requested_devices, run_folder, train
-from ._app import class_table, console, right, show_figure, table
+from ..weights import read_checkpoint
+from ._app import class_table, console, require_classes, right, show_figure, table
 
 FEW, LARGE = 5000, 10_000_000  # training images, parameters
 
@@ -33,9 +37,9 @@ def run_recipe(
     permits those that change on request.
     """
     console.quiet = not is_main_process()
-    started, checkpoint = time.monotonic(), None
+    started, checkpoint, trained = time.monotonic(), None, None
     if resume is not None:
-        recipe, folder, checkpoint = _resumed(name, config, values, resume, allow)
+        recipe, folder, checkpoint, trained = _resumed(name, config, values, resume, allow)
     elif name is None:
         raise RecipeError("expected a recipe; `alexnet-cuda recipes` lists them")
     else:
@@ -46,8 +50,13 @@ def run_recipe(
         if not (folder / "config.yaml").exists() and any(folder.glob("checkpoints/*")):
             raise RecipeError(f"{folder} holds checkpoints/ but no run: name another folder with --output")
         require_outside(folder, recipe)
+        if recipe.weights not in (None, "torchvision"):
+            weights_file(str(recipe.weights))
+    require_writable(folder)
     requested_devices(recipe)
     images = load_images(recipe)
+    if trained:
+        require_classes(images.classes, trained)
     show_notes(images.notes, console)
     console.print(class_table(f"{recipe.data}: {len(images.classes)} classes", images))
     with torch.device("meta"):
@@ -81,8 +90,12 @@ def run_recipe(
 
 def _resumed(
     name: str | None, config: Path | None, values: Mapping, resume: Path, allow: bool
-) -> tuple[Recipe, Path, Path]:
-    checkpoint = resume / "checkpoints" / "last.ckpt" if resume.is_dir() else resume
+) -> tuple[Recipe, Path, Path, list[str] | None]:
+    """The recipe, run folder and checkpoint to go on with, and the classes of the checkpoint, which older ones lack."""
+    checkpoint = resume
+    if resume.is_dir():
+        last, best = (resume / "checkpoints" / name for name in ("last.ckpt", "best.ckpt"))
+        checkpoint = best if best.exists() and not last.exists() else last
     if not checkpoint.exists():
         raise DataError(f"{checkpoint} does not exist: nothing to resume")
     folder = checkpoint.parent.parent
@@ -90,11 +103,15 @@ def _resumed(
     if name not in (None, run.name):
         raise RecipeError(f"{folder} is a run of {run.name!r}, not of {name!r}")
     asked = run.replace({**(read_yaml(config) if config else {}), **values})
+    saved = read_checkpoint(checkpoint)
+    classes = saved.get("classes")
+    if "recipe" in saved:  # what was trained, whatever config.yaml says now
+        run = Recipe().replace({**yaml.safe_load(saved["recipe"]), "output": run.output})
     if asked.output and Path(asked.output).resolve() == folder.resolve():
         asked = asked.replace({"output": run.output})
     changed = [key for key in run.changes(asked) if resume_rule(key) in (FIXED, ON_REQUEST) or key == "output"]
     if not changed:
-        return asked, folder, checkpoint
+        return asked, folder, checkpoint, classes
     rows = [[key, *(escape(str(getattr(recipe, key))) for recipe in (run, asked))] for key in changed]
     console.print(table(["value", "run has", "asked"], rows, title=f"{escape(str(folder))}: changed values"))
     plateau = "plateau" in (run.schedule, asked.schedule)  # its state in a checkpoint is another one
@@ -103,17 +120,17 @@ def _resumed(
         raise RecipeError(f"{', '.join(fixed)} cannot change in a resumed run; a new run with --weights {folder} can")
     if not allow:
         raise RecipeError(f"{', '.join(changed)} would change in the resumed run: --allow-changes, if that is meant")
-    return asked, folder, checkpoint
+    return asked, folder, checkpoint, classes
 
 
 def _whole_config(path: Path) -> Recipe:
     """The recipe of a run; RecipeError where its file is cut, so that a default would take the place of a value."""
-    values = read_yaml(path)
+    recipe, values = read_recipe(path), read_yaml(path)
     if lacking := [key for key in FIELDS if key not in values]:
         raise RecipeError(f"{path} lacks {', '.join(lacking)}: it is cut, or of another version; add what the run had")
     if not path.read_bytes().endswith(b"\n"):
         raise RecipeError(f"{path} is cut: its last line does not end")
-    return Recipe().replace(values)
+    return recipe
 
 
 @contextlib.contextmanager

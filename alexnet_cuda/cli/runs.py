@@ -9,6 +9,7 @@ from rich.markup import escape
 
 from .. import pretrained
 from ..errors import AlexNetError, DataError
+from ..files import read_metrics
 from ..notes import show_notes
 from ..words import percent
 from ._app import (
@@ -20,7 +21,6 @@ from ._app import (
     console,
     load_run,
     newest_run,
-    read_metrics,
     require_train,
     right,
     show_figure,

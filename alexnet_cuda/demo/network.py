@@ -54,7 +54,7 @@ class Network:
         title = f"**{self.recipe.variant}** trained on **{self.recipe.name}**, {len(self.classes)} classes"
         try:
             accuracy = json.loads((self.folder / "metrics.json").read_text())["test/accuracy"]
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError):
             return title
         return f"{title}, test accuracy {percent(accuracy)}"
 

@@ -22,8 +22,8 @@ from .tensorflow import named_as, read_arrays, read_keras
 Content = Mapping[str, Tensor | Mapping[str, Tensor]]
 
 # Where a checkpoint has its tensors, in this order.
-CHECKPOINT_KEYS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema", "state_dict", "model_state_dict", "model",
-                   "net", "network", "weights", "params")  # fmt: skip
+AVERAGE = re.compile(r"(^|_)(ema|swa|averaged?)(_|$)")
+CHECKPOINT_KEYS = ("state_dict", "model_state_dict", "model", "net", "network", "weights", "params")
 CLASS_KEYS = ("classes", "class_names", "class_to_idx", "labels")
 REFUSED = "it holds pickled objects, which are not loaded, since that can run any code"
 # What people have under such a name in place of weights, by its first bytes.
@@ -57,7 +57,7 @@ def read_content(source: Path) -> tuple[Content, dict[str, str]]:
     try:
         with path.open("rb") as file:
             start = file.read(64)
-        if path.suffix == ".caffemodel":
+        if ".caffemodel" in path.suffixes:  # also .caffemodel.h5
             from .caffe import state_dict_from_caffe
 
             return state_dict_from_caffe(path), {}
@@ -70,7 +70,7 @@ def read_content(source: Path) -> tuple[Content, dict[str, str]]:
             return read_keras(path), {}
         if start.startswith(b"\x93NUMPY") or _holds(path, ".npy"):
             return read_arrays(path), {}
-        return _checkpoint(path)
+        return _checkpoint(path, start)
     except ImportError as error:
         raise DataError(f"{path} needs {error.name}: `pip install 'alexnet_cuda[train]'` installs it") from error
     except Exception as error:  # torch.load raises a different type for each kind of damage
@@ -106,11 +106,22 @@ def weights_file(source: Path | str, expected: str = f"weights must be {WANTED}"
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors by name, and the metadata of the file."""
     with safetensors.safe_open(path, "pt") as file:
-        return safetensors.torch.load_file(path), file.metadata() or {}
+        tensors = safetensors.torch.load_file(path)
+        return {name: _plain(tensor) for name, tensor in tensors.items()}, file.metadata() or {}
 
 
 def class_names(metadata: Mapping[str, str]) -> list[str]:
-    return [str(name) for name in json.loads(metadata.get("classes", "[]"))]
+    """The classes that a file names in its metadata, as JSON; none where it is something else."""
+    try:
+        return _class_names({"classes": json.loads(metadata.get("classes", "[]"))})
+    except ValueError:
+        return []
+
+
+def require_whole(path: Path, start: bytes) -> None:
+    """ValueError for a zip archive, as torch writes, whose end is missing."""
+    if start.startswith(b"PK") and not zipfile.is_zipfile(path):
+        raise ValueError("it is cut: its list of contents, which comes last, is missing")
 
 
 def _holds(path: Path, name: str) -> bool:
@@ -121,44 +132,79 @@ def _holds(path: Path, name: str) -> bool:
         return any(member.endswith(name) for member in archive.namelist())
 
 
-def _checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    names = []
+def _plain(tensor: Tensor) -> Tensor:
+    """A tensor with a value for each element, in a type that torch calculates with."""
+    if tensor.is_quantized:
+        tensor = tensor.dequantize()
+    tensor = tensor if tensor.layout == torch.strided else tensor.to_dense()
+    return tensor.float() if tensor.is_floating_point() and tensor.element_size() == 1 else tensor
+
+
+def _checkpoint(path: Path, start: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
+    require_whole(path, start)
+    names: list[str] = []
     if zipfile.is_zipfile(path):
         if _holds(path, "/constants.pkl"):
             raise ValueError("it is a program of TorchScript; save the module's state_dict() instead")
         if not _holds(path, "data.pkl"):
             raise ValueError("it is a zip archive without weights of PyTorch, Keras or NumPy; unpack it first")
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    content = _unpickled(path, start, names)
+    known = _class_names(content)
+    return _unwrapped(content, names), {"classes": json.dumps(known)} if known else {}
+
+
+def _unpickled(path: Path, start: bytes, names: list[str]) -> Any:
+    """What torch.load reads, with an Inert for every object; `names` are those of the objects, as far as known."""
     with warnings.catch_warnings(), torch.serialization.safe_globals([(Inert, name) for name in names]):
         warnings.simplefilter("ignore")  # on a pickle's protocol
         try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True)
         except RuntimeError:  # a damaged archive
             raise
         except Exception as error:  # what the restricted unpickler meets in a foreign pickle
             detail = re.search(r"WeightsUnpickler error: (.*)|GLOBAL (\S+)|(invalid .*)", str(error))
             found = next(filter(None, detail.groups() if detail else ()), type(error).__name__).strip()
-            raise ValueError(f"{REFUSED} ({found})") from error
-    known = _class_names(content)
-    return _unwrapped(content, names), {"classes": json.dumps(known)} if known else {}
+            allowed = re.search(r"GLOBAL (\S+) was not an allowed global", str(error))
+            if not allowed or allowed[1] in names:
+                if start.startswith((b"PK", b"\x80")):  # of torch and of pickle
+                    raise ValueError(f"{REFUSED} ({found})") from error
+                raise ValueError(f"it begins with {start[:16]!r}, as no known file of weights does") from error
+    return _unpickled(path, start, [*names, allowed[1]])  # of the format before zip archives, which lists none
 
 
 def _unwrapped(content: Any, names: Sequence[str]) -> dict[str, Tensor]:
     """The tensors of a checkpoint, however deep they lie: an average of the weights before the weights themselves.
     Raises ValueError if there are none; `names` are those of its objects."""
-    inside = content
-    while isinstance(inside, Mapping):
-        found = [key for key in CHECKPOINT_KEYS if isinstance(inside.get(key), Mapping | Inert)]
-        if not found:
-            break
-        inside = inside[found[0]]
+    inside = _inside(content)
     if isinstance(inside, Inert):
         raise ValueError(f"{REFUSED} ({', '.join(names[:3])}); save the module's state_dict() instead")
-    items = inside.items() if isinstance(inside, Mapping) else ()
-    state = {str(name): tensor for name, tensor in items if isinstance(tensor, Tensor)}
+    items = (inside or {}).items()
+    state = {str(name): _plain(tensor) for name, tensor in items if isinstance(tensor, Tensor)}
     if not state:
         raise ValueError("it holds no tensors by name")
     return state
+
+
+def _inside(content: Any) -> Mapping | Inert | None:
+    """The mapping with tensors in a tree of mappings and lists, or an object in its place; None where there is none."""
+    if isinstance(content, Inert):
+        return content
+    if isinstance(content, list | tuple):
+        content = dict(enumerate(content))
+    if not isinstance(content, Mapping):
+        return None
+    keys = [key for key in content if isinstance(key, str)]
+    for key in [*filter(AVERAGE.search, keys), *(key for key in CHECKPOINT_KEYS if key in content)]:
+        if (found := _inside(content[key])) is not None:
+            return found
+    if any(isinstance(value, Tensor) for value in content.values()):
+        return content if keys else None
+    inner = {key: _inside(value) for key, value in content.items() if not re.match("optim|sched|scaler", str(key))}
+    inner = {key: found for key, found in inner.items() if isinstance(found, Mapping)}
+    if len(inner) > 1:
+        raise ValueError(f"it holds several sets of tensors ({', '.join(map(str, inner))}); save one of them alone")
+    return next(iter(inner.values()), None)
 
 
 def _class_names(content: Any) -> list[str]:

@@ -161,7 +161,9 @@ def is_main_process() -> bool:
 
 def csv_logger(folder: Path, steps: int) -> CSVLogger:
     """A logger to `folder`/metrics.csv that keeps the first `steps` steps of a run that is being resumed."""
-    rows = [row for row in read_rows(folder / "metrics.csv") if int(row["step"]) < steps]
+    rows = [
+        row for row in read_rows(folder / "metrics.csv") if row.get("step", "").isdigit() and int(row["step"]) < steps
+    ]
     logger = CSVLogger(folder, name="", version="", flush_logs_every_n_steps=1)
     if is_main_process():
         logger.experiment.metrics = [{k: v for k, v in row.items() if v != ""} for row in rows]

@@ -32,7 +32,7 @@ class Classifier(lightning.LightningModule):
 
     def __init__(self, recipe: Recipe, names: Sequence[str]):
         super().__init__()
-        self.recipe = recipe
+        self.recipe, self.names = recipe, list(names)
         self.began = self.ended = time.monotonic()  # of the epoch's batches, or of those since a run was resumed
         self.seen = 0
         classes = len(names)
@@ -56,6 +56,9 @@ class Classifier(lightning.LightningModule):
         for module in self.frozen:  # batch normalisation would go on collecting statistics
             module.eval()
         return self
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint |= {"recipe": self.recipe.to_yaml(), "classes": self.names}
 
     def on_train_start(self) -> None:
         """Puts the recipe's values in place of those in a resumed optimiser's state, which may have changed."""

@@ -1,7 +1,6 @@
 """Several networks trained on one recipe: their recipes, and what each costs and reaches."""
 
 import itertools
-import json
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -14,9 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..data import ImageSet
 from ..data.module import ImageData
 from ..errors import RecipeError
-from ..files import read_rows
+from ..files import read_metrics, read_rows
 from ..networks import build
-from ..recipe import MACHINE, Recipe, load_recipe, read_yaml, resume_rule
+from ..recipe import MACHINE, Recipe, load_recipe, read_recipe, resume_rule
 from ..weights import load_weights
 from .evaluation import best_device
 
@@ -42,7 +41,7 @@ def comparison_recipes(
         recipe.require_one_device("a comparison")
         recipe = recipe.replace({"devices": "1", "seed": recipe.seed + n})
         recipes.append(recipe)
-        old = Recipe().replace(read_yaml(run / "config.yaml")) if (run / "config.yaml").exists() else recipe
+        old = read_recipe(run / "config.yaml") if (run / "config.yaml").exists() else recipe
         for key in old.changes(recipe):
             if resume_rule(key) != MACHINE or key == "data_path":  # other data would be another comparison
                 was, now = getattr(old, key), getattr(recipe, key)
@@ -59,7 +58,7 @@ def comparison_rows(recipes: Sequence[Recipe], images: ImageSet, errors: Mapping
         row = dict.fromkeys(COLUMNS) | {"model": recipe.variant, "error": error, "run": recipe.output}
         if error is None:
             run = Path(str(recipe.output))
-            metrics = json.loads((run / "metrics.json").read_text())
+            metrics = read_metrics(run)
             network, _, classes = load_weights(run)
             row |= {key: metrics[key] for key in ("seed", "parameters", "seconds")}
             row |= {"accuracy": metrics["test/accuracy"], "top5": metrics.get("test/top5")}
@@ -76,8 +75,10 @@ def finished_rows(runs: Mapping[str, Path]) -> list[dict[str, Any]]:
     for name, run in runs.items():
         if lacking := [file for file in ("config.yaml", "metrics.json", "per_class.csv") if not (run / file).exists()]:
             raise RecipeError(f"{run} holds no finished run: {lacking[0]} is missing")
-        recipe = Recipe().replace(read_yaml(run / "config.yaml"))
-        metrics = json.loads((run / "metrics.json").read_text())
+        recipe = read_recipe(run / "config.yaml")
+        metrics = read_metrics(run)
+        if lacking := [key for key in ("test/accuracy", "parameters") if key not in metrics]:
+            raise RecipeError(f"{run / 'metrics.json'} has no {lacking[0]!r}")
         row = dict.fromkeys(COLUMNS) | {"model": name, "run": str(run), "accuracy": metrics["test/accuracy"]}
         row |= {
             "seed": metrics.get("seed"),
@@ -85,7 +86,12 @@ def finished_rows(runs: Mapping[str, Path]) -> list[dict[str, Any]]:
             "parameters": metrics["parameters"],
             "seconds": metrics.get("seconds"),
         }
-        rows.append(row | {"macs": macs(recipe, len(read_rows(run / "per_class.csv")))})
+        classes = len(read_rows(run / "per_class.csv"))
+        with torch.device("meta"):
+            parameters = sum(p.numel() for p in build(recipe, max(classes, 1)).parameters())
+        if parameters != metrics["parameters"]:
+            raise RecipeError(f"{run / 'per_class.csv'} lists {classes} classes, not those of the network")
+        rows.append(row | {"macs": macs(recipe, classes)})
     return sorted(rows, key=lambda row: -(row["accuracy"] or 0))
 
 

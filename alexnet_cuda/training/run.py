@@ -17,12 +17,13 @@ from lightning.pytorch.callbacks import Callback, LearningRateMonitor, WeightAve
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ..data import ImageSet
 from ..data.module import ImageData
-from ..errors import RecipeError
+from ..errors import DataError, RecipeError, first_line
 from ..files import write_text
 from ..notes import show_notes
 from ..recipe import Recipe
@@ -165,7 +166,11 @@ def finish(recipe: Recipe, images: ImageSet, folder: Path, outcome: Outcome) -> 
     that is resumed and finds no better epoch, weights.safetensors are still the best."""
     best, weights = outcome.best, folder / "weights.safetensors"
     if best and not best.exists():
-        outcome.module.model.load_state_dict(load_file(weights))
+        try:
+            outcome.module.model.load_state_dict(load_file(weights))
+        except (OSError, SafetensorError) as error:
+            last = f"`--resume {folder} --monitor none --allow-changes` takes the last epoch"
+            raise DataError(f"{weights}, with the best epoch, cannot be read ({first_line(error)}); {last}") from error
     else:
         outcome.module.load_state_dict(read_checkpoint(best or folder / "checkpoints" / "last.ckpt")["state_dict"])
     model = outcome.module.model.float()
