@@ -48,20 +48,15 @@ GPU_DEVICE void multiply(gpu::shared<uint16_t> blocks, gpu::shared<uint32_t> wei
   }
 }
 
-// Whether a GPU that can run this machine code takes this layout: resident weights if they fit shared memory, else
-// streamed ones. A thread block may have 163 KB on 8.0 and 8.7, 99 KB on 8.6, 8.9 and 12.x, 227 KB on 9.0 and 10.x;
-// code for 8.0 also runs on 8.6 and 8.9. PTX runs on any GPU, so that with it all kernels are complete.
+// Whether a GPU that can run machine code for `architecture` takes this layout: resident weights if they fit shared
+// memory, else streamed ones. A thread block may have 163 KB on 8.0 and 8.7, 99 KB on 8.6, 8.9 and 12.x, 227 KB on 9.0
+// and 10.x; code for 8.0 also runs on 8.6 and 8.9.
 template <class L, bool kSavesNchw>
-constexpr bool is_launched() {
-#if defined(ALEXNET_CUDA_WITHOUT_PTX) && defined(__CUDA_ARCH__)
-  constexpr int kArch = __CUDA_ARCH__;
-  constexpr int kMost = kArch >= 900 && kArch < 1200 ? 227 : kArch == 800 || kArch == 870 ? 163 : 99;
-  constexpr int kLeast = kArch == 800 ? 99 : kMost;
+constexpr bool is_launched(int architecture) {
+  const bool has_163 = architecture == 800 || architecture == 870, has_227 = architecture >= 900 && architecture < 1200;
+  const int most = (has_227 ? 227 : has_163 ? 163 : 99) << 10, least = architecture == 800 ? 99 << 10 : most;
   constexpr int kBytes = Layout<L::kChannels, L::kTile, false>::template kBytes<kSavesNchw>;
-  return L::kStreams ? kBytes > kLeast << 10 : kBytes <= kMost << 10;
-#else
-  return true;
-#endif
+  return L::kStreams ? kBytes > least : kBytes <= most;
 }
 
 template <class T, class L, bool kNhwc, bool kSave>
@@ -69,10 +64,13 @@ __global__ void __launch_bounds__(kThreads, 1)
     block_kernel(const uint16_t* __restrict__ x, const uint32_t* __restrict__ packed, const T* __restrict__ bias,
                  uint16_t* __restrict__ y, uint16_t* __restrict__ a, uint8_t* __restrict__ code, Bands b,
                  LrnConstants lrn) {
-  if constexpr (!is_launched<L, kSave && !kNhwc>()) {
+#if defined(ALEXNET_CUDA_WITHOUT_PTX) && defined(__CUDA_ARCH__)  // PTX may run on any GPU
+  constexpr bool kSavesNchw = kSave && !kNhwc;
+  if constexpr (!is_launched<L, kSavesNchw>(__CUDA_ARCH__)) {
     __trap();
     return;  // no machine code for the rest
   }
+#endif
   constexpr int kChannels = L::kChannels, kTile = L::kTile, kSteps = L::kSteps, kGroups = L::kGroups;
   using Saved = SavedRow<L, kNhwc, kSave>;
   // Rows that are normalised before they are pooled and `a` is copied: as many as there is room for.
