@@ -1,6 +1,5 @@
 """conv2d: three bilinear operators, each the derivative of the other two, so derivatives of any order exist."""
 
-import functools
 from typing import Any
 
 import torch
@@ -8,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import reference
-from .._library import KERNEL_DTYPES, has_kernel
+from .._library import HAS_AMX, KERNEL_DTYPES, has_kernel
 from ..reference import Size, output_size
 from ._registration import _op, before_relu, call, empty, needs_grad, register, save_first, save_for_relu
 
@@ -114,12 +113,6 @@ def is_supported(conv: torch.nn.Conv2d) -> bool:
     )
 
 
-@functools.cache
-def _has_matrix_unit() -> bool:
-    """Whether the CPU has AMX, for whose bfloat16 there is a kernel of the weight gradient of 3x3 convolutions."""
-    return bool(torch.cpu.get_capabilities().get("amx_bf16"))
-
-
 def _is_served(x: Tensor, weight: Tensor, stride: int, padding: int, groups: int) -> bool:
     if weight.dim() != 4 or 0 in x.shape[-2:] or not has_kernel(x):
         return False
@@ -127,7 +120,7 @@ def _is_served(x: Tensor, weight: Tensor, stride: int, padding: int, groups: int
         return True
     if not x.is_cpu or groups <= 0 or not _is_winograd_layer(weight.shape, stride, padding, groups):
         return False
-    is_bfloat16 = x.dtype == torch.bfloat16 and weight.shape[2] == 3 and needs_grad(weight) and _has_matrix_unit()
+    is_bfloat16 = x.dtype == torch.bfloat16 and weight.shape[2] == 3 and HAS_AMX and needs_grad(weight)
     return x.dtype == torch.float32 or is_bfloat16
 
 
