@@ -40,11 +40,15 @@ class Library:
         return {name: value or "none" for name, _, value in (line.partition(": ") for line in lines)}
 
     def cpu_level(self) -> str:
-        """baseline, avx2 or avx512. Raises RuntimeError for a bad value of ALEXNET_CUDA_CPU_LEVEL."""
+        """baseline, avx2, avx512 or avx512 with AMX. Raises RuntimeError for a bad value of ALEXNET_CUDA_CPU_LEVEL."""
         level = self._text("alexnet_cuda_cpu_level")
         if level.startswith("ALEXNET_CUDA_CPU_LEVEL"):
             raise RuntimeError(level)
         return level
+
+    def has_amx(self) -> bool:
+        """Whether the kernels for the matrix unit of Intel's CPUs are in use."""
+        return self._text("alexnet_cuda_cpu_level").endswith("AMX")
 
     def cache_limit(self) -> int:
         """Of the CPU caching allocator, in bytes."""
@@ -142,6 +146,7 @@ if UNAVAILABLE_REASON["cpu"] and _kernels_enabled():
         stacklevel=1,
     )
 
+HAS_AMX = _C is not None and _C.has_amx()
 # In CMake's spelling: "80-real 90a 120-virtual".
 CUDA_ARCHITECTURES: str = _C.build_info()["CUDA architectures"] if _C is not None else "none"
 _has_code_for: dict[int | None, bool] = {}  # by CUDA device

@@ -15,15 +15,15 @@ from . import fusion, pretrained, variants
 from . import nn as layers
 from ._torch_private import transforms_active
 from .errors import DataError
-from .variants import Variant, get_variant
+from .variants import Variant, get_variant, is_variant
 
 # Pixels 0..255 minus their mean are this many times as large as images normalised with ImageNet's mean and standard
 # deviation (0.229, 0.224, 0.225 of the range 0..1).
 PIXELS_PER_UNIT = 255 * 0.226
 # The kinds of layers that each part of a variant may have.
 PLACES = {
-    "features": (variants.Conv, variants.LRN, variants.ReLU, variants.MaxPool, variants.BatchNorm),
-    "classifier": (variants.Linear, variants.ReLU, variants.BatchNorm, variants.Dropout),
+    "features": (variants.Conv, variants.LRN, variants.ReLU, variants.Tanh, variants.MaxPool, variants.BatchNorm),
+    "classifier": (variants.Linear, variants.ReLU, variants.Tanh, variants.BatchNorm, variants.Dropout),
 }
 
 
@@ -150,7 +150,7 @@ class AlexNet(nn.Module):
         self, classes: Sequence[str] | None, mean: Sequence[float] | None, std: Sequence[float] | None
     ) -> dict[str, str]:
         name, count = self.variant.name, self.num_classes
-        if variants.VARIANTS.get(name) is not self.variant:
+        if not is_variant(name) or get_variant(name) != self.variant:
             raise ValueError(f"AlexNet: expected one of list_variants() to save, got the variant {name!r} of your own")
         known = json.loads(self.metadata["classes"]) if "classes" in self.metadata else [str(i) for i in range(count)]
         names = list(known if classes is None else classes)
@@ -212,6 +212,8 @@ class AlexNet(nn.Module):
                     modules.append(nn.Dropout(p if dropout is None else dropout))
                 case variants.ReLU():
                     modules.append(nn.ReLU())
+                case variants.Tanh():
+                    modules.append(nn.Tanh())
         return nn.Sequential(*modules), channels
 
     @property

@@ -6,6 +6,7 @@ all follow from these declarations.
 
 import dataclasses
 import functools
+import math
 import os
 import types
 import typing
@@ -19,7 +20,7 @@ from typing import Any
 import yaml
 
 from .errors import RecipeError
-from .variants import VARIANTS
+from .variants import get_variant, is_variant
 from .words import closest, unknown
 
 FOLDER = resources.files("alexnet_cuda") / "recipes"  # YAML files of the values that differ from the defaults
@@ -132,7 +133,12 @@ class Recipe:
     @property
     def input_size(self) -> int:
         """Edge of the image that the network takes."""
-        return VARIANTS[self.variant].input_size if self.variant in VARIANTS else self.size or 224
+        return get_variant(self.variant).input_size if is_variant(self.variant) else self.size or 224
+
+    @property
+    def train_short_side(self) -> int:
+        """Short side of a photograph of which no training crop is enlarged."""
+        return self.short_side or math.ceil(self.input_size / math.sqrt(self.crop))
 
     @property
     def test_short_side(self) -> int:
@@ -175,8 +181,8 @@ class Recipe:
             if self.variant.removeprefix("torchvision/") not in (known := models.list_models(module=models)):
                 peers = [f"torchvision/{name}" for name in known]
                 raise RecipeError(unknown("variant", self.variant, peers))
-        elif self.variant not in VARIANTS and not self.variant.startswith("caffe/"):
-            raise RecipeError(unknown("variant", self.variant, VARIANTS))
+        elif not self.variant.startswith("caffe/"):
+            get_variant(self.variant)
         for key in ("mean", "std"):
             if len(getattr(self, key)) not in (1, self.channels):
                 raise RecipeError(f"{key} must have 1 or {self.channels} values, got {len(getattr(self, key))}")
@@ -184,7 +190,7 @@ class Recipe:
         for wrong, message in (
             (val + test >= 1, f"val_fraction {val} and test_fraction {test} leave no image"),
             (min(self.std) <= 0, f"std must be positive, got {min(self.std):g}"),
-            (self.size and self.variant in VARIANTS,
+            (self.size and is_variant(self.variant),
              f"size {self.size} is for torchvision/NAME; {self.variant} takes {self.input_size}x{self.input_size}"),
             (val == 0 and self.monitor != "none",
              f"val_fraction 0 needs monitor none, got {self.monitor}: the test split must not decide"),

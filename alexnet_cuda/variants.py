@@ -9,121 +9,12 @@
   tf_slim          github.com/google-research/tf-slim, tf_slim/nets/alexnet.py
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import replace
 
-
-@dataclass(frozen=True)
-class Init:
-    """Start values of a layer: how its weights are drawn, and the constant its biases start at.
-
-    weight: "normal" or "truncated_normal" (at two std), both with `std`; "xavier_uniform"; "kaiming_normal";
-        "torch", which leaves weights and biases as torch draws them.
-    """
-
-    weight: str = "torch"
-    std: float = 0.0
-    bias: float = 0.0
-
-
-@dataclass(frozen=True)
-class Conv:
-    """padding: zeros on every side, or (left, right, top, bottom)."""
-
-    filters: int
-    kernel_size: int
-    stride: int = 1
-    padding: int | tuple[int, int, int, int] = 0
-    groups: int = 1
-    ceil_mode: bool = False
-    bias: bool = True
-    init: Init = Init()
-
-
-@dataclass(frozen=True)
-class LRN:
-    """Arguments of `ops.local_response_norm`."""
-
-    size: int = 5
-    alpha: float = 1e-4
-    beta: float = 0.75
-    k: float = 1.0
-    groups: int = 1
-    divide_alpha: bool = True
-    across: str = "channels"
-
-
-@dataclass(frozen=True)
-class ReLU:
-    pass
-
-
-@dataclass(frozen=True)
-class MaxPool:
-    kernel_size: int = 3
-    stride: int = 2
-    ceil_mode: bool = False
-
-
-@dataclass(frozen=True)
-class BatchNorm:
-    """momentum as in torch: the weight of the new batch in the running statistics."""
-
-    eps: float = 1e-5
-    momentum: float = 0.1
-
-
-@dataclass(frozen=True)
-class Dropout:
-    p: float = 0.5
-
-
-@dataclass(frozen=True)
-class Linear:
-    """units: None for as many as there are classes."""
-
-    units: int | None = None
-    init: Init = Init()
-
-
-Layer = Conv | LRN | ReLU | MaxPool | BatchNorm | Dropout | Linear
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One network. `parameters` and `running_statistics` are its sizes with the default classes and channels.
-
-    average_pool: side of the adaptive average pool between features and classifier, or None.
-    pixels: whether the initialisation was made for pixels 0..255 minus their mean.
-    """
-
-    name: str
-    description: str
-    features: tuple[Layer, ...]
-    classifier: tuple[Layer, ...]
-    parameters: int
-    running_statistics: int = 0
-    num_classes: int = 1000
-    input_size: int = 227
-    channels: int = 3
-    average_pool: int | None = None
-    pixels: bool = False
-
-    def feature_size(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width after `features`; 0 where the image is too small."""
-        return _feature_size(self.features, height), _feature_size(self.features, width)
-
-
-def _feature_size(layers: tuple[Layer, ...], size: int) -> int:
-    for layer in layers:
-        if isinstance(layer, Conv | MaxPool):
-            padding = getattr(layer, "padding", 0)
-            padded = size + (sum(padding[:2]) if isinstance(padding, tuple) else 2 * padding)
-            if padded < layer.kernel_size:
-                return 0
-            size = (padded - layer.kernel_size + (layer.stride - 1 if layer.ceil_mode else 0)) // layer.stride + 1
-            if isinstance(layer, MaxPool) and (size - 1) * layer.stride >= padded:
-                size -= 1  # torch drops a window that would start beyond the edge
-    return size
+from .errors import RecipeError
+from .specification import LRN, BatchNorm, Conv, Dropout, Init, Layer, Linear, MaxPool, ReLU, Tanh, Variant
+from .words import unknown
 
 
 def _head(hidden: Init, last: Init) -> tuple[Layer, ...]:
@@ -147,7 +38,6 @@ def _grouped(name: str, description: str, lrn: LRN, biases: float, hidden: float
             *(Conv(256, 3, 1, 1, groups=2, init=shifted), ReLU(), MaxPool()),
         ),
         classifier=_head(Init("normal", hidden, biases), zero),
-        parameters=60_965_224,
         pixels=True,
     )
 
@@ -166,7 +56,7 @@ _ORIGINAL_2012 = Variant(
         *(Conv(256, 3, 1, 1, groups=2, init=Init("normal", 0.03, 1)), MaxPool(), ReLU()),
     ),
     classifier=_head(Init("normal", 0.01, 1), Init("normal", 0.01, 0)),
-    parameters=60_965_224, input_size=224, pixels=True,
+    input_size=224, pixels=True,
 )  # fmt: skip
 
 _OWT = Variant(
@@ -180,7 +70,7 @@ _OWT = Variant(
         *(Conv(256, 3, 1, 1, init=Init("normal", 0.03, 1)), MaxPool(), ReLU()),
     ),
     classifier=_head(Init("normal", 0.01, 1), Init("normal", 0.01, -7)),
-    parameters=61_100_840, input_size=224, pixels=True,
+    input_size=224, pixels=True,
 )  # fmt: skip
 
 _TORCHVISION = Variant(
@@ -194,7 +84,7 @@ _TORCHVISION = Variant(
         *(Conv(256, 3, 1, 1), ReLU(), MaxPool()),
     ),
     classifier=(Dropout(), Linear(4096), ReLU(), Dropout(), Linear(4096), ReLU(), Linear()),
-    parameters=61_100_840, input_size=224, average_pool=6,
+    input_size=224, average_pool=6,
 )  # fmt: skip
 
 _SLIM_CONV = Init("xavier_uniform", bias=0.1)
@@ -209,7 +99,7 @@ _TF_SLIM = Variant(
         *(Conv(256, 3, 1, 1, init=_SLIM_CONV), ReLU(), MaxPool()),
     ),
     classifier=_head(Init("truncated_normal", 0.005, 0.1), Init("truncated_normal", 0.005)),
-    parameters=50_303_912, input_size=224,
+    input_size=224,
 )  # fmt: skip
 
 _GLOROT = Init("xavier_uniform")  # the default of Keras
@@ -225,7 +115,6 @@ _UNGROUPED = Variant(
         *(Conv(256, 3, 1, 1, init=_GLOROT), ReLU(), MaxPool()),
     ),
     classifier=_head(_GLOROT, _GLOROT),
-    parameters=62_378_344,
 )
 
 # TensorFlow's SAME padding at 224: 3 before and 4 after the first layer (56), then 27 -> 7, 3 -> 1, 1 -> 1, 1 -> 1.
@@ -241,7 +130,7 @@ _KERAS_MNIST = Variant(
         *(Conv(256, 3, 4, 1, init=_GLOROT), ReLU()),
     ),
     classifier=_head(_GLOROT, _GLOROT),
-    parameters=21_622_154, num_classes=10, input_size=224,
+    num_classes=10, input_size=224,
 )  # fmt: skip
 
 _KERAS_NORM = BatchNorm(eps=1e-3, momentum=0.01)  # Keras writes this momentum as .99
@@ -260,7 +149,7 @@ _FLOWERS_BN = Variant(
         *(Linear(4096, _GLOROT), ReLU(), Dropout(0.4), _KERAS_NORM),
         Linear(None, _GLOROT),
     ),
-    parameters=24_815_697, running_statistics=19_136, num_classes=17, input_size=224,
+    num_classes=17, input_size=224,
 )  # fmt: skip
 
 # 32x32 images; docs/variants.md has the reasons. Convolutions followed by BatchNorm need no bias.
@@ -277,7 +166,7 @@ _CIFAR = Variant(
         *(Conv(128, 3, 1, 1, bias=False, init=_HE), BatchNorm(), ReLU(), MaxPool(ceil_mode=True)),
     ),
     classifier=(Linear(256, _HE), ReLU(), Dropout(0.3), Linear(None, _HE)),
-    parameters=1_124_026, running_statistics=1_184, num_classes=10, input_size=32,
+    num_classes=10, input_size=32,
 )  # fmt: skip
 
 _PAPER = _grouped(
@@ -299,8 +188,53 @@ def list_variants() -> dict[str, str]:
     return {name: variant.description for name, variant in VARIANTS.items()}
 
 
+# What may follow a variant's name, as in "cifar:no-bn,tanh": what is each idea of the paper worth?
+CHANGES: dict[str, str] = {
+    "tanh": "tanh instead of ReLU",
+    "no-lrn": "no local response normalisation",
+    "no-bn": "no BatchNorm, and biases in the convolutions",
+    "plain-pooling": "pooling windows of 2x2 with a step of 2, which do not overlap",
+}
+
+
 def get_variant(name: str) -> Variant:
-    """The variant of that name; ValueError with the list of names where there is none."""
-    if name not in VARIANTS:
-        raise ValueError(f"AlexNet: no variant is called {name!r}; the variants are {', '.join(VARIANTS)}")
-    return VARIANTS[name]
+    """The variant of that name, with the `CHANGES` that stand behind a colon, as in "cifar:no-bn,tanh". RecipeError, a
+    ValueError, where there is no such variant or change."""
+    own, _, listed = name.partition(":")
+    if own not in VARIANTS:
+        raise RecipeError(unknown("variant", own, VARIANTS))
+    variant, changes = VARIANTS[own], listed.split(",") if listed else []
+    for change in changes:
+        if change not in CHANGES:
+            raise RecipeError(unknown(f"change of {own}", change, CHANGES))
+    if not changes:
+        return variant
+    features, classifier = (
+        tuple(new for layer in layers if (new := _changed(layer, changes)))
+        for layers in (variant.features, variant.classifier)
+    )
+    description = f"{own} with {'; '.join(CHANGES[change] for change in changes)}"
+    return replace(variant, name=name, description=description, features=features, classifier=classifier)
+
+
+def is_variant(name: str) -> bool:
+    """Whether `get_variant` has it."""
+    try:
+        return bool(get_variant(name))
+    except RecipeError:
+        return False
+
+
+def _changed(layer: Layer, changes: Sequence[str]) -> Layer | None:
+    match layer:
+        case ReLU() if "tanh" in changes:
+            return Tanh()
+        case LRN() if "no-lrn" in changes:
+            return None
+        case BatchNorm() if "no-bn" in changes:
+            return None
+        case Conv() if "no-bn" in changes:
+            return replace(layer, bias=True)
+        case MaxPool() if "plain-pooling" in changes:
+            return MaxPool(2, 2)
+    return layer

@@ -30,7 +30,7 @@ from .model import AlexNet
 from .networks import build
 from .pretrained import write_tensors
 from .recipe import Recipe
-from .variants import VARIANTS, Variant, get_variant
+from .variants import VARIANTS, Variant, get_variant, is_variant
 
 
 def save_weights(path: Path, model: nn.Module, recipe: Recipe, classes: list[str]) -> None:
@@ -123,9 +123,9 @@ def find_network(source: Path | str, variant: str | Variant | None = None) -> Ne
     content, metadata = read_content(Path(source))
     wanted = get_variant(variant) if isinstance(variant, str) else variant
     named = metadata.get("variant")
-    if named is not None and (named not in VARIANTS or (wanted and wanted.name != named)):
+    if named is not None and (not is_variant(named) or (wanted and wanted.name != named)):
         raise RecipeError(f"{source} holds the network {named}, not {wanted.name if wanted else 'an AlexNet'}")
-    tried = [wanted] if wanted else [VARIANTS[named]] if named else list(VARIANTS.values())
+    tried = [wanted] if wanted else [get_variant(named)] if named else list(VARIANTS.values())
     shapes = without_values(content)
     files = [NetworkFile(source, content, metadata, *_trial(shapes, one)) for one in tried]
     whole = [file for file in files if not file.fit.misfits]

@@ -4,7 +4,8 @@
 with torch.nn's layers; "compile" that copy and "ours compile" ours, under torch.compile (--compile); on the CPU
 "onnxruntime" and "openvino" if they are installed (AlexNets, inference; with autocast "openvino bfloat16"), and
 "keras", the network of the Keras tutorials on TensorFlow (training, three variants); on CUDA "graph" is a captured CUDA
-graph, and cudnn.benchmark is on for every form.
+graph, and cudnn.benchmark is on for every form. "ours with epilogues" is ours with ReLU in the epilogue of cuDNN's
+convolutions and cuBLASLt's products (inference on CUDA): not in the package before it has won on a GPU.
 
 inference: model.eval() under no_grad. training: forward, cross-entropy, backward and a step of SGD with momentum and
 weight decay (torch's fused one), dropout on. The weights are float32; --dtype tf32 allows TF32 (CUDA), and autocast
@@ -18,6 +19,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import product
 from typing import Any
+from unittest.mock import patch
 
 import common
 import timing
@@ -30,8 +32,9 @@ from timing import Form
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from alexnet_cuda import AlexNet, accelerate, list_variants
+from alexnet_cuda import AlexNet, accelerate, fusion, list_variants
 from alexnet_cuda import nn as layers
+from alexnet_cuda.ops.conv2d import autocast as cast
 
 
 def network(name: str) -> tuple[nn.Module, tuple[int, ...]]:
@@ -64,6 +67,32 @@ def stock(model: nn.Module) -> nn.Module:
                 module.register_forward_pre_hook(_pad)
             module.__class__ = nn.Conv2d  # type: ignore[assignment]
     return model
+
+
+class WithEpilogues(nn.Module):
+    """The network, with torch's operators for convolution + ReLU (cuDNN's; AlexNet's first layer stays ours) and for
+    linear layer + ReLU (cuBLASLt's)."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        with patch.dict(fusion.PATTERNS, {("conv", "relu"): _conv2d_relu, ("linear", "relu"): _linear_relu}):
+            return self.network(x)
+
+
+def _conv2d_relu(x: Tensor, modules: dict[str, Any], scale: float) -> Tensor:
+    conv = modules["conv"]
+    if conv.kernel_size == (11, 11):
+        return fusion._conv2d(x, modules, scale)
+    x, weight, bias = cast(x, conv.weight * scale if scale != 1 else conv.weight, conv.bias)
+    return torch.cudnn_convolution_relu(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+
+
+def _linear_relu(x: Tensor, modules: dict[str, Any], scale: float) -> Tensor:
+    layer = modules["linear"]
+    return torch._addmm_activation(layer.bias, x, layer.weight.t())
 
 
 def has_keras_network(model: Any) -> bool:
@@ -99,9 +128,13 @@ def forms(model: nn.Module, x: Tensor, layouts: list[str], training: bool, dtype
         networks["eager"] = stock(model)
     except ValueError as error:
         common.console.print(str(error), markup=False)
+    wanted = [*product(networks, ["", *modes])]
+    if cuda and not training:
+        networks["ours with epilogues"] = WithEpilogues(model)
+        wanted.append(("ours with epilogues", ""))
     for layout in layouts:
         data = x.contiguous(memory_format=LAYOUTS[layout])
-        for base, mode in product(networks, ["", *modes]):
+        for base, mode in wanted:
             name = f"{base} compile {mode}".removeprefix("eager ") if mode else base
             network = copy.deepcopy(networks[base]).to(memory_format=LAYOUTS[layout]).train(training)
             parameters = list(network.parameters())

@@ -25,7 +25,8 @@ Written by benchmarks/kernel_resources.py from the library that nvcc {compiler} 
 none spills registers. *instances*: of the template (dtypes, memory formats, channels, tiles); the other columns give
 the smallest and largest of them. *registers*: per thread. *shared memory*: bytes per block known to the compiler (1024
 of them reserved by CUDA from sm_90 on), without what a launch adds. *HMMA* (mma.sync), *HGMMA* (wgmma), *FFMA* (float32
-multiply-add): instructions in the machine code, not executed ones.
+multiply-add): instructions in the machine code, not executed ones. A kernel with 4 registers is empty: no GPU that runs
+the code of that architecture chooses it.
 
 """
 INSTRUCTIONS = (*COLUMNS[5:], "LDSM", "LDL", "STL", "WARPGROUP")  # those that are counted

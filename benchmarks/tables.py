@@ -22,7 +22,7 @@ KINDS = {"cpu": "CPU", "cuda": "CUDA"}
 BENCHMARKS = {"ops": "operators", "model": "whole networks", "kernelbench": "KernelBench"}
 FAMILIES = {  # first words of a form's name: its column
     "ours deterministic": "ours, deterministic", "ours without wgmma": "ours, without wgmma",
-    "ours": "ours", "eager autocast": "eager autocast", "eager": "eager",
+    "ours with epilogues": "ours, with epilogues", "ours": "ours", "eager autocast": "eager autocast", "eager": "eager",
     "space-to-depth": "eager", "compile": "torch.compile", "onnxruntime": "ONNX Runtime",
     "openvino bfloat16": "OpenVINO bfloat16", "openvino": "OpenVINO",
     "keras": "Keras",

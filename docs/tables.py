@@ -1,5 +1,6 @@
 """Writes the tables of explained.md and recipes.md that follow from the code. --check only compares."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -8,8 +9,10 @@ import torch
 from alexnet_cuda.model import AlexNet
 from alexnet_cuda.recipe import FIELDS, list_recipes, read_yaml
 from alexnet_cuda.recipe import FOLDER as RECIPES
+from alexnet_cuda.reports.comparison import means
+from alexnet_cuda.reports.experiments import written
 from alexnet_cuda.summary import layer_names, model_summary
-from alexnet_cuda.variants import VARIANTS
+from alexnet_cuda.variants import VARIANTS, get_variant
 from alexnet_cuda.words import percent
 
 DOCS = Path(__file__).resolve().parent
@@ -50,6 +53,19 @@ def layers() -> str:
     return text(rows)
 
 
+def ablations() -> str:
+    """Networks with one idea changed, from a committed comparison; "" before there is one."""
+    file = DOCS / "results" / "ablations" / "compare.json"
+    if not file.exists():
+        return ""
+    rows = [["network", "what is changed", "test accuracy", "seeds", "training, minutes"]]
+    for row in means(json.loads(file.read_text("utf-8"))["models"]):
+        about = get_variant(row["model"]).description.removeprefix("cifar with ")
+        minutes = f"{row['seconds'] / 60:.1f}"
+        rows.append([f"`{row['model']}`", about, written(row, "accuracy"), str(len(row["runs"])), minutes])
+    return text(rows)
+
+
 def recipes() -> str:
     """Every recipe with what it sets otherwise than the defaults."""
     rows = [["recipe", "what it is", "values"]]
@@ -80,7 +96,7 @@ def _shown(value: object) -> str:
 
 
 TABLES = {
-    "explained.md": {"split": split, "layers": layers},
+    "explained.md": {"split": split, "layers": layers, "ablations": ablations},
     "recipes.md": {"recipes": recipes, "values": values},
 }
 

@@ -5,6 +5,7 @@ import importlib.util
 import json
 from itertools import count, product
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import bench_model
 import bench_ops
@@ -15,6 +16,7 @@ import runtimes
 import tables
 import timing
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from alexnet_cuda import AlexNet, accelerate, ops
@@ -155,6 +157,22 @@ def test_stock(variant):
     assert [m for m in model.features if type(m).__module__.startswith("alexnet_cuda")]
     with torch.no_grad():
         torch.testing.assert_close(stock(x), model(x), rtol=1e-3, atol=1e-3)
+
+
+def test_epilogues(monkeypatch):
+    """All convolutions and linear layers before ReLU, cuDNN's by its definition."""
+    cudnn = Mock(side_effect=lambda x, weight, bias, *geometry: F.conv2d(x, weight, bias, *geometry).relu())
+    product = Mock(side_effect=torch._addmm_activation)
+    monkeypatch.setattr(torch, "cudnn_convolution_relu", cudnn)
+    monkeypatch.setattr(torch, "_addmm_activation", product)
+    model, x = AlexNet("keras_mnist").eval(), torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        torch.testing.assert_close(bench_model.WithEpilogues(model)(x), model(x), rtol=1e-4, atol=1e-4)
+    assert (cudnn.call_count, product.call_count) == (3, 2)
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+    x = torch.randn(1, 3, 32, 32)
+    names = {form.name for form in bench_model.forms(AlexNet("cifar"), x, ["contiguous"], False, "float32", [])}
+    assert names >= {"ours with epilogues", "ours with epilogues graph"}
 
 
 def test_no_stock_form():

@@ -66,6 +66,7 @@ def test_what_does_not_compile_is_left_out(failures, settings, built, backend, m
         (["9.0"], {"TORCH_CUDA_ARCH_LIST": "7.5,8.0; 12.0"}, "80-real;120-real"),
         (["9.0"], {"TORCH_CUDA_ARCH_LIST": "Turing 7.0+PTX All"}, "90a-real"),
         (["9.0"], {"TORCH_CUDA_ARCH_LIST": "Ampere;hopper Blackwell"}, "80-real;86;90;100-real;120"),
+        (["9.0"], {"CUDAARCHS": "80-real;86", "TORCH_CUDA_ARCH_LIST": "9.0a"}, "80-real;86"),
     ],
 )
 def test_architectures(gpus, variables, architectures, tmp_path):

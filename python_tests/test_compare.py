@@ -15,6 +15,7 @@ from training_helpers import cli as command
 
 from alexnet_cuda.data import load_images
 from alexnet_cuda.recipe import Recipe, RecipeError, load_recipe
+from alexnet_cuda.reports.comparison import means
 from alexnet_cuda.reports.experiments import comparison_chart
 from alexnet_cuda.summary import model_summary
 from alexnet_cuda.training import classifier, comparison
@@ -69,6 +70,9 @@ def test_finished_runs_on_one_page(tmp_path):
     assert found["cifar10"]["macs"] == sum(layer.macs for layer in model_summary("cifar"))
     page = (tmp_path / "compare.html").read_text()
     assert page.count("<svg") == 2
+    assert all((tmp_path / name).exists() for name in re.findall(r'href="(\w+.png)"', page))
+    assert page.count("<a download") == 2
+    assert "\N{PLUS-MINUS SIGN}" not in page
     assert percent(metrics["test/accuracy"]) in page
     assert re.search(r"<td>epochs</td><td>30</td><td>1\d</td>", page)  # a value that differs
     assert "<td>batch_size</td>" not in page
@@ -79,6 +83,25 @@ def test_what_is_no_finished_run_is_named(tmp_path):
     assert "cifar is no run folder; --recipe RECIPE trains" in cli("cifar", code=2)
     assert f"{tmp_path} holds no finished run: config.yaml is missing" in cli(tmp_path, code=2)
     assert "values are for training" in cli(tmp_path, "--epochs", 2, code=2)
+
+
+def test_several_seeds_are_averaged(tmp_path):
+    output = cli("cifar", "cifar:no-bn,tanh", *SMALL, "--seeds", 2, "--output", tmp_path)
+    assert "digits: 2 networks on 60 held-out images, 2 seeds" in output
+    seeds = {"cifar": 0, "cifar-seed1": 1, "cifar-no-bn-tanh": 0, "cifar-no-bn-tanh-seed1": 1}
+    configs = {run: yaml.safe_load((tmp_path / run / "config.yaml").read_text()) for run in seeds}
+    assert {run: config["seed"] for run, config in configs.items()} == seeds
+    runs = json.loads((tmp_path / "compare.json").read_text())["models"]
+    assert sorted((row["model"], row["seed"]) for row in runs) == [
+        (model, seed) for model in ("cifar", "cifar:no-bn,tanh") for seed in (0, 1)
+    ]
+    page = (tmp_path / "compare.html").read_text()
+    for row in means(runs):
+        one, two = (run["accuracy"] for run in runs if run["model"] == row["model"])
+        mean, deviation = (one + two) / 2, abs(one - two) / 2**0.5
+        text = f"{100 * mean:.2f} \N{PLUS-MINUS SIGN} {percent(deviation)}"
+        assert text in page
+        assert text.split()[0] in output
 
 
 def test_the_settings_are_equal(both):
@@ -135,7 +158,7 @@ def test_ctrl_c_ends_a_comparison_that_the_same_command_goes_on_with(tmp_path, m
 def test_models_and_values_may_stand_in_any_order(tmp_path, monkeypatch):
     asked = {}
 
-    def recipes(models, name, config, values, folder):
+    def recipes(models, name, config, values, folder, seeds):
         asked.update(models=models, values=values)
         raise RecipeError("enough")
 

@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = [*sorted(DOCS.glob("*.md")), DOCS / "results" / "README.md"]
-WRITTEN = [DOCS / f"{name}.md" for name in ("index", "start", "explained", "kernels_explained", "faq")]
+WRITTEN = [DOCS / f"{name}.md" for name in ("index", "start", "explained", "variants", "kernels_explained", "faq")]
 LINK = re.compile(r"\[([^\]\n]*)\]\((?!\w+:)([^)#\s]*)(?:#([^)\s]*))?\)")
 spec = importlib.util.spec_from_file_location("docs_tables", DOCS / "tables.py")
 tables = importlib.util.module_from_spec(spec)

@@ -33,7 +33,7 @@ EXPECTED = {
 STEM = Conv(16, 11, 4), ReLU(), LRN(alpha=0.1), MaxPool()
 FEATURES = (*STEM, Conv(48, 3, padding=1), ReLU(), Conv(32, 3, 2, groups=2), ReLU())
 CLASSIFIER = (Linear(9000), ReLU(), Dropout(), Linear(120), ReLU(), Linear())
-SMALL = Variant("small", "", FEATURES, CLASSIFIER, 0, input_size=99, num_classes=3)
+SMALL = Variant("small", "", FEATURES, CLASSIFIER, input_size=99, num_classes=3)
 CALLS = ["block:relu-lrn-pool", "conv2d+relu", "conv2d+relu", "linear+relu", "linear+relu", "linear"]
 
 

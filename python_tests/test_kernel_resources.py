@@ -64,6 +64,22 @@ PRODUCTS = [  # kernel, expected, kernels for each: dtypes; of the first block a
 ]
 
 
+BLOCK_BYTES = {(64, False): 160768, (64, True): 175616, (96, False): 203392, (96, True): 225664}  # saves NCHW or not
+
+
+def is_launched(kernel):
+    """Whether GPUs that run the machine code of a kernel of the first block choose it, by their shared memory."""
+    if not all(name.endswith("-real") for name in _library.CUDA_ARCHITECTURES.split()):
+        return True
+    architecture = int(re.findall(r"\d+", kernel.architecture)[0])
+    tile, nhwc, saves = re.search(r"Layout\w+?Li(\d+)ELb.EEELb(.)ELb(.)E", kernel.symbol).groups()
+    needed = BLOCK_BYTES[int(tile), (nhwc, saves) == ("0", "1")]
+    most = 1024 * (227 if 90 <= architecture < 120 else 163 if architecture in (80, 87) else 99)
+    if "streamed" in kernel.title:
+        return needed > (99 * 1024 if architecture == 80 else most)  # machine code for 8.0 runs on 8.6, too
+    return needed <= most
+
+
 @pytest.mark.parametrize(("title", "expected", "copies"), PRODUCTS, ids=[p[0] for p in PRODUCTS])
 def test_convolutions_are_tensor_core_instructions(title, expected, copies, kernels):
     found = [k for k in kernels if k.title == title]
@@ -80,8 +96,8 @@ def test_convolutions_are_tensor_core_instructions(title, expected, copies, kern
                 products = 0
             if "input_grad" in title:
                 products, matrices = INPUT_GRAD_TF32X3[int(channels), 0]
-        if "streamed" in title and 90 <= int(re.findall(r"\d+", k.architecture)[0]) < 120:
-            products = matrices = 0  # all weights fit there
+        if "block" in title and not is_launched(k):
+            products = matrices = 0
         assert (k.instructions["HMMA"], k.instructions["LDSM"]) == (products, matrices), (k.symbol, k.architecture)
 
 

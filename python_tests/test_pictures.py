@@ -211,3 +211,18 @@ def test_more_pixels_than_pillow_allows_are_refused_by_name(tmp_path, monkeypatc
     Image.fromarray(GREY).save(tmp_path / "x.png")
     with pytest.raises(DataError, match=r"x\.png cannot be read as an image: Image size \(192 pixels\)"):
         open_image(tmp_path / "x.png", "L")
+
+
+def test_a_large_jpeg_is_decoded_at_a_part_of_its_size(tmp_path):
+    path = tmp_path / "large.jpg"
+    wave = np.sin(np.arange(1600) / 20)
+    pixels = 127 + 60 * wave[None, :, None] + 60 * wave[:1200, None, None] * [1, 0.5, -1]
+    Image.fromarray(pixels.round().astype(np.uint8)).save(path, quality=95)
+    whole, part = open_image(path, "RGB"), open_image(path, "RGB", edge=150)
+    assert (whole.shape, part.shape) == ((3, 1200, 1600), (3, 300, 400))
+    means = torch.nn.functional.avg_pool2d(whole.float(), 4)
+    assert (part - means).abs().mean() < 1
+    assert open_image(path, "RGB", edge=301).shape == whole.shape
+    path.write_bytes(path.read_bytes()[:-5000])
+    with pytest.raises(DataError, match=r"large\.jpg cannot be read as an image"):
+        open_image(path, "RGB", edge=150)

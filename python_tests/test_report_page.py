@@ -145,6 +145,46 @@ def test_the_table_of_classes_sorts_by_number_and_by_name(opened):
     assert page.execute_script(cells.format(0, "textContent")) == [str(n) for n in range(10)]
 
 
+def test_a_figure_opens_larger_with_its_download(opened, run):
+    page = opened(anchor="#training")
+    opening = (
+        "return [document.querySelector('dialog').open, document.querySelectorAll('dialog svg, dialog img').length]"
+    )
+    assert page.execute_script(opening) == [False, 0]
+    for chart in ("#training .chart", "#training .enlarge"):
+        page.find_element("css selector", chart).click()
+        assert page.execute_script(opening) == [True, 1]
+        link = page.find_element("css selector", "dialog a")
+        assert link.get_attribute("href") == (run / "curves.png").as_uri()
+        assert page.execute_script("return document.querySelector('dialog svg').clientWidth") > 1100
+        page.find_element("css selector", "dialog button").click()
+        assert page.execute_script(opening)[0] is False
+    page.find_element("id", "overview-tab").click()
+    tile = page.find_element("css selector", ".tile.wrong img")
+    tile.click()
+    assert page.execute_script("return document.querySelector('dialog img').clientWidth") > 400
+    caption = page.find_element("css selector", "dialog p").text
+    assert caption == tile.get_attribute("title")
+    assert re.fullmatch(r"\d, \d+ %; true: \d, \d+ %", caption)
+    assert page.find_element("css selector", "dialog a").get_attribute("href") == tile.get_attribute("src")
+    assert re.fullmatch(
+        r"\d-\d+-true-\d-\d+.webp", page.find_element("css selector", "dialog a").get_attribute("download")
+    )
+    assert page.get_log("browser") == []
+
+
+def test_the_pointer_finds_the_values_of_charts(opened, run):
+    page = opened(anchor="#training")
+    said = page.execute_script("return [...document.querySelectorAll('svg title')].map(t => t.textContent)")
+    epoch = next(row for row in read_csv(run / "metrics.csv") if row["train/accuracy"])
+    assert f"epoch 1: training accuracy {percent(float(epoch['train/accuracy']))}" in said
+    cells = [re.fullmatch(r"\d, predicted as \d: [\d.]+ % of (\d+)", text) for text in said]
+    assert any(cells)
+    counts = [re.fullmatch(r"confidence \d+ % to \d+ %: [\d.]+ % of ([\d,]+) right", text) for text in said]
+    support = json.loads((run / "metrics.json").read_text())["images"]["test"]
+    assert sum(int(count[1]) for count in counts if count) == support
+
+
 def test_without_scripts_everything_shows(opened):
     page = opened(script=False)
     assert all(page.find_element("id", tab).is_displayed() for tab in TABS)

@@ -8,7 +8,7 @@ import torch
 
 import alexnet_cuda
 from alexnet_cuda import AlexNet
-from alexnet_cuda.variants import LRN, VARIANTS, BatchNorm, Conv, Linear, MaxPool, ReLU, get_variant
+from alexnet_cuda.variants import CHANGES, LRN, VARIANTS, BatchNorm, Conv, Linear, MaxPool, ReLU, get_variant
 
 DEEP, POOL_BN = "conv relu conv relu conv relu pool", "conv relu pool bn"
 LRN_FIRST, BATCH_NORM = "conv lrn pool relu conv relu lrn", "conv bn relu lrn pool conv bn relu lrn pool"
@@ -96,8 +96,41 @@ def test_start_values(name, expected):
 
 
 def test_unknown_variant():
-    with pytest.raises(ValueError, match="no variant is called 'papre'; the variants are paper, original2012, caffe"):
+    with pytest.raises(ValueError, match="unknown variant 'papre'; did you mean paper"):
         AlexNet("papre")
+    with pytest.raises(ValueError, match="unknown change of cifar 'no-lnr'; did you mean no-lrn"):
+        AlexNet("cifar:tanh,no-lnr")
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_change_leaves_the_rest_as_it_is(name, change):
+    plain, changed = get_variant(name), get_variant(f"{name}:{change}")
+    gone = {"tanh": ReLU, "no-lrn": LRN, "no-bn": BatchNorm, "plain-pooling": MaxPool(3, 2)}[change]
+    for place in ("features", "classifier"):
+        before, after = getattr(plain, place), getattr(changed, place)
+        assert gone not in [layer if isinstance(layer, MaxPool) else type(layer) for layer in after]
+        if change in ("no-lrn", "no-bn"):
+            before = [layer for layer in before if type(layer) is not gone]
+        same = [new == old for new, old in zip(after, before, strict=True)]
+        kept = [not (type(old) is gone or (type(old) is MaxPool and change == "plain-pooling")) for old in before]
+        if change == "no-bn":  # convolutions get their biases
+            kept = [kept_ and getattr(old, "bias", True) for kept_, old in zip(kept, before)]
+        assert same == kept
+    with torch.device("meta"):
+        model = AlexNet(changed.name, 3)
+        scores = model.eval()(torch.empty(1, model.in_channels, changed.input_size, changed.input_size))
+    assert scores.shape == (1, 3)
+
+
+def test_changes_add_up_and_are_counted():
+    changed = get_variant("cifar:no-bn,tanh,plain-pooling")
+    with torch.device("meta"):
+        model = AlexNet(changed)
+    assert sum(p.numel() for p in model.parameters()) == changed.parameters == 1_124_026 - 1_184 // 2
+    assert (changed.running_statistics, changed.name) == (0, "cifar:no-bn,tanh,plain-pooling")
+    kinds = [type(module).__name__ for module in model.features]
+    assert kinds[:4] == ["Conv2d", "Tanh", "LocalResponseNorm", "MaxPool2d"]
 
 
 def test_the_documented_table_has_every_variant():

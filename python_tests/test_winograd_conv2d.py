@@ -1,4 +1,5 @@
-"""3x3 and 5x5 convolutions with stride 1 on the CPU, their gradients and second derivatives, against float64."""
+"""3x3 and 5x5 convolutions with stride 1 on the CPU, their gradients and second derivatives, against float64. On a CPU
+with AMX, a kernel of ours computes the weight gradients in bfloat16, elsewhere torch."""
 
 from functools import partial
 from itertools import product
@@ -115,3 +116,43 @@ def test_derivatives(relu):
 
     inputs = tensors(9, 32, 64, 2, 5, 2, 12, 12)[:3]
     assert_same_derivatives(partial(ops.conv2d, stride=1, padding=2, groups=2, relu=relu), stock, inputs)
+
+
+# As in SIZES: single tiles of 16 channels or filters, images that end inside a block of 32 positions, many images.
+@pytest.mark.parametrize("images", [1, 3, 70])
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        (16, 16, 1, 3, 0, 3, 3),
+        (32, 48, 1, 3, 1, 13, 13),
+        (48, 16, 1, 3, 2, 5, 11),
+        (192, 96, 2, 3, 1, 9, 7),
+        (160, 160, 1, 3, 1, 8, 8),
+    ],
+)
+def test_weight_gradient_in_bfloat16(images, sizes):
+    _, filters, groups, size, padding, _, _ = sizes
+    x, weight, _, grad = (t.bfloat16() for t in tensors(images, *sizes))
+    exact = torch.ops.aten.convolution_backward(
+        grad.double(), x.double(), weight.double(), [filters], [1, 1], [padding] * 2, [1, 1], False, [0, 0], groups,
+        [False, True, True],
+    )  # fmt: skip
+    x, grad = in_layout(x, "channels_last"), in_layout(grad, "channels_last")
+    results = _op._conv2d_weight_grad(grad, x, size, 1, padding, groups, True)
+    for result, double in zip(results, exact[1:]):
+        assert result.shape == double.shape
+        assert result.dtype == torch.bfloat16
+        assert (result - double).abs().max() <= double.abs().max() / 256  # one rounding, as of torch's own
+    without_bias = _op._conv2d_weight_grad(grad, x, size, 1, padding, groups, False)
+    assert torch.equal(without_bias[0], results[0])
+
+
+def test_infinity_in_bfloat16_reaches_what_it_does_in_torch():
+    sizes = (32, 32, 1, 3, 1, 5, 5)
+    x, weight, _, grad = (t.bfloat16() for t in tensors(2, *sizes))
+    x[1, 3, 0, 0] = torch.inf
+    leaf = weight.requires_grad_()
+    (expected,) = torch.autograd.grad(F.conv2d(x, leaf, padding=1), leaf, grad)
+    (result,) = torch.autograd.grad(ops.conv2d(x, leaf, stride=1, padding=1), leaf, grad)
+    assert not result.isfinite().all()
+    torch.testing.assert_close(result, expected, equal_nan=True)

@@ -1,5 +1,13 @@
-# Chooses CMAKE_CUDA_ARCHITECTURES for the compiler CMAKE_CUDA_COMPILER, unless the environment variable CUDAARCHS (or the
-# person who builds) has. A wheel for everyone sets CUDAARCHS to the complete list (tools/wheel.sh).
+# Chooses CMAKE_CUDA_ARCHITECTURES for the compiler CMAKE_CUDA_COMPILER. The environment variable CUDAARCHS, which CMake
+# itself reads at the first configuration alone, goes before what an earlier configuration chose. A wheel for everyone
+# sets it to the complete list (tools/wheel.sh).
+
+if(NOT "$ENV{CUDAARCHS}" STREQUAL "")
+  set(CMAKE_CUDA_ARCHITECTURES "$ENV{CUDAARCHS}")
+endif()
+if(CMAKE_CUDA_ARCHITECTURES)
+  return()
+endif()
 
 execute_process(COMMAND ${CMAKE_CUDA_COMPILER} --list-gpu-code OUTPUT_VARIABLE _known ERROR_QUIET TIMEOUT 20)
 # TORCH_CUDA_ARCH_LIST: numbers, as "8.0;9.0a+PTX", and torch's names of generations.

@@ -1,7 +1,8 @@
 """What mkdocs.yml adds: the page on contributing, from outside docs/, and links that work on GitHub and on the site.
 
 A link to a file outside docs/ becomes one to the repository, at the line that defines the name in the link's text; a
-link to a run folder becomes one to its report. A page of a notebook begins with a link that opens it on Colab.
+link to a run folder becomes one to its report. A figure links to itself, where it is larger. A page of a notebook
+begins with links to the notebook.
 """
 
 import os
@@ -16,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 CONTRIBUTING = ROOT / ".github" / "CONTRIBUTING.md"
 GITHUB, COLAB = "https://github.com/", "https://colab.research.google.com/github/"
+FIGURE = re.compile(r"^!\[[^\]]*\]\(([^)\s]+)\)$", re.MULTILINE)
 LINK = re.compile(r"(?<!!)\[([^\]\n]*)\]\((?!\w+:)([^)#\s]+)(#[^)\s]*)?\)")
 
 
@@ -46,11 +48,15 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         return f"[{text}]({config.repo_url}/{kind}/HEAD/{target.relative_to(ROOT)}{anchor or line(text, target)})"
 
     text = LINK.sub(link, markdown)
-    notebook = ROOT / "examples" / f"{source.stem}.ipynb"
-    if source.parent.name == "examples" and notebook.exists() and (config.repo_url or "").startswith(GITHUB):
-        place = f"{config.repo_url.removeprefix(GITHUB).strip('/')}/blob/HEAD/examples/{notebook.name}"
-        text = f"[Open this notebook on Colab]({COLAB}{place})\n\n{text}"
-    return text
+    notebook = source.with_suffix(".ipynb")
+    if notebook.exists():
+        links = [f"[Download this notebook]({notebook.name})"]
+        if (config.repo_url or "").startswith(GITHUB):
+            place = f"{config.repo_url.removeprefix(GITHUB).strip('/')}/blob/HEAD/{notebook.relative_to(ROOT)}"
+            links.insert(0, f"[Open this notebook on Colab]({COLAB}{place})")
+        title, _, rest = text.partition("\n")
+        text = f"{title}\n\n{' · '.join(links)}\n{rest}"
+    return FIGURE.sub(r"[\g<0>](\1)", text)
 
 
 def line(text: str, file: Path) -> str:

@@ -16,8 +16,8 @@ from rich.table import Column, Table
 from typer.core import TyperGroup
 
 from .._version import VERSION
-from ..errors import AlexNetError, RecipeError, first_line, sentence
-from ..words import percent, unknown
+from ..errors import AlexNetError, first_line, sentence
+from ..words import percent
 from . import STOPPED
 
 if TYPE_CHECKING:
@@ -125,10 +125,9 @@ def table(columns: Iterable[str | Column], rows: Iterable[Sequence[str]], **opti
 
 
 def require_variant(name: str) -> None:
-    from ..variants import VARIANTS
+    from ..variants import get_variant
 
-    if name not in VARIANTS:
-        raise RecipeError(unknown("variant", name, VARIANTS))
+    get_variant(name)
 
 
 def newest_run(run: Path | None, otherwise: str | None = "cifar10") -> Path:

@@ -30,6 +30,9 @@ def compare(
         Path | None, typer.Option(help="Folder of the page; default: runs/compare, or runs/compare-RECIPE.")
     ] = None,
     config: CONFIG = None,
+    seeds: Annotated[
+        int, typer.Option(min=1, max=100, help="Runs of each network; the page has their means and deviations.")
+    ] = 1,
     *,
     values: dict[str, Any],
 ) -> None:
@@ -42,7 +45,7 @@ def compare(
     from ..training.comparison import comparison_recipes, comparison_rows, finished_rows
 
     if recipe is None:
-        if config or values:
+        if config or values or seeds > 1:
             raise RecipeError("values are for training: --recipe names what to train the models on")
         runs = [Path(model) for model in dict.fromkeys(models)]
         if absent := next((run for run in runs if not run.is_dir()), None):
@@ -55,29 +58,30 @@ def compare(
     from .run_recipe import run_recipe
 
     folder = output or Path("runs") / f"compare-{recipe}"
-    recipes = comparison_recipes(list(dict.fromkeys(models)), recipe, config, values, folder)
-    images = load_images(next(iter(recipes.values())))
+    recipes = comparison_recipes(list(dict.fromkeys(models)), recipe, config, values, folder, seeds)
+    images = load_images(recipes[0])
     show_notes(images.notes)
-    errors: dict[str, str] = {}
-    for i, (model, own) in enumerate(recipes.items()):
-        run = Path(str(own.output))
+    errors: dict[str, str] = {}  # by run folder
+    for i, own in enumerate(recipes):
+        run, model = Path(str(own.output)), own.variant
         if read_metrics(run) and (run / "weights.safetensors").exists():
             console.print(f"{model}: the run in {run} is taken over", soft_wrap=True)
             continue
-        console.rule(f"{i + 1} of {len(recipes)}: {model}")
+        console.rule(f"{i + 1} of {len(recipes)}: {model}" + (f", seed {own.seed}" if seeds > 1 else ""))
         try:
             begun = (run / "checkpoints" / "last.ckpt").exists()
             code = run_recipe(None, None, {}, run, False) if begun else run_recipe(recipe, None, vars(own), None, True)
         except Exception as error:  # of any kind: it concerns this model alone
-            errors[model] = first_line(error)
-            _print_error(model, errors[model])
+            errors[str(run)] = first_line(error)
+            _print_error(model, errors[str(run)])
             continue
         if code:
             console.print("the same command goes on with this comparison")
             raise typer.Exit(code)
     with console.status("measuring inference"):
         rows = comparison_rows(recipes, images, errors)
-    title = f"{recipe}: {len(rows)} networks on {len(images.test.labels):,} held-out images"
+    title = f"{recipe}: {len(rows) // seeds} networks on {len(images.test.labels):,} held-out images"
+    title += f", {seeds} seeds" if seeds > 1 else ""
     _show(folder, title, rows, {"recipe": recipe, "device": device_name()})
     raise typer.Exit(1 if errors else 0)
 
@@ -89,16 +93,17 @@ def _named(runs: list[Path]) -> dict[str, Path]:
 
 
 def _show(folder: Path, title: str, rows: list[dict[str, Any]], facts: dict[str, Any]) -> None:
-    from ..reports.comparison import write_comparison
-    from ..reports.experiments import FIGURES
+    from ..reports.comparison import means, write_comparison
+    from ..reports.experiments import FIGURES, written
 
     write_comparison(folder, title, rows, facts)
+    rows = means(rows)
     keys = [key for key in FIGURES if any(row[key] is not None for row in rows)]
     shown = table([Column("model", overflow="fold"), *right(*(FIGURES[key][0] for key in keys))], [], **NARROW)
     shown.title = title
     for row in rows:
-        cells = ["" if row[key] is None else FIGURES[key][2](row[key]) for key in keys]
-        shown.add_row(row["model"], *(["[red]failed[/]"][: len(keys)] if row["error"] else cells))
+        cells = [written(row, key) for key in keys]
+        shown.add_row(row["model"], *(["[red]failed[/]"][: len(keys)] if row["accuracy"] is None else cells))
     console.print(shown)
     for row in rows:
         if row["error"]:

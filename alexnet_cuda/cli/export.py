@@ -44,7 +44,7 @@ def export(
     from ..formats import export as files
     from ..networks import build
     from ..recipe import Recipe
-    from ..variants import VARIANTS
+    from ..variants import get_variant, is_variant
     from ..weights import load_weights
 
     if variant is None:
@@ -57,7 +57,7 @@ def export(
             raise AlexNetError(f"{output} holds the run's own weights; name another file with --output")
     else:
         recipe = Recipe().replace({"name": "nothing", "variant": variant})
-        own = VARIANTS[variant].num_classes if variant in VARIANTS else 1000
+        own = get_variant(variant).num_classes if is_variant(variant) else 1000
         names = [str(i) for i in range(classes or own)]
         model = build(recipe, len(names))
         output = output or Path(f"{variant.replace('/', '-')}{SUFFIXES[format]}")

@@ -18,7 +18,7 @@ def summary(
     channels: Annotated[int | None, typer.Option(min=1, help="Channels of the input; none: the variant's own.")] = None,
 ) -> None:
     """Show the layers of a variant, with output sizes, parameters and multiplications."""
-    from ..variants import VARIANTS
+    from ..variants import VARIANTS, get_variant
 
     if variant is None:
         rows = [
@@ -37,7 +37,7 @@ def summary(
         layers = model_summary(AlexNet(variant, classes, channels))
     parameters, macs = (sum(getattr(layer, key) for layer in layers) for key in ("parameters", "macs"))
     columns: list[Any] = ["layer", "type", "output", *right("parameters", "share", "MACs", "share")]
-    shown = table(columns, [], title=f"{variant}: {VARIANTS[variant].description}", **NARROW)
+    shown = table(columns, [], title=f"{variant}: {get_variant(variant).description}", **NARROW)
     for layer in layers:
         size = "x".join(map(str, layer.output_size))
         shares = _share(layer.parameters, parameters), _share(layer.macs, macs)

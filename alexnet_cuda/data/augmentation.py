@@ -51,8 +51,7 @@ class Augment:
             self.crop = v2.Compose([v2.Resize(r.short_side, antialias=True), v2.RandomCrop(r.input_size)])
         elif size is None:
             self.crop = v2.RandomResizedCrop(r.input_size, (r.crop, 1.0), antialias=True)
-        # No crop of a photograph with this short side is enlarged.
-        self.short_side = r.short_side or math.ceil(r.input_size / math.sqrt(r.crop))
+        self.short_side = r.train_short_side
         self.pad = 0 if size is None else r.pad
         self.flip, self.affine, self.erase = r.flip, (r.rotate, r.shift, r.zoom), r.erase
         colours: list[torch.nn.Module] = []  # of one image each

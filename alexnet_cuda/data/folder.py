@@ -85,8 +85,10 @@ def load_test(recipe: Recipe, classes: Sequence[str]) -> ImageSet:
 
 
 def read(recipe: Recipe, path: Path) -> Tensor:
-    """A picture, (3, H, W) or (1, H, W) as the network takes it, in its own size unless that is very large or long."""
-    return open_image(path, "L" if recipe.channels == 1 else "RGB")
+    """A picture, (3, H, W) or (1, H, W) as the network takes it, in its own size unless it is very long, or much larger
+    than any crop needs."""
+    edge = max(recipe.train_short_side, recipe.test_short_side)
+    return open_image(path, "L" if recipe.channels == 1 else "RGB", edge=edge)
 
 
 def survey(recipe: Recipe, known: Sequence[str] | None = None) -> Survey:

@@ -44,7 +44,7 @@ def examine(path: Path) -> Facts:
         return Facts("", error=f"{path} cannot be read as an image: {reason(error)}")
     digest = blake2b(data, digest_size=16).hexdigest()
     try:
-        picture = decode(io.BytesIO(data), name=str(path))
+        picture = decode(io.BytesIO(data), edge=256, name=str(path))
     except DataError as error:
         return Facts(digest, error=str(error))
     seen = np.asarray(on_white(picture.image))

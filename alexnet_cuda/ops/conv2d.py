@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import reference
-from .._library import KERNEL_DTYPES, has_kernel
+from .._library import HAS_AMX, KERNEL_DTYPES, has_kernel
 from ..reference import Size, output_size
 from ._registration import _op, before_relu, call, empty, needs_grad, register, save_first, save_for_relu
 
@@ -116,9 +116,12 @@ def is_supported(conv: torch.nn.Conv2d) -> bool:
 def _is_served(x: Tensor, weight: Tensor, stride: int, padding: int, groups: int) -> bool:
     if weight.dim() != 4 or 0 in x.shape[-2:] or not has_kernel(x):
         return False
-    float32_on_cpu = x.is_cpu and x.dtype == torch.float32
-    winograd = float32_on_cpu and groups > 0 and _is_winograd_layer(weight.shape, stride, padding, groups)
-    return winograd or is_first_layer(weight.shape, stride, groups)
+    if is_first_layer(weight.shape, stride, groups):
+        return True
+    if not x.is_cpu or groups <= 0 or not _is_winograd_layer(weight.shape, stride, padding, groups):
+        return False
+    is_bfloat16 = x.dtype == torch.bfloat16 and weight.shape[2] == 3 and HAS_AMX and needs_grad(weight)
+    return x.dtype == torch.float32 or is_bfloat16
 
 
 def _has_one_window(x: Tensor, weight: Tensor, stride: Any, padding: Any, groups: int, ceil_mode: bool) -> bool:
@@ -149,8 +152,9 @@ def conv2d(
 
     Equivalent to `torch.nn.functional.conv2d(x, weight, bias, stride, padding, groups=groups)`. Kernels of ours compute
     AlexNet's first layer (11x11 filters, stride 4, 1, 3 or 4 input channels) and, in float32 on a CPU, 3x3 and 5x5
-    convolutions with stride 1 between multiples of 16 channels where that takes less time (Winograd's algorithm). An
-    output of one pixel is a matrix product. All else, and results beyond that algorithm's range, torch computes.
+    convolutions with stride 1 between multiples of 16 channels where that takes less time (Winograd's algorithm); of
+    the 3x3 ones in bfloat16 also the weight gradient, on CPUs with AMX. An output of one pixel is a matrix product. All
+    else, and results beyond that algorithm's range, torch computes.
 
     With `ceil_mode` the output size is rounded up and the last window reads zeros beyond the right and bottom edge, as
     in cuda-convnet (the 2012 code): equivalent to padding x there first. On CUDA, float32 is rounded to TF32, forward

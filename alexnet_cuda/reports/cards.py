@@ -36,13 +36,14 @@ from .maps import (
 @dataclass
 class Card:
     """Pixels, uint8 (C, H, W), with a caption in the colour of a right or a wrong prediction, or of neither. bars: name
-    and probability of classes, and whether each is the true one."""
+    and probability of classes, and whether each is the true one. about: names that the caption cuts, whole."""
 
     pixels: Tensor
     title: str = ""
     text: str = ""
     right: bool | None = None
     bars: Sequence[tuple[str, float, bool]] = ()
+    about: str = ""
 
     @functools.cached_property
     def uri(self) -> str:
@@ -104,10 +105,12 @@ def sheet(rows: Mapping[Any, Sequence[Card]], title: str, edge: float, names: bo
 def predicted(index: int, seen: SplitImages, classes: list[str], p: Tensor, labels: Tensor) -> Card:
     """A test image with its predicted class and, after a mistake, the true class."""
     guess, label = int(p[index].argmax()), int(labels[index])
+    shares = percent(float(p[index, guess]), 0), percent(float(p[index, label]), 0)
+    whole = f"{classes[guess]}, {shares[0]}"
     if guess == label:
-        return Card(seen[index], f"✓ {short(classes[guess])}, {percent(float(p[index, guess]), 0)}", "", True)
-    true = f"true: {short(classes[label])}, {percent(float(p[index, label]), 0)}"
-    return Card(seen[index], f"✗ {short(classes[guess])}, {percent(float(p[index, guess]), 0)}", true, False)
+        return Card(seen[index], f"✓ {short(classes[guess])}, {shares[0]}", "", True, about=f"{whole}, right")
+    true, about = f"true: {short(classes[label])}, {shares[1]}", f"{whole}; true: {classes[label]}, {shares[1]}"
+    return Card(seen[index], f"✗ {short(classes[guess])}, {shares[0]}", true, False, about=about)
 
 
 def worst(p: Tensor, labels: Tensor, count: int) -> list[int]:

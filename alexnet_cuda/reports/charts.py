@@ -1,17 +1,19 @@
 """Charts of one run: curves, speed, confusion matrix, calibration."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import matplotlib
 import numpy as np
 import torch
 import torch.nn.functional as F
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 from torch import Tensor
 
 from ..files import read_rows as read_rows
@@ -33,7 +35,7 @@ STYLE: dict[Any, Any] = {
     "text.parse_math": False,  # a class may be called $
     "svg.fonttype": "none",
 }
-PERCENT = PercentFormatter(1.0, symbol=" %")
+PERCENT = FuncFormatter(lambda share, _: f"{100 * share:.4g} %")  # knows no axis, so that all can share it
 SHADES = LinearSegmentedColormap.from_list("shades", [(0, 0.447, 0.698, 0), (0, 0.447, 0.698, 1)])
 
 
@@ -53,18 +55,23 @@ def curves(rows: list[dict[str, str]], title: str) -> Figure:
             if points:
                 size = 4 if len(points) <= 40 else 0
                 axis.plot(*zip(*points, strict=True), color=colour, marker=marker, markersize=size, label=label)
+                write = percent if name == "accuracy" else "{:.4g}".format
+                _tips(axis, points, f"{label} {name}", write)
         axis.set(title=name.capitalize(), ylabel=unit, xlim=(0, last + 0.5 if last == 1 else None))
         _epochs(axis)
         if axis.has_data():
             axis.legend()
     axes[0].set_ylim(bottom=0)
     axes[1].yaxis.set_major_formatter(PERCENT)
+    if last == 1:
+        axes[1].set_ylim(0, 1)
     rates = [key for key in rows[0] if key.startswith("lr")] if rows else []
     key = next((key for key in rates if key.endswith("weights")), "".join(rates[:1]))
     rate = [(int(r["step"]), float(r[key])) for r in rows if r.get(key)]
     if rate:
         axes[2].plot(*zip(*rate, strict=True), color=GREEN, marker="o" if len(rate) == 1 else "")
     axes[2].set(title="Learning rate", xlabel="step", ylabel="learning rate")
+    axes[2].xaxis.set_major_locator(MaxNLocator("auto", integer=True))
     axes[2].grid(alpha=0.2)
     axes[2].set_ylim(bottom=0)
     axes[2].ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
@@ -81,6 +88,7 @@ def throughput(rows: list[dict[str, str]], title: str) -> Figure | None:
     for axis, (name, key), colour in zip(figure.subplots(1, 2), columns.items(), (GREEN, BLUE), strict=True):
         if points := _points(rows, key):
             axis.plot(*zip(*points, strict=True), color=colour, marker="o" if len(points) <= 40 else "", markersize=4)
+            _tips(axis, points, name, "{:,.1f}".format)
             axis.set_ylim(0, 1.1 * max(value for _, value in points))
         axis.set_title(name.capitalize())
         _epochs(axis)
@@ -112,10 +120,12 @@ def confusion_matrix(counts: Tensor, classes: list[str], title: str) -> Figure:
         for row, column in counts.nonzero().tolist():
             dark = share[row, column] > 0.5
             colour = "white" if dark else VERMILION if row != column else matplotlib.rcParams["text.color"]
-            axis.text(
+            number = axis.text(
                 column, row, f"{counts[row, column]}", ha="center", va="center", color=colour, size=size,
                 weight="bold" if row != column else "normal",
             )  # fmt: skip
+            of = f"{classes[row]}, predicted as {classes[column]}: {percent(float(share[row, column]), 1)}"
+            tip(number, f"{of} of {int(counts[row].sum()):,}")
         names = [name if len(name) <= 20 else name[:19] + "…" for name in classes]
         rotated = max(map(len, names)) > 3
         axis.set_xticks(range(n), names, rotation=45 if rotated else 0, ha="right" if rotated else "center")
@@ -154,6 +164,10 @@ def calibration(p: Tensor, labels: Tensor, error: float, title: str) -> Figure:
     top.yaxis.set_major_formatter(PERCENT)
     figure.legend(loc="outside lower center", ncols=3, fontsize=7.5)
     top.set_title(f"calibration error {percent(error)}")
+    for at, n, right in zip(left, count.tolist(), accuracy.tolist()):
+        if n:
+            text = f"confidence {percent(at, 0)} to {percent(at + 1 / bins, 0)}: {percent(right, 1)} of {n:,} right"
+            tip(top.bar(at, 1, 1 / bins, align="edge", alpha=0)[0], text)
     bars = bottom.bar(left, count, 1 / bins, align="edge", color=GREY, alpha=0.6, linewidth=0)
     bottom.bar_label(bars, [f"{n}" if n else "" for n in count.tolist()], size=7)
     bottom.margins(y=0.25)
@@ -184,6 +198,17 @@ def running_mean(values: Sequence[float], window: int) -> np.ndarray:
     at = np.arange(len(values))
     low, high = np.maximum(at - window, 0), np.minimum(at + window + 1, len(values))
     return (sums[high] - sums[low]) / (high - low)
+
+
+def tip(artist: Artist, text: str) -> None:
+    """A text that the page shows where the pointer rests on a part of a chart."""
+    artist.set_gid(f"tip:{text}")
+
+
+def _tips(axis: Axes, points: list[tuple[int, float]], name: str, write: Callable[[float], str]) -> None:
+    """The value of each epoch, of up to 100, on an invisible dot."""
+    for epoch, value in points if len(points) <= 100 else []:
+        tip(axis.plot(epoch, value, "o", markersize=11, alpha=0)[0], f"epoch {epoch}: {name} {write(value)}")
 
 
 def _points(rows: list[dict[str, str]], key: str) -> list[tuple[int, float]]:

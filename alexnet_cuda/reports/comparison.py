@@ -1,6 +1,7 @@
-"""compare.html: several runs on one self-contained page, with compare.png, compare.csv and compare.json."""
+"""compare.html: several runs on one self-contained page, with its charts as PNG, compare.csv and compare.json."""
 
 import json
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 from ..files import read_rows, to_csv, write_text
 from ..recipe import FIELDS, read_yaml
 from .charts import BLUE, GREEN, GREY, ORANGE, PERCENT, STYLE, VERMILION, blank
-from .experiments import FIGURES, comparison_chart, save_chart
+from .experiments import FIGURES, comparison_chart, save_chart, written
 from .page import svg, template
 
 COLOURS = (BLUE, ORANGE, GREEN, VERMILION, GREY, "#CC79A7", "#56B4E9", "#8C6D1F")
@@ -20,33 +21,61 @@ PLACES = ("output", "data_path", "workers", "accelerator", "devices", "nodes")  
 
 
 def write_comparison(folder: Path, title: str, rows: Sequence[dict[str, Any]], facts: Mapping[str, Any]) -> None:
-    """Writes the page and its files to `folder`. rows: those of `comparison_rows` or `finished_rows`. facts: further
-    contents of compare.json."""
+    """Writes the page and its files to `folder`. rows: those of `comparison_rows` or `finished_rows`, one for each run;
+    the page shows their `means`. facts: further contents of compare.json."""
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "compare.csv", to_csv(rows))
     write_text(folder / "compare.json", json.dumps({**facts, "models": list(rows)}, indent=2) + "\n")
+    rows = means(rows)
     save_chart(folder / "compare.png", comparison_chart, rows, title)
-    runs = {row["model"]: Path(row["run"]) for row in rows if row["accuracy"] is not None}
-    with matplotlib.rc_context(STYLE):
-        charts = {"tradeoff": svg(tradeoff(rows)), "learning": svg(learning(runs))} if runs else {}
+    runs = {row["model"]: Path(row["runs"][0]) for row in rows if row["runs"]}
+    charts = {}
+    for chart in (tradeoff, learning) if runs else ():
+        save_chart(folder / f"{chart.__name__}.png", chart, rows)
+        with matplotlib.rc_context(STYLE):
+            charts[chart.__name__] = svg(chart(rows))
     keys = [key for key in FIGURES if any(row[key] is not None for row in rows)]
+    headings = {key: FIGURES[key][1] for key in keys} | {"macs": "MACs"}
     html = template("compare.html.jinja").render(
-        title=title, rows=rows, charts=charts, keys=keys, headings={key: FIGURES[key][1] for key in keys},
-        write={key: FIGURES[key][2] for key in keys}, runs=list(runs), settings=_settings(runs), classes=_classes(runs),
+        title=title, rows=rows, charts=charts, keys=keys, headings=headings, written=written,
+        seeded=any(row["deviation"] is not None for row in rows),
+        runs=list(runs), settings=_settings(runs), classes=_classes(runs),
     )  # fmt: skip
     write_text(folder / "compare.html", html)
 
 
+def means(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A row for each model, the most accurate first: the means of its runs, `deviation` (that of the accuracy from
+    seed to seed, None for one run) and `runs`, their folders. `error` is that of the first run that failed."""
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(row["model"], []).append(row)
+    found = []
+    for model, own in groups.items():
+        ended = [row for row in own if row["error"] is None]
+        row = {"model": model, "error": next((row["error"] for row in own if row["error"]), None), "deviation": None}
+        for key in ("accuracy", "top5", "parameters", "macs", "seconds", "images_per_second"):
+            values = [one[key] for one in ended if one[key] is not None]
+            row[key] = statistics.mean(values) if values else None
+        if len(ended) > 1:
+            row["deviation"] = statistics.stdev(one["accuracy"] for one in ended)
+        found.append(row | {"runs": [str(one["run"]) for one in ended]})
+    return sorted(found, key=lambda row: -(row["accuracy"] or 0))
+
+
 def tradeoff(rows: Sequence[dict[str, Any]]) -> Figure:
     """Test accuracy against parameters and against seconds of training, a point for each run."""
-    keys = [key for key in ("parameters", "seconds") if any(row[key] for row in rows)]
+    values = {key: [row[key] for row in rows if row[key]] for key in ("parameters", "seconds")}
+    keys = [key for key, own in values.items() if len(set(own)) > 1] or ["parameters"]
     figure = blank(5 * len(keys), 3.8)
     axes = figure.subplots(1, len(keys), sharey=True, squeeze=False)[0]
     for axis, key in zip(axes, keys):
         for n, row in enumerate(rows):
             if row[key] and row["accuracy"] is not None:
-                axis.plot(row[key], row["accuracy"], "o", color=COLOURS[n % len(COLOURS)], label=row["model"])
-        axis.set(xscale="log", xlabel=FIGURES[key][1])
+                colour = COLOURS[n % len(COLOURS)]
+                axis.errorbar(row[key], row["accuracy"], row["deviation"], fmt="o", color=colour, label=row["model"])
+        decades = max(values[key]) > 10 * min(values[key])
+        axis.set(xscale="log" if decades else "linear", xlabel=FIGURES[key][1])
         axis.xaxis.set_major_formatter(EngFormatter(sep=""))
         axis.xaxis.set_minor_formatter("")
         axis.margins(0.15)
@@ -58,20 +87,24 @@ def tradeoff(rows: Sequence[dict[str, Any]]) -> Figure:
     return figure
 
 
-def learning(runs: Mapping[str, Path]) -> Figure:
-    """Validation accuracy by epoch, a line for each run."""
-    figure = blank(7, 3.8)
-    axis = figure.subplots()
-    for n, (name, run) in enumerate(runs.items()):
-        rows = [row for row in read_rows(run / "metrics.csv") if row.get("val/accuracy")]
-        points = [int(row["epoch"]) + 1 for row in rows], [float(row["val/accuracy"]) for row in rows]
-        marker = "o" if len(rows) <= 40 else ""
-        axis.plot(*points, color=COLOURS[n % len(COLOURS)], marker=marker, markersize=3, label=name)
-    axis.set(xlabel="epoch", ylabel="validation accuracy")
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axis.yaxis.set_major_formatter(PERCENT)
-    axis.grid(alpha=0.2)
-    figure.legend(loc="outside lower center", ncols=4, fontsize=8)
+def learning(rows: Sequence[dict[str, Any]]) -> Figure:
+    """Accuracy on the training and validation images by epoch: a line for each run, a colour for each model."""
+    figure = blank(10, 3.8)
+    axes = figure.subplots(1, 2, sharey=True)
+    for axis, key in zip(axes, ("train/accuracy", "val/accuracy")):
+        for n, row in enumerate(rows):
+            for run in row["runs"]:
+                points = [one for one in read_rows(Path(run) / "metrics.csv") if one.get(key)]
+                epochs, shares = [int(one["epoch"]) + 1 for one in points], [float(one[key]) for one in points]
+                style: dict[str, Any] = dict(marker="o" if len(points) <= 40 else "", markersize=3, linewidth=1)
+                name = row["model"] if run == row["runs"][0] else None
+                axis.plot(epochs, shares, color=COLOURS[n % len(COLOURS)], label=name, **style)
+        axis.set(xlabel="epoch", title={"train/accuracy": "training images", "val/accuracy": "validation images"}[key])
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.yaxis.set_major_formatter(PERCENT)
+        axis.grid(alpha=0.2)
+    axes[0].set_ylabel("accuracy")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
     return figure
 
 

@@ -28,7 +28,8 @@ SUFFIXES = (".svg", ".png", ".pdf")
 # Okabe and Ito's palette, distinguishable with any form of colour blindness.
 COLOURS = {
     "input": "#8A8F98", "convolution": "#0072B2", "max pooling": "#E69F00", "dense": "#009E73",
-    "ReLU": "#8A8F98", "LRN": "#CC79A7", "BatchNorm": "#56B4E9", "dropout": "#D55E00", "average pooling": "#F0E442",
+    "ReLU": "#8A8F98", "Tanh": "#8C6D1F", "LRN": "#CC79A7", "BatchNorm": "#56B4E9", "dropout": "#D55E00",
+    "average pooling": "#F0E442",
 }  # fmt: skip
 THEMES = {
     "light": {"paper": "#ffffff", "ink": "#1b1f24", "faint": "#575e68", "rule": "#d4d8de"},
@@ -104,7 +105,7 @@ def _step(spec: Layer | None, row: LayerSummary) -> tuple[str, str]:
             return "LRN", f"LRN {_product(size, size)} in plane"
         case variants.Dropout(p):
             return "dropout", f"dropout {p:g}"
-        case variants.BatchNorm() | variants.ReLU():
+        case variants.BatchNorm() | variants.ReLU() | variants.Tanh():
             return (type(spec).__name__,) * 2
         case _:
             return "average pooling", f"average to {_product(*row.output_size[1:])}"

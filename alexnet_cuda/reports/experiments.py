@@ -1,6 +1,6 @@
 """Charts of several trainings: a learning-rate sweep, a search, a comparison of networks."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,15 @@ FIGURES: dict[str, tuple[str, str, Callable[[Any], str]]] = {
     "seconds": ("train s", "seconds of training", lambda v: f"{v:,.1f}"),
     "images_per_second": ("img/s", "inference, images/s", lambda v: f"{v:,.0f}"),
 }
+
+
+def written(row: Mapping[str, Any], key: str) -> str:
+    """A figure of a comparison's row, the accuracy of several seeds with its deviation; "" where there is none."""
+    if row[key] is None:
+        return ""
+    deviation = row.get("deviation") if key == "accuracy" else None
+    text = FIGURES[key][2](row[key])
+    return text if deviation is None else f"{text.removesuffix(' %')} \N{PLUS-MINUS SIGN} {percent(deviation)}"
 
 
 def save_chart(path: Path, chart: Callable[..., Figure], *arguments: Any) -> None:
@@ -92,10 +101,10 @@ def comparison_chart(rows: Sequence[dict[str, Any]], title: str) -> Figure:
         if not keys:
             axis.text(0.5, 0.5, "every model failed", transform=axis.transAxes, ha="center")
             continue
-        _, heading, write = FIGURES[keys[i]]
+        heading = FIGURES[keys[i]][1]
         values = [row[keys[i]] for row in rows]
         bars = axis.barh(range(len(rows)), [value or 0 for value in values], 0.62, color=colours)
-        axis.bar_label(bars, ["failed" if value is None else write(value) for value in values], padding=4, size=9)
+        axis.bar_label(bars, [written(row, keys[i]) or "failed" for row in rows], padding=4, size=9)
         axis.set_xlim(0, 1.75 * max(value or 0 for value in values) or 1)  # leaves space for the longest bar's number
         axis.set_title(heading, size=10, loc="left")
     return figure

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,8 @@ def key_figures(m: dict) -> list[tuple[str, str, str]]:
 
 
 def svg(figure: Figure) -> Markup:
-    """A figure to embed in the page: without title and background, and with the text colour of the page for INK."""
+    """A figure to embed in the page: without title and background, with the text colour of the page for INK and the
+    texts of `charts.tip`."""
     title = figure.get_suptitle()
     figure.suptitle("")
     buffer = io.StringIO()
@@ -88,7 +90,8 @@ def svg(figure: Figure) -> Markup:
     figure.savefig(buffer, format="svg", transparent=True, metadata=metadata)
     figure.suptitle(title)
     text = buffer.getvalue()
-    return Markup(text[text.index("<svg") :].replace(INK, "currentColor"))
+    text = re.sub(r'<g id="tip:([^"]*)">', r"<g><title>\1</title>", text[text.index("<svg") :])
+    return Markup(text.replace(INK, "currentColor"))
 
 
 def number(value: float) -> str:

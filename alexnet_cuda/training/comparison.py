@@ -1,5 +1,7 @@
 """Several networks trained on one recipe: their recipes, and what each costs and reaches."""
 
+import itertools
+import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,44 +19,48 @@ from ..recipe import MACHINE, Recipe, load_recipe, read_recipe, resume_rule
 from ..weights import load_weights
 from .evaluation import best_device
 
-COLUMNS = ("model", "accuracy", "top5", "parameters", "macs", "seconds", "images_per_second", "error", "run")
+COLUMNS = ("model", "seed", "accuracy", "top5", "parameters", "macs", "seconds", "images_per_second", "error", "run")
 MEASURE_SECONDS = 2.0
 
 
 def comparison_recipes(
-    models: Sequence[str], name: str, config: Path | None, values: Mapping[str, Any], folder: Path
-) -> dict[str, Recipe]:
-    """The recipe of every model, with equal settings, one device and the run folder `folder`/MODEL. Raises RecipeError
-    for an unknown model or value, more than one device, or a run in `folder` with other values."""
+    models: Sequence[str], name: str, config: Path | None, values: Mapping[str, Any], folder: Path, seeds: int = 1
+) -> list[Recipe]:
+    """The recipes of every model, one for each of so many seeds, with equal settings, one device and the run folder
+    `folder`/MODEL, or MODEL-seedN from the second on. Raises RecipeError for an unknown model or value, more than one
+    device, or a run in `folder` with other values."""
     if "variant" in values:
         raise RecipeError("variant is what a comparison compares: name the models instead")
     peers = [model for model in models if model.startswith("torchvision/")]
     equal = {"channels": 3} if peers else {}  # torchvision's networks take no other number
-    recipes = {}
-    for model in models:
+    recipes = []
+    for n, model in itertools.product(range(seeds), models):  # all models with one seed, then with the next
         own = {key: value for key, value in values.items() if key != "size" or model in peers or not peers}
-        run = folder / model.replace("/", "-")
+        run = folder / (re.sub("[/:,]", "-", model) + (f"-seed{n}" if n else ""))
         recipe = load_recipe(name, config, {**equal, **own, "variant": model, "output": str(run)})
         recipe.require_one_device("a comparison")
-        recipes[model] = recipe.replace({"devices": "1"})
-        old = read_recipe(run / "config.yaml") if (run / "config.yaml").exists() else recipes[model]
-        for key in old.changes(recipes[model]):
+        recipe = recipe.replace({"devices": "1", "seed": recipe.seed + n})
+        recipes.append(recipe)
+        old = read_recipe(run / "config.yaml") if (run / "config.yaml").exists() else recipe
+        for key in old.changes(recipe):
             if resume_rule(key) != MACHINE or key == "data_path":  # other data would be another comparison
                 was, now = getattr(old, key), getattr(recipe, key)
                 raise RecipeError(f"{run} was trained with {key} {was}, not {now}: give another --output, or remove it")
     return recipes
 
 
-def comparison_rows(recipes: Mapping[str, Recipe], images: ImageSet, errors: Mapping[str, str]) -> list[dict[str, Any]]:
-    """A row with COLUMNS for every model, the most accurate first; without figures where `errors` has a reason."""
+def comparison_rows(recipes: Sequence[Recipe], images: ImageSet, errors: Mapping[str, str]) -> list[dict[str, Any]]:
+    """A row with COLUMNS for every run, the most accurate first; without figures where `errors` has a reason for the
+    run folder."""
     rows = []
-    for model, recipe in recipes.items():
-        row = dict.fromkeys(COLUMNS) | {"model": model, "error": errors.get(model), "run": recipe.output}
-        if model not in errors:
+    for recipe in recipes:
+        error = errors.get(str(recipe.output))
+        row = dict.fromkeys(COLUMNS) | {"model": recipe.variant, "error": error, "run": recipe.output}
+        if error is None:
             run = Path(str(recipe.output))
             metrics = read_metrics(run)
             network, _, classes = load_weights(run)
-            row |= {key: metrics[key] for key in ("parameters", "seconds")}
+            row |= {key: metrics[key] for key in ("seed", "parameters", "seconds")}
             row |= {"accuracy": metrics["test/accuracy"], "top5": metrics.get("test/top5")}
             row["macs"] = macs(recipe, len(classes))
             row["images_per_second"] = round(images_per_second(network, recipe, images), 1)
@@ -75,6 +81,7 @@ def finished_rows(runs: Mapping[str, Path]) -> list[dict[str, Any]]:
             raise RecipeError(f"{run / 'metrics.json'} has no {lacking[0]!r}")
         row = dict.fromkeys(COLUMNS) | {"model": name, "run": str(run), "accuracy": metrics["test/accuracy"]}
         row |= {
+            "seed": metrics.get("seed"),
             "top5": metrics.get("test/top5"),
             "parameters": metrics["parameters"],
             "seconds": metrics.get("seconds"),

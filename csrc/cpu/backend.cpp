@@ -64,6 +64,16 @@ bool is_winograd3x3(const Images& images, const Conv& c) {
                           1.25 * kWinogradProducts * (winograd_tiles(c, images.count) + 16);
 }
 
+// Whether the matrix unit computes the weight gradient, which takes 0.5 to 0.9 of torch's time while an image stays in
+// the second-level cache; for 5x5 filters torch is faster.
+bool is_amx_weight_grad(const Images& images, const Conv& c) {
+  constexpr int64_t kCacheBytes = int64_t{2} << 20;
+  const int64_t positions = (c.height + c.padding) * (c.width + c.padding);
+  return images.dtype == DType::kBFloat16 && has_amx() && c.kernel_size == 3 && c.stride == 1 &&
+         c.padding < c.kernel_size && c.channels % (16 * c.groups) == 0 && c.filters % (16 * c.groups) == 0 &&
+         2 * positions * (c.channels + c.filters) <= kCacheBytes;
+}
+
 // Weight and bias of an 11x11 convolution as its forward kernel reads them.
 struct PackedConv {
   ConvTask task;
@@ -126,6 +136,40 @@ bool winograd_conv2d_weight_grad(WinogradTask task) {
   return finite;
 }
 
+bool amx_weight_grad(AmxTask task) {
+  const Conv& c = task.conv;
+  task.pitch = c.width + c.padding;
+  task.span = (c.height + c.padding) * task.pitch;
+  const int64_t tail = (c.kernel_size - 1) * (task.pitch + 1);  // positions that the last windows read beyond the images
+  constexpr int64_t kPart = 2048;                               // positions
+  const int64_t part = std::clamp<int64_t>(kPart / task.span, 1, task.images.count);
+  task.stride = round_up(part * task.span + tail + 64, 64) + 32;  // an odd number of cache lines
+  const auto inputs = make_buffer<BFloat16>(c.channels * task.stride);
+  const auto grads = make_buffer<BFloat16>(c.filters * round_up(part * task.span, 32));
+  const auto zeros = make_buffer<BFloat16>(std::max(c.channels, c.filters));
+  const int64_t channels = c.channels / c.groups, filters = c.filters / c.groups;
+  const int64_t tiles = c.groups * ceil_div(channels, 32) * ceil_div(filters, 32);
+  const int64_t sums_size = tiles * c.kernel_size * c.kernel_size * 32 * 32;
+  const auto sums = make_buffer<float>(sums_size + c.filters);
+  bool finite = true;
+  std::fill_n(zeros.get(), std::max(c.channels, c.filters), BFloat16{});
+  std::fill_n(sums.get(), sums_size + c.filters, 0.0f);
+  task.zeros = zeros.get();
+  task.inputs = inputs.get();
+  task.grads = grads.get();
+  task.sums = sums.get();
+  task.bias_sums = sums.get() + sums_size;
+  task.finite = &finite;
+  for (; task.first < task.images.count; task.first += part) {
+    task.count = std::min(part, task.images.count - task.first);
+    task.positions = round_up(task.count * task.span, 32);
+    run_tasks(amx::pack, task, ceil_div(task.positions + tail, 32), 64 * (c.channels + c.filters));
+    run_tasks(amx::multiply, task, tiles, task.positions * 32 * c.kernel_size);
+  }
+  run_tasks(amx::write, task, c.filters / 16, 16 * channels * c.kernel_size * c.kernel_size);
+  return finite;
+}
+
 struct Cpu : CpuTensors {
   static void local_response_norm(const char*, const LrnArguments& args, const Tensor&) {
     run_lrn(args.spatial ? spatial_lrn_forward_kernel() : lrn_forward_kernel(), args);
@@ -168,7 +212,12 @@ struct Cpu : CpuTensors {
     return true;
   }
 
+  static std::optional<MemoryFormat> conv2d_weight_grad_format(const Images& images, const Conv& conv,
+                                                               MemoryFormat of_x) {
+    return is_amx_weight_grad(images, conv) ? MemoryFormat::ChannelsLast : conv2d_format(images, conv, of_x);
+  }
   static bool conv2d_weight_grad(const char*, const ConvArguments& args, const Tensor&) {
+    if (is_amx_weight_grad(args.images, args.conv)) return amx_weight_grad({args});
     if (!is_conv11x11s4(args.conv)) return winograd_conv2d_weight_grad({args});
     const DType dtype = args.images.dtype;
     const int64_t rows = args.images.count * args.conv.out_height, blocks = filter_blocks(dtype, args.conv.filters);

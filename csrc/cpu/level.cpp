@@ -8,6 +8,10 @@
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
+#ifdef ALEXNET_CUDA_AMX
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace alexnet_cuda {
 namespace {
@@ -47,6 +51,21 @@ Level level() {
 
 const char* cpu_level() {
   return kNames[static_cast<int>(level())];
+}
+
+bool has_amx() {
+#ifdef ALEXNET_CUDA_AMX
+  static const bool usable = [] {
+    constexpr unsigned kBFloat16 = 1 << 22, kTiles = 1 << 24;
+    constexpr long kRequestPermission = 0x1023, kTileData = 18;  // of arch_prctl, for the whole process
+    unsigned a, b, c, d = 0;
+    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & kBFloat16) && (d & kTiles) &&
+           syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+  }();
+  return usable && level() == Level::kAvx512;
+#else
+  return false;
+#endif
 }
 
 int vector_bytes() {

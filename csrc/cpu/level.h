@@ -21,6 +21,10 @@ Level level();
 const char* cpu_level();  // its name
 int vector_bytes();       // the size of its vectors
 
+// Whether the library has kernels for Intel's matrix unit (AMX) in bfloat16, level() is avx512, and this CPU and Linux
+// let the process use the unit.
+bool has_amx();
+
 }  // namespace alexnet_cuda
 
 // Declares the kernel `void name(const Arguments&, int64_t begin, int64_t end)`, which does the tasks [begin, end), in

@@ -23,6 +23,9 @@ void run_tasks(void (*kernel)(const Arguments&, int64_t, int64_t), const Argumen
 inline int64_t ceil_div(int64_t n, int64_t divisor) {
   return (n + divisor - 1) / divisor;
 }
+inline int64_t round_up(int64_t n, int64_t multiple) {
+  return ceil_div(n, multiple) * multiple;
+}
 
 inline std::vector<int64_t> dense_strides(const std::vector<int64_t>& size, MemoryFormat format) {
   if (format == MemoryFormat::ChannelsLast) return {size[1] * size[2] * size[3], 1, size[3] * size[1], size[1]};

@@ -51,6 +51,7 @@ struct CudaBackend : Memory {
     const bool has_kernel = is_conv11x11s4(conv) && conv.filters <= kMaxFilters;
     return has_kernel ? std::optional(of_x) : std::nullopt;
   }
+  static constexpr auto conv2d_weight_grad_format = conv2d_format;
   static bool conv2d(const char* op, ConvArguments args, const Tensor& like) {
     const DType dtype = args.images.dtype = product_dtype(args.images.dtype, like);
     return launch(op, launch_conv2d, args, like, conv2d_workspace(dtype, args.conv));

@@ -48,14 +48,29 @@ GPU_DEVICE void multiply(gpu::shared<uint16_t> blocks, gpu::shared<uint32_t> wei
   }
 }
 
+// Whether a GPU that can run machine code for `architecture` takes this layout: resident weights if they fit shared
+// memory, else streamed ones. A thread block may have 163 KB on 8.0 and 8.7, 99 KB on 8.6, 8.9 and 12.x, 227 KB on 9.0
+// and 10.x; code for 8.0 also runs on 8.6 and 8.9.
+template <class L, bool kSavesNchw>
+constexpr bool is_launched(int architecture) {
+  const bool has_163 = architecture == 800 || architecture == 870, has_227 = architecture >= 900 && architecture < 1200;
+  const int most = (has_227 ? 227 : has_163 ? 163 : 99) << 10, least = architecture == 800 ? 99 << 10 : most;
+  constexpr int kBytes = Layout<L::kChannels, L::kTile, false>::template kBytes<kSavesNchw>;
+  return L::kStreams ? kBytes > least : kBytes <= most;
+}
+
 template <class T, class L, bool kNhwc, bool kSave>
 __global__ void __launch_bounds__(kThreads, 1)
     block_kernel(const uint16_t* __restrict__ x, const uint32_t* __restrict__ packed, const T* __restrict__ bias,
                  uint16_t* __restrict__ y, uint16_t* __restrict__ a, uint8_t* __restrict__ code, Bands b,
                  LrnConstants lrn) {
-#if defined(ALEXNET_CUDA_STREAMED) && defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900 && __CUDA_ARCH__ < 1200
-  __trap();  // never launched where all weights fit shared memory
-#else
+#if defined(ALEXNET_CUDA_WITHOUT_PTX) && defined(__CUDA_ARCH__)  // PTX may run on any GPU
+  constexpr bool kSavesNchw = kSave && !kNhwc;
+  if constexpr (!is_launched<L, kSavesNchw>(__CUDA_ARCH__)) {
+    __trap();
+    return;  // no machine code for the rest
+  }
+#endif
   constexpr int kChannels = L::kChannels, kTile = L::kTile, kSteps = L::kSteps, kGroups = L::kGroups;
   using Saved = SavedRow<L, kNhwc, kSave>;
   // Rows that are normalised before they are pooled and `a` is copied: as many as there is room for.
@@ -179,7 +194,6 @@ __global__ void __launch_bounds__(kThreads, 1)
       }
     }
   }
-#endif
 }
 
 template <bool kStreams>

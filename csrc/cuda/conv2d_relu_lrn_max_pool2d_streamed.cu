@@ -1,6 +1,5 @@
 // AlexNet's whole first block by mma.sync with streamed weights, for GPUs whose thread blocks may have too little
 // shared memory for all weights: 8.x and 12.x.
-#define ALEXNET_CUDA_STREAMED
 #include "conv2d_relu_lrn_max_pool2d_mma.h"
 
 namespace alexnet_cuda {

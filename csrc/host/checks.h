@@ -101,7 +101,7 @@ inline Pool checked_pool_backward(const char* op, const Tensor& code, int64_t he
   check_4d(op, "code", code);
   STD_TORCH_CHECK(code.scalar_type() == ScalarType::Byte, op, ": expected code to be uint8, got scalar type ",
                   static_cast<int>(code.scalar_type()));
-  for (bool ceil_mode : {false, true}) {
+  for (bool ceil_mode : {true, false}) {  // an image smaller than the window passes with ceil_mode alone
     const Pool p = checked_pool(op, height, width, kernel_size, stride, padding, ceil_mode);
     if (code.size(2) == p.out_height && code.size(3) == p.out_width) return p;
   }

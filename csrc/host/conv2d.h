@@ -136,7 +136,7 @@ std::tuple<Tensor, Tensor> conv2d_weight_grad(const Tensor& grad, const Tensor& 
   Tensor db =
       with_bias ? Backend::allocate(x, {args.conv.filters}, MemoryFormat::Contiguous) : no_elements(x, x.scalar_type());
   if (x.numel() == 0 || dw.numel() == 0) return {torch::stable::fill_(dw, 0.0), torch::stable::fill_(db, 0.0)};
-  const std::optional<MemoryFormat> computed = Backend::conv2d_format(args.images, args.conv, format);
+  const std::optional<MemoryFormat> computed = Backend::conv2d_weight_grad_format(args.images, args.conv, format);
   if (computed) {
     Inputs<Backend> inputs;
     args.images.channels_last = *computed == MemoryFormat::ChannelsLast;
