@@ -288,7 +288,10 @@ def _convert(key: str, value: Any) -> Any:
     try:
         if typing.get_origin(kind) is tuple:
             parts = value.strip("[]() ").split(",") if isinstance(value, str) else value
-            return tuple(float(part) for part in (parts if isinstance(parts, list | tuple) else [parts]))
+            numbers = tuple(float(part) for part in (parts if isinstance(parts, list | tuple) else [parts]))
+            if not all(map(math.isfinite, numbers)):
+                raise ValueError
+            return numbers
         if kind is bool:
             return BOOLEANS[str(value).lower()]
         if kind is int:

@@ -163,9 +163,9 @@ def test_what_is_no_classifier_is_a_sentence(files, tmp_path):
     assert "expected scores (N, classes), its output score is (1, 21, 60, 60)" in message
     prototxt.write_text(DEPLOY.replace(f"dim: {EDGE} dim: {EDGE}", f"dim: {EDGE} dim: {EDGE + 1}"))
     assert "square pictures" in cli("import-caffe", prototxt, files[1], "--output", tmp_path / "run", code=1)
-    assert "numbers such as 104,117,123" in cli(
-        "import-caffe", *files, "--output", tmp_path / "run", "--mean", "grey", code=1
-    )
+    for mean in ("grey", "nan,0,0"):
+        values = [*files, "--output", tmp_path / "run", "--mean", mean]
+        assert "numbers such as 104,117,123" in cli("import-caffe", *values, code=1)
     classes.write_bytes(b"\xe9\n" * 6)
     assert "not UTF-8" in cli("import-caffe", *files, "--output", tmp_path / "run", "--classes", classes, code=1)
     assert not (tmp_path / "run").exists()

@@ -22,6 +22,7 @@ def test_recipes_are_whole_and_survive_yaml(name, tmp_path):
         ({"epochs": 0}, "epochs must be between 1 and"),
         ({"opt": "adagrad"}, "unknown opt 'adagrad'; choose from sgd, adam, adamw"),
         ({"mean": "0.1,0.2"}, "mean must have 1 or 3 values, got 2"),
+        ({"std": "0.1,nan,1"}, "std must be a list of numbers, got '0.1,nan,1'"),
         ({"flip": "maybe"}, "flip must be bool"),
         ({"val_fraction": 0.6, "test_fraction": 0.5}, "leave no image"),
         ({"std": 0}, "std must be positive"),

@@ -98,7 +98,10 @@ def _mean(given: str | None, transform: Any, prototxt: Path, notes: list[str]) -
     """The mean (C, 1, 1) or (C, H, W) in the order of Caffe's channels, and where it comes from."""
     if given is not None and not given.endswith(".binaryproto"):
         try:
-            return np.array([float(value) for value in given.split(",")]).reshape(-1, 1, 1), "--mean"
+            numbers = np.array([float(value) for value in given.split(",")])
+            if not np.isfinite(numbers).all():
+                raise ValueError
+            return numbers.reshape(-1, 1, 1), "--mean"
         except ValueError:
             raise ValueError(f"the mean must be a .binaryproto or numbers such as 104,117,123, got {given!r}") from None
     if given is not None:
