@@ -4,8 +4,8 @@
     python benchmarks/caffe_nets.py [NAME...] [--photos DIR] [--images N] [--batch 0] [--threads T] [--output FILE]
 
 The networks are python_tests/caffe_nets/*.prototxt, with weights drawn at random. Both programs read the same two
-files, so that the comparison begins with them. FILE keeps what it has of other networks, so that each can have a run of
-its own. Prints the table of docs/caffe.md.
+files, so that the comparison begins with them. FILE keeps what it has: a network that it holds with as many images is
+not measured again, so that the same command goes on where it was stopped. Prints the table of docs/caffe.md.
 """
 
 import argparse
@@ -26,6 +26,7 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from alexnet_cuda import caffe
+from alexnet_cuda.files import write_text
 from alexnet_cuda.formats.caffe import parameters, schema
 
 NETS = Path(__file__).parent.parent / "python_tests" / "caffe_nets"
@@ -226,6 +227,9 @@ def main() -> None:
     machine = common.machine("cpu") | {"opencv": cv2.__version__}
     with tempfile.TemporaryDirectory() as folder:
         for name in options.names or names():
+            result = results.setdefault(name, {})
+            if result.get("images", 0) >= options.images and ("ratio" in result or not options.batch):
+                continue
             prototxt, caffemodel = Path(folder) / f"{name}.prototxt", Path(folder) / f"{name}.caffemodel"
             prototxt.write_text(text_of(name))
             shape = caffe.load(prototxt).input_shapes[0][1:]
@@ -233,16 +237,20 @@ def main() -> None:
             batches = _batches(images, options.images)
             first = next(batches, None)
             draw_weights(prototxt, caffemodel, first)
-            result = results.setdefault(name, {})
-            if first is not None:
+            if first is not None and result.get("images", 0) < options.images:
                 result |= compare(prototxt, caffemodel, (batch for some in ([first], batches) for batch in some))
-            if options.batch:
+                _save(output, machine, results)
+            if options.batch and "ratio" not in result:
                 result |= times(prototxt, caffemodel, options.batch)
+                _save(output, machine, results)
             caffemodel.unlink()
             print(name, json.dumps({key: float(f"{value:.3g}") for key, value in result.items()}), flush=True)
-            if output:
-                output.write_text(json.dumps({"machine": machine, "networks": results}, indent=1) + "\n")
     print(table(results))
+
+
+def _save(output: Path | None, machine: dict, results: dict[str, dict]) -> None:
+    if output:
+        write_text(output, json.dumps({"machine": machine, "networks": results}, indent=1) + "\n")
 
 
 def _batches(images: Iterable[Tensor], count: int) -> Iterator[Tensor]:

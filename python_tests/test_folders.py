@@ -53,6 +53,7 @@ def test_names_of_splits(name, split):
         ("train", "valid", "testing"),
         ("TRAIN", "dev", "test_set"),
         ("my_train", "my_val", "myTest"),
+        ("tr", "va", "te"),
     ],
 )
 def test_splits_of_any_name_are_kept(tmp_path, names):
@@ -135,12 +136,20 @@ def test_folders_that_may_be_no_classes_are_told(tmp_path):
     (tmp_path / "labels.csv").write_text("x")
     notes = "\n".join(load_images(recipe(tmp_path)).notes)
     for note in (
-        "of 2 of 2 classes the pictures lie in several folders, as",
+        "each of the class folders Fold_1, fold_1 holds the folders cat, dog: where those are the classes",
         "the class folders 'Fold_1' and 'fold_1' are two classes",
         "left out: 1 hidden folder: .bird",
         "labels.csv, which --data-path may name",
     ):
         assert note in notes, note
+
+
+def test_a_limit_leaves_no_split_empty(tmp_path):
+    for name, count in (("train", 6), ("val", 1), ("test", 2)):
+        write(tmp_path / name / "cat", tmp_path / name / "dog", count=count)
+    for limit in (1, 3):
+        images = load_images(recipe(tmp_path).replace({"limit": limit}))
+        assert all(sum(numbers) for numbers in images.counts().values())
 
 
 @pytest.mark.parametrize(

@@ -173,6 +173,7 @@ def test_a_table_of_paths_and_labels_is_a_data_set(table):
         lambda t: ("sep=;\n" + t.replace(",", ";") + "\n\n;\n").encode(),
         lambda t: "\n".join(f"{i},./{line}" for i, line in enumerate(t.replace("path", "image").splitlines())).encode(),
         lambda t: t.replace("cat0", ".\\cat0").encode(),
+        lambda t: f"# my pictures\n{t}".encode(),
     ],
 )
 def test_dialects_and_encodings_of_a_table(table, change):
@@ -220,6 +221,10 @@ def test_doubtful_labels_and_unread_columns_of_a_table_are_told(table):
         (lambda t: t + "\n./cat3.png,dog", "lines 5 and 22 of .*labels.csv give cat3.png the labels 'cat' and 'dog'"),
         (lambda t: t.replace("cat3.png,cat", "cat3.png,c\0t"), "line 5 of .*labels.csv holds a NUL byte"),
         (lambda t: t.replace("cat3.png,cat", 'cat3.png,"cat'), "line 5 of .*labels.csv opens a quote"),
+        (
+            lambda t: t.replace("cat3.png,cat", 'cat3.png,"cat').replace("cat5.png,cat", 'cat5.png,cat"'),
+            "above line 7 of .*labels.csv closes on another line",
+        ),
         (lambda t: t.replace("cat3.png,cat", "cat3.png,cat,tabby"), "line 5 of .*labels.csv has 3 cells, expected 2"),
     ],
 )

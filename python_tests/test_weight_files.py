@@ -211,6 +211,12 @@ def test_what_is_no_file_of_tensors_is_named(kind, tmp_path):
     assert "\n" not in str(error.value)
 
 
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.pt")
+    with pytest.raises(DataError, match=r"a\.pt is not a file"):
+        read_content(tmp_path / "a.pt")
+
+
 def test_tensorflow_s_own_files_are_named(tmp_path):
     (tmp_path / "model.ckpt.index").touch()
     with pytest.raises(DataError, match=r"is a checkpoint of TensorFlow: .*numpy\.savez"):

@@ -9,7 +9,7 @@ if(CMAKE_CUDA_ARCHITECTURES)
   return()
 endif()
 
-execute_process(COMMAND ${CMAKE_CUDA_COMPILER} --list-gpu-code OUTPUT_VARIABLE _known ERROR_QUIET TIMEOUT 60)
+execute_process(COMMAND ${CMAKE_CUDA_COMPILER} --list-gpu-code OUTPUT_VARIABLE _known ERROR_QUIET TIMEOUT 20)
 # TORCH_CUDA_ARCH_LIST: numbers, as "8.0;9.0a+PTX", and torch's names of generations.
 set(_AMPERE "8.0;8.6+PTX")
 set(_ADA "8.9+PTX")

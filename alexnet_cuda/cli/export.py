@@ -109,6 +109,8 @@ def demo(
         try:
             page.serve(runs, port, announce)
         except OSError as error:
+            if error.filename:  # a file, not the port
+                raise
             problem = f"port {port} of {page.ADDRESS} cannot be used ({error.strerror or error})"
             raise AlexNetError(f"{problem}; --port 0 takes a free one") from error
 

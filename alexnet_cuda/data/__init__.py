@@ -29,7 +29,9 @@ def load_images(recipe: Recipe) -> ImageSet:
         images = replace(images, val=images.test)  # recipe.monitor is none, so that validation selects nothing
     for name, counts in images.counts().items():
         if sum(counts) == 0:
-            raise DataError(f"the {name} split of {recipe.data_path or recipe.data} is empty: too few images to split")
+            asked_none = name == "test" and recipe.test_fraction == 0
+            why = "test_fraction is 0" if asked_none else "too few images to split"
+            raise DataError(f"the {name} split of {recipe.data_path or recipe.data} is empty: {why}")
     return images.limited(recipe.limit, recipe.split_seed) if recipe.limit else images
 
 

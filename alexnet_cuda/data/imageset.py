@@ -76,7 +76,10 @@ class ImageSet:
         """At most `count` images of each split, in every class's proportion, for a quick trial."""
 
         def few(split: Split) -> Split:
-            chosen, _ = stratified_split(split.labels, (min(1.0, count / len(split.labels)),), seed)
+            if len(split.labels) <= count:
+                return split
+            chosen, _ = stratified_split(split.labels, (count / len(split.labels),), seed)
+            chosen = chosen if len(chosen) else torch.arange(count)  # where every class has a single image
             return Split(split.images[chosen], split.labels[chosen])
 
         return replace(self, train=few(self.train), val=few(self.val), test=few(self.test))

@@ -163,6 +163,13 @@ def _labelled(pictures: dict[str, list[Path]], classes: Sequence[str], where: Pa
 def _tell_of_several_folders(pictures: dict[str, list[Path]], found: Scanner) -> None:
     """Perhaps the folders that were taken as classes are something else, as fold_1 and fold_2."""
     inner = {name: sorted({path.parent for path in paths}) for name, paths in pictures.items()}
+    below = {tuple(folder.name for folder in folders) for folders in inner.values()}
+    if len(inner) > 1 and len(below) == 1 and len(names := min(below)) > 1:
+        found.told.append(
+            f"each of the class folders {shortened(sorted(inner))} holds the folders {shortened(names)}: where those "
+            "are the classes, call the folders above them train/, val/ and test/"
+        )
+        return
     if several := [folders for folders in inner.values() if len(folders) > 1]:
         pair = " and ".join(map(printable, several[0][:2]))
         found.told.append(f"of {len(several)} of {len(inner)} classes the pictures lie in several folders, as {pair}")

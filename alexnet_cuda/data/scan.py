@@ -38,9 +38,10 @@ def split_of(name: str) -> str | None:
 
 
 def hinted_split(name: str) -> str | None:
-    """The split that one word of a name stands for, as in my_train or XTest."""
+    """The split that one word of a name stands for, as in my_train, XTest or tr."""
     words = (word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", name))
-    return next((SPLITS[word] for word in words if word in SPLITS), None)
+    known = {**SPLITS, "tr": "train", "va": "val", "te": "test"}
+    return next((known[word] for word in words if word in known), None)
 
 
 def printable(text: str | Path) -> str:

@@ -3,6 +3,7 @@
 import csv
 import io
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from textwrap import shorten
@@ -125,6 +126,8 @@ def _split(path: Path, text: str) -> list[Row]:
     skipped = 0
     if text[:4].lower() == "sep=":  # Excel's own line
         text, skipped = text.partition("\n")[2], 1
+    while text.startswith("#") and not re.match(r".*[,;\t|]", text):  # a remark, not names of columns
+        text, skipped = text.partition("\n")[2], skipped + 1
     best: list[Row] = []
     for delimiter in (",", ";", "\t", "|", " "):
         try:
@@ -165,6 +168,8 @@ def _guessed(path: Path, rows: list[Row], header: list[str]) -> dict[str, int]:
 def _pictures(path: Path, rows: list[Row], names: dict[str, int]) -> list[Listed]:
     listed, missing = [], []
     for line, cells in rows:
+        if any("\n" in cells[names[key]] for key in ("path", "label")):
+            raise DataError(f"a quote that opens above line {line} of {path} closes on another line")
         name, label = cells[names["path"]], printable(cells[names["label"]])
         if not name or not label:
             raise DataError(f"line {line} of {path} lacks a path or a label")

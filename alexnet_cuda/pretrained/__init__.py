@@ -31,6 +31,8 @@ def find(source: Path | str, expected: str = "expected a folder or file of weigh
         path = next((path / name for name in FILES if (path / name).exists()), path / FILES[0])
     if not path.exists():
         raise DataError(f"{path} does not exist; {expected}, or one of {', '.join(NAMES)}")
+    if not path.is_file() and not path.is_char_device():  # a pipe would be waited for
+        raise DataError(f"{path} is not a file; {expected}")
     return path
 
 
