@@ -23,14 +23,17 @@ sanitize: $(VENV)/development  # the CPU operators' tests under AddressSanitizer
 
 build: $(VENV)/development  # after a change in csrc only what changed is compiled
 
-wheel: $(VENV)/package  # dist/*.whl for every Python, torch >= 2.11 and GPU, checked in fresh environments
+wheel: $(VENV)/torch  # dist/*.whl for every Python, torch >= 2.11 and GPU, checked in fresh environments
 	tools/wheel.sh $(BIN)/python
 	tools/try_wheel.sh $(BIN)/python
 
-# What a user needs: neither the emulator nor the packages for development.
-$(VENV)/package: pyproject.toml CMakeLists.txt $(wildcard csrc/* csrc/*/*)
+$(VENV)/torch:
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install "torch>=2.11" torchvision "scikit-build-core>=0.11" "pybind11>=2.13" "cmake>=3.24" ninja
+	touch $@
+
+# What a user needs: neither the emulator nor the packages for development.
+$(VENV)/package: $(VENV)/torch pyproject.toml CMakeLists.txt $(wildcard csrc/* csrc/*/*)
 	$(INSTALL) ".[train]" -C cmake.define.ALEXNET_CUDA_EMULATOR=OFF
 	touch $@
 

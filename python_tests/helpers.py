@@ -24,7 +24,7 @@ OPERATORS = (
 
 
 # Each kernel runs once in each of them, besides the random order of threads in which all tests run.
-SETTINGS = [dict(order="descending"), dict(offset=1), dict(offset=2)]
+SETTINGS = [dict(order="ascending"), dict(order="descending"), dict(offset=1), dict(offset=2)]
 
 
 @contextmanager

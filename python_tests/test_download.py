@@ -5,6 +5,7 @@ import hashlib
 import io
 import tarfile
 import threading
+import urllib.request
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -90,11 +91,19 @@ def test_a_file_that_is_not_the_right_one_is_not_kept(server, tmp_path):
     with pytest.raises(DataError, match=f"its MD5 is .*, expected {md5(data)}$"):
         download.fetch([server.url + "a"], tmp_path / "a", md5(data), QUIET)
     assert not list(tmp_path.iterdir())
-    with pytest.raises(DataError, match="HTTP status 404"):
+    assert len(server.asked) == 1
+    with pytest.raises(DataError, match="downloaded: HTTP Error 404: "):
         download.fetch([server.url + "c"], tmp_path / "a", md5(data), QUIET)
     (tmp_path / "a.part").write_bytes(b"x" * 600)  # of another file, and longer
     download.fetch([server.url + "a", server.url + "b/a"], tmp_path / "a", md5(data), QUIET)
     assert (tmp_path / "a").read_bytes() == data
+
+
+def test_what_a_proxy_refuses_names_the_proxy(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(urllib.request, "_opener", None)  # which remembers the variables
+    monkeypatch.setenv("https_proxy", server.url.replace("//", "//name:secret@"))
+    with pytest.raises(DataError, match=f"through the proxy 127.0.0.1:{server.server_port}/: Tunnel .* failed: 501"):
+        download.fetch(["https://example.invalid/a"], tmp_path / "a", "", QUIET)
 
 
 def idx(values):

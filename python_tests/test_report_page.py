@@ -156,6 +156,7 @@ def test_a_figure_opens_larger_with_its_download(opened, run):
         assert page.execute_script(opening) == [True, 1]
         link = page.find_element("css selector", "dialog a")
         assert link.get_attribute("href") == (run / "curves.png").as_uri()
+        assert page.find_element("css selector", "dialog p").text.startswith("Loss and learning rate")
         assert page.execute_script("return document.querySelector('dialog svg').clientWidth") > 1100
         page.find_element("css selector", "dialog button").click()
         assert page.execute_script(opening)[0] is False

@@ -3,7 +3,7 @@
 # sets it to the complete list (tools/wheel.sh).
 
 if(NOT "$ENV{CUDAARCHS}" STREQUAL "")
-  set(CMAKE_CUDA_ARCHITECTURES "$ENV{CUDAARCHS}")
+  set(CMAKE_CUDA_ARCHITECTURES "$ENV{CUDAARCHS}" CACHE STRING "CUDA architectures" FORCE)
 endif()
 if(CMAKE_CUDA_ARCHITECTURES)
   return()

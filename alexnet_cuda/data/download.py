@@ -6,6 +6,7 @@ import tarfile
 import tempfile
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 import zipfile
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from ..errors import DataError
+from ..errors import DataError, first_line
 
 FLOWERS = "https://www.robots.ox.ac.uk/~vgg/data/flowers/17/17flowers.tgz", "b59a65d8d1a99cd66944d474e1289eab"
 CALTECH = "https://data.caltech.edu/records/mzrjq-6wc02/files/caltech-101.zip", "3138e1922a9193bfa496528edbbc45d0"
@@ -130,24 +131,39 @@ def fetch(urls: list[str], path: Path, md5: str, console: Console) -> None:
         console.print(f"{path} is here already", soft_wrap=True)
         return
     part = path.with_name(f"{path.name}.part")
+    left = list(urls)
     for attempt in range(TRIES):
-        for url in urls:
+        for url in list(left):
+            begun = part.exists()
             try:
                 _transfer(url, part, console)
             except (OSError, http.client.HTTPException) as error:
-                reason = f"{url} cannot be downloaded: {getattr(error, 'reason', None) or error}"
-                if isinstance(error, urllib.error.HTTPError):
-                    reason = f"{url} cannot be downloaded: HTTP status {error.code}, {error.reason}"
+                answered = isinstance(error, urllib.error.HTTPError)
+                cause = first_line(error) if answered else getattr(error, "reason", error)
+                reason = f"{url} cannot be downloaded{_proxy(url)}: {cause}"
                 continue
             if (found := checksum(part)) != md5:
                 part.unlink()
                 reason = f"{url} is not the published file: its MD5 is {found}, expected {md5}"
+                if not begun:
+                    left.remove(url)
                 continue
             part.replace(path)
             return
+        if not left:
+            break
         time.sleep(PAUSE * (attempt + 1 < TRIES))
     kept = "; what has come is kept, and the same command goes on from there" if part.exists() else ""
     raise DataError(reason + kept)
+
+
+def _proxy(url: str) -> str:
+    """Names the proxy that the environment (https_proxy, no_proxy) gives for an address, without its password."""
+    address = urllib.parse.urlsplit(url)
+    proxy = urllib.request.getproxies().get(address.scheme)
+    if not proxy or urllib.request.proxy_bypass(address.netloc):
+        return ""
+    return f" through the proxy {proxy.rpartition('@')[2]}"
 
 
 def _transfer(url: str, part: Path, console: Console) -> None:

@@ -23,8 +23,10 @@ namespace {
 //
 // A thread block of 128 threads makes a 128 x kColumns tile, 8 x kColumns / 8 of it per thread in registers.
 //
-// Memory: K slices of 11 values of k go through shared memory, left as [k][128], right as [k][kColumns + 4]. Two
-// buffers: while slice s is multiplied from one, slice s + 1 is loaded from global memory to registers.
+// Memory: K slices of 11 values of k go through shared memory, left as [k][128], right as [k][kColumns + 4]. For each
+// k a thread loads 16 bytes of these 2 + kColumns / 32 times, for kColumns FFMA. 4 columns more, since two threads that
+// store a right slice along k then meet at a bank, instead of eleven. Two buffers: while slice s is multiplied from
+// one, slice s + 1 is loaded from global memory to registers.
 // Numerics: FFMA only; every sum runs over k in ascending order.
 
 constexpr int kTileRows = 128, kSlice = 11, kConvThreads = 128;
@@ -237,8 +239,8 @@ __global__ void __launch_bounds__(kConvThreads, weight_grad_blocks_per_sm(kNhwc,
   }
 }
 
-// dx of one input pixel per thread: a sum over the output pixels whose windows cover it and over filters. Gradients and
-// weights come from cache.
+// dx of one input pixel per thread: a sum over the at most nine output pixels whose windows cover it, and over filters.
+// Gradients and weights come from cache: neighbouring pixels share most of their windows, all images the weights.
 template <int kChannels, bool kNhwc>
 __global__ void __launch_bounds__(kThreads)
     input_grad_kernel(View<const float, kNhwc> grad, const float* weight, View<float, kNhwc> dx, int64_t pixels,

@@ -20,7 +20,8 @@ namespace {
 constexpr int kFilterGroups = 12;  // in shared memory
 constexpr int kShifts = 9;
 
-// packed[4 filter groups][shift][8 channels of an s2d block][lane][4]: b[0] and b[1] of two products.
+// packed[4 filter groups][shift][8 channels of an s2d block][lane][4]: b[0] and b[1] of two products. For 8 channels a
+// lane of the main kernel reads 16 bytes of it, a warp 512 consecutive ones. All warps read the same, in this order.
 template <class E>
 __global__ void __launch_bounds__(kThreads)
     pack_kernel(const E* weight, uint32_t* packed, int words, int filters, int channels) {
@@ -67,6 +68,11 @@ GPU_DEVICE void stage_gradient(gpu::shared<uint32_t> to, const Storage<T>* image
   }
 }
 
+// A warp's part: 32 s2d blocks, of which 16 are the rows of a product, and 2 C times 8 channels, the columns. An
+// iteration takes four ldmatrix for 8 C products (not of TF32x3). The eight rows of a matrix are 128 consecutive bytes
+// of shared memory: no bank conflicts. 73 KB hold 12 filter groups of 390 outputs: those of the 256 s2d blocks, and two
+// rows and two columns before them.
+//
 // Two thread blocks share an SM's registers where ptxas spills nothing.
 template <class T, int kChannels>
 __global__ void __launch_bounds__(kThreads, kChannels == 4 || (kChannels == 3 && kIsTF32x3<T>) ? 1 : 2)

@@ -57,6 +57,9 @@ constexpr int kMmaMinBlocks = kIsTF32x3<T> || (sizeof(T) == 4 && kTile == 96) ? 
 constexpr int kMmaMinBlocks = kIsTF32x3<T> ? 1 : 2;
 #endif
 
+// A k step of 16-bit elements takes a warp two ldmatrix (128 consecutive bytes for the eight rows of a matrix: no bank
+// conflicts) and kTile / 16 loads of weights for kTile / 4 products. More pixels per warp would spare loads of weights,
+// but not leave two thread blocks room for their sums: 32 pixels x 96 filters are 96 registers.
 template <class T, int kChannels, int kTile>
 __global__ void __launch_bounds__(kThreads, kMmaMinBlocks<T, kTile>)
     mma_kernel(const Storage<T>* __restrict__ x, const gpu::Vec4<uint32_t>* __restrict__ packed,

@@ -36,12 +36,16 @@ struct Layout {
   static constexpr int kSteps = kSchedule<kChannels>.steps, kGroups = 2 * kChannels;
   static constexpr int kSliceSteps = (kSteps + kGroups - 1) / kGroups, kStepWords = kTile * 8;
   static constexpr int kBufferWords = 2 * kChannels * kBandStride / 2;
-  static constexpr int kColumn = kTile + 4;  // floats from one column's maxima to the next's: no bank conflicts
+  // Floats from one column's maxima to the next's. Eight lanes store 16 bytes each, of two columns and four runs: the 4
+  // floats more put the second column into the banks that the first leaves free.
+  static constexpr int kColumn = kTile + 4;
   static constexpr int kBlocksAt = (kStreams ? 2 * kSliceSteps : kSteps) * kStepWords;
   static constexpr int kBiasAt = kBlocksAt + kBuffers * kBufferWords, kMaximaAt = kBiasAt + kTile;
   static constexpr int kMaximumRowsAt = kMaximaAt + kBuffers * kMaxColumns * kColumn;
   static constexpr int kSavedAt = kMaximumRowsAt + kBuffers * kMaxColumns * kTile / 4;
-  static constexpr int kSavedPitch = kMaxColumns + 2;  // pixels from one channel to the next: no bank conflicts
+  // Pixels from one channel to the next: 29 words, so that channels 0, 8, 16 and 24, which the lanes of a column store
+  // at the same time, are in different banks.
+  static constexpr int kSavedPitch = kMaxColumns + 2;
   static constexpr int kWaitingWords = kStreams ? kGroups * kThreads * 4 : 0;
   template <bool kSavesNchw>
   static constexpr int kBytes =

@@ -28,6 +28,13 @@ GPU_DEVICE void load_fragment(const gpu::shared<uint16_t> (&rows)[3], int offset
   if constexpr (high.mask != 0xff) mask_fragment<T>(high.mask, a[2], a[3]);
 }
 
+// Warp w of a warpgroup has columns 8 w .. 8 w + 7 and those 32 further, both rows of each: 64 columns, of which
+// AlexNet's 55 use 86 %. Within a warp, lane l holds column l / 4 and, of every 32 filters, 8 from 8 (l % 4) on: whole
+// columns to pool, whole runs for LRN. Weights lie as wgmma reads them without a swizzle: 8 filters x 8 of K are 128
+// consecutive bytes, every bank once.
+//
+// Registers, of at most 255: 96 of sums, 16 of fragments of two k steps, 50 of maxima. So an SM has one thread block,
+// and each of its schedulers one warp of either warpgroup: products of one run beside the arithmetic of the other.
 template <class T, class L, bool kNhwc, bool kSave>
 __global__ void __launch_bounds__(kThreads, 1)
     block_wgmma_kernel(const uint16_t* __restrict__ x, const gpu::Vec4<uint32_t>* __restrict__ packed,

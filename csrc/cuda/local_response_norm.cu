@@ -20,6 +20,8 @@ struct DenseRuns {
   int per_group;
 };
 
+// Lanes have consecutive runs, so a warp loads 512 consecutive bytes at once (float32: 1,024 in two loads). The two
+// channels on either side are the neighbouring lanes' own: these loads are of 4 or 8 bytes and served by L1.
 template <class T>
 __global__ void __launch_bounds__(kThreads, kMinBlocks)
     forward_nhwc_kernel(const T* __restrict__ x, T* __restrict__ y, DenseRuns runs, LrnConstants lrn) {
@@ -33,6 +35,8 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
   store_run(y + at, out);
 }
 
+// The same lanes. dx of a run needs t of two channels more on either side, and these need x of another two: the thread
+// computes t of 12 channels for the 8 that it writes, and needs neither shared memory nor a barrier.
 template <class T>
 __global__ void __launch_bounds__(kThreads, kMinBlocks)
     backward_nhwc_kernel(const T* __restrict__ x, const T* __restrict__ grad, T* __restrict__ dx, DenseRuns runs,
@@ -109,6 +113,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
   });
 }
 
+// Lanes have neighbouring pixels here, too. A thread computes every t once: what two runs share stays in registers.
 template <class T>
 __global__ void __launch_bounds__(kThreads, kMinBlocks)
     backward_nchw_kernel(const T* __restrict__ x, const T* __restrict__ grad, T* __restrict__ dx, PixelRuns runs,
@@ -173,7 +178,8 @@ gpu::error_t launch_pixel_runs(const LrnArguments& args, Launch launch) {
 
 // ---- any window ----------------------------------------------------------------------------------------------------
 
-// One element per thread; its window is read from cache.
+// One element per thread; its window is read from cache. In NHWC the window's other channels are those of neighbouring
+// lanes, in NCHW every load of a warp takes 32 neighbouring pixels of one of them.
 template <class T, bool kNhwc>
 __global__ void __launch_bounds__(kThreads, kMinBlocks)
     forward_kernel(View<const T, kNhwc> x, View<T, kNhwc> y, int64_t images, int group_channels, LrnConstants lrn) {
@@ -186,6 +192,8 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
 }
 
 // ---- spatial form: the window is a square of the channel's own plane; one thread per element -----------------------
+// Lanes have neighbouring pixels in NCHW, whose windows overlap, and neighbouring channels in NHWC, whose windows lie
+// side by side. Most of a window's size^2 loads come from L1.
 
 struct Spatial {
   int64_t elements;

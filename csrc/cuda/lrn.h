@@ -186,11 +186,14 @@ struct LrnBackward {
 };
 
 // Any window: the part of the batch that a thread block computes, some channels of one group at some pixels. Shared
-// memory holds one row of pixels per channel, for these channels and for those that their windows reach.
+// memory holds one row of pixels per channel, for these channels and for those that their windows reach. Rows are an
+// odd number of words apart, against bank conflicts: in NHWC a warp's lanes have the same pixel of consecutive rows.
 struct ChannelTile {
   int64_t first_image;
   int first_chunk, total_pixels, image_pixels, group_channels;
   int pixels, channels, chunks;  // of a thread block; thread blocks per group
+
+  __host__ __device__ static int pitch(int pixels) { return pixels | 1; }
 
   GPU_DEVICE uint32_t chunk() const { return first_chunk + blockIdx.y; }
   GPU_DEVICE int low() const { return chunk() / chunks * group_channels; }
@@ -206,11 +209,13 @@ struct ChannelTile {
       const int position = blockIdx.x * pixels + column;
       if (position >= total_pixels) continue;
       const int image = position / image_pixels;
-      body(row, row * pixels + column, first_image + image, position - image * image_pixels);
+      body(row, row * pitch(pixels) + column, first_image + image, position - image * image_pixels);
     }
   }
 };
 
+// Two passes over the tile with a barrier between. d is computed in both, from x in L1: to keep it would take as much
+// shared memory again. 32 channels x 32 pixels: with a window of 5, t of an eighth of the channels is computed twice.
 template <class Policy>
 __global__ void __launch_bounds__(kThreads, kMinBlocks)
     lrn_backward_tile_kernel(ChannelTile tile, LrnConstants lrn, Policy policy) {
@@ -237,7 +242,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
     const auto x_at = [&](int j) { return policy.x_at(n, pixel, j); };
     const float x = x_at(c), p = inverse_power<false>(denominator(lrn, c, low, high, x_at), lrn.beta);
     float sum = 0;
-    for (int j = 0; j <= halo; ++j) sum += t[slot + j * tile.pixels];
+    for (int j = 0; j <= halo; ++j) sum += t[slot + j * ChannelTile::pitch(tile.pixels)];
     const float dx = fmaf(-2.f * lrn.alpha * lrn.beta * x, sum, policy.grad_at(n, pixel, c, x) * p);
     using T = std::remove_reference_t<decltype(policy.dx.at(n, pixel, c))>;
     policy.dx.at(n, pixel, c) = gpu::from_float<T>(policy.finish_dx(x, dx));
@@ -254,7 +259,7 @@ gpu::error_t launch_tiles(void (*kernel)(ChannelTile, LrnConstants, Parameters..
   constants.front = std::min(constants.front, group_channels - 1);
   constants.back = std::min(constants.back, group_channels - 1);
   const int chunk = std::min(group_channels, 32), rows = chunk + constants.front + constants.back;
-  const auto bytes = [&](int tile_pixels) { return tile_pixels * rows * sizeof(float); };
+  const auto bytes = [&](int tile_pixels) { return ChannelTile::pitch(tile_pixels) * rows * sizeof(float); };
   int tile_pixels = 32;
   while (tile_pixels > 1 && bytes(tile_pixels) > 48 * 1024) tile_pixels /= 2;
   const int chunks = divide_up(group_channels, chunk);

@@ -10,6 +10,8 @@
 namespace alexnet_cuda {
 namespace {
 
+// Lanes: neighbouring channels of an output pixel (kStep to a thread) in NHWC, neighbouring outputs of a plane in NCHW,
+// whose windows lie `stride` elements apart.
 template <class T, int kStep, bool kNhwc>
 __global__ void __launch_bounds__(kThreads, kMinBlocks)
     forward_kernel(View<const T, kNhwc> x, uint8_t* code, View<T, kNhwc> y, int64_t images, PoolGeometry pool,
@@ -39,6 +41,8 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
   });
 }
 
+// The same lanes over dx. A thread gathers what the windows over its pixel give: no two threads add to one element, so
+// that sums need no atomics and have a fixed order.
 template <class T, int kStep, bool kNhwc>
 __global__ void __launch_bounds__(kThreads, kMinBlocks)
     backward_kernel(View<const T, kNhwc> grad, const uint8_t* code, View<T, kNhwc> dx, int64_t images,

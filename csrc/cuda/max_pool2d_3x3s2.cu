@@ -67,7 +67,7 @@ struct PlaneRow {
     uint32_t words[kPlanes][kPerPlane];
 #pragma unroll
     for (int p = 0; p < kPlanes; ++p) {
-      const uint32_t* from = at[p] + offset;
+      const uint32_t* from = at[p] + static_cast<uint32_t>(offset);  // has no sign to extend
 #pragma unroll
       for (int k = 0; k < kPerPlane; ++k) {
         const int first = k * kPlanes - shift[p];  // the column in the word's first half
@@ -116,6 +116,11 @@ GPU_DEVICE void find_code(const View<const T, kNhwc>& x, const View<uint8_t, kNh
 }
 
 // kOverhang: the last window may lack its third row or column.
+//
+// blockIdx.x and the lanes run along memory (launch_thread_tiles), blockIdx.y over tiles of output rows. For an output
+// a thread loads six elements and has the other three, the row above's, in registers. The two in the window's third
+// column are another lane's, too, and one of the two reads them from L1: x crosses the memory bus once. Shared memory
+// would spare no load of these and add a store, a load and a barrier.
 template <class T, bool kNhwc, bool kSave, bool kOverhang, Parity kParity>
 __global__ void __launch_bounds__(kThreads, kMinBlocks)
     forward_3x3s2_kernel(const T* __restrict__ x, uint8_t* __restrict__ code, T* __restrict__ y, ThreadTiles s,
@@ -199,11 +204,12 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
       for (int k = 0; k < kWords * kElements; ++k) {
         const int w = k / kElements, e = k % kElements;
         if (w == 1 && !has_second) continue;
+        const uint32_t offset = to;  // has no sign to extend
         if constexpr (sizeof(T) == 4)
-          reinterpret_cast<uint32_t*>(values[e] + to)[w] = value[w];
+          reinterpret_cast<uint32_t*>(values[e] + offset)[w] = value[w];
         else
-          reinterpret_cast<uint16_t*>(values[e] + to)[w] = static_cast<uint16_t>(value[w] >> 16 * e);
-        if constexpr (kSave) (codes[e] + to)[w] = static_cast<uint8_t>(position[w] >> 16 * e);
+          reinterpret_cast<uint16_t*>(values[e] + offset)[w] = static_cast<uint16_t>(value[w] >> 16 * e);
+        if constexpr (kSave) (codes[e] + offset)[w] = static_cast<uint8_t>(position[w] >> 16 * e);
       }
     }
     to += out_row;

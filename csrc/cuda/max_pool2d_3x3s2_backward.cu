@@ -9,6 +9,14 @@ namespace alexnet_cuda {
 namespace {
 
 // NHWC: a thread writes 2x2 pixels of dx, 16 bytes of each, one quad below the other.
+//
+// Lanes have consecutive 16 bytes of a pixel's channels, then those of the next pair of columns. So a warp reads 512
+// consecutive bytes of a pooled row's gradients and 256 (float32: 128) of its codes at a time, and writes every second
+// pixel of a row of dx, whole pixels of `channels` elements; the next store fills the gaps.
+//
+// Why quads: a pixel in an even row and column lies in four windows, one in an odd row and column in one, 2.25 on
+// average. A quad holds one pixel of each kind, so every thread does the same: 9 comparisons for 4 pixels and 4 windows
+// in registers, of which it loads two per quad. Nothing is staged in shared memory: what two threads need, L1 has.
 template <class T>
 __global__ void __launch_bounds__(kThreads, kMinBlocks)
     backward_3x3s2_nhwc_kernel(const T* __restrict__ grad, const uint8_t* __restrict__ code, T* __restrict__ dx,
@@ -92,6 +100,10 @@ GPU_DEVICE void store_columns(T* to, int count, const uint32_t (&columns)[4], in
 }
 
 // NCHW: a thread writes two quads side by side, of one plane or, of 16-bit elements, of two.
+//
+// Lanes have consecutive pairs of quads of a plane, then those of the next plane. Gradients and codes are read one by
+// one, since a pooled row may begin at any element; their three pooled columns overlap by one with the next lane's.
+// Two 16-bit planes share a word, so that a comparison, a mask and an addition serve both; stores take them apart.
 template <class T, Parity kParity>
 __global__ void __launch_bounds__(kThreads, kMinBlocks)
     backward_3x3s2_nchw_kernel(const T* __restrict__ grad, const uint8_t* __restrict__ code, T* __restrict__ dx,

@@ -25,6 +25,8 @@ struct PoolTiles {
   int group_channels, channels, chunks;  // channels per thread block, a multiple of kRun; thread blocks per group
 };
 
+// Shared memory holds as many pixels as fit 48 KB, what every launch may have, with 32 (NCHW: 16) channels: the fewer
+// rectangles, the fewer pixels are normalised twice. With 3x3/2 pooling, neighbours share one row or column.
 template <class T, bool kNhwc>
 __global__ void __launch_bounds__(kThreads, kMinBlocks)
     lrn_pool_kernel(View<const T, kNhwc> x, View<T, kNhwc> y, uint8_t* code, PoolTiles tiles, LrnConstants lrn,

@@ -70,6 +70,9 @@ GPU_DEVICE bool same(float a, float b) {
   return __float_as_uint(a) == __float_as_uint(b);
 }
 
+// Why this tile: LRN takes most of the instructions, so a pixel should be normalised once. Down the columns, only the
+// row between two tiles is normalised by both. Across, lanes send each other their maxima; of the 8 (NCHW: up to 32)
+// pairs of a row of lanes only the last, which has no window, is normalised again, as the next warp's first.
 template <class T, bool kNhwc, bool kSave>
 __global__ void __launch_bounds__(kThreads, kMinBlocks)
     forward_kernel(const T* __restrict__ x, T* __restrict__ y, uint8_t* __restrict__ code, TailGeometry g,
@@ -179,7 +182,9 @@ GPU_DEVICE void load_window(const T* grads, const uint8_t* codes, bool has_left,
     w.code[i] = kPerWord == 1 ? c[i] : c[kPerWord * i] | static_cast<uint32_t>(c[kPerWord * i + kPerWord - 1]) << 16;
 }
 
-// NHWC; relu_lrn_max_pool2d_alexnet_nchw.cu has the other. In float32 two blocks would spill 8 bytes on 8.0.
+// NHWC; relu_lrn_max_pool2d_alexnet_nchw.cu has the other. A quad's four windows, gradients and positions of 12
+// channels each, take 48 registers, in float32 96. Two of them stay there from the quad above; each of the others is
+// loaded by two lanes, 4 apart, and one of the two reads L1. In float32 two blocks would spill 8 bytes on 8.0.
 template <class T>
 __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 1 : kMinBlocks)
     backward_nhwc_kernel(const T* __restrict__ x, const T* __restrict__ grad, const uint8_t* __restrict__ code,

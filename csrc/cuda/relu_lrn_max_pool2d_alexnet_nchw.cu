@@ -76,6 +76,10 @@ struct QuadWindows {
   }
 };
 
+// Why quads and no shared memory: the four windows of a quad, loaded once per channel, serve four pixels (one by one
+// they would load nine). Between two steps a thread keeps 10 values of each pixel, 40 registers; the four pixels are
+// independent, so their loads and square roots overlap. blockIdx.x and the lanes run over quads, along the rows of all
+// images, blockIdx.y over groups and shares.
 template <class T, bool kReluFirst>
 __global__ void __launch_bounds__(kQuadThreads, 3)
     backward_nchw_kernel(const T* __restrict__ x, const T* __restrict__ grad, const uint8_t* __restrict__ code,

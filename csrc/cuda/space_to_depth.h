@@ -137,7 +137,9 @@ GPU_DEVICE void store_group(gpu::shared<uint32_t> to, const E (&v)[16 / sizeof(E
 
 // Moves what a thread block's pixels of a strip from `first` on need, from an image to shared memory: s2d blocks first
 // .. first + kBlockPixels + 2 pitch + 1, one per thread at a time, group by group through registers; 0 outside the
-// image.
+// image. Lanes have s2d blocks side by side, 4 pixels apart: a warp's loads of a row of pixels, one element per lane
+// at a time, end up in the same cache lines (in NHWC of 3 channels and 16 bits 768 bytes). They are many, but of the
+// image alone, which has half as many elements as the result. Stores of 16 bytes a lane fill all banks evenly.
 template <int kChannels, bool kNhwc, class E>
 GPU_DEVICE void stage_blocks(gpu::shared<uint32_t> to, const E* image, const StripGeometry& g, int strip, int first) {
   const int pitch = g.pitch();
@@ -237,7 +239,7 @@ inline int filter_tile(const Conv& conv) {
 }
 
 // Adds the splits in order, one (filter, element) per thread, and writes the sum to the weight or bias that the element
-// stands for.
+// stands for. Consecutive threads read consecutive sums of a split; eight loads of a thread are on their way at once.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     sum_partials_kernel(const float* partial, T* dweight, T* dbias, int filters, int elements, int splits,
