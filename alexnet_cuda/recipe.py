@@ -268,7 +268,7 @@ class OnceLoader(yaml.SafeLoader):
 def read_yaml(path) -> dict[str, Any]:
     """The mapping that a YAML file holds; RecipeError, naming the file, where there is none."""
     try:
-        values = yaml.load(path.read_text("utf-8"), OnceLoader)
+        values = OnceLoader(path.read_text("utf-8")).get_single_data()
     except OSError as error:
         raise RecipeError(f"{path} cannot be read: {error.strerror}") from error
     except (UnicodeDecodeError, yaml.YAMLError) as error:

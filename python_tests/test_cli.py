@@ -125,7 +125,7 @@ WRONG_COMMANDS = [
     ("train digits --set momentum", 2, "--set takes key=value"),
     ("train digits --lr fast", 2, "lr must be float, got 'fast'"),
     ("train digits 5", 2, "unexpected argument '5'"),
-    ("train digits --config absent.yaml", 2, "absent.yaml cannot be read as YAML"),
+    ("train digits --config absent.yaml", 2, "absent.yaml cannot be read: No such file"),
     ("train digits --devices two", 2, "devices must be auto, a number or a list"),
     ("train digits --devices 99999", 2, "devices must be at most the number of CPU cores"),
     ("train digits --devices -3", 2, "no trainer for these devices"),
