@@ -23,7 +23,8 @@ EXPORT const char* alexnet_cuda_build_info() {
          "CUDA architectures: " BUILD_CUDA_ARCHITECTURES;
 }
 
-// baseline, avx2, avx512 or "avx512 with AMX"; or, beginning with its name, what is wrong with the variable ALEXNET_CUDA_CPU_LEVEL.
+// baseline, avx2, avx512 or "avx512 with AMX"; or, beginning with its name, what is wrong with the variable
+// ALEXNET_CUDA_CPU_LEVEL.
 EXPORT const char* alexnet_cuda_cpu_level() {
   static const std::string answer = [] {
     try {

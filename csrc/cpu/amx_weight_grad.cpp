@@ -193,8 +193,8 @@ void write(const AmxTask& a, int64_t begin, int64_t end) {
     BFloat16 numbers[16];
     for (int64_t channel = 0; channel < channels; ++channel) {
       const int64_t t = (group * down + channel / 32) * across + filter / 32;
-      const float* from = a.sums + t * taps * 4 * kTile + (channel % 32 / 16 * 2 + filter % 32 / 16) * kTile +
-                          channel % 16 * 16;
+      const float* from =
+          a.sums + t * taps * 4 * kTile + (channel % 32 / 16 * 2 + filter % 32 / 16) * kTile + channel % 16 * 16;
       for (int tap = 0; tap < taps; ++tap, from += 4 * kTile, ++to) {
         zero += _mm512_loadu_ps(from) * 0.0f;
         round_to(from, numbers);

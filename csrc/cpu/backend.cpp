@@ -140,8 +140,9 @@ bool amx_weight_grad(AmxTask task) {
   const Conv& c = task.conv;
   task.pitch = c.width + c.padding;
   task.span = (c.height + c.padding) * task.pitch;
-  const int64_t tail = (c.kernel_size - 1) * (task.pitch + 1);  // positions that the last windows read beyond the images
-  constexpr int64_t kPart = 2048;                               // positions
+  const int64_t tail =
+      (c.kernel_size - 1) * (task.pitch + 1);  // positions that the last windows read beyond the images
+  constexpr int64_t kPart = 2048;              // positions
   const int64_t part = std::clamp<int64_t>(kPart / task.span, 1, task.images.count);
   task.stride = round_up(part * task.span + tail + 64, 64) + 32;  // an odd number of cache lines
   const auto inputs = make_buffer<BFloat16>(c.channels * task.stride);

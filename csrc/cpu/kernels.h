@@ -96,15 +96,15 @@ ALEXNET_CPU_KERNEL(winograd_grad_inputs, WinogradTask)    // a task is a tile
 ALEXNET_CPU_KERNEL(winograd_grad_products, WinogradTask)  // a task is one product of a block of filters
 ALEXNET_CPU_KERNEL(winograd_grad_weights, WinogradTask)   // a task is a block of filters
 
-// The weight gradient of a convolution with stride 1 in bfloat16, for CPUs with has_amx() alone: images [first, first + count)
-// are packed as `positions` positions, multiplied and added to `sums`, which are written at the end.
+// The weight gradient of a convolution with stride 1 in bfloat16, for CPUs with has_amx() alone: images [first, first +
+// count) are packed as `positions` positions, multiplied and added to `sums`, which are written at the end.
 struct AmxTask : ConvArguments {
   int64_t first = 0, count = 0;
-  int64_t pitch = 0, span = 0;          // positions of a row of pixels and of an image
-  int64_t positions = 0, stride = 0;    // of the part, a multiple of 32; between the inputs of two channels
-  const BFloat16* zeros = nullptr;      // as many as there are channels, or filters
+  int64_t pitch = 0, span = 0;                   // positions of a row of pixels and of an image
+  int64_t positions = 0, stride = 0;             // of the part, a multiple of 32; between the inputs of two channels
+  const BFloat16* zeros = nullptr;               // as many as there are channels, or filters
   BFloat16 *inputs = nullptr, *grads = nullptr;  // [channel][position]; [16 filters][2 positions][filter][position]
-  float* sums = nullptr;  // [group][32 channels][32 filters][tap][16 channels][16 filters][channel][filter]
+  float* sums = nullptr;       // [group][32 channels][32 filters][tap][16 channels][16 filters][channel][filter]
   float* bias_sums = nullptr;  // [filter]
   bool* finite = nullptr;      // set to false if a sum is not finite
 };
