@@ -194,8 +194,8 @@ def finish(recipe: Recipe, images: ImageSet, folder: Path, outcome: Outcome) -> 
 
 
 def precision(recipe: Recipe) -> str:
-    """`recipe.precision`; for "auto" bf16-mixed on GPUs with bfloat16 and on CPUs with AMX, where a step takes 0.5 to
-    1.1 times that of float32 (docs/results/README.md), else 32-true: bfloat16 bypasses our float32 convolutions."""
+    """`recipe.precision`; for "auto" bf16-mixed on GPUs with bfloat16 and on CPUs with AMX, where a step takes 0.4 to
+    0.8 times that of float32 (docs/results/README.md), else 32-true: bfloat16 bypasses our float32 convolutions."""
     if recipe.precision != "auto":
         return recipe.precision
     if recipe.accelerator != "cpu" and torch.cuda.is_available():
