@@ -156,7 +156,8 @@ def assert_like_torch(ours, torchs, exact, finite_input):
             continue
         error, torchs_error = (a.double() - c).abs(), (b.double() - c).abs()
         finite = c.to(a.dtype).isfinite()
-        near = error <= 2 * torchs_error.nan_to_num(torch.inf) + ROUNDING[a.dtype] * largest
+        spacing = torch.finfo(a.dtype).smallest_normal * torch.finfo(a.dtype).eps  # of subnormal numbers
+        near = error <= 2 * torchs_error.nan_to_num(torch.inf) + max(ROUNDING[a.dtype] * largest, spacing)
         same = (a == b) | (a.isnan() & b.isnan()) | (a.double() == c) | (a.isnan() & c.isnan())
         assert (same | near | ~finite).all(), f"{a} where torch has {b} and float64 {c}"
         # torch's bfloat16 convolution, which serves ours where an input is not finite, spreads NaN to other windows.
@@ -219,7 +220,8 @@ def test_conv2d(case, needs, trained, other):
 @given(normalisations(), st.sampled_from([True, True, False]))
 def test_local_response_norm(case, needs):
     arguments, options, x = case
-    assume(arguments[0] in range(1, 41) or x.numel())  # torch looks at no size where there is nothing to normalise
+    # torch looks at no size where there is nothing to normalise, or where it has failed at the strides before.
+    assume(arguments[0] in range(1, 41) or (x.numel() and x.is_contiguous()))
     stock, own = built(nn.LocalResponseNorm, torch.nn.LocalResponseNorm, arguments, options)
     function = lambda x: ops.local_response_norm(x, *arguments)
     check(stock, [(f, ()) for f in (own, accelerate(stock), function)], x, needs)
