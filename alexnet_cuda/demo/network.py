@@ -2,7 +2,6 @@
 
 import functools
 import io
-import json
 import tempfile
 import threading
 from base64 import b64decode
@@ -20,7 +19,8 @@ from ..data import source
 from ..data.augmentation import eval_transform
 from ..data.module import Normalise
 from ..data.picture import formats, on_white
-from ..errors import DataError
+from ..errors import AlexNetError, DataError
+from ..files import read_metrics
 from ..recipe import Recipe
 from ..reports import cards, maps
 from ..training.evaluation import best_device
@@ -53,8 +53,8 @@ class Network:
         """One line of Markdown."""
         title = f"**{self.recipe.variant}** trained on **{self.recipe.name}**, {len(self.classes)} classes"
         try:
-            accuracy = json.loads((self.folder / "metrics.json").read_text())["test/accuracy"]
-        except (OSError, ValueError, KeyError, TypeError):
+            accuracy = read_metrics(self.folder)["test/accuracy"]
+        except (OSError, AlexNetError, KeyError):
             return title
         return f"{title}, test accuracy {percent(accuracy)}"
 
