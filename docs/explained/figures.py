@@ -35,6 +35,7 @@ def layers() -> Figure:
         bars = axis.bar([names[row.name] for row in rows], [count / 1e6 for count in counts], color=colours)
         axis.bar_label(bars, [percent(count / sum(counts), 1).replace(" ", "") for count in counts], size=8)
         axis.set(title=title, ylabel="millions")
+        axis.tick_params("x", labelsize=8)
     return figure
 
 
