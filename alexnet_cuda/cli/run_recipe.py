@@ -59,7 +59,7 @@ def run_recipe(
     show_notes(images.notes, console)
     console.print(class_table(f"{recipe.data}: {len(images.classes)} classes", images))
     parameters = count_parameters(recipe, len(images.classes))
-    begins = f"going on from {checkpoint}" if checkpoint else f"{recipe.epochs} epoch{'s' * (recipe.epochs != 1)}"
+    begins = f"continued from {checkpoint}" if checkpoint else f"{recipe.epochs} epoch{'s' * (recipe.epochs != 1)}"
     facts = f"{recipe.variant}, {parameters:,} parameters, {precision(recipe)}, {begins}, run folder {folder}"
     console.print(facts, soft_wrap=True)
     if (seen := len(images.train.labels)) < FEW and parameters > LARGE and not recipe.weights and not checkpoint:
