@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from .errors import RecipeError
+from .errors import RecipeError, first_line
 from .model import AlexNet
 from .recipe import Recipe
 
@@ -21,3 +21,16 @@ def build(recipe: Recipe, classes: int) -> nn.Module:
     else:
         model = AlexNet(recipe.variant, classes, recipe.channels, recipe.dropout)
     return model.to(memory_format=torch.channels_last)
+
+
+def count_parameters(recipe: Recipe, classes: int) -> int:
+    """Of the network that `build` makes. Raises RecipeError for images that are too small for a torchvision network."""
+    with torch.device("meta"):
+        model = build(recipe, classes).eval()
+        edge = recipe.input_size
+        try:
+            model(torch.empty(1, recipe.channels, edge, edge))
+        except RuntimeError as error:
+            reason = f"{recipe.variant} does not take images of {edge}x{edge} pixels"
+            raise RecipeError(f"{reason}, a larger --size may do: {first_line(error)}") from error
+    return sum(p.numel() for p in model.parameters())

@@ -21,7 +21,13 @@ def geometry(conv: torch.nn.Conv2d) -> dict[str, Any]:
     return dict(stride=conv.stride[0], padding=conv.padding[0], ceil_mode=getattr(conv, "ceil_mode", False))
 
 
-class Conv2d(torch.nn.Conv2d):
+class _Named:
+    def _get_name(self) -> str:
+        """In `repr`: alexnet_cuda.Conv2d, and not Conv2d as torch's own."""
+        return f"{type(self).__module__.partition('.')[0]}.{type(self).__name__}"
+
+
+class Conv2d(_Named, torch.nn.Conv2d):
     """`torch.nn.Conv2d` over `ops.conv2d`; `ceil_mode=True` rounds the output size up (the 2012 code's 224 to 55).
 
     The output size is (H + 2 * padding - kernel_size) / stride + 1, rounded. Convolutions with dilation, a padding
@@ -48,7 +54,7 @@ class Conv2d(torch.nn.Conv2d):
         return super().extra_repr() + (", ceil_mode=True" if self.ceil_mode else "")
 
 
-class LocalResponseNorm(torch.nn.LocalResponseNorm):
+class LocalResponseNorm(_Named, torch.nn.LocalResponseNorm):
     """`torch.nn.LocalResponseNorm` over `ops.local_response_norm`, which explains the arguments."""
 
     groups = 1
@@ -106,7 +112,7 @@ class LocalResponseNorm(torch.nn.LocalResponseNorm):
         return ", ".join([super().extra_repr(), *(f"{name}={value!r}" for name, value in changed.items())])
 
 
-class MaxPool2d(torch.nn.MaxPool2d):
+class MaxPool2d(_Named, torch.nn.MaxPool2d):
     """`torch.nn.MaxPool2d` over `ops.max_pool2d`; with dilation, torch's own."""
 
     def forward(self, x: Tensor) -> Any:
@@ -116,7 +122,7 @@ class MaxPool2d(torch.nn.MaxPool2d):
         return max_pool2d(x, self.kernel_size, self.stride, self.padding, self.ceil_mode, self.return_indices)
 
 
-class ReLULRNMaxPool2d(torch.nn.Module):
+class ReLULRNMaxPool2d(_Named, torch.nn.Module):
     """ReLU, local response normalisation and max pooling as one op, in one of three orders; `ops.relu_lrn_max_pool2d`
     explains the arguments."""
 

@@ -192,6 +192,7 @@ class Recipe:
             (min(self.std) <= 0, f"std must be positive, got {min(self.std):g}"),
             (self.size and is_variant(self.variant),
              f"size {self.size} is for torchvision/NAME; {self.variant} takes {self.input_size}x{self.input_size}"),
+            (peer and self.channels != 3, f"{self.variant} takes 3 channels, got channels {self.channels}"),
             (val == 0 and self.monitor != "none",
              f"val_fraction 0 needs monitor none, got {self.monitor}: the test split must not decide"),
             (self.schedule == "plateau" and self.warmup, f"schedule plateau needs warmup 0, got {self.warmup:g}"),

@@ -161,7 +161,7 @@ def test_verbose_says_what_was_exchanged_and_why_not(capsys):
     net = nn.Sequential(
         nn.Conv2d(3, 8, 7), nn.MaxPool2d(3, dilation=2), nn.LocalResponseNorm(5), Own(8, 8, 3), nn.ReLU()
     )
-    accelerate(accelerate(net, verbose=True), verbose=True)
+    faster = accelerate(accelerate(net, verbose=True), verbose=True)
     assert capsys.readouterr().out.splitlines()[:5] == [
         "0, Conv2d: left, there is no kernel for 3, 8, kernel_size=(7, 7), stride=(1, 1)",
         "1, MaxPool2d: left, dilation 2",
@@ -169,3 +169,5 @@ def test_verbose_says_what_was_exchanged_and_why_not(capsys):
         "3, Conv2d: left, Own is a subclass",
         "0, Conv2d: left, there is no kernel for 3, 8, kernel_size=(7, 7), stride=(1, 1)",
     ]
+    assert "(2): alexnet_cuda.LocalResponseNorm(5" in repr(faster)
+    assert "(1): MaxPool2d(" in repr(faster)

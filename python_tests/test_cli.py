@@ -146,6 +146,12 @@ WRONG_COMMANDS = [
         2,
         "unknown variant 'torchvision/vgg99'; did you mean torchvision/vgg19?",
     ),
+    ("train digits --variant torchvision/alexnet", 2, "torchvision/alexnet takes 3 channels, got channels 1"),
+    (
+        "train digits --variant torchvision/alexnet --channels 3 --size 32",
+        2,
+        "torchvision/alexnet does not take images of 32x32 pixels, a larger --size may do: ",
+    ),
     ("compare cifar --recipe digit", 2, "unknown recipe 'digit'; did you mean digits?"),
     ("compare cifar --recipe digits --momentun 1", 2, "unknown key 'momentun'"),
     ("compare cifar --recipe digits --variant paper", 2, "name the models instead"),

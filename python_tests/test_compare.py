@@ -117,7 +117,7 @@ def test_finished_runs_are_taken_over_and_an_open_one_is_gone_on_with(both):
     (peer / "metrics.json").unlink()
     output = cli("cifar", PEER, *SMALL, "--size", 32, "--output", both)
     assert f"cifar: the run in {both / 'cifar'} is taken over" in output
-    assert f"going on from {peer / 'checkpoints' / 'last.ckpt'}" in output
+    assert f"continued from {peer / 'checkpoints' / 'last.ckpt'}" in output
     assert (both / "cifar" / "metrics.json").stat().st_mtime_ns == before
     assert (peer / "metrics.json").exists()
     assert set(rows(both)) == {"cifar", PEER}
@@ -147,11 +147,13 @@ def test_ctrl_c_ends_a_comparison_that_the_same_command_goes_on_with(tmp_path, m
         return step(self, batch, index)
 
     monkeypatch.setattr(classifier.Classifier, "training_step", interrupted)
-    assert "the same command goes on" in cli("cifar", PEER, *SMALL, "--batch-size", 20, "--output", tmp_path, code=130)
+    assert "the same command continues" in cli(
+        "cifar", PEER, *SMALL, "--batch-size", 20, "--output", tmp_path, code=130
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["cifar"]
     monkeypatch.undo()
     output = cli("cifar", PEER, *SMALL, "--batch-size", 20, "--size", 32, "--output", tmp_path)
-    assert "going on from" in output
+    assert "continued from" in output
     assert json.loads((tmp_path / "cifar" / "metrics.json").read_text())["steps"] == 2
 
 

@@ -74,7 +74,7 @@ def md5(data):
 def test_a_download_that_broke_off_goes_on(server, tmp_path, ranges):
     data = np.random.default_rng(0).bytes(10_000)
     server.files, server.breaks, server.broken, server.ranges = {"a": data}, 3000, 3, ranges
-    with pytest.raises(DataError, match=r"ended after .* bytes; what has come is kept, and the same command goes on"):
+    with pytest.raises(DataError, match=r"ended after .* bytes; what has come is kept, and the same command continues"):
         download.fetch([server.url + "a"], tmp_path / "a", md5(data), QUIET)
     assert [path.name for path in tmp_path.iterdir()] == ["a.part"]
     download.fetch([server.url + "a"], tmp_path / "a", md5(data), QUIET)

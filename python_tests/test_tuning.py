@@ -128,7 +128,7 @@ def test_a_killed_trial_is_made_up_for_and_ctrl_c_says_how_to_go_on(tmp_path, mo
 
     monkeypatch.setattr(search, "_fit", interrupted)
     arguments = ["search", *SMALL, "--epochs", 1, "--trials", 2, "--output", tmp_path]
-    assert "the same command goes on" in cli(*arguments, code=130)
+    assert "the same command continues" in cli(*arguments, code=130)
     study = optuna.load_study(study_name="search", storage=f"sqlite:///{tmp_path / 'search.db'}")
     study.ask()  # runs for ever, as after a kill
     cli(*arguments)

@@ -63,7 +63,7 @@ def _told(error: BaseException) -> tuple[str, int]:
     if isinstance(error, (AlexNetError, OSError)):
         return sentence(error), getattr(error, "exit_code", 1)
     if isinstance(error, UsageError):
-        return error.format_message(), error.exit_code
+        return error.format_message().replace("Value error, ", ""), error.exit_code  # "Value error": pydantic
     if isinstance(error, RuntimeError) and WORKER_ENDED.search(str(error)):
         remedy = "fewer --workers need less memory and shared memory, --workers 0 none"
         return f"the system ended a process that loads data ({first_line(error)}); {remedy}", 1

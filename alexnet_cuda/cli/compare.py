@@ -76,7 +76,7 @@ def compare(
             _print_error(model, errors[str(run)])
             continue
         if code:
-            console.print("the same command goes on with this comparison")
+            console.print("the same command continues this comparison")
             raise typer.Exit(code)
     with console.status("measuring inference"):
         rows = comparison_rows(recipes, images, errors)

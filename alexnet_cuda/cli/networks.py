@@ -37,7 +37,7 @@ def summary(
         layers = model_summary(AlexNet(variant, classes, channels))
     parameters, macs = (sum(getattr(layer, key) for layer in layers) for key in ("parameters", "macs"))
     columns: list[Any] = ["layer", "type", "output", *right("parameters", "share", "MACs", "share")]
-    shown = table(columns, [], title=f"{variant}: {get_variant(variant).description}", **NARROW)
+    shown = table(columns, [], title=f"{variant}: {get_variant(variant).description}", **NARROW | {"padding": 0})
     for layer in layers:
         size = "x".join(map(str, layer.output_size))
         shares = _share(layer.parameters, parameters), _share(layer.macs, macs)

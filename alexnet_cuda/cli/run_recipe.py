@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-import torch
 import yaml
 from rich.markup import escape
 
@@ -15,7 +14,7 @@ from ..data.folder import require_outside
 from ..errors import DataError, RecipeError
 from ..files import require_writable
 from ..formats.tensors import weights_file
-from ..networks import build
+from ..networks import count_parameters
 from ..notes import show_notes
 from ..recipe import FIELDS, FIXED, ON_REQUEST, Recipe, load_recipe, read_recipe, read_yaml, resume_rule
 from ..reports.report import write_report
@@ -59,9 +58,8 @@ def run_recipe(
         require_classes(images.classes, trained)
     show_notes(images.notes, console)
     console.print(class_table(f"{recipe.data}: {len(images.classes)} classes", images))
-    with torch.device("meta"):
-        parameters = sum(p.numel() for p in build(recipe, len(images.classes)).parameters())
-    begins = f"going on from {checkpoint}" if checkpoint else f"{recipe.epochs} epochs"
+    parameters = count_parameters(recipe, len(images.classes))
+    begins = f"continued from {checkpoint}" if checkpoint else f"{recipe.epochs} epoch{'s' * (recipe.epochs != 1)}"
     facts = f"{recipe.variant}, {parameters:,} parameters, {precision(recipe)}, {begins}, run folder {folder}"
     console.print(facts, soft_wrap=True)
     if (seen := len(images.train.labels)) < FEW and parameters > LARGE and not recipe.weights and not checkpoint:

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from ..recipe import FIELDS, Recipe, list_recipes, load_recipe
 from ..words import percent
-from ._app import JSON, app, console, require, require_train, right, table
+from ._app import JSON, NARROW, app, console, require, require_train, right, table
 from ._recipe_options import CONFIG, RECIPE, RecipeCommand, recipe_options
 
 
@@ -116,7 +116,7 @@ def search(
         console.print(f"Best values: {best}, for: alexnet-cuda train {recipe} --config {best}", soft_wrap=True)
         console.print(f"Picture: {folder / 'search.png'}", soft_wrap=True)
     if not found.complete:
-        console.print("stopped; the same command goes on")
+        console.print("stopped; the same command continues it")
         raise typer.Exit(130)
 
 
@@ -133,10 +133,12 @@ def _explained(recipe: Recipe) -> Iterator[str]:
 def _table(rows: list[dict[str, Any]], keys: list[str], title: str, shown: int = 15) -> Table:
     cells = []
     for row in rows[:shown]:
-        ended = "" if row["state"] == "complete" else " [dim]ended early[/]"
+        ended = "" if row["state"] == "complete" else " [dim]early[/]"
         values = [f"{row[key]:.3g}" for key in keys]
         cells.append([f"{row['trial']}", *values, f"{row['epochs']}{ended}", percent(row["val/accuracy"])])
     caption = f"the best {shown} of {len(rows)}; search.csv has all" if len(rows) > shown else None
-    made = table(right("trial", *keys, "epochs", "val/accuracy"), cells, title=title, caption=caption)
+    made = table(
+        right("trial", *keys, "epochs", "val/accuracy"), cells, title=title, caption=caption, **NARROW | {"padding": 0}
+    )
     made.rows[0].style = "bold"
     return made

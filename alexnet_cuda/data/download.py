@@ -153,7 +153,7 @@ def fetch(urls: list[str], path: Path, md5: str, console: Console) -> None:
         if not left:
             break
         time.sleep(PAUSE * (attempt + 1 < TRIES))
-    kept = "; what has come is kept, and the same command goes on from there" if part.exists() else ""
+    kept = "; what has come is kept, and the same command continues from there" if part.exists() else ""
     raise DataError(reason + kept)
 
 

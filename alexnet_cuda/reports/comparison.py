@@ -67,7 +67,7 @@ def tradeoff(rows: Sequence[dict[str, Any]]) -> Figure:
     """Test accuracy against parameters and against seconds of training, a point for each run."""
     values = {key: [row[key] for row in rows if row[key]] for key in ("parameters", "seconds")}
     keys = [key for key, own in values.items() if len(set(own)) > 1] or ["parameters"]
-    figure = blank(5 * len(keys), 3.8)
+    figure = blank(10, 3.8)
     axes = figure.subplots(1, len(keys), sharey=True, squeeze=False)[0]
     for axis, key in zip(axes, keys):
         for n, row in enumerate(rows):

@@ -9,14 +9,34 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from sklearn.datasets import load_sample_image
 
-from alexnet_cuda import ops
+from alexnet_cuda import AlexNet, ops
 from alexnet_cuda.data.augmentation import ColourNoise
 from alexnet_cuda.files import atomic_path
+from alexnet_cuda.summary import layer_names, model_summary
+from alexnet_cuda.words import percent
 
 HERE = Path(__file__).resolve().parent
 BLUE, ORANGE, GREY = "#0072B2", "#E69F00", "#767676"
 matplotlib.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False,
                             "svg.hashsalt": "explained", "svg.fonttype": "none"})  # fmt: skip
+
+
+def layers() -> Figure:
+    """Parameters and multiply-accumulates of each layer of the paper's network."""
+    figure = Figure((8, 2.8), layout="constrained")
+    with torch.device("meta"):
+        names = layer_names(AlexNet("paper"))
+    rows = [row for row in model_summary("paper") if row.macs]
+    colours = [BLUE if row.type == "Conv2d" else ORANGE for row in rows]
+    for axis, key, title in zip(
+        figure.subplots(1, 2), ("parameters", "macs"), ("parameters", "multiply-accumulates"), strict=True
+    ):
+        counts = [getattr(row, key) for row in rows]
+        bars = axis.bar([names[row.name] for row in rows], [count / 1e6 for count in counts], color=colours)
+        axis.bar_label(bars, [percent(count / sum(counts), 1).replace(" ", "") for count in counts], size=8)
+        axis.set(title=title, ylabel="millions")
+        axis.tick_params("x", labelsize=8)
+    return figure
 
 
 def relu() -> Figure:
@@ -65,6 +85,43 @@ def _window(axis: Axes, start: int, size: int, number: int) -> None:
     axis.plot([start + 0.05, start + size - 0.1], [height, height], color=BLUE if number % 2 else ORANGE, lw=5)
 
 
+def groups() -> Figure:
+    """Which of eight input maps each of eight filters reads, without groups and with two."""
+    figure = Figure((8, 2.6), layout="constrained")
+    for axis, count in zip(figure.subplots(1, 2), (1, 2), strict=True):
+        half = 8 // count
+        for filter_ in range(8):
+            own = BLUE if filter_ < 4 else ORANGE
+            for map_ in range(filter_ // half * half, (filter_ // half + 1) * half):
+                axis.plot([filter_, map_], [1, 0], color=own if count == 2 else GREY, lw=0.8, zorder=0)
+            for height in (0, 1):
+                axis.scatter(filter_, height, s=120, color=own if count == 2 else GREY)
+        axis.set_title(("one group: 64 pairs of a map and a filter", "two groups: 32 pairs")[count - 1])
+        axis.text(-0.6, 0, "input maps", ha="right", va="center")
+        axis.text(-0.6, 1, "filters", ha="right", va="center")
+        axis.set(xlim=(-2.6, 7.5), ylim=(-0.2, 1.2))
+        axis.set_axis_off()
+    return figure
+
+
+def edge() -> Figure:
+    """The last windows of conv1 over the right end of a row of 224 and of 227 pixels."""
+    figure = Figure((8, 2.1), layout="constrained")
+    for axis, size in zip(figure.subplots(1, 2), (224, 227), strict=True):
+        for k in range(204, 227):
+            colour, alpha = (GREY, 0.3) if k < size else (ORANGE, 0.25)
+            axis.add_patch(Rectangle((k, 0), 0.94, 0.9, color=colour, alpha=alpha, lw=0))
+        for n, start in enumerate(range(208, 217, 4)):
+            height = -0.35 - 0.35 * n
+            outside = start + 11 > size
+            axis.plot([start + 0.1, start + 10.9], [height, height], color=ORANGE if outside else BLUE, lw=5)
+            axis.text(start - 0.4, height, f"{start // 4 + 1}", ha="right", va="center", size=9)
+        axis.set(title=f"{size} pixels: window 55 {'reads 3 zeros' if size == 224 else 'fits'}", xlim=(203, 227.2))
+        axis.set(ylim=(-1.4, 1.1))
+        axis.set_axis_off()
+    return figure
+
+
 def augmentation() -> Figure:
     """A photograph of scikit-learn, crops of it, and the colour noise, as strong as in the paper and three times."""
     figure = Figure((9, 4.2), layout="constrained", dpi=100)
@@ -85,7 +142,8 @@ def augmentation() -> Figure:
 
 
 def main() -> None:
-    for function, suffix in ((relu, "svg"), (lrn, "svg"), (pooling, "svg"), (augmentation, "png")):
+    for function in (layers, relu, lrn, pooling, groups, edge, augmentation):
+        suffix = "png" if function is augmentation else "svg"
         with atomic_path(HERE / f"{function.__name__}.{suffix}") as path:
             metadata = {"Date": None} if suffix == "svg" else None
             function().savefig(path, format=suffix, metadata=metadata)
