@@ -7,11 +7,12 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import PercentFormatter
 from sklearn.datasets import load_sample_image
 
 from alexnet_cuda import AlexNet, ops
 from alexnet_cuda.data.augmentation import ColourNoise
-from alexnet_cuda.files import atomic_path
+from alexnet_cuda.files import atomic_path, read_rows
 from alexnet_cuda.summary import layer_names, model_summary
 from alexnet_cuda.words import percent
 
@@ -122,6 +123,25 @@ def edge() -> Figure:
     return figure
 
 
+def dropout() -> Figure:
+    """Loss and accuracy by epoch of two trainings, from dropout.csv."""
+    figure = Figure((8, 3.2), layout="constrained")
+    loss, accuracy = figure.subplots(1, 2)
+    rows = read_rows(HERE / "dropout.csv")
+    for probability, colour in (("0", ORANGE), ("0.5", BLUE)):
+        own = [row for row in rows if row["dropout"] == probability]
+        epochs = [int(row["epoch"]) for row in own]
+        for split, style in (("train", ":"), ("val", "-")):
+            label = f"{'validation' if split == 'val' else 'training'}, dropout {probability}"
+            for axis, key in ((loss, f"{split}/loss"), (accuracy, f"{split}/accuracy")):
+                axis.plot(epochs, [float(row[key]) for row in own], style, color=colour, label=label)
+    loss.set(title="loss", xlabel="epoch", ylim=(0, None), xticks=range(2, 17, 2))
+    accuracy.set(title="accuracy", xlabel="epoch", ylim=(0, 1), xticks=range(2, 17, 2))
+    accuracy.yaxis.set_major_formatter(PercentFormatter(1))
+    figure.legend(*loss.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9)
+    return figure
+
+
 def augmentation() -> Figure:
     """A photograph of scikit-learn, crops of it, and the colour noise, as strong as in the paper and three times."""
     figure = Figure((9, 4.2), layout="constrained", dpi=100)
@@ -142,7 +162,7 @@ def augmentation() -> Figure:
 
 
 def main() -> None:
-    for function in (layers, relu, lrn, pooling, groups, edge, augmentation):
+    for function in (layers, relu, lrn, pooling, dropout, groups, edge, augmentation):
         suffix = "png" if function is augmentation else "svg"
         with atomic_path(HERE / f"{function.__name__}.{suffix}") as path:
             metadata = {"Date": None} if suffix == "svg" else None
