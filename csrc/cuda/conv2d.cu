@@ -36,12 +36,11 @@ constexpr int kTileRows = 128, kSlice = 11, kConvThreads = 128;
 template <int kStep, int kChannels, bool kNhwc>
 GPU_DEVICE void fetch_left(const View<const float, kNhwc>& x, const float* image, const ConvGeometry& conv, int c,
                            int y, int x0, int end, float outside, float (&v)[kSlice]) {
-  // As unsigned numbers, negative coordinates are too large: one comparison tests both borders.
-  const bool inside = static_cast<unsigned>(y) < static_cast<unsigned>(conv.height);
+  const bool inside = is_inside(y, conv.height);
   const float* from = image + x.offset(y * conv.width + x0, c);
 #pragma unroll
   for (int k = 0; k < kSlice; ++k) {
-    const bool valid = inside && static_cast<unsigned>(x0 + k * kStep) < static_cast<unsigned>(end);
+    const bool valid = inside && is_inside(x0 + k * kStep, end);
     v[k] = valid ? from[k * kStep * (kNhwc ? kChannels : 1)] : outside;
   }
 }
@@ -106,7 +105,8 @@ GPU_DEVICE void multiply(int slices, float (&acc)[8][kColumns / 8], FetchLeft fe
       fetch_right(next_right);
     }
     // Multiply. A thread has rows 4 (t / 8) .. + 3 and the same 64 further down, columns 4 (t % 8) .. + 3 and those at
-    // distances of 32: a warp reads whole 128-byte rows of shared memory.
+    // distances of 32. A warp's 32 threads are 4 by rows and 8 by columns: it reads 128 consecutive bytes of the right
+    // slice at once, and 64 of the left one, each of which goes to 8 lanes.
 #pragma unroll
     for (int k = 0; k < kSlice; ++k) {
       const gpu::Vec4<float> a0 = gpu::load4(left + (a + k * kTileRows + row));
@@ -154,7 +154,8 @@ __global__ void __launch_bounds__(kConvThreads, kColumns == 32 ? 4 : 3)
 #pragma unroll
     for (int i = 0; i < 8; ++i) acc[i][j] = start;
   }
-  // This thread's row of the left matrix: the window of one output pixel, a row (c, ky) of it per slice.
+  // This thread's row of the left matrix: the window of one output pixel, a row (c, ky) of it per slice. Lanes have
+  // neighbouring outputs, 4 pixels of x apart: the 11 loads of a slice touch the same lines, all but the first in L1.
   const unsigned mine = first + min(static_cast<int>(threadIdx.x), rows - 1), pixel = mine % y.pixels;
   const int y0 = static_cast<int>(pixel / conv.out_width) * kStride - conv.padding;
   const int x0 = static_cast<int>(pixel % conv.out_width) * kStride - conv.padding;

@@ -51,6 +51,28 @@ struct Needed {
   GPU_DEVICE static int at(int shift) { return (shift / 3 == 2 ? kBottom : 0xff) & (shift % 3 == 2 ? kRight : 0xff); }
 };
 
+// 16 bytes of filters of the output's gradient from `filter` on, as operand words; 0 beyond the last filter, and for an
+// output of -1.
+template <class T>
+GPU_DEVICE gpu::Vec4<uint32_t> load_gradient(const Storage<T>* image, const StripGeometry& g, int output, int filter) {
+  constexpr int kSize = kGroupSize<T>;
+  // One load of 16 bytes where filters are contiguous and aligned, else element by element.
+  struct alignas(16) {
+    Storage<T> v[kSize];
+  } run = {};
+  if (g.vectors && g.channels_last) {
+    if (output >= 0 && filter < g.filters)
+      run = *reinterpret_cast<const decltype(run)*>(image + (output * g.filters + filter));
+  } else {
+    const int pixels = g.out_height * g.out_width;
+#pragma unroll
+    for (int k = 0; k < kSize; ++k)
+      if (output >= 0 && filter + k < g.filters)
+        run.v[k] = image[g.channels_last ? output * g.filters + filter + k : (filter + k) * pixels + output];
+  }
+  return pack_group(run.v);
+}
+
 // Moves filter groups of the gradient to shared memory, as [filter group][output][16 bytes], from output `first` of a
 // strip on: it is in the row two above the first s2d blocks, the columns start two to their left; 0 outside.
 template <class T>
@@ -59,8 +81,7 @@ GPU_DEVICE void stage_gradient(gpu::shared<uint32_t> to, const Storage<T>* image
   const int pitch = g.pitch(), lanes = g.channels_last ? 2 : 0;  // log2 of lanes per output, on neighbouring filters
   for (int i = threadIdx.x >> lanes; i < kBlockPixels + 2 * pitch + 2; i += kThreads >> lanes) {
     const int y = (first + i) / pitch - 2, x = (first + i) % pitch - 2 + strip * g.strip_width;
-    const bool inside = static_cast<unsigned>(y) < static_cast<unsigned>(g.out_height) &&
-                        static_cast<unsigned>(x) < static_cast<unsigned>(g.out_width);
+    const bool inside = is_inside(y, g.out_height) && is_inside(x, g.out_width);
     const int output = inside ? y * g.out_width + x : -1;
     for (int p = threadIdx.x & ((1 << lanes) - 1); p < groups; p += 1 << lanes)
       gpu::store4(to + (p * (kGroupStride / 2) + i * 4),
@@ -163,7 +184,9 @@ __global__ void __launch_bounds__(kThreads, kChannels == 4 || (kChannels == 3 &&
   }
   if (!active) return;
 
-  // Registers to dx: each channel of an s2d block to its pixel, unless that is in the padding.
+  // Registers to dx: each channel of an s2d block to its pixel, unless that is in the padding. A lane stores single
+  // elements, a warp 4 channels of 8 s2d blocks in a row at a time; other channels fill the gaps of 4 pixels while the
+  // lines are in L2. For 96 filters dx has half as many elements as the gradient.
   const auto corner = [&](int i, int& y, int& x) {  // of the lane's s2d block i
     const int block = warp_block + 8 * i + lane / 4, column = block % pitch;
     y = 4 * (block / pitch) - g.padding;
@@ -181,18 +204,14 @@ __global__ void __launch_bounds__(kThreads, kChannels == 4 || (kChannels == 3 &&
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const int y = corner_y[i] + at.y, x = corner_x[i] + at.x, pixel = y * g.width + x;
-        if (static_cast<unsigned>(y) < static_cast<unsigned>(g.height) &&
-            static_cast<unsigned>(x) < static_cast<unsigned>(g.width))
+        if (is_inside(y, g.height) && is_inside(x, g.width))
           out[g.channels_last ? pixel * kChannels + at.c : at.c * g.height * g.width + pixel] =
               gpu::from_float<T>(sums[i / 2][p][i % 2 * 2 + e]);
       }
     }
   if constexpr (kIsTF32x3<T>) {
     // The low part of an infinity is NaN, and 0 * NaN: results that are not finite are made again by float products.
-    float not_finite = 0;  // NaN if a sum is infinite or NaN
-#pragma unroll
-    for (int i = 0; i < 8 * kColumns; ++i) not_finite = fmaf(sums[i % 2][i / 8][i / 2 % 4], 0.f, not_finite);
-    if (not_finite == 0) return;
+    if (nan_unless_finite(sums) == 0) return;
     const T* dy = grad + image * g.filters * g.out_height * g.out_width;
 #pragma unroll 1
     for (int n = 0; n < 8 * kColumns; ++n) {
@@ -200,9 +219,7 @@ __global__ void __launch_bounds__(kThreads, kChannels == 4 || (kChannels == 3 &&
       int y, x;
       corner(n % 4, y, x);
       y += at.y, x += at.x;
-      if (static_cast<unsigned>(y) >= static_cast<unsigned>(g.height) ||
-          static_cast<unsigned>(x) >= static_cast<unsigned>(g.width))
-        continue;
+      if (!is_inside(y, g.height) || !is_inside(x, g.width)) continue;
       const int pixel = y * g.width + x;
       T& to = out[g.channels_last ? pixel * kChannels + at.c : at.c * g.height * g.width + pixel];
       if (to.value - to.value != 0) to.value = float_input_grad<kChannels>(dy, weight, g, y, x, at.c);

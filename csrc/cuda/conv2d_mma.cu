@@ -26,6 +26,7 @@ constexpr int kTransposedRow = kWarpPixels + 4 / sizeof(T);  // elements per fil
 
 // packed[filter tile][k step][16 filters][lane][4]: b[0] and b[1] of two products. Filters of a tile are permuted so
 // that a lane ends up with runs of 8: column 8 j + 2 q + e of the product is filter 32 (j / 4) + 8 q + 2 (j % 4) + e.
+// Products j = 0 .. 3 then give the lanes with q = lane % 4 filters 8 q .. 8 q + 7 of a pixel: 16 bytes to store.
 template <class E>
 __global__ void __launch_bounds__(kThreads) pack_kernel(const E* weight, uint32_t* packed, int words, int filters,
                                                         int tile, int steps, int length, TapTable taps) {
@@ -122,25 +123,21 @@ __global__ void __launch_bounds__(kThreads, kMmaMinBlocks<T, kTile>)
     }
   }
 
-  float not_finite = 0;  // NaN if a sum of TF32x3 is infinite or NaN
-  if constexpr (kIsTF32x3<T>) {
-#pragma unroll
-    for (int i = 0; i < kTile; ++i) not_finite = fmaf(sums[i % 2][i / 8][i / 2 % 4], 0.f, not_finite);
-  }
+  [[maybe_unused]] const float not_finite = kIsTF32x3<T> ? nan_unless_finite(sums) : 0.f;
   const float floor = relu ? 0.f : -INFINITY;  // a branch on `relu` would spill two registers on sm_120
   const int plane = g.out_height * g.out_width;
   T* out = y + image * g.filters * plane;
-  // Bias and ReLU of the lane's filters among 32 j .. 32 j + 31, for its 4 pixels.
+  // Where a lane has the sum of its pixel i, which is 8 i + lane / 4 of the warp's, and of filter k of its run among
+  // filters 32 j .. 32 j + 31: rows of a product are pixels, columns filters in the order of pack_kernel.
+  const auto sum_of = [&](int i, int j, int k) -> float& { return sums[i / 2][4 * j + k / 2][i % 2 * 2 + k % 2]; };
+  // Bias and ReLU of these filters, for all 4 pixels.
   const auto add_bias = [&](int j) {
 #pragma unroll
     for (int k = 0; k < 8; ++k) {
       const int filter = first_filter + 32 * j + k;
       const float b = bias && filter < g.filters ? gpu::to_float(bias[filter]) : 0.f;
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        float& sum = sums[i / 2][4 * j + k / 2][i % 2 * 2 + k % 2];
-        sum = gpu::max_nan(sum + b, floor);
-      }
+      for (int i = 0; i < 4; ++i) sum_of(i, j, k) = gpu::max_nan(sum_of(i, j, k) + b, floor);
     }
   };
   if (g.channels_last) {
@@ -160,7 +157,7 @@ __global__ void __launch_bounds__(kThreads, kMmaMinBlocks<T, kTile>)
           T v[8];
         } run;
 #pragma unroll
-        for (int k = 0; k < 8; ++k) run.v[k] = gpu::from_float<T>(sums[i / 2][4 * j + k / 2][i % 2 * 2 + k % 2]);
+        for (int k = 0; k < 8; ++k) run.v[k] = gpu::from_float<T>(sum_of(i, j, k));
         T* to = out + (pixels[i] * g.filters + filter);
         if (g.vectors) {
           *reinterpret_cast<decltype(run)*>(to) = run;
@@ -185,8 +182,7 @@ __global__ void __launch_bounds__(kThreads, kMmaMinBlocks<T, kTile>)
       for (int i = 0; i < 4; ++i)
 #pragma unroll
         for (int k = 0; k < 8; ++k)
-          buffer[(quad_lane * 8 + k) * kTransposedRow<T> + 8 * i + lane / 4] =
-              gpu::from_float<T>(sums[i / 2][4 * j + k / 2][i % 2 * 2 + k % 2]);
+          buffer[(quad_lane * 8 + k) * kTransposedRow<T> + 8 * i + lane / 4] = gpu::from_float<T>(sum_of(i, j, k));
       __syncwarp();
       const int filter = blockIdx.y * kTile + 32 * j, count = pixel < 0 ? 0 : min(32, g.filters - filter);
       for (int k = 0; k < count; ++k) {

@@ -11,7 +11,15 @@ constexpr int kMaxColumns = 56;                           // outputs of a row
 constexpr int kRowBlocks = 64, kBlockRows = 6;            // s2d blocks of a row; rows in shared memory
 constexpr int kBandStride = 8 * kBlockRows * kRowBlocks;  // 16-bit words from one channel group to the next
 
-// How the work is cut. A job is a band of an image: `rows` pooled rows (the last band may have fewer).
+// How the work is cut. With two pooled rows to a band, rows of outputs that two bands need are computed by both:
+//
+//   outputs       0  1  2  3  4  5  6  7  8
+//   pooled row 0  -------
+//              1        -------                band 0: outputs 0 to 4
+//              2              -------
+//              3                    -------    band 1: outputs 4 to 8
+//
+// A job is a band of an image: `rows` pooled rows (the last band may have fewer).
 struct Bands : ConvGeometry {
   int pool_height, pool_width;
   int jobs, bands, rows, steps;  // jobs; bands per image; steps per band

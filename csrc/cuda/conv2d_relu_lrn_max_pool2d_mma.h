@@ -6,6 +6,13 @@
 // the maxima over rows 0-2 of the step (pooled row 2 s) and over the last two rows of the previous step and row 0
 // (pooled row 2 s - 1). The s2d blocks of a step are 6 rows.
 //
+// What overlaps with the products of a step, which the channel groups of the next step's s2d blocks cut into six parts:
+//
+//   mma.sync            | part 0   | part 1   | ..  | part 5   |
+//   memory to registers | group 0  | group 1  | ..  | group 5  |
+//   to shared memory    |          | group 0  | ..  | group 4  | group 5, then maxima
+//   to memory           |          |          |     |          | `a`, y, code
+//
 //   resident weights: s2d blocks lie in two buffers, a step reads one and fills the other
 //   streamed weights: there is one buffer of s2d blocks; those of the next step wait in the place of the maxima until
 //                     the products are done. Weights come anew at every step, from L2, a slice while the slice before

@@ -7,7 +7,13 @@
 //
 // Memory: s2d blocks lie in a ring of three pairs of rows, two of this step and one of the next. They come to the
 // tensor cores through registers, as for mma.sync, because channels that meet no weight have to be masked; weights come
-// straight from shared memory.
+// straight from shared memory. By slots of the ring, with the rows of s2d blocks that the products read, and -> those
+// that are loaded meanwhile:
+//
+//             slot 0    slot 1    slot 2
+//   step 0    0  1      2  3      -> 4, 5
+//   step 1    -> 6, 7   2  3      4  5
+//   step 2    6  7      -> 8, 9   4  5
 #include "conv2d_relu_lrn_max_pool2d.h"
 
 namespace alexnet_cuda {

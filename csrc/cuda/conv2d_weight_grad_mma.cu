@@ -12,115 +12,28 @@
 // as [pixel][filter], and s2d blocks in a ring, so that each is loaded once. The next stage is loaded during the
 // products of this one, in three parts to spare registers: s2d blocks, and the two halves of the gradient. A part goes
 // from global memory to registers before some of the products, to shared memory after them. A 16-bit gradient in NHWC
-// is copied by cp.async.
+// is copied by cp.async. During stage s, of 128 pixels (TF32: 64, where s2d blocks are loaded one stage earlier):
+//
+//   products of stage s        4 eighths          2 eighths              2 eighths
+//   loaded for stage s + 1     s2d blocks         first half of dy       second half of dy
+//
+//   s2d blocks in the ring     s  s + 1 (the products read both) | s + 2 (is loaded, over those of s - 1)
+//   gradient in two buffers    s  (the products read it)         | s + 1 (is loaded, over that of s - 1)
 //
 // The trick: products sum over pixels, which neither operand has as its contiguous index. For 16-bit elements ldmatrix
-// transposes both. It cannot for TF32, but filters and k may be assigned to rows and columns of the products freely: 16
-// bytes are two filters of two pixels, the four elements that a lane has of a product, or two k, those of two columns.
+// transposes both. It cannot for TF32, but filters and k may be assigned to rows and columns of the products freely
+// (conv2d_weight_grad_operands.h).
 //
 // Numerics: products of T, float sums. TF32x3 (space_to_depth.h) masks no operand: sums that are not finite are made
 // again by float products.
 //
 // Count: 8 pixels x 96 filters x 48 k of TF32x3 take a warp 429 instructions on sm_90 (108 HMMA, 180 FADD). As many
 // FFMA are 1152, of conv2d.cu 1363 instructions with their loads.
+#include "conv2d_weight_grad_operands.h"
 #include "float_products.h"
-#include "pixel_sequence.h"
 
 namespace alexnet_cuda {
 namespace {
-
-// K in units of 16, which two products have as columns.
-template <int kChannels, int kSize>
-constexpr int kSixteens = (kSchedule<kChannels, kSize>.count * kSize + 15) / 16;
-template <int kChannels, int kSize>
-constexpr bool last_is_free() {
-  const KSlice& slice = kSchedule<kChannels, kSize>.slices[kSixteens<kChannels, kSize> * 16 / kSize - 1];
-  return !(slice.mask >> (kSize - 1) & 1);
-}
-static_assert(last_is_free<1, 8>() && last_is_free<3, 8>() && last_is_free<4, 8>());
-static_assert(last_is_free<1, 4>() && last_is_free<3, 4>() && last_is_free<4, 4>());
-template <class T>
-constexpr uint32_t kOne = sizeof(T) == 4                 ? 0x3f800000
-                          : std::is_same_v<T, gpu::half> ? 0x3c003c00
-                                                         : 0x3f803f80;
-template <class T>
-constexpr int kPixels = kThreads / sizeof(T);  // of a stage
-template <class T>
-constexpr int kParts = kThreads / kPixels<T>;  // threads that share an s2d block, or a pixel of the gradient
-constexpr int kMaxWidth = 61;                  // of a strip
-constexpr int kHalo = 2 * (kMaxWidth + 2) + 2;
-template <class T>
-constexpr int kLead = kHalo / kPixels<T>;  // so many stages before its own, the s2d blocks of a stage are loaded
-static_assert(kHalo % kPixels<float> == 0 && kHalo % kPixels<gpu::half> == 0);
-template <class T>
-constexpr int kRing = (2 + kLead<T>)*kPixels<T>;  // s2d blocks in shared memory
-static_assert((kRing<float> & (kRing<float> - 1)) == 0);
-// Words per pixel of the gradient. 16-bit: an odd multiple of 16 bytes, against bank conflicts.
-template <class T, int kTile>
-constexpr int kRow = sizeof(T) == 4 ? kTile : kTile / 2 + 4;
-
-// The word where 16 bytes (a run) of a pixel's filters begin. TF32 lies as [8 pixels][pair of filters][pixel % 4]
-// [pixel / 4][filter of the pair], so that the second half of a run is 16 words behind the first.
-template <class T, int kTile>
-GPU_DEVICE int gradient_at(int pixel, int run) {
-  return sizeof(T) == 4 ? pixel / 8 * 8 * kTile + run * 32 + pixel % 4 * 4 + pixel / 4 % 2 * 2
-                        : pixel * kRow<T, kTile> + run * 4;
-}
-template <class E>
-GPU_DEVICE void store_run(gpu::shared<uint32_t> to, int run, const E (&v)[16 / sizeof(E)]) {
-  if constexpr (sizeof(E) == 4) {
-    // Neighbouring runs take their halves in opposite order: they are in the same banks.
-    const int first = run % 2;
-    const gpu::Vec2<uint32_t> low = {operand_word(v), operand_word(v + 1)};
-    const gpu::Vec2<uint32_t> high = {operand_word(v + 2), operand_word(v + 3)};
-    gpu::shared_cast<gpu::Vec2<uint32_t>>(to + first * 16)[0] = first ? high : low;
-    gpu::shared_cast<gpu::Vec2<uint32_t>>(to + (1 - first) * 16)[0] = first ? low : high;
-  } else {
-    store_group(to, v);
-  }
-}
-
-// 16 of K of the next 8 (TF32) or 16 pixels, from where `offset` in the ring is, which moves on. The gradient is 0
-// where there is no output, but 0 * NaN is NaN: s2d blocks are masked.
-template <class T>
-GPU_DEVICE void load_right(gpu::shared<uint16_t> ring, const uint32_t (&keep)[2], int end, int& offset,
-                           uint32_t (*right)[2]) {
-  constexpr bool kIsTF32 = sizeof(T) == 4;
-  const auto advance = [&](int blocks) {
-    const int next = offset + blocks * 8;
-    if constexpr (kIsTF32)  // the ring is a power of two
-      offset = (offset & -8 * kRing<T>) | (next & (8 * kRing<T> - 1));
-    else
-      offset = next < end ? next : next - 8 * kRing<T>;
-  };
-  if constexpr (kIsTF32) {
-#pragma unroll
-    for (int k = 0; k < 2; ++k) {
-      const auto two = gpu::load2(gpu::shared_cast<uint32_t>(ring + offset));
-#pragma unroll
-      for (int i = 0; i < 2; ++i) right[i][k] = two.v[i] & keep[k];
-      advance(4);
-    }
-  } else {
-    uint32_t four[4];
-    gpu::ldmatrix_x4_trans(four, ring + offset);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) right[i / 2][i % 2] = four[i] & keep[i % 2];
-    advance(16);
-  }
-}
-
-// 16 filters of the gradient of 8 (TF32) or 16 pixels.
-template <class T>
-GPU_DEVICE void load_left(gpu::shared<uint16_t> from, uint32_t (&left)[4]) {
-  if constexpr (sizeof(T) == 4) {
-    const gpu::Vec4<uint32_t> words = gpu::load4(gpu::shared_cast<uint32_t>(from));
-#pragma unroll
-    for (int i = 0; i < 4; ++i) left[i] = words.v[i];
-  } else {
-    gpu::ldmatrix_x4_trans(left, from);
-  }
-}
 
 // partial[split][filter tile][filter][k]: the sums over the split's share of `total` stages.
 template <class T, int kChannels, int kTile>
@@ -279,6 +192,16 @@ __global__ void __launch_bounds__(kThreads, 1)
 int tile_of(const Conv& conv) {
   return conv.channels == 4 ? 64 : filter_tile(conv);
 }
+// body(channels, filters of a thread block), integral constants.
+template <class Body>
+auto dispatch_tile(const Conv& conv, Body body) {
+  return dispatch_channels(conv, [&](auto channels) {
+    constexpr int kChannels = decltype(channels)::value;
+    if constexpr (kChannels < 4)
+      if (tile_of(conv) == 96) return body(channels, std::integral_constant<int, 96>{});
+    return body(channels, std::integral_constant<int, 64>{});
+  });
+}
 int64_t split_size(DType dtype, const Conv& conv) {
   const int sixteens = dispatch_channels(conv, [&](auto channels) {
     constexpr int kChannels = decltype(channels)::value;
@@ -337,7 +260,7 @@ int64_t conv2d_weight_grad_workspace(const ConvArguments& args) {
 gpu::error_t launch_conv2d_weight_grad_mma(const ConvArguments& args, gpu::stream_t stream) {
   return dispatch_product(args.images.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
-    return dispatch_tile(args.conv, tile_of(args.conv), [&](auto channels, auto tile) {
+    return dispatch_tile(args.conv, [&](auto channels, auto tile) {
       constexpr int kChannels = decltype(channels)::value;
       if constexpr (kIsTF32x3<T> && kChannels == 4)
         return gpu::kSuccess;  // not used: has_tf32x3_weight_grad

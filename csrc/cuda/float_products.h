@@ -1,10 +1,20 @@
 // Results of TF32x3 (space_to_depth.h) that are not finite are made again by float products, one by one: the low part
-// of an infinity is NaN, and so is 0 * NaN. All of them read global memory, through the caches.
+// of an infinity is NaN, and so is 0 * NaN. All of them read global memory, through the caches: they are rare, so their
+// code is short, with no loop unrolled and nothing staged in shared memory, and takes few registers from the products.
 #pragma once
 
 #include "space_to_depth.h"
 
 namespace alexnet_cuda {
+
+// 0, or NaN if one of a lane's sums is infinite or NaN.
+template <int n>
+GPU_DEVICE float nan_unless_finite(const float (&sums)[2][n][4]) {
+  float found = 0;
+#pragma unroll
+  for (int i = 0; i < 8 * n; ++i) found = fmaf(sums[i % 2][i / 8][i / 2 % 4], 0.f, found);
+  return found;
+}
 
 // One output of an image, added to `sum` in the order of conv2d.cu.
 template <int kChannels>
@@ -19,8 +29,7 @@ GPU_DEVICE float float_output(const TF32x3* image, const TF32x3* weight, const S
     for (int y = y0; y < y0 + kKernel; ++y)
 #pragma unroll 1
       for (int x = x0; x < x0 + kKernel; ++x) {
-        const bool inside = static_cast<unsigned>(y) < static_cast<unsigned>(g.height) &&
-                            static_cast<unsigned>(x) < static_cast<unsigned>(g.width);
+        const bool inside = is_inside(y, g.height) && is_inside(x, g.width);
         const float v = inside ? image[(y * g.width + x) * pixel_step + c * channel_step].value : 0.f;
         sum = fmaf(v, weight[tap++].value, sum);
       }
@@ -56,8 +65,7 @@ GPU_DEVICE float float_weight_grad(const TF32x3* x, const TF32x3* grad, const St
 #pragma unroll 1
     for (int output = 0; output < outputs; ++output) {
       const int row = y0 + output / g.out_width * kStride, column = x0 + output % g.out_width * kStride;
-      const bool inside = static_cast<unsigned>(row) < static_cast<unsigned>(g.height) &&
-                          static_cast<unsigned>(column) < static_cast<unsigned>(g.width);
+      const bool inside = is_inside(row, g.height) && is_inside(column, g.width);
       const int pixel = row * g.width + column;
       const float v = tap == kTaps ? 1.f
                       : inside     ? x[g.channels_last ? pixel * kChannels + c : c * pixels + pixel].value

@@ -10,6 +10,12 @@
 // The trick: the 12x12 pixels of 3x3 s2d blocks are one row and one column more than a filter has, so some (channel,
 // shift) pairs meet no weight. Channels are ordered so that these fall into the same K slices, which are left out. For
 // C = 3 this leaves 48 slices of 54 (K = 384, of which 363 have weights), and 93 of 108 of TF32.
+//
+//   pixels of an s2d block       needed at
+//     i i i c                    i  inner: all nine shifts
+//     i i i c                    r  bottom row: by < 2, six shifts
+//     i i i c                    c  right column: bx < 2, six shifts
+//     r r r x                    x  corner: by < 2 and bx < 2, four shifts
 #pragma once
 
 #include <type_traits>

@@ -8,10 +8,16 @@
 
 namespace alexnet_cuda {
 
-constexpr int kThreads = 256;  // of a thread block
+constexpr int kThreads = 256;                       // of a thread block
+constexpr int64_t kBusyThreads = int64_t{1} << 18;  // as many keep a large GPU busy
 
 __host__ __device__ inline int divide_up(int64_t a, int64_t b) {
   return static_cast<int>((a + b - 1) / b);
+}
+
+// 0 <= i < n by one comparison: as an unsigned number, a negative one is too large.
+GPU_DEVICE bool is_inside(int i, int n) {
+  return static_cast<unsigned>(i) < static_cast<unsigned>(n);
 }
 
 template <class... Pointers>

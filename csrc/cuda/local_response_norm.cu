@@ -67,7 +67,8 @@ gpu::error_t launch_dense_runs(const LrnArguments& args, Launch launch) {
 // ---- window of 5, beta of 3/4: NCHW --------------------------------------------------------------------------------
 
 // A thread has one pixel and some runs of a group, its share. Shares read the channels around their ends twice; a small
-// batch needs them to keep a GPU busy.
+// batch needs them to keep a GPU busy. blockIdx.x and the lanes run over the pixels of all images, blockIdx.y over
+// groups and shares. A thread cannot load two 16-bit pixels at once: planes of an odd size begin within a word.
 struct PixelRuns {
   int64_t first_image;
   uint32_t total_pixels;  // of all images
@@ -92,8 +93,12 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
     const T* from = x + at;
     T* to = y + at;
     const int64_t plane = runs.pixels;
-    // Channels c - 2 .. c + 9. The first four come from the run before, so that a thread loads each channel once; lanes
-    // have neighbouring pixels, so that a warp's load of a channel is one of 64 or 128 consecutive bytes.
+    // A thread loads each channel once; lanes have neighbouring pixels, so that a warp's load of a channel is one of 64
+    // or 128 consecutive bytes. For the run of channel c:
+    //
+    //          from the run before    new
+    //   in     c - 2 .. c + 1         c + 2 .. c + 9
+    //   out                           c .. c + 7
     float in[kRun + 4], out[kRun];
 #pragma unroll
     for (int i = 0; i < 4; ++i) in[i] = i >= 2 || c > 0 ? gpu::to_float(from[(i - 2) * plane]) : 0.f;
@@ -122,8 +127,16 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
     const T *from_x = x + at, *from_grad = grad + at;
     T* to = dx + at;
     const int64_t plane = runs.pixels;
-    // x of channels c .. c + 11, the direct terms of c .. c + 9, t of c - 2 .. c + 9: the first 4, 2 and 4 come from
-    // the run before, or, at first, from x of c - 4 .. c + 3 and grad of c - 2 .. c + 1.
+    // dx needs t of two channels more, and these x of another two. So loads are ahead of dx. For the run of channel c:
+    //
+    //            from the run before    new
+    //   x        c .. c + 3             c + 4 .. c + 11
+    //   grad                            c + 2 .. c + 9
+    //   direct   c, c + 1               c + 2 .. c + 9
+    //   t        c - 2 .. c + 1         c + 2 .. c + 9
+    //   dx                              c .. c + 7
+    //
+    // What comes from the run before is made, at first, from x of c - 4 .. c + 3 and grad of c - 2 .. c + 1.
     float in[kRun + 8], g[kRun], direct[kRun + 4], t[kRun + 4], out[kRun];
 #pragma unroll
     for (int i = 0; i < 8; ++i) in[i] = i >= 4 || c > 0 ? gpu::to_float(from_x[(i - 4) * plane]) : 0.f;
@@ -160,19 +173,18 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
   });
 }
 
-// launch(runs, grid) until all pixels are done. A thread does a whole group unless that leaves a large part of a GPU of
-// about 2^18 threads idle.
+// launch(runs, grid) until all pixels are done.
 template <class Launch>
 gpu::error_t launch_pixel_runs(const LrnArguments& args, Launch launch) {
   const Images& images = args.images;
   const int pixels = static_cast<int>(images.pixels()), channels = static_cast<int>(images.channels);
-  const int group_channels = channels / args.lrn.groups, runs = group_channels / kRun;
+  const int group_channels = channels / args.lrn.groups;
   return for_each_batch(images.count, pixels, [&](int64_t first, int64_t count) {
-    const int64_t total = count * pixels, wanted = (1 << 18) / (total * args.lrn.groups);
-    const int share = divide_up(runs, std::clamp<int64_t>(wanted, 1, runs)), shares = divide_up(runs, share);
-    const PixelRuns pixel_runs = {first,       static_cast<uint32_t>(total), pixels, channels, group_channels, shares,
-                                  share * kRun};
-    return launch(pixel_runs, dim3(divide_up(total, kThreads), args.lrn.groups * shares));
+    const int64_t total = count * pixels;
+    const Shares shares(total * args.lrn.groups, group_channels);
+    const PixelRuns runs = {
+        first, static_cast<uint32_t>(total), pixels, channels, group_channels, shares.count, shares.channels};
+    return launch(runs, dim3(divide_up(total, kThreads), args.lrn.groups * shares.count));
   });
 }
 

@@ -48,6 +48,19 @@ bool has_lrn5_kernel(const Images& images, const Lrn& lrn, Pointers... pointers)
          (!images.channels_last || are_aligned(kRun * sizeof(T), pointers...));
 }
 
+// In NCHW a thread goes through the channels of a group, or of a share of one if so few threads would leave a large
+// part of a GPU idle. `threads`: with one share per group.
+struct Shares {
+  int count, channels;
+
+  Shares(int64_t threads, int group_channels) {
+    const int runs = group_channels / kRun;
+    const int share = divide_up(runs, std::clamp<int64_t>(kBusyThreads / threads, 1, runs));
+    count = divide_up(runs, share);
+    channels = share * kRun;
+  }
+};
+
 // NHWC: v = channels c - kSide .. c + 7 + kSide of a pixel, where x is at its channel c; zeros outside the group.
 template <int kSide, class T>
 GPU_DEVICE void load_run(const T* x, bool has_left, bool has_right, float (&v)[kRun + 2 * kSide]) {
@@ -99,8 +112,14 @@ GPU_DEVICE float denominator(const LrnConstants& lrn, int c, int low, int high, 
   return fmaf(lrn.alpha, sum, lrn.k);
 }
 
-// sum[i] = terms i .. i + 4. first(i) is a term, add(i, sum) adds one. Windows of five blocks' ends and beginnings, as
-// no window spans more than two blocks of five: 2.75 additions a window instead of 4, and none is undone.
+// sum[i] = terms i .. i + 4. first(i) is a term, add(i, sum) adds one. Terms are cut into blocks of five, so that a
+// window is the end of a block and the beginning of the next:
+//
+//   terms      0  1  2  3  4 | 5  6  7  8  9 | 10 ..
+//   sum[2]           2  3  4 + 5  6
+//   sum[3]              3  4 + 5  6  7
+//
+// Each end and each beginning is the one before and one term more: 2.75 additions a window instead of 4, none undone.
 template <int n, class First, class Add>
 GPU_DEVICE void window_sums(float (&sum)[n], First first, Add add) {
 #pragma unroll

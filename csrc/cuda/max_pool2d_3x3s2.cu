@@ -20,7 +20,7 @@ namespace {
 // NHWC 16 bytes of each pixel.
 template <class T>
 struct PixelRow {
-  static constexpr int kWords = 4, kOutputs = 1;
+  static constexpr int kWords = 4;
   const uint32_t* at;
   int pixel, two_rows;  // strides in words
   bool has_third;
@@ -47,7 +47,7 @@ struct PixelRow {
 // three for the five columns.
 template <class T, int... kShift>
 struct PlaneRow {
-  static constexpr int kWords = 2, kOutputs = 2, kPlanes = 4 / sizeof(T), kPerPlane = sizeof(T) == 4 ? 5 : 3;
+  static constexpr int kPlanes = 4 / sizeof(T), kPerPlane = sizeof(T) == 4 ? 5 : 3;
   const uint32_t* at[kPlanes];
   int two_rows, columns;  // words; columns up to the edge
 
@@ -121,17 +121,21 @@ GPU_DEVICE void find_code(const View<const T, kNhwc>& x, const View<uint8_t, kNh
 // a thread loads six elements and has the other three, the row above's, in registers. The two in the window's third
 // column are another lane's, too, and one of the two reads them from L1: x crosses the memory bus once. Shared memory
 // would spare no load of these and add a store, a load and a barrier.
+//
+//   rows of x        2 oy      2 oy + 1   2 oy + 2   2 oy + 3   2 oy + 4
+//   output oy        row[0]    row[1]     row[2]
+//   output oy + 1                         row[0]     row[1]     row[2]
 template <class T, bool kNhwc, bool kSave, bool kOverhang, Parity kParity>
 __global__ void __launch_bounds__(kThreads, kMinBlocks)
     forward_3x3s2_kernel(const T* __restrict__ x, uint8_t* __restrict__ code, T* __restrict__ y, ThreadTiles s,
                          bool relu) {
   using Even = InputRow<T, kNhwc, kParity, 0>;
-  constexpr int kWords = Even::kWords, kElements = 4 / sizeof(T);
+  constexpr int kWords = kNhwc ? 4 : 2, kOutputs = kNhwc ? 1 : 2, kElements = 4 / sizeof(T);  // outputs side by side
   const uint32_t i = blockIdx.x * kThreads + threadIdx.x;
   if (i >= s.items) return;
   // This thread's slice, (first) output column and first channel, and output rows oy to end - 1.
   const uint32_t slice = i / s.per_slice, item = i - slice * s.per_slice;
-  const int column = item / s.runs, ox = column * Even::kOutputs, channel = (item - column * s.runs) * (16 / sizeof(T));
+  const int column = item / s.runs, ox = column * kOutputs, channel = (item - column * s.runs) * (16 / sizeof(T));
   int oy = blockIdx.y * s.rows;
   const int end = min(oy + s.rows, s.out_height);
   const int64_t planes = kNhwc ? s.channels : kElements, first_plane = (s.first_slice + slice) * planes;

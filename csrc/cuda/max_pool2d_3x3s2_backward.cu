@@ -3,6 +3,10 @@
 // Memory: threads and words are those of the forward, with quads of dx in place of outputs. Going down, a thread loads
 // one pooled row of gradients and codes for two rows of dx, and keeps it for the next two: each pooled element is
 // loaded by the two threads whose quads its window covers (NCHW: of two quads each), each element of dx is stored once.
+//
+//   pooled row        q - 1       q           q + 1
+//   quads of row q    window[0]   window[1]
+//   of row q + 1                  window[0]   window[1]
 #include "pool3x3s2.h"
 
 namespace alexnet_cuda {
@@ -36,10 +40,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
   T* to = dx + (image * plane * s.channels + ((2 * quad * s.width + 2 * pair) * s.channels + channel));
   CoveringWindows<T, kWords> windows;
   const auto load_row = [&] {
-    const auto exists = [&](int k) {
-      return static_cast<unsigned>(next) < static_cast<unsigned>(s.out_height) &&
-             static_cast<unsigned>(pair - 1 + k) < static_cast<unsigned>(s.out_width);
-    };
+    const auto exists = [&](int k) { return is_inside(next, s.out_height) && is_inside(pair - 1 + k, s.out_width); };
     windows.advance(exists, [&](int k, Window<T, kWords>& w) {
       const int offset = (k - 1) * s.channels;
       const auto words = *reinterpret_cast<const gpu::Vec4<uint32_t>*>(grads + offset);
@@ -122,10 +123,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
   T* to = dx + (first_plane * plane + (2 * quad * s.width + 2 * pair));
   CoveringWindows<T, 1, kQuads> windows;
   const auto load_row = [&] {
-    const auto exists = [&](int k) {
-      return static_cast<unsigned>(next) < static_cast<unsigned>(s.out_height) &&
-             static_cast<unsigned>(pair - 1 + k) < static_cast<unsigned>(s.out_width);
-    };
+    const auto exists = [&](int k) { return is_inside(next, s.out_height) && is_inside(pair - 1 + k, s.out_width); };
     windows.advance(exists, [&](int k, Window<T, 1>& w) {
       if constexpr (kPlanes == 1) {
         w.grad[0] = *reinterpret_cast<const uint32_t*>(grads + (k - 1));

@@ -3,6 +3,11 @@
 // Pixels and s2d blocks (space_to_depth.h) are numbered alike: along the rows of s2d blocks of a strip, through all
 // strips of all images. A pixel needs its own s2d block and those up to two rows and two columns further. So the last
 // two rows and columns of a strip are pixels without an output, and no s2d block is numbered twice.
+//
+//    0  1  2  .  .      a strip of 3x2 outputs: 20 pixels and s2d blocks, of which those with a number have an output;
+//    5  6  7  .  .      pixel 6 needs s2d blocks 6, 7, 8, 11, 12, 13, 16, 17 and 18
+//    .  .  .  .  .
+//    .  .  .  .  .      pixel 20 is the first of the next strip, or of the next image
 #pragma once
 
 #include "space_to_depth.h"

@@ -15,10 +15,10 @@
 
 namespace alexnet_cuda {
 
-// Output rows per tile: as many as leave a GPU of about 2^18 threads busy, since each tile loads a row more. The
-// number of tiles is a multiple of `per_warp`.
+// Output rows per tile: as many as leave a GPU busy, since each tile loads a row more. The number of tiles is a
+// multiple of `per_warp`.
 inline int tile_rows(int64_t threads_per_row, int rows, int per_warp = 1) {
-  const int64_t tiles = std::clamp<int64_t>((1 << 18) / threads_per_row, 1, std::min(divide_up(rows, 4), 32768));
+  const int64_t tiles = std::clamp<int64_t>(kBusyThreads / threads_per_row, 1, std::min(divide_up(rows, 4), 32768));
   return divide_up(rows, divide_up(tiles, per_warp) * per_warp);
 }
 

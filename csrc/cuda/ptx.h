@@ -224,6 +224,13 @@ GPU_LDMATRIX(ldmatrix_x4_trans, "x4.trans")
 //   a: rows g, g + 8 x columns 2q, 2q + 1 (words 0, 1), then x columns 2q + 8, 2q + 9 (words 2, 3)
 //   b: rows 2q, 2q + 1 (word 0) and 2q + 8, 2q + 9 (word 1) of column g
 //   d: row g (elements 0, 1) and row g + 8 (elements 2, 3) of columns 2q, 2q + 1
+//
+//   a        columns 0, 1    2, 3       4, 5       6, 7       8, 9           ..  14, 15
+//   row 0    lane 0 word 0   1 word 0   2 word 0   3 word 0   lane 0 word 2  ..  3 word 2
+//   row 1    lane 4 word 0   5 word 0   6 word 0   7 word 0   lane 4 word 2  ..  7 word 2
+//   row 8    lane 0 word 1   1 word 1   2 word 1   3 word 1   lane 0 word 3  ..  3 word 3
+//
+// This is what ldmatrix_x4 loads, if matrices 0 to 3 are rows 0-7 and 8-15 of columns 0-7, then of columns 8-15.
 template <class T>
 GPU_DEVICE void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
 #define GPU_MMA(TYPE, NAME)                                                                           \

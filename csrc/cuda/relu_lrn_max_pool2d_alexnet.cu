@@ -36,7 +36,12 @@ struct TailGeometry {
   bool relu_first;
 };
 
-// What a thread has.
+// What a thread has. What a warp's lanes are, and what they touch of a row of x at once:
+//
+//   NHWC   lane = 4 pair + run   8 pairs x 32 channels: 64 bytes (float32: 128) of every second column; the loads of
+//                                the other columns and of the runs' neighbours find the rest of these lines in L1
+//   NCHW   lane = pair           up to 32 pairs: an element of every second column of a plane, likewise. Of images with
+//                                fewer pairs, a warp has 2 tiles of 16 or 4 of 8
 template <bool kNhwc>
 struct TailThread {
   int64_t image;
@@ -111,7 +116,8 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
   const bool stores = thread.active && !thread.last_pair && thread.pair < g.out_width;
 #pragma unroll 1
   for (int i = 0; i < g.rows; ++i, ++oy) {
-    // Down the columns: two more rows, the maxima of three, and 0, 3 or 6 for where they were.
+    // Down the columns: two more rows, the maxima of three, and 0, 3 or 6 for where they were. Registers hold 48
+    // normalised values, of which the next iteration needs the 16 of the third row.
     float second[2][kRun], third[2][kRun], largest[2][kRun];
     int position[2][kRun];
     normalise_row(2 * oy + 1, second);
@@ -197,8 +203,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 1 : kMinBlocks)
   CoveringWindows<T, kWords> windows;
   const auto load_row = [&](int oy) {
     const auto exists = [&](int k) {
-      return static_cast<unsigned>(oy) < static_cast<unsigned>(g.out_height) &&
-             static_cast<unsigned>(thread.pair - 1 + k) < static_cast<unsigned>(g.out_width);
+      return is_inside(oy, g.out_height) && is_inside(thread.pair - 1 + k, g.out_width);
     };
     windows.advance(exists, [&](int k, Window<T, kWords>& w) {
       const int64_t offset = from + (oy * g.out_width + thread.pair - 1 + k) * g.channels;

@@ -140,6 +140,7 @@ __global__ void __launch_bounds__(kQuadThreads, 3)
     const bool has_next = c + kRun < q.group_channels;
 #pragma unroll
     for (int first = 0; first < kRun; first += kStep) {  // channels c + first ..
+      // Memory to registers: gradients and codes of two channels of the four windows, gathered for the four pixels.
       float g[4][kStep];
 #pragma unroll
       for (int i = 0; i < kStep; ++i) {
@@ -160,6 +161,7 @@ __global__ void __launch_bounds__(kQuadThreads, 3)
         }
         direct[0] = direct2[k][0];
         direct[1] = direct2[k][1];
+        // Two channels of x from memory; t of two channels and dx of two others in registers; dx to memory.
 #pragma unroll
         for (int i = 0; i < kStep; ++i) in[4 + i] = load_x(i * plane, k, first + i < 4 || has_next);
 #pragma unroll
@@ -193,24 +195,23 @@ __global__ void __launch_bounds__(kQuadThreads, 3)
 gpu::error_t launch_alexnet_tail_backward_nchw(const TailArguments& args, gpu::stream_t stream) {
   const Images& images = args.images;
   const int per_row = divide_up(images.width, 2), per_image = per_row * divide_up(images.height, 2);
-  const int group_channels = static_cast<int>(images.channels) / args.lrn.groups, runs = group_channels / kRun;
+  const int group_channels = static_cast<int>(images.channels) / args.lrn.groups;
   return for_each_batch(images.count, per_image, [&](int64_t first, int64_t count) {
-    // A thread does a whole group unless that leaves a large part of a GPU of about 2^18 threads idle.
-    const int64_t total = count * per_image, wanted = (1 << 18) / (total * args.lrn.groups);
-    const int share = divide_up(runs, std::clamp<int64_t>(wanted, 1, runs)), shares = divide_up(runs, share);
+    const int64_t total = count * per_image;
+    const Shares shares(total * args.lrn.groups, group_channels);
     const Quads quads = {first,
                          static_cast<uint32_t>(total),
                          per_image,
                          per_row,
                          group_channels,
-                         shares,
-                         share * kRun,
+                         shares.count,
+                         shares.channels,
                          static_cast<int>(images.channels),
                          static_cast<int>(images.height),
                          static_cast<int>(images.width),
                          static_cast<int>(args.pool.out_height),
                          static_cast<int>(args.pool.out_width)};
-    const dim3 grid(divide_up(total, kQuadThreads), args.lrn.groups * shares);
+    const dim3 grid(divide_up(total, kQuadThreads), args.lrn.groups * shares.count);
     return dispatch_dtype(images.dtype, [&](auto type) {
       return dispatch_flag(args.order == kReluLrnPool, [&](auto relu_first) {
         return gpu::launch(backward_nchw_kernel<typename decltype(type)::type, decltype(relu_first)::value>, grid,

@@ -2,7 +2,12 @@
 //
 // Layout: [channel group][s2d block][16 bytes], so a shift is an address offset and the rows that ldmatrix reads are
 // consecutive. Output columns are cut into strips of at most 64. The pixels of a strip are numbered along its rows of
-// s2d blocks, which are 2 longer than the rows of outputs: two results in each row are computed and not stored.
+// s2d blocks, which are 2 longer than the rows of outputs: two results in each row are computed and not stored. Of
+// AlexNet's 55 columns:
+//
+//     0   1   2  ..  54 |  55  56       so the pixel below pixel i is i + 57, whatever i, and a shift by (by, bx) is an
+//    57  58  59  .. 111 | 112 113       offset of 57 by + bx s2d blocks for every pixel; warps take 32 numbers, also
+//   114 115  ..                         across the ends of rows
 #pragma once
 
 #include <array>
@@ -110,8 +115,7 @@ GPU_DEVICE void load_group(const ConvGeometry& conv, const E* image, int y, int 
   const E* corner = image + (y * width + x) * (kNhwc ? kChannels : 1);
   unroll<kSize>([&](auto e) {
     constexpr S2dChannel at = s2d_channel(kChannels, kSize * kIndex + decltype(e)::value, kSize);
-    const bool inside = static_cast<unsigned>(y + at.y) < static_cast<unsigned>(height) &&
-                        static_cast<unsigned>(x + at.x) < static_cast<unsigned>(width);
+    const bool inside = is_inside(y + at.y, height) && is_inside(x + at.x, width);
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1200  // where ptxas would spill addresses of rows
     if constexpr (!kNhwc) {
       const int pixel = y * width + x + at.y * width + at.x;
@@ -162,31 +166,6 @@ GPU_DEVICE void mask_fragment(int mask, uint32_t& first, uint32_t& second) {
       sizeof(T) == 4 ? (lane_mask & 1 ? ~0u : 0) : (lane_mask & 1 ? 0xffffu : 0) | (lane_mask & 2 ? 0xffff0000u : 0);
   first &= keep;
   second &= keep;
-}
-
-// 16 bytes of filters of the output's gradient from `filter` on, as operand words; 0 beyond the last filter, and for an
-// output of -1.
-template <class T>
-GPU_DEVICE gpu::Vec4<uint32_t> load_gradient(const Storage<T>* image, const StripGeometry& g, int output, int filter) {
-  constexpr int kSize = kGroupSize<T>;
-  // One load of 16 bytes where filters are contiguous and aligned, else element by element.
-  struct alignas(16) {
-    Storage<T> v[kSize];
-  } run = {};
-  if (g.vectors && g.channels_last) {
-    if (output >= 0 && filter < g.filters)
-      run = *reinterpret_cast<const decltype(run)*>(image + (output * g.filters + filter));
-  } else {
-    const int pixels = g.out_height * g.out_width;
-#pragma unroll
-    for (int k = 0; k < kSize; ++k)
-      if (output >= 0 && filter + k < g.filters)
-        run.v[k] = image[g.channels_last ? output * g.filters + filter + k : (filter + k) * pixels + output];
-  }
-  gpu::Vec4<uint32_t> words;
-#pragma unroll
-  for (int k = 0; k < 4; ++k) words.v[k] = operand_word(run.v + k * kSize / 4);
-  return words;
 }
 
 // Where a kernel finds each K slice, by value (constant bank): offset in 16-bit words of shared memory, and mask.
@@ -262,18 +241,6 @@ gpu::error_t sum_partials(const ConvArguments& args, int elements, int64_t split
   return gpu::launch(sum_partials_kernel<T>, dim3(divide_up(conv.filters * elements, kThreads)), kThreads, 0, stream,
                      args.workspace, args.grad_weight, args.grad_bias, conv.filters, elements, splits, split_size,
                      conv.channels * kKernelArea, taps);
-}
-
-// body(channels, filters of a thread block), integral constants. Four channels have too many K slices for the
-// registers, or the shared memory, of 96 filters.
-template <class Body>
-auto dispatch_tile(const Conv& conv, int tile, Body body) {
-  return dispatch_channels(conv, [&](auto channels) {
-    constexpr int kChannels = decltype(channels)::value;
-    if constexpr (kChannels < 4)
-      if (tile == 96) return body(channels, std::integral_constant<int, 96>{});
-    return body(channels, std::integral_constant<int, 64>{});
-  });
 }
 
 // Writes the weights, conv2d_workspace floats, in the order that conv2d_mma.cu documents. It runs at every call, a
