@@ -1,6 +1,7 @@
 """Tensors of a file put into a network: what fits is copied, what does not is told."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -8,10 +9,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .errors import DataError
 from .model import AlexNet
 from .variants import Conv, Init, Linear
 
 WRAPPERS = ("module", "_orig_mod")
+AVERAGE = re.compile(r"(^|_)(ema|swa|averaged?)(_|$)")  # of the weights, in a name
 SHOWN = 20  # lines of a table
 
 
@@ -36,6 +39,7 @@ class Fit:
     loaded: dict[str, Tensor]
     misfits: list[Misfit]
     notes: list[str] = field(default_factory=list)
+    unused: list[str] = field(default_factory=list)  # names of tensors that belong to something beside the network
     source: str = "the file"
 
     def table(self) -> str:
@@ -48,6 +52,8 @@ class Fit:
 
     def __str__(self) -> str:
         lines = [f"{self.source}: {len(self.loaded)} tensors loaded", *self.notes]
+        if self.unused:
+            lines.append(f"passed over: {len(self.unused)} tensors beside the network, as {self.unused[0]}")
         return "; ".join(lines) + (f"; not loaded:\n{self.table()}" if self.misfits else "")
 
 
@@ -68,7 +74,7 @@ def compare(
         among `known`, the names of the file's classes. None: the last layer is like the others.
     """
     state, last = model.state_dict(), f"{parameter_layers(model)[-1][0]}."
-    tensors = renamed(tensors, list(state))
+    tensors, unused = renamed(tensors, list(state))
     if classes is not None:
         head = {name: tensors.pop(name) for name in list(tensors) if name.startswith(last)}
         rows, notes = _matching_rows(head, last, known, classes)
@@ -91,7 +97,9 @@ def compare(
             misfits.append(Misfit(name, _shape(theirs), _shape(own), reason))
     misfits += [Misfit(n, _shape(t), "-", "not in the network") for n, t in tensors.items() if n not in state]
     refused = {misfit.name for misfit in misfits}
-    return Fit({name: tensors[name] for name in state if name in tensors and name not in refused}, misfits, notes)
+    return Fit(
+        {name: tensors[name] for name in state if name in tensors and name not in refused}, misfits, notes, unused
+    )
 
 
 def _unusable(tensor: Tensor, own: Tensor) -> str:
@@ -119,13 +127,19 @@ def _matching_rows(
     return rows, [f"the last layer keeps its rows for {len(rows)} of {len(classes)} classes{listed}"]
 
 
-def renamed(tensors: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:
+def renamed(tensors: Mapping[str, Tensor], names: Sequence[str]) -> tuple[dict[str, Tensor], list[str]]:
     """The tensors under the names of a network, where wrappers have put words before or between them: "module." and
-    "_orig_mod." of DataParallel and torch.compile anywhere, and others, such as "model.", at the beginning."""
+    "_orig_mod." of DataParallel and torch.compile anywhere, and others, such as "model.", at the beginning; and the
+    names of all others. An average of the weights goes before the weights. Raises DataError where two networks fit."""
     plain = {".".join(part for part in name.split(".") if part not in WRAPPERS): t for name, t in tensors.items()}
     dots = {name[: i + 1] for name in plain for i, letter in enumerate(name) if letter == "."}
-    best = max(sorted({"", *dots}), key=lambda start: sum(start + name in plain for name in names))
-    return {name.removeprefix(best): tensor for name, tensor in plain.items() if name.startswith(best)}
+    fitting = {start: sum(start + name in plain for name in names) for start in sorted({"", *dots})}
+    equal = [start for start, number in fitting.items() if number == max(fitting.values())]
+    best, *others = [start for start in equal if AVERAGE.search(start.rstrip(".").rpartition(".")[2])] or equal
+    if others and fitting[best] == len(names):
+        raise DataError(f"the file holds several networks ({', '.join(equal)}); save one of them alone")
+    inside = {name.removeprefix(best): tensor for name, tensor in plain.items() if name.startswith(best)}
+    return inside, [name for name in plain if not name.startswith(best)]
 
 
 def parameter_layers(model: nn.Module) -> list[tuple[str, nn.Module]]:

@@ -111,7 +111,7 @@ class NetworkFile(NamedTuple):
         fit = compare(model, as_state(self.content, model), classes=None if same else ())
         fit.source, fit.notes = f"weights {self.source}", []
         fill(model, fit)
-        if fit.misfits or fit.notes:
+        if fit.misfits or fit.notes or fit.unused:
             warnings.warn(str(fit), stacklevel=3)
         model.metadata = self.metadata if same else {}
         model.input_scale = float(self.metadata.get("input_scale", model.input_scale))
@@ -146,7 +146,7 @@ def _trial(content: Content, variant: Variant) -> tuple[AlexNet, Fit]:
         model = AlexNet(variant)
         state, layers = model.state_dict(), parameter_layers(model)
         first, last = f"{layers[0][0]}.weight", f"{layers[-1][0]}.weight"
-        state |= renamed(as_state(content, model), list(state))
+        state |= renamed(as_state(content, model), list(state))[0]
         if state[first].dim() == 4 and state[last].dim() == 2:
             model = AlexNet(variant, state[last].shape[0], state[first].shape[1])
     return model, compare(model, as_state(content, model))

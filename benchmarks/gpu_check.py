@@ -10,8 +10,8 @@ batches. Each block is a process with a time limit, so that a crash costs one bl
 
 DIR gets three files: results.tar.gz (logs and results), blocks.jsonl (a line for each block that has ended), log.txt.
 The archive is renewed by renaming after every block, before its line is written, and every 15 seconds: whatever ends
-this process, the archive is whole and holds what has been measured. The exit code is 1 if a block failed, or was
-stopped or not reached and is none of "more".
+this process, the archive is whole and holds what has been measured, and the blocks that run end, too. The exit code is
+1 if a block failed, or was stopped or not reached and is none of "more".
 
 --dry-run runs the smallest sizes on the CPU, and some tests of the operators on the emulator (docs/emulator.md).
 """
@@ -41,6 +41,7 @@ import alexnet_cuda
 
 HERE, TESTS = Path(__file__).resolve().parent, common.ROOT / "python_tests"
 TIME, DECIDING = 570, 430  # seconds: for everything; for the blocks up to the counters, which a build leaves
+PATIENCE = 3600  # seconds of a dry run and of its blocks: a limit that is reached on a busy CPU says nothing
 FIRST_BLOCK = "conv2d_relu_lrn_max_pool2d"
 OPS = tuple(sorted(alexnet_cuda.ops.__all__, key=lambda name: name != FIRST_BLOCK))
 SANITIZERS = ("memcheck", "racecheck", "synccheck", "initcheck")
@@ -49,6 +50,16 @@ COUNTERS = ("--clock-control", "none", "--target-processes", "all", "--kernel-na
             "regex:alexnet_cuda", *(flag for section in SECTIONS for flag in ("--section", section)))  # fmt: skip
 NO_WGMMA = {"ALEXNET_CUDA_WGMMA": "0"}
 LARGEST = 1 << 20  # bytes of a file that are kept: its last ones
+# Runs a block's command as the leader of its process group. Standard input is a pipe from the check and ends when the
+# check does, even by SIGKILL; then the whole group ends.
+GUARD = """
+import os, signal, subprocess, sys, threading
+def end_with_check():
+    os.read(0, 1)
+    os.killpg(0, signal.SIGKILL)
+threading.Thread(target=end_with_check, daemon=True).start()
+sys.exit(subprocess.call(sys.argv[1:], stdin=subprocess.DEVNULL))
+"""
 
 
 @dataclass
@@ -79,7 +90,7 @@ def blocks(out: Path, dry_run: bool) -> list[list[Block]]:
     """Groups to run one after another; the blocks of a group run at the same time."""
     device = "cpu" if dry_run else "cuda"
     few = {"OMP_NUM_THREADS": "1" if dry_run else "2"}  # where many blocks share the CPU
-    least = 110 if dry_run else 0  # seconds: a limit that is reached on a busy CPU says nothing
+    least = PATIENCE if dry_run else 0
 
     def script(name: str, *arguments: object) -> list[str]:
         return [sys.executable, str(HERE / name), "--device", device, *map(str, arguments)]
@@ -107,9 +118,9 @@ def blocks(out: Path, dry_run: bool) -> list[list[Block]]:
         return [[environment], [
             smoke,
             tests("tests", f"{emulated} and unbatched", "operators"),
-            bench("ops", 50, 50, *small, "--ops", "max_pool2d", FIRST_BLOCK),
-            bench("kernelbench", 50, 50, *small, "--problems", "level1_50", "relu_lrn_pool"),
-            bench("more model", 50, 50, *small, "--variants", "cifar"),
+            bench("ops", PATIENCE, 0, *small, "--ops", "max_pool2d", FIRST_BLOCK),
+            bench("kernelbench", PATIENCE, 0, *small, "--problems", "level1_50", "relu_lrn_pool"),
+            bench("more model", PATIENCE, 0, *small, "--variants", "cifar"),
         ]]  # fmt: skip
     ours = ("--forms", "ours", "ours without wgmma")
     sanitizers = [
@@ -197,6 +208,7 @@ class Output:
             os.replace(part, self.folder / "results.tar.gz")
 
     def renew(self, ended: threading.Event) -> None:
+        self.archive()
         while not ended.wait(15):
             self.archive()
 
@@ -218,15 +230,15 @@ def run(block: Block, output: Output, end: float) -> Outcome:
         return Outcome(block.name, "skipped" if block.optional else "not reached", 0, "no time left")
     log = output.work / f"{block.name.replace(' ', '-')}.log"
     environment = os.environ | {"COLUMNS": "160"} | block.environment
-    with open(log, "w") as file:  # started outside the source tree, so that the installed package is imported
-        child = subprocess.Popen(block.command, stdout=file, stderr=subprocess.STDOUT, env=environment,
-                                 cwd=output.work, start_new_session=True)  # fmt: skip
+    with (
+        open(log, "w") as file,  # started outside the source tree, so that the installed package is imported
+        subprocess.Popen([sys.executable, "-S", "-c", GUARD, *block.command], stdin=subprocess.PIPE, stdout=file,
+                         stderr=subprocess.STDOUT, env=environment, cwd=output.work, start_new_session=True) as child,
+    ):  # fmt: skip
         try:
             result = {0: "ok", common.INCOMPLETE: "incomplete"}.get(child.wait(limit), "failed")
         except subprocess.TimeoutExpired:
-            os.killpg(child.pid, signal.SIGKILL)
-            with suppress(subprocess.TimeoutExpired):  # a process in the driver may not end
-                child.wait(5)
+            os.killpg(child.pid, signal.SIGKILL)  # a process in the driver may not end, but the guard does
             result = "incomplete" if block.optional or block.name in SANITIZERS else "stopped"
     if block.json and common.part(block.json).exists():
         common.finish(block.json, complete=False)
@@ -241,10 +253,12 @@ def main(arguments: list[str] | None = None) -> int:
     flags.add_argument("--output", type=Path, required=True, help="folder")
     flags.add_argument("--blocks", nargs="+", metavar="NAME", help="only those whose names begin so: check more ...")
     flags.add_argument("--after", type=Path, metavar="FILE", help="an earlier run's blocks.jsonl: what it lacks")
-    flags.add_argument("--time", type=float, default=TIME, help="seconds for everything")
+    flags.add_argument("--time", type=float, help=f"seconds for everything; none: {TIME}")
     flags.add_argument("--dry-run", action="store_true", help="on the CPU, with the smallest sizes")
     args = flags.parse_args(arguments)
-    end, output = time.monotonic() + args.time, Output(args.output.resolve())
+    usual = PATIENCE if args.dry_run else TIME
+    end = time.monotonic() + (usual if args.time is None else args.time)
+    output = Output(args.output.resolve())
     earlier = [json.loads(line) for line in args.after.read_text().splitlines()] if args.after else []
     done = [o["name"] for o in earlier if o["result"] in ("ok", "incomplete")]
     wanted = lambda name: name not in done and name.startswith(tuple(args.blocks or [""]))
@@ -270,4 +284,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it at once, too
     sys.exit(main())

@@ -128,11 +128,13 @@ WRONG_COMMANDS = [
     ("train digits --config absent.yaml", 2, "absent.yaml cannot be read: No such file"),
     ("train digits --devices two", 2, "devices must be auto, a number or a list"),
     ("train digits --devices 99999", 2, "devices must be at most the number of CPU cores"),
-    ("train digits --devices -3", 2, "no trainer for these devices"),
+    ("train digits --devices -3", 2, "devices must be at least 1, got -3"),
     ("train mnist", 1, "mnist needs --data-path DIR"),
     ("train mnist", 1, "`alexnet-cuda download mnist` fetches it from ossci-datasets.s3.amazonaws.com/mnist"),
-    ("train mnist --data-path absent", 1, "absent/MNIST/raw holds no train-images"),
-    ("train folder --data-path absent", 1, "absent does not exist"),
+    ("train mnist --data-path absent", 1, "absent does not exist; --data-path must name the data"),
+    ("lr-find mnist", 1, "mnist needs --data-path DIR"),
+    ("search mnist", 1, "mnist needs --data-path DIR"),
+    ("inspect", 1, "folder needs --data-path: a folder of class folders"),
     ("lr-find digits --min-lr 0", 2, "--min-lr must be positive and below --max-lr, got 0 and 1"),
     ("lr-find digits --min-lr 1 --max-lr 0.1", 2, "--min-lr must be positive and below --max-lr, got 1 and 0.1"),
     ("lr-find digits --steps 5", 2, "--steps must be at least 20, got 5"),
@@ -140,6 +142,7 @@ WRONG_COMMANDS = [
     ("search digits --set val_fraction=0 --set monitor=none", 2, "give --val-fraction 0.1"),
     ("search digits --devices 2 --accelerator cpu", 2, "a search runs on 1 device, got devices 2"),
     ("search digits --lr 1 --weight-decay 0 --label-smoothing 0 --batch-size 8", 2, "nothing is left to search"),
+    ("compare cifar --recipe digits --output /dev/null", 1, "nothing can be written to /dev/null"),
     ("compare cifar resnet18 --recipe digits", 2, "unknown variant 'resnet18'; choose from paper,"),
     (
         "compare cifar torchvision/vgg99 --recipe digits",
@@ -162,18 +165,21 @@ WRONG_COMMANDS = [
     ("compare --recipe digits", 2, "Missing argument 'MODEL"),
     ("compare cifar --recipe mnist", 1, "mnist needs --data-path"),
     ("export --variant vgg", 2, "unknown variant 'vgg'"),
-    ("export --variant cifar --run absent", 2, "either --run or --variant"),
-    ("export --run absent --classes 3", 2, "--classes 3 needs --variant"),
+    ("export --variant cifar --run digits", 2, "either --run or --variant"),
+    ("export --run digits --classes 3", 2, "--classes 3 needs --variant"),
     ("export --run absent", 1, "absent does not exist"),
     ("export", 1, "no finished run in runs/"),
     ("export --variant cifar --output net.pb", 2, "--output must end in .onnx"),
     ("export --variant cifar --dtype float16", 2, "--dtype float16 needs --format safetensors"),
-    ("export --variant cifar --format safetensors --output absent/a.safetensors", 1, "No such file or directory"),
+    ("export --variant cifar --output /dev/null/a.onnx", 1, "written to /dev/null: /dev/null is a file"),
     ("draw vgg", 2, "unknown variant 'vgg'; choose from paper,"),
     ("draw cifar --output net.jpg", 2, "must end in .svg, .pdf or .png, got 'net.jpg'"),
     ("draw cifar --output svg", 2, "must end in .svg, .pdf or .png, got 'svg'"),
     ("draw cifar --classes 0", 2, "'--classes'"),
-    ("draw cifar --theme sepia", 2, "'sepia'"),
+    ("draw cifar --theme sepia", 2, "unknown theme 'sepia'; choose from light, dark"),
+    ("--versio", 2, "unknown option '--versio'; did you mean --version?"),
+    ("download mnits", 2, "unknown dataset 'mnits'; did you mean mnist?"),
+    ("download mnist --data-pth data", 2, "unknown option '--data-pth'; did you mean --data-path?"),
 ]
 
 
@@ -183,7 +189,14 @@ def test_what_cannot_be_is_one_sentence_and_leaves_nothing(command, code, messag
     output = " ".join(cli(*command.split(), code=code).split())
     assert message in output
     assert output.count("error:") == 1
-    assert command.startswith("train") or not list(tmp_path.iterdir())
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_gpu_that_is_not_there_is_told_before_data_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    output = cli("train", "digits", "--accelerator", "gpu", "--output", tmp_path / "run", code=2)
+    assert output.strip() == "error: accelerator gpu needs a GPU, and torch finds none"
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
@@ -191,7 +204,7 @@ def test_what_cannot_be_is_one_sentence_and_leaves_nothing(command, code, messag
     [
         ("lightning", "train digits", "train"),
         ("onnxscript", "export --variant cifar", "export"),
-        ("gradio", "demo --run .", "demo"),
+        ("gradio", "demo --run digits", "demo"),
     ],
 )
 def test_a_missing_library_names_the_extra(library, command, extra, monkeypatch):
@@ -242,6 +255,8 @@ def test_help_explains_every_value_of_a_recipe(command):
         ("train --help", "--max-steps"),
         ("--version", alexnet_cuda.__version__),
         ("train digits --lrr 1", "did you mean lr"),
+        ("train mnist", "mnist needs --data-path DIR"),
+        ("demo --run absent", "absent does not exist; expected the folder of a finished run"),
     ],
 )
 def test_help_and_wrong_options_wait_for_no_torch(command, answer):

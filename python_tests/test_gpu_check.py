@@ -116,11 +116,41 @@ def test_killed_at_any_moment(tmp_path, monkeypatch):
         assert len(list(out.iterdir())) <= 4
 
 
+def is_running(pid):
+    try:
+        with open(f"/proc/{pid}/cmdline") as file:
+            return file.read() != ""  # a zombie's is empty
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("kill", [signal.SIGTERM, signal.SIGKILL])
+def test_running_blocks_end_with_the_check(kill, tmp_path, monkeypatch):
+    """So do the processes that a block has started."""
+    code = "import subprocess, time; print(subprocess.Popen(['sleep', '99']).pid, flush=True); time.sleep(99)"
+    monkeypatch.setattr(gpu_check, "blocks", lambda *_: [[gpu_check.Block("b", [sys.executable, "-c", code], 99)]])
+    monkeypatch.setattr(gpu_check.tempfile, "tempdir", str(tmp_path))
+    check = multiprocessing.get_context("fork").Process(target=in_a_group_of_its_own, args=[tmp_path / "out"])
+    check.start()
+    while not (pid := "".join(log.read_text() for log in tmp_path.glob("gpu_check-*/b.log"))):
+        assert check.is_alive()
+        time.sleep(0.05)
+    assert is_running(int(pid))
+    os.kill(check.pid, kill)
+    check.join()
+    end = time.monotonic() + 20
+    while is_running(int(pid)):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    with tarfile.open(tmp_path / "out" / "results.tar.gz") as archive:
+        assert archive.getnames() in ([], ["b.log"])
+
+
 def test_dry_run(tmp_path):
     """All blocks, and what comes back becomes the documents' tables."""
     out = tmp_path / "out"
     command = [sys.executable, gpu_check.HERE / "gpu_check.py", "--dry-run", "--output"]
-    done = subprocess.run([*command, out], capture_output=True, text=True, timeout=400)
+    done = subprocess.run([*command, out], capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stdout + done.stderr
     assert {o["name"] for o in finished(out)} == {"environment", "smoke", "tests", "ops", "more model", "kernelbench"}
     assert {o["result"] for o in finished(out)} == {"ok"}

@@ -1,6 +1,8 @@
 """CIFAR-10 in its three layouts, the 17 flowers, and tables of paths and labels: the same images, or a clear word."""
 
 import pickle
+import re
+import shutil
 
 import numpy as np
 import pytest
@@ -206,6 +208,52 @@ def test_doubtful_labels_and_unread_columns_of_a_table_are_told(table):
     notes = "\n".join(load_images(recipe("folder", table)).notes)
     for note in ("labels '1' and '1.0' of", "the label 'NaN' of", "not read: the columns fold of"):
         assert note in notes, note
+
+
+@pytest.mark.parametrize("written", [r"\1", r"C:\\data\\\1.png", r"/home/me/\1.PNG", r"train/\1.png"])
+def test_pictures_that_do_not_lie_where_a_table_says_are_found(table, written):
+    """Names without suffix, and paths of another machine."""
+    table.write_text(re.sub(r"^(\w+)\.png", written, table.read_text(), flags=re.MULTILINE))
+    (table.parent / "images" / "inner").mkdir(parents=True)
+    for path in table.parent.glob("*.png"):
+        path.rename(table.parent / "images" / "inner" / path.name)
+    images = load_images(recipe("folder", table))
+    assert [images.classes[label] for label in images.train.labels] == [p.name[:3] for p in images.train.images.items]
+    assert sum(map(sum, images.counts().values())) == 20
+    assert any("20 pictures of" in note and "found by name in other folders" in note for note in images.notes)
+    shutil.copytree(table.parent / "images", table.parent / "train")
+    with pytest.raises(DataError, match=r"names .*, which may be .*images.* or .*train"):
+        load_images(recipe("folder", table))
+    found = load_images(recipe("folder", table.rename(table.with_name("train.csv")))).train.images.items
+    assert {path.relative_to(table.parent).parts[0] for path in found} == {"train"}
+
+
+def test_a_picture_in_another_class_folder_is_not_taken_for_the_one_that_is_missing(table):
+    for name in ("cat", "dog"):
+        (table.parent / name).mkdir()
+        for i in range(10):
+            (table.parent / f"{name}{i}.png").rename(table.parent / name / f"{i}.png")
+    table.write_text(re.sub(r"^(\w\w\w)(\d\.png)", r"/data/\1/\2", table.read_text(), flags=re.MULTILINE))
+    assert load_images(recipe("folder", table)).classes == ["cat", "dog"]
+    (table.parent / "cat" / "3.png").unlink()
+    for text in (table.read_text(), table.read_text().replace("/data/", "")):
+        table.write_text(text)
+        with pytest.raises(DataError, match=r"line 5 of .* names .*cat/3\.png, which is no file"):
+            load_images(recipe("folder", table))
+
+
+def test_columns_of_zero_and_one_are_classes_and_a_pair_of_labels_is_told(table):
+    expected = load_images(recipe("folder", table))
+    text = table.read_text()
+    rows = text.replace(",cat\n", ",7,1.0,0.0\n").replace(",dog", ",7,0,1")
+    table.write_text(rows.replace("path,label", "image,age,cat,dog"))
+    images = load_images(recipe("folder", table))
+    assert images.classes == expected.classes
+    assert images.train.labels.equal(expected.train.labels)
+    assert any("the columns cat, dog of" in note for note in images.notes)
+    table.write_text(text.replace("dog7.png,dog", "dog7.png,cat|dog").replace("dog8.png,dog", "dog8.png,cat|dog"))
+    notes = load_images(recipe("folder", table, val_fraction=0.0, monitor="none", test_fraction=0.4)).notes
+    assert any(note.endswith("is a class: a picture has one label here") and "'cat|dog'" in note for note in notes)
 
 
 @pytest.mark.parametrize(

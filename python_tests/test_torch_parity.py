@@ -192,6 +192,14 @@ def built(ours, stock, arguments, options):
         return module, ours(*arguments, **options)
 
 
+def columns(convolution, x):
+    """The width of its output, where it has one."""
+    try:
+        return copy.deepcopy(convolution).to("meta", torch.float32)(x.to("meta", torch.float32)).shape[-1]
+    except Exception:  # of an input that does not fit
+        return 0
+
+
 @many
 @given(convolutions(), st.sampled_from([True, True, False]), st.booleans(), st.integers(0, 19))
 def test_conv2d(case, needs, trained, other):
@@ -203,10 +211,11 @@ def test_conv2d(case, needs, trained, other):
     own.load_state_dict(stock.state_dict())
     dtype = torch.float32 if other == 0 or not x.dtype.is_floating_point else x.dtype
     assume((x.numel() and not x.is_meta) or x.dtype == dtype)  # torch looks at no dtype where it does not multiply
-    # Two faults of torch's kernels, which serve ours there: dilated float16 convolutions of narrow images crash, and
-    # bfloat16 with 11x11 filters is wrong where the output is one column wide.
+    # Two faults of torch's kernels, which serve ours there. Dilated float16 convolutions of narrow images crash:
+    # Conv2d(1, 1, (1, 2), 2, (0, 3), (1, 2)).half() of one pixel. In bfloat16 an output one column wide has wrong rows,
+    # as that of Conv2d(3, 1, 5, (1, 2)) of 12x5 pixels.
     assume(dtype != torch.float16 or stock.dilation == (1, 1))
-    assume(dtype != torch.bfloat16 or stock.kernel_size != (11, 11) or stock.padding[0] == stock.padding[1])
+    assume(dtype != torch.bfloat16 or columns(stock, x) != 1)
     modules = [m.to(x.device, dtype).requires_grad_(trained) for m in (stock, own, accelerate(stock))]
     others = [(m, m.parameters()) for m in modules[1:]]
     if stock.padding_mode == "zeros" and stock.dilation == (1, 1):

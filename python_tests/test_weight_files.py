@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 
 from alexnet_cuda import AlexNet
 from alexnet_cuda.errors import DataError, RecipeError
@@ -128,6 +129,31 @@ def test_a_file_with_several_networks_is_not_guessed_at(tmp_path):
         read_content(tmp_path / "a.pt")
 
 
+def test_two_networks_under_prefixes_are_not_guessed_at_but_an_average_is(tmp_path):
+    model, source = AlexNet("cifar", num_classes=3), AlexNet("cifar", num_classes=3).state_dict()
+    other = {name: torch.zeros_like(tensor) for name, tensor in source.items()}
+    named = lambda word, state: {f"{word}.{name}": tensor for name, tensor in state.items()}
+    with pytest.raises(DataError, match=r"holds several networks \(student\., teacher\.\); save one of them alone"):
+        compare(model, named("student", other) | named("teacher", source))
+    fit = compare(model, named("model", other) | named("model_ema", source))
+    assert all(torch.equal(fit.loaded[name], tensor) for name, tensor in source.items())
+    assert f"passed over: {len(source)} tensors beside the network, as model.features.0.weight" in str(fit)
+
+
+def test_shards_are_read_together(tmp_path):
+    state = AlexNet("cifar", num_classes=3).state_dict()
+    shards = {f"part-{i}.safetensors": dict(list(state.items())[i::2]) for i in (0, 1)}
+    for name, part in shards.items():
+        save_file({key: tensor.contiguous() for key, tensor in part.items()}, tmp_path / name)
+    index = {"weight_map": {key: name for name, part in shards.items() for key in part}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    for source in (tmp_path, tmp_path / "model.safetensors.index.json"):
+        assert read_content(source)[0].keys() == state.keys()
+    (tmp_path / "part-1.safetensors").unlink()
+    with pytest.raises(DataError, match=r"part-1\.safetensors does not exist"):
+        read_content(tmp_path)
+
+
 @pytest.mark.parametrize("zipped", [True, False])
 def test_objects_beside_tensors_in_either_format(zipped, tmp_path):
     kept = {"state_dict": {"fc.weight": torch.ones(2)}, "args": argparse.Namespace(lr=1), "mine": Settings()}
@@ -196,6 +222,11 @@ OTHERS = {
         "it is cut",
     ),
     "zip": (lambda path: zipfile.ZipFile(path, "w").writestr("a.txt", "x"), "a zip archive without weights"),
+    "zeros": (lambda path: path.write_bytes(bytes(4096)), "it begins with"),
+    "program": (
+        lambda path: zipfile.ZipFile(path, "w").writestr("net/archive_format", "pt2"),
+        "a program of torch.export; save",
+    ),
     "script": (script, "a program of TorchScript"),
 }
 

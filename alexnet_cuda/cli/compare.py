@@ -8,8 +8,9 @@ from rich.markup import escape
 from rich.table import Column
 
 from ..errors import RecipeError, first_line
-from ..files import read_metrics
+from ..files import read_metrics, require_writable
 from ..notes import show_notes
+from ..sources import load_ready_recipe
 from ._app import NARROW, app, console, require_train, right, table
 from ._recipe_options import CONFIG, RecipeCommand, recipe_options
 
@@ -41,6 +42,8 @@ def compare(
     With --recipe the same command continues where it was interrupted. A model that fails has the reason in its row, and
     the others are trained nevertheless; the exit code is then 1.
     """
+    if recipe is not None:
+        load_ready_recipe(recipe, config, values)
     require_train()
     from ..training.comparison import comparison_recipes, comparison_rows, finished_rows
 
@@ -59,6 +62,7 @@ def compare(
 
     folder = output or Path("runs") / f"compare-{recipe}"
     recipes = comparison_recipes(list(dict.fromkeys(models)), recipe, config, values, folder, seeds)
+    require_writable(folder)
     images = load_images(recipes[0])
     show_notes(images.notes)
     errors: dict[str, str] = {}  # by run folder

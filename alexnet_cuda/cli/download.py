@@ -10,7 +10,7 @@ from ._app import app, console, require
 
 @app.command()
 def download(
-    name: Annotated[
+    dataset: Annotated[
         Literal["mnist", "fashion-mnist", "cifar10", "flowers17", "bike-ship"], typer.Argument(help="Data set.")
     ],
     data_path: Annotated[Path, typer.Option(metavar="DIR", help="Folder for data sets.")] = Path("data"),
@@ -19,5 +19,5 @@ def download(
     require("torchvision", "train")
     from ..data.download import download as fetch
 
-    folder = fetch(name, data_path, console)
-    console.print(f"Ready: alexnet-cuda train {name} --data-path {folder}", soft_wrap=True)
+    folder = fetch(dataset, data_path, console)
+    console.print(f"Ready: alexnet-cuda train {dataset} --data-path {folder}", soft_wrap=True)

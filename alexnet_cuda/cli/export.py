@@ -10,6 +10,7 @@ from rich.table import Table
 
 from .. import pretrained
 from ..errors import AlexNetError
+from ..files import require_writable
 from ._app import JSON, RUN, app, console, newest_run, require, require_train
 
 TOLERANCE = {"float32": 1e-4, "float16": 0.02, "bfloat16": 0.2}  # of the scores
@@ -61,6 +62,8 @@ def export(
         names = [str(i) for i in range(classes or own)]
         model = build(recipe, len(names))
         output = output or Path(f"{variant.replace('/', '-')}{SUFFIXES[format]}")
+    require_writable(output.parent)
+    output.parent.mkdir(parents=True, exist_ok=True)
     with console.status(f"writing {output.name}"):
         save = {"onnx": files.save_onnx, "torch": files.save_torch, "safetensors": files.save_safetensors}[format]
         save(output, model, recipe, names, **({"dtype": dtype} if format == "safetensors" else {}))

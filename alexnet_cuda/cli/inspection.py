@@ -9,6 +9,7 @@ import typer
 from rich.markup import escape
 
 from ..notes import show_notes
+from ..sources import load_ready_recipe
 from ._app import JSON, app, class_table, console, require_train, right, table
 from ._recipe_options import CONFIG, RecipeCommand, recipe_options
 
@@ -24,14 +25,13 @@ def inspect(
     values: dict[str, Any],
 ) -> None:
     """Show a data set without training: classes, counts, sizes, modes, duplicates, damaged files, and samples."""
+    loaded = load_ready_recipe(recipe, config, {"verify": True, **values})
     require_train()
     from ..data.folder import require_outside
     from ..data.inspection import inspect as look
     from ..files import write_text
-    from ..recipe import load_recipe
     from ..reports.inspection import page
 
-    loaded = load_recipe(recipe, config, {"verify": True, **values})
     folder = output or Path("runs") / f"inspect-{recipe}"
     require_outside(folder, loaded)
     found = look(loaded)

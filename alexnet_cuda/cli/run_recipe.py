@@ -96,6 +96,8 @@ def _resumed(
         checkpoint = best if best.exists() and not last.exists() else last
     if not checkpoint.exists():
         raise DataError(f"{checkpoint} does not exist: nothing to resume")
+    if checkpoint.suffix != ".ckpt":
+        raise DataError(f"{checkpoint} is no checkpoint (.ckpt) of a run; a new run with --weights may start from it")
     folder = checkpoint.parent.parent
     run = _whole_config(folder / "config.yaml")
     if name not in (None, run.name):

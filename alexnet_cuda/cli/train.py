@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..recipe import FIELDS, Recipe, list_recipes, load_recipe
+from ..sources import load_ready_recipe
 from ..words import percent
 from ._app import JSON, NARROW, app, console, require, require_train, right, table
 from ._recipe_options import CONFIG, RECIPE, RecipeCommand, recipe_options
@@ -34,7 +35,7 @@ def train(
     --flip stands for --flip true, --no-flip for --flip false.
     """
     if recipe is not None and resume is None:
-        load_recipe(recipe, config, values)  # what is wrong with it is said before the libraries of training load
+        load_ready_recipe(recipe, config, values)
     require_train()
     from .run_recipe import run_recipe
 
@@ -65,12 +66,12 @@ def lr_find(
     values: dict[str, Any],
 ) -> None:
     """Suggest a learning rate: the loss over one sweep of rates, as a picture."""
+    loaded = load_ready_recipe(recipe, config, values)
     require_train()
     from ..reports.experiments import save_chart, sweep_chart
     from ..training.lr_find import lr_find
 
     folder = output or Path("runs") / f"lr-find-{recipe}"
-    loaded = load_recipe(recipe, config, values)
     rates, losses, found = lr_find(loaded, folder, Console(quiet=json_, highlight=False), steps, min_lr, max_lr)
     picture, title = folder / "lr_find.png", f"{recipe}, {loaded.variant}, batches of {loaded.batch_size}"
     save_chart(picture, sweep_chart, rates, losses, found, title)
@@ -99,6 +100,7 @@ def search(
     Of these four, those that are given are not searched. The same command continues where it was interrupted.
     best.yaml is for `train RECIPE --config`.
     """
+    load_ready_recipe(recipe, config, values)
     require_train()
     require("optuna", "train")
     from ..reports.experiments import save_chart, search_chart

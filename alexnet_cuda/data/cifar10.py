@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import DataError
+from ..errors import DataError, first_line
 from ..recipe import Recipe
-from .imageset import ImageSet, Split, data_folder, resize, split_images
+from ..sources import data_path
+from .imageset import ImageSet, Split, resize, split_images
 from .picture import open_image
 
 SIZE = 32
@@ -33,7 +34,7 @@ def load(recipe: Recipe) -> ImageSet:
     itself, the published archive. Raises DataError naming the file that is missing or damaged. Source: A. Krizhevsky,
     "Learning multiple layers of features from tiny images", 2009.
     """
-    root = data_folder(recipe, " DIR, where DIR/cifar-10-batches-bin (or -py, or cifar10), or the archive, lies")
+    root = data_path(recipe)
     archives = [root] if root.is_file() else sorted(root.glob("cifar-10-*.tar*"))
     found = _read_folder(root) or (_read_archive(archives[0]) if archives else None)
     if found is None:
@@ -73,7 +74,9 @@ def _read_archive(path: Path) -> tuple[Split, Split] | None:
                     if (file := archive.extractfile(member)) and Path(name).stem in (*TRAIN, *TEST):
                         (Path(scratch) / name).write_bytes(file.read())
         except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-            raise DataError(f"{path} cannot be unpacked as the archive of CIFAR-10: {error}") from error
+            raise DataError(
+                f"{path} cannot be unpacked as the archive of CIFAR-10: {first_line(error).rstrip(':')}"
+            ) from error
         return _read_folder(Path(scratch))
 
 

@@ -8,7 +8,8 @@ from torchvision.transforms import v2
 
 from ..errors import DataError
 from ..recipe import Recipe
-from .imageset import ImageSet, Items, data_folder, for_each_file, split_images
+from ..sources import data_path
+from .imageset import ImageSet, Items, for_each_file, split_images
 from .picture import open_image
 
 SIZE = None
@@ -17,6 +18,7 @@ CLASSES = [
     *("sunflower", "daisy", "coltsfoot", "dandelion", "cowslip", "buttercup", "windflower", "pansy"),
 ]
 PER_CLASS, SHORT_SIDE = 80, 256
+FOLDERS = ("flowers17/jpg", "jpg", "")  # in which the pictures may lie
 
 
 def load(recipe: Recipe) -> ImageSet:
@@ -26,8 +28,10 @@ def load(recipe: Recipe) -> ImageSet:
     class (i - 1) // 80. Raises DataError naming the files that are missing or damaged. Source: M.-E. Nilsback and A.
     Zisserman, "A visual vocabulary for flower classification", CVPR 2006.
     """
-    first, where = "image_0001.jpg", " DIR, where DIR/flowers17/jpg or DIR/jpg holds image_0001.jpg ..."
-    folder = data_folder(recipe, where, ("flowers17/jpg", "jpg", ""), first, first)
+    root, first = data_path(recipe), "image_0001.jpg"
+    folder = next((root / inside for inside in FOLDERS if (root / inside / first).exists()), None)
+    if folder is None:
+        raise DataError(f"{root / FOLDERS[0]} holds no {first}; --data-path was {root}")
     paths = [folder / f"image_{i:04d}.jpg" for i in range(1, PER_CLASS * len(CLASSES) + 1)]
     if missing := [path.name for path in paths if not path.exists()]:
         raise DataError(f"{folder} lacks {len(missing)} of {len(paths)} images, among them {missing[0]}")

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ..errors import DataError, RecipeError
 from ..recipe import Recipe
-from .imageset import ImageSet, Items, Split, data_folder
+from ..sources import data_path
+from .imageset import ImageSet, Items, Split
 from .layout import read_tree
 from .picture import open_image
 from .scan import ARCHIVES, Scanner, count, printable, split_of
@@ -93,7 +94,7 @@ def read(recipe: Recipe, path: Path) -> Tensor:
 
 def survey(recipe: Recipe, known: Sequence[str] | None = None) -> Survey:
     """What lies under `recipe.data_path`; see `load`. known: the classes of a trained network."""
-    root = data_folder(recipe, ": a folder of class folders (or of train, val, test), or a CSV")
+    root = data_path(recipe)
     if recipe.data == "bike-ship" and (root / "bike_ship").is_dir():  # --data-path names the folder above
         root = root / "bike_ship"
     root = next((root / name for name in INSIDE if (root / name).is_dir()), root)
@@ -104,8 +105,6 @@ def survey(recipe: Recipe, known: Sequence[str] | None = None) -> Survey:
     elif root.suffix.lower() in SUFFIXES:
         classes, trees, notes = read_table(root, known)
         root = root.parent
-    elif not root.exists():
-        raise DataError(f"{root} does not exist")
     else:
         unpack = "; unpack it first" if root.suffix.lower() in ARCHIVES else ""
         raise DataError(f"{root} is a file, expected a folder of pictures or a table ({', '.join(SUFFIXES)}){unpack}")

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ..errors import DataError
 from ..recipe import Recipe
-from .imageset import ImageSet, Split, data_folder, read_glyph, split_images
+from ..sources import data_path
+from .imageset import ImageSet, Split, read_glyph, split_images
 from .scan import is_litter
 
 SIZE = 32
@@ -38,7 +39,7 @@ def load(recipe: Recipe) -> ImageSet:
     LeCun, C. Cortes, C. J. C. Burges, "The MNIST database of handwritten digits".
     """
     name = FOLDERS[recipe.data]
-    root = data_folder(recipe, f" DIR, where DIR/{name}/raw holds the IDX files")
+    root = data_path(recipe)
     folder = next((root / inside for inside in (f"{name}/raw", "raw", name) if (root / inside).is_dir()), root)
     files = _idx_files(folder, set(FOLDERS.values()) - {name})
     if not any(key.startswith("trainimages") for key in files):

@@ -15,22 +15,9 @@ from rich.progress import track
 from torch import Tensor
 from torchvision.transforms import v2
 
-from ..errors import DataError
-from ..recipe import Recipe
 from .picture import decode, on_white
 
 T = TypeVar("T")
-# Where a data set that needs a path can be had.
-SOURCES = {
-    name: f"`alexnet-cuda download {name}` fetches it from {address}"
-    for name, address in {
-        "mnist": "ossci-datasets.s3.amazonaws.com/mnist",
-        "fashion-mnist": "github.com/zalandoresearch/fashion-mnist",
-        "cifar10": "www.cs.toronto.edu/~kriz/cifar.html",
-        "flowers17": "www.robots.ox.ac.uk/~vgg/data/flowers/17",
-        "bike-ship": "doi.org/10.22002/D1.20086 (Caltech-101)",
-    }.items()
-} | {"imagenet": "image-net.org/download.php has it, for those who register"}
 
 
 class Split(NamedTuple):
@@ -83,19 +70,6 @@ class ImageSet:
             return Split(split.images[chosen], split.labels[chosen])
 
         return replace(self, train=few(self.train), val=few(self.val), test=few(self.test))
-
-
-def data_folder(recipe: Recipe, what: str, inside: Sequence[str] = ("",), pattern: str = "", missing: str = "") -> Path:
-    """The first folder `inside` recipe.data_path that has a file of the name `pattern`. Raises DataError, with `what`
-    or `missing`, where no data_path is given or none of the folders has such a file."""
-    if recipe.data_path is None:
-        source = f"; {SOURCES[recipe.data]}" if recipe.data in SOURCES else ""
-        raise DataError(f"{recipe.data} needs --data-path{what}{source}")
-    root = Path(recipe.data_path)
-    for folder in (root / name for name in inside):
-        if not pattern or any(folder.glob(pattern)):
-            return folder
-    raise DataError(f"{root / inside[0]} holds no {missing}; --data-path was {root}")
 
 
 def stratified_split(labels: Tensor, fractions: Sequence[float], seed: int) -> list[Tensor]:

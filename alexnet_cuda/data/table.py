@@ -4,13 +4,14 @@ import csv
 import io
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from itertools import takewhile
 from pathlib import Path
 from textwrap import shorten
 from typing import NamedTuple
 
 from ..errors import DataError
-from .scan import alike, count, printable, shortened, split_of
+from .scan import Scanner, alike, count, hinted_split, printable, shortened, split_of
 
 MISSING = ("nan", "na", "n/a", "null", "<na>", "#n/a", "nil", "?")  # what programs write for no value
 Tree = list[tuple[Path, int]]  # image files and their labels
@@ -42,15 +43,18 @@ def read_table(path: Path, known: Sequence[str] | None = None) -> tuple[list[str
     """The class names, the pictures of each split with their labels, and notes, of a table of pictures.
 
     Encoding and delimiter are found out. The columns are known by their names; without a header, the column of files
-    is the one whose cells name files. Paths count from the table's folder. Without a column split all pictures are in
-    "all". A row that occurs twice counts once. Raises DataError, with line numbers, for a file that does not exist, a
-    missing cell, or a picture with two labels or splits. `known`: the classes of a trained network.
+    is the one whose cells name files. Columns of 0 and 1 may stand for one of labels. Paths count from the table's
+    folder; where none is there, they are looked for below it. Without a column split all pictures are in "all". A row
+    that occurs twice counts once. Raises DataError, with line numbers, for a file that does not exist, a missing cell,
+    or a picture with two labels or splits. `known`: the classes of a trained network.
     """
     text, notes = _text(path)
-    rows, names, unread = _rows(path, text)
-    if unread:
-        notes.append(f"not read: the columns {shortened(unread)} of {printable(path)}")
-    listed = _pictures(path, rows, names)
+    rows, names, told = _rows(path, text)
+    notes += told
+    listed, elsewhere = _pictures(path, rows, names)
+    if elsewhere:
+        where = f"{count(elsewhere, 'picture')} of {printable(path)} {'are' if elsewhere > 1 else 'is'}"
+        notes.append(f"{where} found by name in other folders or with another suffix than the table says")
     once: dict[str, Listed] = {}
     for row in listed:
         first = once.setdefault(os.path.normpath(row.path), row)
@@ -63,6 +67,10 @@ def read_table(path: Path, known: Sequence[str] | None = None) -> tuple[list[str
         notes.append(f"left out: {count(len(listed) - len(once), 'line')} of {printable(path)} that repeat another")
     labels = {row.label for row in once.values()}
     notes += [f"the labels {a!r} and {b!r} of {printable(path)} are two classes" for a, b in alike(labels)]
+    several = sorted(
+        label for label in labels if labels & {part.strip() for part in re.split("[|;,]", label)} - {label}
+    )
+    notes += [f"the label {label!r} of {printable(path)} is a class: a picture has one label here" for label in several]
     empty = sorted(label for label in labels if label.lower() in MISSING)
     notes += [f"the label {label!r} of {printable(path)} is a class" for label in empty]
     classes = sorted(labels) if known is None else list(known)
@@ -101,7 +109,7 @@ def _text(path: Path) -> tuple[str, list[str]]:
 
 
 def _rows(path: Path, text: str) -> tuple[list[Row], dict[str, int], list[str]]:
-    """The rows below the header, the index of each column that is known, and the names of the others."""
+    """The rows below the header, the index of each column that is known, and notes on the others."""
     rows = _split(path, text)
     if not rows:
         raise DataError(f"{path} has no column 'path'; its columns are none")
@@ -117,8 +125,27 @@ def _rows(path: Path, text: str) -> tuple[list[Row], dict[str, int], list[str]]:
     rows = [Row(line, cells + [""] * (width - len(cells))) for line, cells in rows]
     if any(_file(path, cell) for cell in rows[0].cells):
         return rows, _guessed(path, rows, [""] * width), []
-    names = _guessed(path, rows[1:], [cell.lower().replace(" ", "_") for cell in rows[0].cells])
-    return rows[1:], names, [c for i, c in enumerate(rows[0].cells) if i not in names.values() and c not in INDEX]
+    titles, rows = rows[0].cells, rows[1:]
+    header, notes = [title.lower().replace(" ", "_") for title in titles], []
+    if one_hot := [] if any(name in header for name in COLUMNS["label"]) else _one_hot(rows, len(header)):
+        header.append("label")
+        rows = [Row(n, [*cells, next(titles[i] for i in one_hot if float(cells[i]))]) for n, cells in rows]
+        classes = shortened([titles[i] for i in one_hot])
+        notes.append(
+            f"the columns {classes} of {printable(path)} are taken as classes, with 1 where a picture shows one"
+        )
+    names = _guessed(path, rows, header)
+    known = {*names.values(), *one_hot}
+    if unread := [title for i, title in enumerate(titles) if i not in known and title not in INDEX]:
+        notes.append(f"not read: the columns {shortened(unread)} of {printable(path)}")
+    return rows, names, notes
+
+
+def _one_hot(rows: list[Row], width: int) -> list[int]:
+    """The columns of which every row has 1 in one and 0 in the others, as lists of classes are also written."""
+    binary = [i for i in range(width) if all(row.cells[i] in ("0", "1", "0.0", "1.0") for row in rows)]
+    one_each = all(sum(float(row.cells[i]) for i in binary) == 1 for row in rows)
+    return binary if rows and len(binary) > 1 and one_each else []
 
 
 def _split(path: Path, text: str) -> list[Row]:
@@ -165,8 +192,13 @@ def _guessed(path: Path, rows: list[Row], header: list[str]) -> dict[str, int]:
     return {key: index for key, index in names.items() if index is not None}
 
 
-def _pictures(path: Path, rows: list[Row], names: dict[str, int]) -> list[Listed]:
+def _pictures(path: Path, rows: list[Row], names: dict[str, int]) -> tuple[list[Listed], int]:
+    """What each row says, and how many pictures do not lie where it says."""
     listed, missing = [], []
+    asked_for = {cells[names["path"]] for _, cells in rows} - {""}
+    files = {name: file for name in asked_for if (file := _file(path, name))}
+    elsewhere = {} if files else _elsewhere(path, asked_for)
+    files |= elsewhere
     for line, cells in rows:
         if any("\n" in cells[names[key]] for key in ("path", "label")):
             raise DataError(f"a quote that opens above line {line} of {path} closes on another line")
@@ -177,14 +209,39 @@ def _pictures(path: Path, rows: list[Row], names: dict[str, int]) -> list[Listed
         split = split_of(asked) if asked else "all"
         if split is None:
             raise DataError(f"line {line} of {path} has the split {asked!r}, expected train, val or test")
-        file = _file(path, name)
-        if file is None:
-            missing.append(f"line {line} of {path} names {path.parent / name}, which is no file")
+        if name in files:
+            listed.append(Listed(line, files[name], label, split))
         else:
-            listed.append(Listed(line, file, label, split))
+            missing.append(f"line {line} of {path} names {path.parent / name}, which is no file")
     if missing:
         raise DataError(missing[0] + (f"; {count(len(missing) - 1, 'other line')} as well" if len(missing) > 1 else ""))
-    return listed
+    return listed, len(elsewhere)
+
+
+def _elsewhere(table: Path, names: Collection[str]) -> dict[str, Path]:
+    """The pictures below a table's folder that cells name without their suffix or folder, or by paths of another
+    machine: what all these paths begin with is passed over, and the rest must agree. Of several pictures, those lie in
+    the folder of the split after which the table is called. Raises DataError where several are left."""
+    parts = {name: [part for part in re.split(r"[\\/]+", name.casefold()) if part not in ("", ".")] for name in names}
+    parts = {name: own for name, own in parts.items() if own}
+    common = len([*takewhile(lambda column: len({*column}) == 1, zip(*(own[:-1] for own in parts.values())))])
+    pictures: dict[str, list[Path]] = {}
+    for picture in Scanner().pictures(table.parent):
+        for key in {picture.name.casefold(), picture.stem.casefold()}:
+            pictures.setdefault(key, []).append(picture)
+    found, split = {}, hinted_split(table.stem)
+    for name, own in parts.items():
+        *folders, last = own[common:]
+        fitting = [
+            p for p in pictures.get(last, []) if [*map(str.casefold, p.parts)][-1 - len(folders) : -1] == folders
+        ]
+        if len(fitting) > 1 and split:
+            fitting = [p for p in fitting if split == hinted_split(p.relative_to(table.parent).parts[0])] or fitting
+        if len(fitting) > 1:
+            raise DataError(f"{table} names {name}, which may be {fitting[0]} or {fitting[1]}")
+        if fitting:
+            found[name] = fitting[0]
+    return found
 
 
 def _file(table: Path, name: str) -> Path | None:

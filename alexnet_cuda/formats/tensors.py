@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import DataError, first_line
+from ..fit import AVERAGE
 from ..pretrained import find
 from .tensorflow import named_as, read_arrays, read_keras
 
@@ -22,7 +23,6 @@ from .tensorflow import named_as, read_arrays, read_keras
 Content = Mapping[str, Tensor | Mapping[str, Tensor]]
 
 # Where a checkpoint has its tensors, in this order.
-AVERAGE = re.compile(r"(^|_)(ema|swa|averaged?)(_|$)")
 CHECKPOINT_KEYS = ("state_dict", "model_state_dict", "model", "net", "network", "weights", "params")
 CLASS_KEYS = ("classes", "class_names", "class_to_idx", "labels")
 REFUSED = "it holds pickled objects, which are not loaded, since that can run any code"
@@ -64,6 +64,8 @@ def read_content(source: Path) -> tuple[Content, dict[str, str]]:
         for mark, what in OTHERS.items():
             if start.lstrip().startswith(mark) if mark else not start:
                 raise ValueError(what)
+        if path.name.endswith(".index.json"):
+            return _shards(path)
         if start[8:9] == b"{" or path.suffix == ".safetensors":
             return read_safetensors(path)
         if start.startswith(b"\x89HDF") or _holds(path, "model.weights.h5"):
@@ -110,6 +112,15 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         return {name: _plain(tensor) for name, tensor in tensors.items()}, file.metadata() or {}
 
 
+def _shards(index: Path) -> tuple[Content, dict[str, str]]:
+    """The tensors of all files that an index of the Hugging Face Hub names."""
+    names = sorted({Path(name).name for name in json.loads(index.read_text("utf-8"))["weight_map"].values()})
+    tensors: dict[str, Any] = {}
+    for name in names:
+        tensors |= read_content(index.parent / name)[0]
+    return tensors, {}
+
+
 def class_names(metadata: Mapping[str, str]) -> list[str]:
     """The classes that a file names in its metadata, as JSON; none where it is something else."""
     try:
@@ -146,6 +157,8 @@ def _checkpoint(path: Path, start: bytes) -> tuple[dict[str, Tensor], dict[str, 
     if zipfile.is_zipfile(path):
         if _holds(path, "/constants.pkl"):
             raise ValueError("it is a program of TorchScript; save the module's state_dict() instead")
+        if _holds(path, "/archive_format"):
+            raise ValueError("it is a program of torch.export; save the module's state_dict() instead")
         if not _holds(path, "data.pkl"):
             raise ValueError("it is a zip archive without weights of PyTorch, Keras or NumPy; unpack it first")
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
@@ -160,7 +173,9 @@ def _unpickled(path: Path, start: bytes, names: list[str]) -> Any:
         warnings.simplefilter("ignore")  # on a pickle's protocol
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
-        except RuntimeError:  # a damaged archive
+        except RuntimeError as error:  # a damaged archive
+            if "legacy .tar" in str(error):  # of 2016, or zeros, which are an empty one
+                raise ValueError(f"it begins with {start[:16]!r}, as no known file of weights does") from error
             raise
         except Exception as error:  # what the restricted unpickler meets in a foreign pickle
             detail = re.search(r"WeightsUnpickler error: (.*)|GLOBAL (\S+)|(invalid .*)", str(error))

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 FOLDER = Path(__file__).parent
 NAMES = ("cifar10", "mnist", "digits")  # of the trained networks in this folder
 FILES = ("weights.safetensors", "model.safetensors")  # of a run folder; of `save`
+OF_OTHERS = ("pytorch_model.bin", "model.safetensors.index.json", "pytorch_model.bin.index.json")
 
 
 def find(source: Path | str, expected: str = "expected a folder or file of weights") -> Path:
@@ -28,7 +29,7 @@ def find(source: Path | str, expected: str = "expected a folder or file of weigh
     if not path.exists() and str(source) in NAMES:
         return FOLDER / f"{source}.safetensors"
     if path.is_dir():
-        path = next((path / name for name in FILES if (path / name).exists()), path / FILES[0])
+        path = next((path / name for name in (*FILES, *OF_OTHERS) if (path / name).exists()), path / FILES[0])
     if not path.exists():
         raise DataError(f"{path} does not exist; {expected}, or one of {', '.join(NAMES)}")
     if not path.is_file() and not path.is_char_device():  # a pipe would be waited for

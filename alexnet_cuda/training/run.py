@@ -63,11 +63,6 @@ def train(recipe: Recipe, images: ImageSet, folder: Path, console: Console, resu
     _quiet()
     keep_freed_memory()
     checkpoints = folder / "checkpoints"
-    checkpoints.mkdir(parents=True, exist_ok=True)
-    if callbacks.is_main_process():
-        write_text(folder / "config.yaml", recipe.to_yaml())
-        for part in checkpoints.glob(".*.ckpt"):  # incomplete files of a process that was killed
-            part.unlink()
     steps = read_checkpoint(resume)["global_step"] if resume else 0
     stop = callbacks.StopAndCheckpoint(checkpoints / "last.ckpt", recipe.max_steps)
     keep = functools.partial(callbacks.ModelCheckpoint, checkpoints, enable_version_counter=False)
@@ -83,7 +78,7 @@ def train(recipe: Recipe, images: ImageSet, folder: Path, console: Console, resu
             sync_batchnorm=torch.cuda.is_available(),
             log_every_n_steps=max(1, min(10, len(images.train.labels) // recipe.batch_size // 10)),
             enable_progress_bar=console.is_terminal,
-            logger=[callbacks.csv_logger(folder, steps), TensorBoardLogger(folder, "tensorboard", "")],
+            logger=False,  # until the network stands: what fails before leaves no run folder
             plugins=[callbacks.AtomicCheckpointIO()],
             # Averaging comes before the callbacks that write checkpoints.
             callbacks=[*Averaging.of(recipe), stop, bar, LearningRateMonitor("step"), *best, keep("last")],
@@ -98,6 +93,12 @@ def train(recipe: Recipe, images: ImageSet, folder: Path, console: Console, resu
         if first is None:
             raise RecipeError(f"whiten needs a convolution, and {recipe.variant} has none")
         whiten(first, data.training_sample())
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    if callbacks.is_main_process():
+        write_text(folder / "config.yaml", recipe.to_yaml())
+        for part in checkpoints.glob(".*.ckpt"):  # incomplete files of a process that was killed
+            part.unlink()
+    trainer.loggers = [callbacks.csv_logger(folder, steps), TensorBoardLogger(folder, "tensorboard", "")]
     try:
         trainer.fit(module, data, ckpt_path=resume, weights_only=True)
     except callbacks.Stopped as stopped:
@@ -212,10 +213,14 @@ def requested_devices(recipe: Recipe) -> str | int | list[int]:
         devices = [int(d) for d in text.split(",")] if "," in text else text if text == "auto" else int(text)
     except ValueError:
         raise RecipeError(f"devices must be auto, a number or a list such as 0,2, got {text!r}") from None
+    if isinstance(devices, int) and devices < 1:
+        raise RecipeError(f"devices must be at least 1, got {text}")
     on_cpu = recipe.accelerator == "cpu" or (recipe.accelerator == "auto" and not torch.cuda.is_available())
     if on_cpu and isinstance(devices, int) and devices > (os.cpu_count() or 1):
         raise RecipeError(f"devices must be at most the number of CPU cores here, {os.cpu_count()}, got {devices}")
     asked = max(devices) + 1 if isinstance(devices, list) else devices
+    if not on_cpu and not (torch.cuda.is_available() or torch.backends.mps.is_available()):
+        raise RecipeError(f"accelerator {recipe.accelerator} needs a GPU, and torch finds none")
     if not on_cpu and isinstance(asked, int) and asked > torch.cuda.device_count():
         raise RecipeError(f"devices {text} are more than the GPUs here, {torch.cuda.device_count()}")
     return devices

@@ -162,18 +162,16 @@ void pack(const AmxTask& a, int64_t begin, int64_t end) {
 
 void multiply(const AmxTask& a, int64_t begin, int64_t end) {
   const TileConfiguration configuration;
-  const int64_t channels = a.conv.channels / a.conv.groups, filters = a.conv.filters / a.conv.groups;
-  const int64_t across = (filters + 31) / 32, down = (channels + 31) / 32;
   const int taps = a.conv.kernel_size * a.conv.kernel_size;
   for (int64_t t = begin; t < end; ++t) {
-    const int64_t group = t / (down * across), channel = t / across % down * 32, filter = t % across * 32;
-    const BFloat16* inputs = a.inputs + (group * channels + channel) * a.stride;
-    const BFloat16* grads = a.grads + (group * filters + filter) * a.positions;
+    const int64_t group = t / (a.down * a.across), channel = t / a.across % a.down * 32, filter = t % a.across * 32;
+    const BFloat16* inputs = a.inputs + (group * a.channels + channel) * a.stride;
+    const BFloat16* grads = a.grads + (group * a.filters + filter) * a.positions;
     float* sums = a.sums + t * taps * 4 * kTile;
-    for (int64_t f = 0; f < 32 && filter + f < filters && channel == 0 && a.grad_bias; f += 16) {
-      add_up(a, grads + f * a.positions, a.bias_sums + group * filters + filter + f);
+    for (int64_t f = 0; f < 32 && filter + f < a.filters && channel == 0 && a.grad_bias; f += 16) {
+      add_up(a, grads + f * a.positions, a.bias_sums + group * a.filters + filter + f);
     }
-    const bool channels32 = channel + 16 < channels, filters32 = filter + 16 < filters;
+    const bool channels32 = channel + 16 < a.channels, filters32 = filter + 16 < a.filters;
     if (channels32) {
       filters32 ? multiply<2, 2>(a, inputs, grads, sums) : multiply<2, 1>(a, inputs, grads, sums);
     } else {
@@ -183,22 +181,20 @@ void multiply(const AmxTask& a, int64_t begin, int64_t end) {
 }
 
 void write(const AmxTask& a, int64_t begin, int64_t end) {
-  const int64_t channels = a.conv.channels / a.conv.groups, filters = a.conv.filters / a.conv.groups;
-  const int64_t across = (filters + 31) / 32, down = (channels + 31) / 32;
   const int taps = a.conv.kernel_size * a.conv.kernel_size;
   __m512 zero = {};  // NaN where a sum is not finite
   for (int64_t first = 16 * begin; first < 16 * end; first += 16) {
-    const int64_t group = first / filters, filter = first % filters;
-    auto* to = static_cast<BFloat16*>(a.grad_weight) + first * channels * taps;
+    const int64_t group = first / a.filters, filter = first % a.filters;
+    auto* to = static_cast<BFloat16*>(a.grad_weight) + first * a.channels * taps;
     BFloat16 numbers[16];
-    for (int64_t channel = 0; channel < channels; ++channel) {
-      const int64_t t = (group * down + channel / 32) * across + filter / 32;
+    for (int64_t channel = 0; channel < a.channels; ++channel) {
+      const int64_t t = (group * a.down + channel / 32) * a.across + filter / 32;
       const float* from =
           a.sums + t * taps * 4 * kTile + (channel % 32 / 16 * 2 + filter % 32 / 16) * kTile + channel % 16 * 16;
       for (int tap = 0; tap < taps; ++tap, from += 4 * kTile, ++to) {
         zero += _mm512_loadu_ps(from) * 0.0f;
         round_to(from, numbers);
-        for (int i = 0; i < 16; ++i) to[i * channels * taps] = numbers[i];
+        for (int i = 0; i < 16; ++i) to[i * a.channels * taps] = numbers[i];
       }
     }
     if (a.grad_bias) round_to(a.bias_sums + first, static_cast<BFloat16*>(a.grad_bias) + first);

@@ -54,12 +54,18 @@ int64_t winograd_tiles(const Conv& c, int64_t images) {
   return images * ceil_div(c.out_height, m) * ceil_div(c.out_width, m);
 }
 
+// Whether the channels and the filters of each group fill whole vectors, in a convolution with stride 1 whose windows
+// all contain a pixel.
+bool fills_vectors(const Conv& c) {
+  return c.stride == 1 && c.padding < c.kernel_size && c.channels > 0 && c.channels % (16 * c.groups) == 0 &&
+         c.filters % (16 * c.groups) == 0;
+}
+
 // Whether the Winograd kernels support the convolution and take at most 1 / 1.25 of the products of a direct one. The
 // transform of the weights costs as much as 16 tiles. Without AVX2 torch's own convolution is faster.
 bool is_winograd3x3(const Images& images, const Conv& c) {
   const bool supported = images.dtype == DType::kFloat && level() != Level::kBaseline &&
-                         (c.kernel_size == 3 || c.kernel_size == 5) && c.stride == 1 && c.padding < c.kernel_size &&
-                         c.channels > 0 && c.channels % (16 * c.groups) == 0 && c.filters % (16 * c.groups) == 0;
+                         (c.kernel_size == 3 || c.kernel_size == 5) && fills_vectors(c);
   return supported && c.kernel_size * c.kernel_size * images.count * c.out_height * c.out_width >
                           1.25 * kWinogradProducts * (winograd_tiles(c, images.count) + 16);
 }
@@ -69,8 +75,7 @@ bool is_winograd3x3(const Images& images, const Conv& c) {
 bool is_amx_weight_grad(const Images& images, const Conv& c) {
   constexpr int64_t kCacheBytes = int64_t{2} << 20;
   const int64_t positions = (c.height + c.padding) * (c.width + c.padding);
-  return images.dtype == DType::kBFloat16 && has_amx() && c.kernel_size == 3 && c.stride == 1 &&
-         c.padding < c.kernel_size && c.channels % (16 * c.groups) == 0 && c.filters % (16 * c.groups) == 0 &&
+  return images.dtype == DType::kBFloat16 && has_amx() && c.kernel_size == 3 && fills_vectors(c) &&
          2 * positions * (c.channels + c.filters) <= kCacheBytes;
 }
 
@@ -148,8 +153,11 @@ bool amx_weight_grad(AmxTask task) {
   const auto inputs = make_buffer<BFloat16>(c.channels * task.stride);
   const auto grads = make_buffer<BFloat16>(c.filters * round_up(part * task.span, 32));
   const auto zeros = make_buffer<BFloat16>(std::max(c.channels, c.filters));
-  const int64_t channels = c.channels / c.groups, filters = c.filters / c.groups;
-  const int64_t tiles = c.groups * ceil_div(channels, 32) * ceil_div(filters, 32);
+  task.channels = c.channels / c.groups;
+  task.filters = c.filters / c.groups;
+  task.down = ceil_div(task.channels, 32);
+  task.across = ceil_div(task.filters, 32);
+  const int64_t tiles = c.groups * task.down * task.across;
   const int64_t sums_size = tiles * c.kernel_size * c.kernel_size * 32 * 32;
   const auto sums = make_buffer<float>(sums_size + c.filters);
   bool finite = true;
@@ -167,7 +175,7 @@ bool amx_weight_grad(AmxTask task) {
     run_tasks(amx::pack, task, ceil_div(task.positions + tail, 32), 64 * (c.channels + c.filters));
     run_tasks(amx::multiply, task, tiles, task.positions * 32 * c.kernel_size);
   }
-  run_tasks(amx::write, task, c.filters / 16, 16 * channels * c.kernel_size * c.kernel_size);
+  run_tasks(amx::write, task, c.filters / 16, 16 * task.channels * c.kernel_size * c.kernel_size);
   return finite;
 }
 

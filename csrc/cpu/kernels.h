@@ -99,6 +99,8 @@ ALEXNET_CPU_KERNEL(winograd_grad_weights, WinogradTask)   // a task is a block o
 // The weight gradient of a convolution with stride 1 in bfloat16, for CPUs with has_amx() alone: images [first, first +
 // count) are packed as `positions` positions, multiplied and added to `sums`, which are written at the end.
 struct AmxTask : ConvArguments {
+  int64_t channels = 0, filters = 0;  // of a group
+  int64_t down = 0, across = 0;       // blocks of 32 channels and of 32 filters of a group
   int64_t first = 0, count = 0;
   int64_t pitch = 0, span = 0;                   // positions of a row of pixels and of an image
   int64_t positions = 0, stride = 0;             // of the part, a multiple of 32; between the inputs of two channels

@@ -23,6 +23,10 @@ struct PoolTiles {
   int rows, columns;                     // pooled rows and columns of a rectangle
   int per_image, per_row;                // rectangles
   int group_channels, channels, chunks;  // channels per thread block, a multiple of kRun; thread blocks per group
+
+  // Words of shared memory from one pixel to the next in NHWC: an odd number. A warp stores one channel of the 4 runs
+  // of 8 pixels at a time, 8 words apart within a pixel; so they lie in 32 banks, without the word more in 4.
+  __host__ __device__ static int pitch(int channels) { return channels + 1; }
 };
 
 // Shared memory holds as many pixels as fit 48 KB, what every launch may have, with 32 (NCHW: 16) channels: the fewer
@@ -47,10 +51,12 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
   const int width = min(pool.width, (ox1 - 1) * pool.stride - pool.padding + pool.kernel_size) - ix0;
   const int pixels = (iy1 - iy0) * width, runs = tiles.channels / kRun;
   // Index in shared memory: [pixel][channel] in NHWC, [channel][pixel] in NCHW.
-  const auto slot = [&](int pixel, int c) { return kNhwc ? pixel * tiles.channels + c : c * pixels + pixel; };
+  const int pitch = PoolTiles::pitch(tiles.channels);
+  const auto slot = [&](int pixel, int c) { return kNhwc ? pixel * pitch + c : c * pixels + pixel; };
 
   // Normalise: a run of x from global memory, through registers, to shared memory. The windows of LRN read x through
-  // the cache, so that no channel beyond the thread block's own has to be staged.
+  // the cache, so that no channel beyond the thread block's own has to be staged. Lanes have the runs of a pixel, then
+  // those of the next in NHWC, and neighbouring pixels of a run in NCHW: consecutive in memory.
   for (int i = threadIdx.x; i < pixels * runs; i += kThreads) {
     const int local = kNhwc ? i / runs : i % pixels, run = (kNhwc ? i % runs : i / pixels) * kRun;
     const int pixel = (iy0 + local / width) * pool.width + ix0 + local % width, c = begin + run;
@@ -64,7 +70,8 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
   }
   __syncthreads();
 
-  // Pool: one output per thread at a time, from shared to global memory.
+  // Pool: one output per thread at a time, from shared to global memory. Lanes have neighbouring channels (NCHW:
+  // columns), so that a warp reads consecutive words (NCHW: every stride-th) and writes consecutive elements.
   const int columns = ox1 - ox0, outputs = (oy1 - oy0) * columns, channels = end - begin;
   for (int i = threadIdx.x; i < outputs * channels; i += kThreads) {
     const int local = kNhwc ? i / channels : i % outputs, c = kNhwc ? i % channels : i / outputs;
@@ -113,7 +120,8 @@ gpu::error_t launch_pool_tiles(const Images& images, int groups, const PoolGeome
   const auto pixels = [&](int rows, int columns) {
     return ((rows - 1) * p.stride + p.kernel_size) * ((columns - 1) * p.stride + p.kernel_size);
   };
-  const int max_pixels = 48 * 1024 / static_cast<int>(sizeof(float)) / channels;
+  const int pixel_bytes = (images.channels_last ? PoolTiles::pitch(channels) : channels) * sizeof(float);
+  const int max_pixels = 48 * 1024 / pixel_bytes;
   int rows = 1, columns = std::min(p.out_width, images.channels_last ? 8 : 32);
   while (columns > 1 && pixels(rows, columns) > max_pixels) --columns;
   while (rows < p.out_height && pixels(rows + 1, columns) <= max_pixels) ++rows;
@@ -123,7 +131,7 @@ gpu::error_t launch_pool_tiles(const Images& images, int groups, const PoolGeome
   return for_each_batch(images.count, per_image, [&](int64_t first, int64_t count) {
     return for_each_part(groups * chunks, kMaxGridRows, [&](int first_chunk, int grid_rows) {
       const PoolTiles tiles = {first, first_chunk, rows, columns, per_image, per_row, group_channels, channels, chunks};
-      return launch(tiles, dim3(count * per_image, grid_rows), pixels(rows, columns) * channels * sizeof(float));
+      return launch(tiles, dim3(count * per_image, grid_rows), pixels(rows, columns) * pixel_bytes);
     });
   });
 }
