@@ -132,6 +132,14 @@ def test_a_torch_that_is_absent_or_too_old_is_not_compiled_against(version, foun
         assert "no torch >= 2.11 found: install torch, or set TORCH_DIR" in run.stderr
 
 
+def test_the_torch_of_an_active_environment_is_found_where_uv_hides_it(backend, monkeypatch):
+    monkeypatch.setenv("PATH", "/usr/bin:/home/me/.venv/bin")
+    monkeypatch.delenv("TORCH_DIR", raising=False)
+    python = f"python{sys.version_info[0]}.{sys.version_info[1]}"
+    found = list(importlib.import_module("find_torch").candidates())
+    assert Path(f"/home/me/.venv/lib/{python}/site-packages/torch") in found
+
+
 def write_program(path, body):
     path.write_text(f"#!/bin/sh\n{body}\n")
     path.chmod(0o755)

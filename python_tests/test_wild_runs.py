@@ -85,6 +85,18 @@ def test_overwrite_keeps_the_old_run_until_the_new_one_stands(run, data, tmp_pat
     assert not list(copy.glob(".*"))
 
 
+@pytest.mark.usefixtures("no_report")
+def test_ctrl_c_in_the_last_epoch_stops_before_the_end(data, tmp_path, monkeypatch):
+    callback = "alexnet_cuda.training.callbacks.StopAndCheckpoint.on_validation_epoch_start"
+    monkeypatch.setattr(callback, lambda *_: os.kill(os.getpid(), signal.SIGINT), raising=False)
+    values = ["--data-path", data, "--limit", 3, "--epochs", 1, *SMALL, "--max-steps", 0]
+    cli("train", "folder", "--output", tmp_path / "run", *values, code=130)
+    assert not (tmp_path / "run" / "weights.safetensors").exists()
+    monkeypatch.undo()
+    cli("train", "--resume", tmp_path / "run")
+    assert (tmp_path / "run" / "weights.safetensors").exists()
+
+
 def test_weights_that_do_not_fit_leave_no_run_folder(data, tmp_path):
     torch.save({"other": torch.zeros(3)}, tmp_path / "w.pt")
     values = ["train", "folder", "--data-path", data, "--weights", tmp_path / "w.pt", "--output", tmp_path / "new"]
@@ -147,7 +159,8 @@ def test_a_best_epoch_that_is_lost_is_one_sentence(run, data, tmp_path):
 
 def test_what_cannot_be_written_or_read_is_said_before_the_data_are_read(tmp_path):
     (tmp_path / "file").touch()
-    values = ["train", "folder", "--data-path", tmp_path / "absent"]
+    (tmp_path / "data").mkdir()
+    values = ["train", "folder", "--data-path", tmp_path / "data"]
     assert "file is a file" in cli(*values, "--output", tmp_path / "file" / "run", code=1)
     assert "w.pt does not exist" in cli(*values, "--output", tmp_path / "run", "--weights", tmp_path / "w.pt", code=1)
 
@@ -310,7 +323,8 @@ def test_cifar10_is_read_from_its_archive_and_from_folders_below(tmp_path):
 
 
 def test_devices_are_checked_before_the_data_are_read(tmp_path):
-    values = ["--data-path", tmp_path / "absent", "--output", tmp_path / "run", "--accelerator", "cpu"]
+    (tmp_path / "data").mkdir()
+    values = ["--data-path", tmp_path / "data", "--output", tmp_path / "run", "--accelerator", "cpu"]
     assert "devices must be at most" in cli("train", "folder", *values, "--devices", 9999, code=2)
 
 

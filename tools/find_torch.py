@@ -2,7 +2,7 @@
 
 Looked at in this order: the TORCH_DIR environment variable; this interpreter's import path; the environment that pip
 installs into (build isolation hides it from sys.path, but sysconfig still names it); the active virtual or conda
-environment, for build frontends that isolate in an environment of their own.
+environment and those whose programs are on PATH, for build frontends that isolate in an environment of their own.
 Prints "<include directory>;<library directory>;<version>".
 """
 
@@ -30,9 +30,9 @@ def candidates() -> Iterator[Path]:
     sites = [sysconfig.get_path("platlib"), sysconfig.get_path("purelib")]
     sites += [*site.getsitepackages(), site.getusersitepackages()]
     python = f"python{sys.version_info[0]}.{sys.version_info[1]}"
-    for variable in ("VIRTUAL_ENV", "CONDA_PREFIX"):
-        if os.environ.get(variable):
-            sites.append(os.path.join(os.environ[variable], "lib", python, "site-packages"))
+    roots = [os.environ.get("VIRTUAL_ENV", ""), os.environ.get("CONDA_PREFIX", "")]
+    roots += [os.path.dirname(folder) for folder in os.get_exec_path()]  # uv hides the variable, not the PATH
+    sites += [os.path.join(root, "lib", python, "site-packages") for root in roots if root]
     yield from (Path(directory) / "torch" for directory in dict.fromkeys(sites))
 
 

@@ -195,7 +195,7 @@ def _guessed(path: Path, rows: list[Row], header: list[str]) -> dict[str, int]:
 def _pictures(path: Path, rows: list[Row], names: dict[str, int]) -> tuple[list[Listed], int]:
     """What each row says, and how many pictures do not lie where it says."""
     listed, missing = [], []
-    asked_for = {cells[names["path"]] for _, cells in rows} - {""}
+    asked_for = dict.fromkeys(cells[names["path"]] for _, cells in rows if cells[names["path"]])
     files = {name: file for name in asked_for if (file := _file(path, name))}
     elsewhere = {} if files else _elsewhere(path, asked_for)
     files |= elsewhere

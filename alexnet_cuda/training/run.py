@@ -85,7 +85,7 @@ def train(recipe: Recipe, images: ImageSet, folder: Path, console: Console, resu
         )
     except (MisconfigurationException, ValueError, TypeError) as error:
         raise RecipeError(f"no trainer for these devices: {error}") from error
-    module, data, ended = Classifier(recipe, images.classes), ImageData(images, recipe), "finished"
+    module, data, ended = Classifier(recipe, images.classes), ImageData(images, recipe), ""
     if module.fit and not resume:
         show_notes([str(module.fit)], console)
     if recipe.whiten and not (recipe.weights or resume):
@@ -101,6 +101,7 @@ def train(recipe: Recipe, images: ImageSet, folder: Path, console: Console, resu
     trainer.loggers = [callbacks.csv_logger(folder, steps), TensorBoardLogger(folder, "tensorboard", "")]
     try:
         trainer.fit(module, data, ckpt_path=resume, weights_only=True)
+        ended = "signal" if stop.signal else "finished"  # a signal in the last epoch
     except callbacks.Stopped as stopped:
         ended = str(stopped)
     epochs, steps = trainer.fit_loop.epoch_progress.current.completed, trainer.global_step
