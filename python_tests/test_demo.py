@@ -21,12 +21,12 @@ from PIL import Image, ImageDraw
 from sklearn.datasets import load_digits
 from training_helpers import cli
 
+from alexnet_cuda.classify import classify
 from alexnet_cuda.data import load_images
-from alexnet_cuda.data.module import Normalise
+from alexnet_cuda.data.augmentation import Normalise
 from alexnet_cuda.demo import network, page
 from alexnet_cuda.networks import build
 from alexnet_cuda.recipe import Recipe, load_recipe
-from alexnet_cuda.training import evaluation
 from alexnet_cuda.weights import load_weights, save_weights
 
 
@@ -85,7 +85,7 @@ def ring(size=400):
 def test_the_page_says_what_predict_says(runs, files, run, name):
     loaded = network.load(runs / run)
     found = network.predict(loaded, files / name)
-    (expected,) = evaluation.predict_files(*load_weights(runs / run)[:2], [files / name])
+    expected = classify(*load_weights(runs / run)[:2], files / name)
     shares, labels = expected.topk(min(5, len(loaded.classes)))
     assert list(found.top) == [loaded.classes[k] for k in labels]
     assert list(found.top.values()) == pytest.approx(shares.tolist(), abs=1e-5)

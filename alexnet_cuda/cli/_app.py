@@ -29,8 +29,9 @@ UsageError: Any = typer.BadParameter.__mro__[1]  # of the click that typer carri
 WORKER_ENDED = re.compile(r"DataLoader worker \(pid|shared memory|</torch_")
 HOME = re.compile(r"^(--[\w-]+=|)~(?=/|$)")
 NOT_A_CHOICE = re.compile(r"(?:Value error, )?'(.*)' is not one of (.*)")  # in the words of typer
-PREDICT = ("torchvision", "lightning", "torchmetrics")  # the libraries that a finished network needs
-TRAIN = (*PREDICT, "matplotlib", "sklearn", "captum", "tensorboard")
+PREDICT = ("torchvision",)  # the libraries that a command needs
+EVALUATE = (*PREDICT, "lightning", "torchmetrics")
+TRAIN = (*EVALUATE, "matplotlib", "sklearn", "captum", "tensorboard")
 
 
 class Commands(TyperGroup):

@@ -14,6 +14,7 @@ from ..notes import show_notes
 from ..words import percent
 from ._app import (
     DATA_PATH,
+    EVALUATE,
     JSON,
     PREDICT,
     RUN,
@@ -31,7 +32,7 @@ from ._app import (
 @app.command()
 def evaluate(run: RUN = None, data_path: DATA_PATH = None, json_: JSON = False) -> None:
     """Test a run's weights again: on the test split, or on all new pictures that --data-path names."""
-    require_train(PREDICT)
+    require_train(EVALUATE)
     from ..training import evaluation
 
     model, recipe, images = load_run(newest_run(run, "digits"), data_path, new=True)
@@ -54,9 +55,9 @@ def predict(
 ) -> None:
     """Classify pictures. One that cannot be read does not stop the others; the exit code is then 1."""
     require_train(PREDICT)
+    from ..classify import classify
     from ..data.imageset import progress
     from ..data.verify import examine, notes_on
-    from ..training import evaluation
     from ..weights import load_weights
 
     model, recipe, classes = load_weights(newest_run(run))
@@ -64,7 +65,7 @@ def predict(
     facts, errors = [], {}
     for path in progress(images, "reading", len(images), len(images) > 100):
         try:
-            shares, labels = evaluation.predict_files(model, recipe, [path])[0].sort(descending=True)
+            shares, labels = classify(model, recipe, path).sort(descending=True)
             tops[path] = [(classes[k], share) for k, share in zip(labels[:top].tolist(), shares[:top].tolist())]
             facts.append(examine(path))
         except DataError as error:

@@ -1,4 +1,4 @@
-"""What training and testing do to images before they are normalised: uint8 to uint8.
+"""What training and testing do to images, uint8 to uint8, and how these become the input of a network.
 
 In training, photographs are cropped one by one to the network's size; everything after that is done to a whole batch.
 All random numbers come from torch's default generator, which module.py seeds for each batch.
@@ -134,3 +134,17 @@ class ColourNoise(torch.nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         noise = self.VECTORS @ (self.VALUES * torch.randn(3) * self.deviation)
         return (x + 255 * noise[:, None, None]).round().clamp(0, 255).to(torch.uint8)
+
+
+class Normalise:
+    """uint8 (N, C, H, W) to the network's input: (x / 255 - mean) / std, bilinearly resized to `recipe.input_size`."""
+
+    def __init__(self, recipe: Recipe):
+        self.mean, self.std = (torch.tensor(v).reshape(1, -1, 1, 1) for v in (recipe.mean, recipe.std))
+        self.size, self.channels = recipe.input_size, recipe.channels
+
+    def __call__(self, x: Tensor) -> Tensor:
+        y = (x.float() / 255 - self.mean.to(x.device)) / self.std.to(x.device)
+        if y.shape[-1] != self.size:
+            y = F.interpolate(y, (self.size, self.size), mode="bilinear", antialias=y.shape[-1] > self.size)
+        return y.expand(-1, self.channels, -1, -1).contiguous(memory_format=torch.channels_last)

@@ -5,12 +5,11 @@ from typing import Any
 
 import lightning
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..recipe import Recipe
-from .augmentation import Augment, Views, eval_transform
+from .augmentation import Augment, Normalise, Views, eval_transform
 from .imageset import ImageSet, Split
 
 KEPT_BYTES = 2**30  # of decoded pictures, for each of the three splits, in all worker processes together
@@ -107,20 +106,6 @@ class ResumableLoader(DataLoader):
         ended = state["batches"] >= len(self)
         self.sampler.epoch = state["epoch"] + ended
         self.sampler.start = 0 if ended else state["batches"] * self.batch_size
-
-
-class Normalise:
-    """uint8 (N, C, H, W) to the network's input: (x / 255 - mean) / std, bilinearly resized to `recipe.input_size`."""
-
-    def __init__(self, recipe: Recipe):
-        self.mean, self.std = (torch.tensor(v).reshape(1, -1, 1, 1) for v in (recipe.mean, recipe.std))
-        self.size, self.channels = recipe.input_size, recipe.channels
-
-    def __call__(self, x: Tensor) -> Tensor:
-        y = (x.float() / 255 - self.mean.to(x.device)) / self.std.to(x.device)
-        if y.shape[-1] != self.size:
-            y = F.interpolate(y, (self.size, self.size), mode="bilinear", antialias=y.shape[-1] > self.size)
-        return y.expand(-1, self.channels, -1, -1).contiguous(memory_format=torch.channels_last)
 
 
 class ImageData(lightning.LightningDataModule):

@@ -15,15 +15,14 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 from torchvision.transforms.functional import to_pil_image
 
+from ..classify import best_device
 from ..data import source
-from ..data.augmentation import eval_transform
-from ..data.module import Normalise
+from ..data.augmentation import Normalise, eval_transform
 from ..data.picture import formats, on_white
 from ..errors import AlexNetError, DataError
 from ..files import read_metrics
 from ..recipe import Recipe
 from ..reports import cards, maps
-from ..training.evaluation import best_device
 from ..weights import load_weights
 from ..words import percent
 
@@ -83,7 +82,7 @@ _hooks_lock = threading.Lock()  # `maps` adds hooks to the network
 
 
 def predict(network: Network, path: Path) -> Answer:
-    """The network's prediction for a picture file, with the preprocessing of `evaluation.predict_files`. Raises
+    """The network's prediction for a picture file, with the preprocessing of `classify`. Raises
     DataError if the file is not an image or has more than 64 million pixels."""
     _check_size(path)
     images, normalise = source(network.recipe), Normalise(network.recipe)

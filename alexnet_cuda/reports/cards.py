@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import to_pil_image
 
 from ..data import ImageSet
-from ..data.augmentation import eval_transform
-from ..data.module import Normalise
+from ..data.augmentation import Normalise, eval_transform
 from ..recipe import Recipe
 from ..words import percent
 from .charts import BLUE, VERMILION, blank

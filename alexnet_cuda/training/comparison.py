@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..classify import best_device
 from ..data import ImageSet
 from ..data.module import ImageData
 from ..errors import RecipeError
@@ -17,7 +18,6 @@ from ..files import read_metrics, read_rows
 from ..networks import build
 from ..recipe import MACHINE, Recipe, load_recipe, read_recipe, resume_rule
 from ..weights import load_weights
-from .evaluation import best_device
 
 COLUMNS = ("model", "seed", "accuracy", "top5", "parameters", "macs", "seconds", "images_per_second", "error", "run")
 MEASURE_SECONDS = 2.0

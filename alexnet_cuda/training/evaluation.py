@@ -4,7 +4,6 @@ import platform
 import sys
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,10 +12,11 @@ import torchmetrics.functional.classification as tm
 from torch import Tensor
 
 from .._version import VERSION
-from ..data import ImageSet, source
-from ..data.augmentation import eval_transform
+from ..classify import best_device
+from ..data import ImageSet
+from ..data.augmentation import Normalise
 from ..data.imageset import progress
-from ..data.module import ImageData, Normalise
+from ..data.module import ImageData
 from ..recipe import Recipe
 
 
@@ -32,10 +32,6 @@ class Predictions:
         return self.logits.softmax(1)
 
 
-def best_device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 @torch.inference_mode()
 def predict(model: torch.nn.Module, images: ImageSet, recipe: Recipe) -> Predictions:
     """The network's scores for the test split, with a progress bar for more than 1000 images."""
@@ -45,17 +41,6 @@ def predict(model: torch.nn.Module, images: ImageSet, recipe: Recipe) -> Predict
     batches = progress(loader, "testing", len(loader), len(images.test.labels) > 1000)
     parts = [(_scores(model, data.normalise, x.to(device)), labels) for x, labels in batches]
     return Predictions(*(torch.cat(tensors) for tensors in zip(*parts)))
-
-
-@torch.inference_mode()
-def predict_files(model: torch.nn.Module, recipe: Recipe, paths: list[Path]) -> Tensor:
-    """Probabilities (N, classes) of picture files, preprocessed as the images of the test split."""
-    images, device = source(recipe), best_device()
-    normalise, transform = Normalise(recipe), eval_transform(recipe, images.SIZE)
-    model.to(device).eval()
-    pictures = progress(paths, "reading", len(paths), len(paths) > 100)
-    rows = [model(normalise(transform(images.read(recipe, path))[None].to(device))).float().cpu() for path in pictures]
-    return torch.cat(rows).softmax(1)
 
 
 def _scores(model: torch.nn.Module, normalise: Normalise, x: Tensor) -> Tensor:
