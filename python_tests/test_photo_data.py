@@ -245,12 +245,15 @@ def test_a_picture_in_another_class_folder_is_not_taken_for_the_one_that_is_miss
 def test_columns_of_zero_and_one_are_classes_and_a_pair_of_labels_is_told(table):
     expected = load_images(recipe("folder", table))
     text = table.read_text()
-    rows = text.replace(",cat\n", ",7,1.0,0.0\n").replace(",dog", ",7,0,1")
-    table.write_text(rows.replace("path,label", "image,age,cat,dog"))
+    rows = text.replace(",cat\n", ",1.0,0.0\n").replace(",dog", ",0,1")
+    table.write_text(rows.replace("path,label", "image,cat,dog"))
     images = load_images(recipe("folder", table))
     assert images.classes == expected.classes
     assert images.train.labels.equal(expected.train.labels)
     assert any("the columns cat, dog of" in note for note in images.notes)
+    table.write_text(re.sub("$", ",7", rows, flags=re.MULTILINE).replace("path,label,7", "image,cat,dog,diagnosis"))
+    with pytest.raises(DataError, match="no column 'label'; its columns are image, cat, dog, diagnosis"):
+        load_images(recipe("folder", table))
     table.write_text(text.replace("dog7.png,dog", "dog7.png,cat|dog").replace("dog8.png,dog", "dog8.png,cat|dog"))
     notes = load_images(recipe("folder", table, val_fraction=0.0, monitor="none", test_fraction=0.4)).notes
     assert any(note.endswith("is a class: a picture has one label here") and "'cat|dog'" in note for note in notes)

@@ -74,9 +74,8 @@ def _read_archive(path: Path) -> tuple[Split, Split] | None:
                     if (file := archive.extractfile(member)) and Path(name).stem in (*TRAIN, *TEST):
                         (Path(scratch) / name).write_bytes(file.read())
         except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-            raise DataError(
-                f"{path} cannot be unpacked as the archive of CIFAR-10: {first_line(error).rstrip(':')}"
-            ) from error
+            reason = first_line(error).rstrip(":")
+            raise DataError(f"{path} cannot be unpacked as the archive of CIFAR-10: {reason}") from error
         return _read_folder(Path(scratch))
 
 

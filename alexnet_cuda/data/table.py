@@ -127,7 +127,7 @@ def _rows(path: Path, text: str) -> tuple[list[Row], dict[str, int], list[str]]:
         return rows, _guessed(path, rows, [""] * width), []
     titles, rows = rows[0].cells, rows[1:]
     header, notes = [title.lower().replace(" ", "_") for title in titles], []
-    if one_hot := [] if any(name in header for name in COLUMNS["label"]) else _one_hot(rows, len(header)):
+    if one_hot := _one_hot(rows, header):
         header.append("label")
         rows = [Row(n, [*cells, next(titles[i] for i in one_hot if float(cells[i]))]) for n, cells in rows]
         classes = shortened([titles[i] for i in one_hot])
@@ -141,11 +141,12 @@ def _rows(path: Path, text: str) -> tuple[list[Row], dict[str, int], list[str]]:
     return rows, names, notes
 
 
-def _one_hot(rows: list[Row], width: int) -> list[int]:
-    """The columns of which every row has 1 in one and 0 in the others, as lists of classes are also written."""
-    binary = [i for i in range(width) if all(row.cells[i] in ("0", "1", "0.0", "1.0") for row in rows)]
-    one_each = all(sum(float(row.cells[i]) for i in binary) == 1 for row in rows)
-    return binary if rows and len(binary) > 1 and one_each else []
+def _one_hot(rows: list[Row], header: list[str]) -> list[int]:
+    """The columns beside those of files and splits, if every row has 1 in one of them and 0 in the others."""
+    others = [i for i, name in enumerate(header) if name not in (*COLUMNS["path"], *COLUMNS["split"], *INDEX)]
+    binary = all(row.cells[i] in ("0", "1", "0.0", "1.0") for row in rows for i in others)
+    one_each = binary and all(sum(float(row.cells[i]) for i in others) == 1 for row in rows)
+    return others if rows and len(others) > 1 and one_each else []
 
 
 def _split(path: Path, text: str) -> list[Row]:
