@@ -177,7 +177,7 @@ def test_epilogues(monkeypatch):
 
 def test_no_stock_form():
     model = AlexNet("original2012", num_classes=3)
-    with pytest.raises(ValueError, match=r"no form of LocalResponseNorm.*original2012"):
+    with pytest.raises(ValueError, match=r"no form of alexnet_cuda.LocalResponseNorm.*original2012"):
         bench_model.stock(model)
     forms = bench_model.forms(model, torch.randn(1, 3, 224, 224), ["contiguous"], False, "float32", ["default"])
     assert [form.name for form in forms] == ["ours", "ours compile default"]

@@ -52,7 +52,8 @@ def test_the_document_shows_the_results():
     results = json.loads((ROOT / "benchmarks" / "results" / "more" / "caffe-nets.json").read_text())["networks"]
     assert table(results) in (ROOT / "docs" / "caffe.md").read_text()
     for name, result in results.items():
-        assert result["largest_difference"] <= 1e-5, name
+        assert result["error"] <= 5e-6, name
+        assert result["largest_difference"] <= 2e-5, name  # OpenCV's error of up to 7.6e-6, doubled in 1,000 images
         assert result["same_first_class"] >= 1 - 1e-4, name  # 1 but for the pixels of an FCN
 
 
