@@ -11,6 +11,7 @@ from rich.markup import escape
 
 from ..data import load_images
 from ..data.folder import require_outside
+from ..data.scan import count
 from ..errors import DataError, RecipeError
 from ..files import require_writable
 from ..formats.tensors import weights_file
@@ -59,7 +60,7 @@ def run_recipe(
     show_notes(images.notes, console)
     console.print(class_table(f"{recipe.data}: {len(images.classes)} classes", images))
     parameters = count_parameters(recipe, len(images.classes))
-    begins = f"continued from {checkpoint}" if checkpoint else f"{recipe.epochs} epoch{'s' * (recipe.epochs != 1)}"
+    begins = f"continued from {checkpoint}" if checkpoint else count(recipe.epochs, "epoch")
     facts = f"{recipe.variant}, {parameters:,} parameters, {precision(recipe)}, {begins}, run folder {folder}"
     console.print(facts, soft_wrap=True)
     if (seen := len(images.train.labels)) < FEW and parameters > LARGE and not recipe.weights and not checkpoint:

@@ -15,9 +15,8 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 from torchvision.transforms.functional import to_pil_image
 
-from ..classify import best_device
-from ..data import source
-from ..data.augmentation import Normalise, eval_transform
+from ..classify import best_device, read_pixels
+from ..data.augmentation import Normalise
 from ..data.picture import formats, on_white
 from ..errors import AlexNetError, DataError
 from ..files import read_metrics
@@ -85,9 +84,8 @@ def predict(network: Network, path: Path) -> Answer:
     """The network's prediction for a picture file, with the preprocessing of `classify`. Raises
     DataError if the file is not an image or has more than 64 million pixels."""
     _check_size(path)
-    images, normalise = source(network.recipe), Normalise(network.recipe)
-    pixels = eval_transform(network.recipe, images.SIZE)(images.read(network.recipe, path))
-    x = normalise(pixels[None]).to(best_device())
+    pixels = read_pixels(network.recipe, path)
+    x = Normalise(network.recipe)(pixels[None]).to(best_device())
     with _hooks_lock:
         with torch.no_grad():
             p = network.model(x).float().softmax(1).cpu()
