@@ -299,8 +299,10 @@ def _initialise(module: nn.Conv2d | nn.Linear, init: variants.Init) -> None:
         nn.init.trunc_normal_(module.weight, std=init.std, a=-2 * init.std, b=2 * init.std)
     elif init.weight == "xavier_uniform":
         nn.init.xavier_uniform_(module.weight)
-    elif init.weight == "kaiming_normal":
+    elif init.weight in ("kaiming_normal", "dirac"):
         nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+        if init.weight == "dirac":
+            nn.init.dirac_(module.weight[: module.weight.shape[1]])
     else:
         raise ValueError(f"AlexNet: no initialisation is called {init.weight!r}")
     if module.bias is not None:

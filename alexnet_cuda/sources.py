@@ -1,5 +1,6 @@
 """Where each data set can be had, and what --data-path then names. Nothing here waits for torch."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +42,11 @@ def data_path(recipe: Recipe) -> Path:
     return path
 
 
-def load_ready_recipe(*arguments: Any) -> Recipe:
+def load_ready_recipe(
+    name: str, config: Path | str | None = None, overrides: Mapping[str, Any] | None = None
+) -> Recipe:
     """`load_recipe`; raises DataError where its data cannot be there, before a command loads anything else."""
-    recipe = load_recipe(*arguments)
+    recipe = load_recipe(name, config, overrides)
     if recipe.data in SOURCES:
         data_path(recipe)
     return recipe

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 class Init:
     """Start values of a layer: how its weights are drawn, and the constant its biases start at.
 
-    weight: "normal" or "truncated_normal" (at two std), both with `std`; "xavier_uniform"; "kaiming_normal";
+    weight: "normal" or "truncated_normal" (at two std), both with `std`; "xavier_uniform"; "kaiming_normal"; "dirac",
+        where as many filters as there are input channels pass one channel each and the others are "kaiming_normal";
         "torch", which leaves weights and biases as torch draws them.
     """
 

@@ -169,6 +169,23 @@ _CIFAR = Variant(
     num_classes=10, input_size=32,
 )  # fmt: skip
 
+_NORM, _DIRAC = (BatchNorm(), ReLU()), Init("dirac")
+_CIFAR_DEEP = Variant(
+    "cifar_deep",
+    "our 32x32 net of eight layers with weights, as AlexNet has, seven of them convolutions, for 94 % on CIFAR-10",
+    features=(
+        *(Conv(32, 2, bias=False, init=_HE), *_NORM),
+        *(Conv(64, 3, 1, 1, bias=False, init=_DIRAC), MaxPool(), *_NORM, _CIFAR_LRN),
+        *(Conv(64, 3, 1, 1, bias=False, init=_DIRAC), *_NORM),
+        *(Conv(256, 3, 1, 1, bias=False, init=_DIRAC), MaxPool(), *_NORM, _CIFAR_LRN),
+        *(Conv(256, 3, 1, 1, bias=False, init=_DIRAC), *_NORM),
+        *(Conv(256, 3, 1, 1, bias=False, init=_DIRAC), MaxPool(), *_NORM),
+        *(Conv(256, 3, 1, 1, bias=False, init=_DIRAC), *_NORM, MaxPool()),
+    ),
+    classifier=(Linear(None, Init("normal", 0.01)),),
+    num_classes=10, input_size=32,
+)  # fmt: skip
+
 _PAPER = _grouped(
     "paper", "the 2012 paper's text: two columns, conv-ReLU-LRN-pool, k 2, alpha not divided", _PAPER_LRN, 1.0, 0.01
 )
@@ -178,7 +195,7 @@ _CAFFENET = _grouped(
 )
 _ALL = (
     *(_PAPER, _ORIGINAL_2012, _CAFFE, _CAFFENET, _UNGROUPED, _OWT),
-    *(_TORCHVISION, _TF_SLIM, _KERAS_MNIST, _FLOWERS_BN, _CIFAR),
+    *(_TORCHVISION, _TF_SLIM, _KERAS_MNIST, _FLOWERS_BN, _CIFAR, _CIFAR_DEEP),
 )
 VARIANTS: dict[str, Variant] = {variant.name: variant for variant in _ALL}
 
