@@ -183,14 +183,21 @@ def _is_drawn(module: nn.Conv2d | nn.Linear, init: Init) -> bool:
     fan_in = weight[0].numel()
     field = weight[0, 0].numel()
     fan_out = weight.shape[0] * field
+    he = math.sqrt(2 / fan_in)
     limit = {"torch": fan_in**-0.5, "xavier_uniform": math.sqrt(6 / (fan_in + fan_out)),
              "truncated_normal": 2 * init.std}.get(init.weight, math.inf)  # fmt: skip
     std = {"torch": limit / 3**0.5, "xavier_uniform": limit / 3**0.5, "truncated_normal": 0.8796 * init.std,
-           "kaiming_normal": math.sqrt(2 / fan_in)}.get(init.weight, init.std)  # fmt: skip
-    spread = 5 / math.sqrt(2 * weight.numel())  # five standard errors of a measured deviation
-    measured = weight.square().mean().sqrt().item()
-    if abs(measured / std - 1) > spread + 2e-3 or weight.abs().max() > limit * 1.001:
-        return False
+           "kaiming_normal": he, "dirac": he}.get(init.weight, init.std)  # fmt: skip
+    if init.weight == "dirac":  # which sets these filters, and draws the others
+        passing = weight[: weight.shape[1]]
+        if not torch.equal(passing, nn.init.dirac_(torch.empty_like(passing))):
+            return False
+        weight = weight[len(passing) :]
+    if len(weight):
+        spread = 5 / math.sqrt(2 * weight.numel())  # five standard errors of a measured deviation
+        measured = weight.square().mean().sqrt().item()
+        if abs(measured / std - 1) > spread + 2e-3 or weight.abs().max() > limit * 1.001:
+            return False
     if bias is None:
         return True
     return bool((bias.abs() <= limit * 1.001).all() if init.weight == "torch" else (bias == bias[0]).all())

@@ -51,7 +51,7 @@ def test_the_table_holds_what_the_runs_reached(both):
         assert (row["parameters"], row["seconds"]) == (metrics["parameters"], metrics["seconds"])
         assert row["images_per_second"] > 1
         assert row["error"] is None
-    assert found["cifar"]["macs"] == sum(layer.macs for layer in model_summary("cifar"))
+    assert found["cifar"]["macs"] == sum(layer.macs for layer in model_summary("cifar_deep"))
     lines = read_csv(both / "compare.csv")
     assert {line["model"]: int(line["macs"]) for line in lines} == {m: row["macs"] for m, row in found.items()}
     accuracies = [float(line["accuracy"]) for line in lines]
@@ -67,7 +67,7 @@ def test_finished_runs_on_one_page(tmp_path):
     assert list(found) == ["cifar10", "cifar10-short"]  # the most accurate first
     metrics = json.loads((runs[0] / "metrics.json").read_text())
     assert found["cifar10-short"]["accuracy"] == metrics["test/accuracy"]
-    assert found["cifar10"]["macs"] == sum(layer.macs for layer in model_summary("cifar"))
+    assert found["cifar10"]["macs"] == sum(layer.macs for layer in model_summary("cifar_deep"))
     page = (tmp_path / "compare.html").read_text()
     assert page.count("<svg") == 2
     assert all((tmp_path / name).exists() for name in re.findall(r'href="(\w+.png)"', page))

@@ -129,7 +129,9 @@ def test_copies_and_pickles():
 
 @pytest.mark.parametrize(
     ("variant", "macs"),
-    dict(paper=724.4, ungrouped=1135.3, torchvision=714.2, owt=714.2, flowers_bn=743.3, cifar=47.9).items(),
+    dict(
+        paper=724.4, ungrouped=1135.3, torchvision=714.2, owt=714.2, flowers_bn=743.3, cifar=47.9, cifar_deep=122.7
+    ).items(),
 )
 def test_summary(variant, macs):
     rows = model_summary(variant)

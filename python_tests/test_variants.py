@@ -13,6 +13,10 @@ from alexnet_cuda.variants import CHANGES, LRN, VARIANTS, BatchNorm, Conv, Linea
 DEEP, POOL_BN = "conv relu conv relu conv relu pool", "conv relu pool bn"
 LRN_FIRST, BATCH_NORM = "conv lrn pool relu conv relu lrn", "conv bn relu lrn pool conv bn relu lrn pool"
 LRN_POOL, POOL_LRN = "conv relu lrn pool conv relu lrn pool", "conv relu pool lrn conv relu pool lrn"
+CIFAR_DEEP = (
+    "conv bn relu conv pool bn relu lrn conv bn relu conv pool bn relu lrn conv bn relu conv pool bn relu "
+    "conv bn relu pool"
+)
 # Parameters, running statistics, classes, side of the last feature maps, and the order of the layers before them.
 NETWORKS = {
     "paper": (60_965_224, 0, 1000, 6, f"{LRN_POOL} {DEEP}"),
@@ -26,6 +30,7 @@ NETWORKS = {
     "keras_mnist": (21_622_154, 0, 10, 1, "conv lrn relu pool conv lrn relu pool conv relu conv relu conv relu"),
     "flowers_bn": (24_815_697, 19_136, 17, 2, f"{POOL_BN} {POOL_BN} conv relu bn conv relu bn {POOL_BN}"),
     "cifar": (1_124_026, 1_184, 10, 4, f"{BATCH_NORM} conv bn relu conv bn relu conv bn relu pool"),
+    "cifar_deep": (1_977_546, 2_368, 10, 1, CIFAR_DEEP),
 }
 
 

@@ -75,7 +75,7 @@ def curves(rows: list[dict[str, str]], title: str) -> Figure:
     axes[2].grid(alpha=0.2)
     axes[2].set_ylim(bottom=0)
     axes[2].ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
-    figure.suptitle(f"{title} (training: augmented images, with dropout)")
+    figure.suptitle(f"{title} (training values are of augmented images)")
     return figure
 
 

@@ -115,7 +115,7 @@ __global__ void __launch_bounds__(kThreads, 1)
           load_blocks<kChannels, false, kParts<T>>(x, g, block_place, first_group, v);
       } else if (load > 0 && loads_gradient && !copied) {
 #pragma unroll
-        for (int i = 0; i < kRuns; ++i) load_run(image, g, output, filter + i * kParts<T> * kSize, v[i]);
+        for (int i = 0; i < kRuns; ++i) load_filters(image, g, output, filter + i * kParts<T> * kSize, v[i]);
       }
       // Four, two and two eighths of this stage's products.
 #pragma unroll 1

@@ -62,7 +62,7 @@ GPU_DEVICE void load_blocks(const E* x, const Pixels& g, const Place& at, int pa
 
 // 16 bytes of a pixel's filters in the output's gradient, from `filter` on; 0 if there is no such output or filter.
 template <class E>
-GPU_DEVICE void load_run(const E* image, const Pixels& g, int output, int filter, E (&v)[16 / sizeof(E)]) {
+GPU_DEVICE void load_filters(const E* image, const Pixels& g, int output, int filter, E (&v)[16 / sizeof(E)]) {
   constexpr int kSize = 16 / sizeof(E);
   const int pixels = g.out_height * g.out_width, pitch = g.channels_last ? 1 : pixels;
   const E* from = image + (g.channels_last ? output * g.filters + filter : filter * pixels + output);
