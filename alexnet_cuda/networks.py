@@ -24,13 +24,13 @@ def build(recipe: Recipe, classes: int) -> nn.Module:
 
 
 def count_parameters(recipe: Recipe, classes: int) -> int:
-    """Of the network that `build` makes. Raises RecipeError for images that are too small for a torchvision network."""
+    """Of the network that `build` makes. Raises RecipeError for images that are too small for it."""
     with torch.device("meta"):
         model = build(recipe, classes).eval()
         edge = recipe.input_size
         try:
             model(torch.empty(1, recipe.channels, edge, edge))
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:
             reason = f"{recipe.variant} does not take images of {edge}x{edge} pixels"
             raise RecipeError(f"{reason}, a larger --size may do: {first_line(error)}") from error
     return sum(p.numel() for p in model.parameters())

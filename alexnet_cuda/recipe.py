@@ -51,7 +51,8 @@ class Recipe:
     # fmt: off
     name: str = value("custom", "Name of the recipe.", section="Network")
     variant: str = fixed("cifar", "Variant of AlexNet (see `alexnet-cuda summary`), or torchvision/NAME.")
-    size: int | None = fixed(None, "Edge of the input image of torchvision/NAME; none: 224.", (16, 4096))
+    size: int | None = fixed(None,
+        "Edge of the input image of torchvision/NAME (none: 224), torchvision or cifar_deep.", (16, 4096))
     weights: str | None = fixed(None,
         "Trained weights to start from, with a new last layer: a run folder, a weights file, or torchvision.")
     freeze: str = fixed("none", choices=("none", "features", "backbone"),
@@ -133,7 +134,7 @@ class Recipe:
     @property
     def input_size(self) -> int:
         """Edge of the image that the network takes."""
-        return get_variant(self.variant).input_size if is_variant(self.variant) else self.size or 224
+        return self.size or (get_variant(self.variant).input_size if is_variant(self.variant) else 224)
 
     @property
     def train_short_side(self) -> int:
@@ -190,8 +191,8 @@ class Recipe:
         for wrong, message in (
             (val + test >= 1, f"val_fraction {val} and test_fraction {test} leave no image"),
             (min(self.std) <= 0, f"std must be positive, got {min(self.std):g}"),
-            (self.size and is_variant(self.variant),
-             f"size {self.size} is for torchvision/NAME; {self.variant} takes {self.input_size}x{self.input_size}"),
+            (self.size and not takes_sizes(self.variant),
+             f"size {self.size} is for torchvision/NAME, torchvision and cifar_deep, not {self.variant}"),
             (peer and self.channels != 3, f"{self.variant} takes 3 channels, got channels {self.channels}"),
             (val == 0 and self.monitor != "none",
              f"val_fraction 0 needs monitor none, got {self.monitor}: the test split must not decide"),
@@ -235,6 +236,11 @@ def list_recipes() -> dict[str, str]:
     """The recipes of the package, with the first comment line of each file."""
     files = sorted((f for f in FOLDER.iterdir() if f.name.endswith(".yaml")), key=lambda f: f.name)
     return {f.name[:-5]: f.read_text("utf-8").splitlines()[0].lstrip("# ") for f in files}
+
+
+def takes_sizes(variant: str) -> bool:
+    """Whether the network takes images of any size: it pools what is left of them to one."""
+    return not is_variant(variant) or get_variant(variant).average_pool is not None
 
 
 def load_recipe(name: str, config: Path | str | None = None, overrides: Mapping[str, Any] | None = None) -> Recipe:

@@ -183,7 +183,7 @@ _CIFAR_DEEP = Variant(
         *(Conv(256, 3, 1, 1, bias=False, init=_DIRAC), *_NORM, MaxPool()),
     ),
     classifier=(Linear(None, Init("normal", 0.01)),),
-    num_classes=10, input_size=32,
+    num_classes=10, input_size=32, average_pool=1,
 )  # fmt: skip
 
 _PAPER = _grouped(

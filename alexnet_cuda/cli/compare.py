@@ -43,7 +43,7 @@ def compare(
     the others are trained nevertheless; the exit code is then 1.
     """
     if recipe is not None:
-        # The size is for torchvision's networks alone: comparison_recipes checks it.
+        # Not every network takes a size: comparison_recipes checks it.
         load_ready_recipe(recipe, config, {key: value for key, value in values.items() if key != "size"})
     require_train()
     from ..training.comparison import comparison_recipes, comparison_rows, finished_rows

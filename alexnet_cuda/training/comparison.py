@@ -16,7 +16,7 @@ from ..data.module import ImageData
 from ..errors import RecipeError
 from ..files import read_metrics, read_rows
 from ..networks import build
-from ..recipe import MACHINE, Recipe, load_recipe, read_recipe, resume_rule
+from ..recipe import MACHINE, Recipe, load_recipe, read_recipe, resume_rule, takes_sizes
 from ..weights import load_weights
 
 COLUMNS = ("model", "seed", "accuracy", "top5", "parameters", "macs", "seconds", "images_per_second", "error", "run")
@@ -31,11 +31,12 @@ def comparison_recipes(
     device, or a run in `folder` with other values."""
     if "variant" in values:
         raise RecipeError("variant is what a comparison compares: name the models instead")
-    peers = [model for model in models if model.startswith("torchvision/")]
+    peers = any(model.startswith("torchvision/") for model in models)
     equal = {"channels": 3} if peers else {}  # torchvision's networks take no other number
+    sized = [model for model in models if takes_sizes(model)]
     recipes = []
     for n, model in itertools.product(range(seeds), models):  # all models with one seed, then with the next
-        own = {key: value for key, value in values.items() if key != "size" or model in peers or not peers}
+        own = {key: value for key, value in values.items() if key != "size" or model in sized or not sized}
         run = folder / (re.sub("[/:,]", "-", model) + (f"-seed{n}" if n else ""))
         recipe = load_recipe(name, config, {**equal, **own, "variant": model, "output": str(run)})
         recipe.require_one_device("a comparison")
