@@ -29,6 +29,7 @@ EXPECTED = {
     "keras_mnist": f"block:lrn-pool-relu conv2d tail:lrn-pool-relu {DEEP} {HEAD}",
     "flowers_bn": f"conv2d+relu conv2d+relu {DEEP} {HEAD}",
     "cifar": "conv2d tail:relu-lrn-pool conv2d tail:relu-lrn-pool conv2d conv2d conv2d linear+relu linear",
+    "cifar_deep": " ".join(["conv2d"] * 7 + ["linear"]),
 }
 STEM = Conv(16, 11, 4), ReLU(), LRN(alpha=0.1), MaxPool()
 FEATURES = (*STEM, Conv(48, 3, padding=1), ReLU(), Conv(32, 3, 2, groups=2), ReLU())

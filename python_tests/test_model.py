@@ -102,6 +102,12 @@ def test_bad_arguments(name, value, expected):
         AlexNet(**{name: value})
 
 
+@pytest.mark.parametrize("name", ["torchvision", "cifar_deep"])
+def test_networks_that_pool_take_larger_images(name):
+    with torch.device("meta"):
+        assert AlexNet(name, 7).eval()(torch.empty(2, 3, 300, 260)).shape == (2, 7)
+
+
 def test_bad_images():
     with torch.device("meta"):
         model, wide = AlexNet(), AlexNet("torchvision")

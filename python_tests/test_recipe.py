@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from alexnet_cuda.recipe import Recipe, RecipeError, list_recipes, load_recipe
+from alexnet_cuda.recipe import Recipe, RecipeError, list_recipes, load_recipe, takes_sizes
 from alexnet_cuda.training import classifier
 from alexnet_cuda.training.run import average, precision
+from alexnet_cuda.variants import VARIANTS
 
 
 @pytest.mark.parametrize("name", list_recipes())
@@ -67,3 +68,10 @@ def test_bfloat16_is_chosen_for_matrix_units_alone(monkeypatch, capability, expe
     recipe = Recipe().replace({"accelerator": "cpu", "precision": "auto"})
     assert precision(recipe) == expected
     assert precision(recipe.replace({"precision": "64-true"})) == "64-true"
+
+
+def test_networks_that_pool_what_is_left_take_images_of_any_size():
+    assert [name for name in VARIANTS if takes_sizes(name)] == ["torchvision", "cifar_deep"]
+    assert load_recipe("digits", overrides={"variant": "cifar_deep", "size": 64}).input_size == 64
+    with pytest.raises(RecipeError, match="size 64 is for torchvision/NAME, torchvision and cifar_deep, not paper"):
+        load_recipe("digits", overrides={"variant": "paper", "size": 64})

@@ -100,6 +100,17 @@ def test_start_values(name, expected):
         assert (module.bias == layer.init.bias).all()
 
 
+@torch.no_grad()
+def test_dirac_filters_pass_one_channel_each_and_the_others_are_drawn():
+    torch.manual_seed(0)
+    convs = [layer for layer in AlexNet("cifar_deep").features if isinstance(layer, torch.nn.Conv2d)]
+    x = torch.randn(2, 32, 5, 5)
+    assert convs[1](x).shape == (2, 64, 5, 5)
+    assert torch.equal(convs[1](x)[:, :32], x)
+    assert convs[1].weight[32:].std().item() == pytest.approx((2 / (32 * 9)) ** 0.5, rel=0.05)
+    assert torch.equal(convs[4].weight, torch.nn.init.dirac_(torch.empty(256, 256, 3, 3)))
+
+
 def test_unknown_variant():
     with pytest.raises(ValueError, match="unknown variant 'papre'; did you mean paper"):
         AlexNet("papre")
