@@ -51,7 +51,7 @@ def test_the_table_holds_what_the_runs_reached(both):
         assert (row["parameters"], row["seconds"]) == (metrics["parameters"], metrics["seconds"])
         assert row["images_per_second"] > 1
         assert row["error"] is None
-    assert found["cifar"]["macs"] == sum(layer.macs for layer in model_summary("cifar_deep"))
+    assert found["cifar"]["macs"] == sum(layer.macs for layer in model_summary("cifar"))
     lines = read_csv(both / "compare.csv")
     assert {line["model"]: int(line["macs"]) for line in lines} == {m: row["macs"] for m, row in found.items()}
     accuracies = [float(line["accuracy"]) for line in lines]
@@ -74,7 +74,7 @@ def test_finished_runs_on_one_page(tmp_path):
     assert page.count("<a download") == 2
     assert "\N{PLUS-MINUS SIGN}" not in page
     assert percent(metrics["test/accuracy"]) in page
-    assert re.search(r"<td>epochs</td><td>30</td><td>1\d</td>", page)  # a value that differs
+    assert "<td>epochs</td><td>24</td><td>8</td>" in page  # a value that differs
     assert "<td>batch_size</td>" not in page
     assert re.search(r"<td>frog</td><td[^>]*>9\d\.\d %</td>", page)
 
