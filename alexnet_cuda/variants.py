@@ -172,7 +172,7 @@ _CIFAR = Variant(
 _NORM, _DIRAC = (BatchNorm(), ReLU()), Init("dirac")
 _CIFAR_DEEP = Variant(
     "cifar_deep",
-    "our 32x32 net of eight layers with weights, as AlexNet has, seven of them convolutions, for 94 % on CIFAR-10",
+    "our deeper 32x32 net, for 94 % on CIFAR-10: seven convolutions with BatchNorm and LRN, and one linear layer",
     features=(
         *(Conv(32, 2, bias=False, init=_HE), *_NORM),
         *(Conv(64, 3, 1, 1, bias=False, init=_DIRAC), MaxPool(), *_NORM, _CIFAR_LRN),
