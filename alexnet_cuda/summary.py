@@ -27,9 +27,10 @@ class LayerSummary:
     macs: int
 
 
-def model_summary(model: AlexNet | str) -> list[LayerSummary]:
-    """Every layer of a network, or of the variant of that name, in the order of execution, for one image. Nothing is
-    computed: the sizes come from a forward pass of a copy on torch's meta device."""
+def model_summary(model: AlexNet | str, size: int | None = None) -> list[LayerSummary]:
+    """Every layer of a network, or of the variant of that name, in the order of execution, for one image of `size` x
+    `size` pixels; None: of the variant's own size. Nothing is computed: the sizes come from a forward pass of a copy on
+    torch's meta device."""
     with torch.device("meta"):
         if isinstance(model, str):
             model = AlexNet(model)
@@ -45,7 +46,7 @@ def model_summary(model: AlexNet | str) -> list[LayerSummary]:
 
     for name, module in _leaves(twin):
         module.register_forward_hook(partial(note, name))
-    side = model.variant.input_size
+    side = size or model.variant.input_size
     twin.eval()(torch.empty(1, model.in_channels, side, side, device="meta"))
     return rows
 

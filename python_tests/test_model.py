@@ -144,6 +144,10 @@ def test_summary(variant, macs):
     assert sum(row.parameters for row in rows) == VARIANTS[variant].parameters
     assert round(sum(row.macs for row in rows) / 1e6, 1) == macs
     assert rows[0].name == "features.0"
+    if VARIANTS[variant].average_pool:
+        larger = model_summary(variant, 2 * VARIANTS[variant].input_size)
+        assert larger[0].macs > 4 * rows[0].macs
+        assert larger[-1] == rows[-1]
     assert rows[-1].output_size == (VARIANTS[variant].num_classes,)
 
 

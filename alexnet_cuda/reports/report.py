@@ -55,7 +55,7 @@ def _write(folder: Path, recipe: Recipe, images: ImageSet, model: nn.Module, p: 
         preferred=cards.preferred(model, right or wrong, seen),
         responses=cards.responses(model, looked_at[:4], seen, filters),
         maps=cards.maps(model, one, seen),
-        layers=tables.layers(model),
+        layers=tables.layers(model, recipe.input_size),
     )
     drawn = {
         "curves": charts.curves(history, title),

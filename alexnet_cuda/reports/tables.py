@@ -27,10 +27,10 @@ def per_class(p: Tensor, labels: Tensor, classes: list[str]) -> list[dict]:
     ]
 
 
-def layers(model: nn.Module) -> list[tuple[str, str, str, int, float, int, float]]:
-    """Name, kind, output, parameters and their share, MACs and their share of every layer; empty for a network that is
-    no AlexNet."""
-    rows, names = (model_summary(model), layer_names(model)) if isinstance(model, AlexNet) else ([], {})
+def layers(model: nn.Module, size: int) -> list[tuple[str, str, str, int, float, int, float]]:
+    """Name, kind, output, parameters and their share, MACs and their share of every layer, for an image of `size` x
+    `size` pixels; empty for a network that is no AlexNet."""
+    rows, names = (model_summary(model, size), layer_names(model)) if isinstance(model, AlexNet) else ([], {})
     parameters, macs = sum(r.parameters for r in rows) or 1, sum(r.macs for r in rows) or 1
     return [
         (
