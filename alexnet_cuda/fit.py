@@ -189,10 +189,10 @@ def _is_drawn(module: nn.Conv2d | nn.Linear, init: Init) -> bool:
     std = {"torch": limit / 3**0.5, "xavier_uniform": limit / 3**0.5, "truncated_normal": 0.8796 * init.std,
            "kaiming_normal": he, "dirac": he}.get(init.weight, init.std)  # fmt: skip
     if init.weight == "dirac":  # which sets these filters, and draws the others
-        passing = weight[: weight.shape[1]]
-        if not torch.equal(passing, nn.init.dirac_(torch.empty_like(passing))):
+        identity = weight[: weight.shape[1]]
+        if not torch.equal(identity, nn.init.dirac_(torch.empty_like(identity))):
             return False
-        weight = weight[len(passing) :]
+        weight = weight[len(identity) :]
     if len(weight):
         spread = 5 / math.sqrt(2 * weight.numel())  # five standard errors of a measured deviation
         measured = weight.square().mean().sqrt().item()

@@ -154,33 +154,33 @@ _FLOWERS_BN = Variant(
 
 # 32x32 images; docs/variants.md has the reasons. Convolutions followed by BatchNorm need no bias.
 _HE = Init("kaiming_normal")
-_CIFAR_LRN = LRN(alpha=0.05)
+_CIFAR_LRN, _BN_RELU = LRN(alpha=0.05), (BatchNorm(), ReLU())
 _CIFAR = Variant(
     "cifar",
     "our 32x32 net: AlexNet's five convolutions, LRN and overlapping pooling, with 3x3 filters and BatchNorm",
     features=(
-        *(Conv(48, 3, 1, 1, bias=False, init=_HE), BatchNorm(), ReLU(), _CIFAR_LRN, MaxPool(ceil_mode=True)),
-        *(Conv(96, 3, 1, 1, bias=False, init=_HE), BatchNorm(), ReLU(), _CIFAR_LRN, MaxPool(ceil_mode=True)),
-        *(Conv(160, 3, 1, 1, bias=False, init=_HE), BatchNorm(), ReLU()),
-        *(Conv(160, 3, 1, 1, bias=False, init=_HE), BatchNorm(), ReLU()),
-        *(Conv(128, 3, 1, 1, bias=False, init=_HE), BatchNorm(), ReLU(), MaxPool(ceil_mode=True)),
+        *(Conv(48, 3, 1, 1, bias=False, init=_HE), *_BN_RELU, _CIFAR_LRN, MaxPool(ceil_mode=True)),
+        *(Conv(96, 3, 1, 1, bias=False, init=_HE), *_BN_RELU, _CIFAR_LRN, MaxPool(ceil_mode=True)),
+        *(Conv(160, 3, 1, 1, bias=False, init=_HE), *_BN_RELU),
+        *(Conv(160, 3, 1, 1, bias=False, init=_HE), *_BN_RELU),
+        *(Conv(128, 3, 1, 1, bias=False, init=_HE), *_BN_RELU, MaxPool(ceil_mode=True)),
     ),
     classifier=(Linear(256, _HE), ReLU(), Dropout(0.3), Linear(None, _HE)),
     num_classes=10, input_size=32,
 )  # fmt: skip
 
-_NORM, _DIRAC = (BatchNorm(), ReLU()), Init("dirac")
+_DIRAC = Init("dirac")
 _CIFAR_DEEP = Variant(
     "cifar_deep",
     "our deeper 32x32 net, for 94 % on CIFAR-10: seven convolutions with BatchNorm and LRN, and one linear layer",
     features=(
-        *(Conv(32, 2, bias=False, init=_HE), *_NORM),
-        *(Conv(64, 3, 1, 1, bias=False, init=_DIRAC), MaxPool(), *_NORM, _CIFAR_LRN),
-        *(Conv(64, 3, 1, 1, bias=False, init=_DIRAC), *_NORM),
-        *(Conv(256, 3, 1, 1, bias=False, init=_DIRAC), MaxPool(), *_NORM, _CIFAR_LRN),
-        *(Conv(256, 3, 1, 1, bias=False, init=_DIRAC), *_NORM),
-        *(Conv(256, 3, 1, 1, bias=False, init=_DIRAC), MaxPool(), *_NORM),
-        *(Conv(256, 3, 1, 1, bias=False, init=_DIRAC), *_NORM, MaxPool()),
+        *(Conv(32, 2, bias=False, init=_HE), *_BN_RELU),
+        *(Conv(64, 3, 1, 1, bias=False, init=_DIRAC), MaxPool(), *_BN_RELU, _CIFAR_LRN),
+        *(Conv(64, 3, 1, 1, bias=False, init=_DIRAC), *_BN_RELU),
+        *(Conv(256, 3, 1, 1, bias=False, init=_DIRAC), MaxPool(), *_BN_RELU, _CIFAR_LRN),
+        *(Conv(256, 3, 1, 1, bias=False, init=_DIRAC), *_BN_RELU),
+        *(Conv(256, 3, 1, 1, bias=False, init=_DIRAC), MaxPool(), *_BN_RELU),
+        *(Conv(256, 3, 1, 1, bias=False, init=_DIRAC), *_BN_RELU, MaxPool()),
     ),
     classifier=(Linear(None, Init("normal", 0.01)),),
     num_classes=10, input_size=32, average_pool=1,

@@ -159,7 +159,11 @@ WRONG_COMMANDS = [
     ("compare cifar --recipe digits --momentun 1", 2, "unknown key 'momentun'"),
     ("compare cifar --recipe digits --variant paper", 2, "name the models instead"),
     ("compare cifar --recipe digits --devices 2", 2, "a comparison runs on 1 device, got devices 2"),
-    ("compare cifar --recipe digits --size 64", 2, "torchvision and cifar_deep, not cifar"),
+    (
+        "compare cifar --recipe digits --size 64",
+        2,
+        "size 64 is for torchvision/NAME, torchvision and cifar_deep, not cifar",
+    ),
     ("evalute", 2, "No such command 'evalute'. Did you mean 'evaluate'?"),
     ("compare cifar", 2, "cifar is no run folder"),
     ("compare --recipe digits", 2, "Missing argument 'MODEL"),
