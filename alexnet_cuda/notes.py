@@ -1,9 +1,12 @@
 """Notes for the user: what was left out or changed."""
 
 from collections.abc import Iterable
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
+
+PLAIN: dict[str, Any] = {"soft_wrap": True, "markup": False}  # prints a path as it is, in one line
 
 
 def show_notes(notes: Iterable[str], to: Console | None = None) -> None:

@@ -54,7 +54,8 @@ class Recipe:
     size: int | None = fixed(None,
         "Edge of the input image of torchvision/NAME (none: 224), torchvision or cifar_deep.", (16, 4096))
     weights: str | None = fixed(None,
-        "Trained weights to start from, with a new last layer: a run folder, a weights file, or torchvision.")
+        "Trained weights to start from, with a new last layer: a run folder, a weights file, "
+        "torchvision, or cifar10, mnist, digits: weights of the package.")
     freeze: str = fixed("none", choices=("none", "features", "backbone"),
         help="Layers that keep the weights of --weights: the features, or all but the last layer (backbone).")
     whiten: bool = fixed(False,
@@ -68,7 +69,7 @@ class Recipe:
         help="Fraction of the images for validation, if the data has no such split; 0: none, with --monitor none.")
     test_fraction: float = fixed(0.2, "Fraction of the images for the test, if the data has no such split.", (0, 1))
     split_seed: int = fixed(0, "Seed of these two splits, which --seed does not change.", (0, 2**31))
-    limit: int = fixed(0, "Largest number of images of each split; 0: all.", (0, 1e12))
+    limit: int = fixed(0, "About so many images of each split, at least one of each class; 0: all.", (0, 1e12))
     verify: bool = value(True, "Decode every picture of a folder once before training, to find damaged ones.")
     skip_corrupt: bool = value(False, "Leave damaged pictures out and list them, instead of stopping.")
     workers: int = machine(-1, "Processes that load data; -1: chosen from the data and the CPU.", (-1, 1024))
@@ -117,7 +118,8 @@ class Recipe:
     ema: float = value(0.0, limits=(0, 0.999999),
         help="Decay of the exponential moving average of the weights, which is tested in their place; 0: none.")
     label_smoothing: float = value(0.0, "Label smoothing of the cross-entropy.", (0, 1))
-    dropout: float | None = value(None, "Dropout probability; none: the variant's own.", (0, 1))
+    dropout: float | None = value(None,
+        "Dropout probability; none: the variant's own. Not for torchvision/NAME.", (0, 1))
     clip: float = value(0.0, "Largest norm of the gradients; 0: no clipping.", (0, 1e9))
     monitor: str = value("val/loss", "Metric that selects the epoch to test; none: the last epoch.",
         choices=("val/loss", "val/accuracy", "none"))
@@ -196,7 +198,15 @@ class Recipe:
             (peer and self.channels != 3, f"{self.variant} takes 3 channels, got channels {self.channels}"),
             (val == 0 and self.monitor != "none",
              f"val_fraction 0 needs monitor none, got {self.monitor}: the test split must not decide"),
+            (val == 0 and self.schedule == "plateau",
+             "val_fraction 0 needs another schedule than plateau: the test split must not decide"),
             (self.schedule == "plateau" and self.warmup, f"schedule plateau needs warmup 0, got {self.warmup:g}"),
+            (not all(0 < share < 1 for share in self.milestones),
+             f"milestones must be fractions of all steps, between 0 and 1, got {self.milestones}"),
+            (self.opt == "sgd" and self.nesterov and not self.momentum, "nesterov needs a momentum above 0"),
+            (self.pca_noise and self.channels == 1, f"pca_noise {self.pca_noise:g} is for colours, got channels 1"),
+            ((self.short_side or 4096) < self.input_size,
+             f"short_side must be at least the {self.input_size} pixels of {self.variant}, got {self.short_side}"),
             (self.freeze != "none" and self.weights is None, f"freeze {self.freeze} needs weights"),
         ):  # fmt: skip
             if wrong:

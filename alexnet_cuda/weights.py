@@ -7,6 +7,7 @@ import json
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import NamedTuple
 
 import torch
@@ -15,7 +16,6 @@ from safetensors import SafetensorError
 from torch import nn
 
 from .errors import DataError, RecipeError, first_line
-from .fit import Fit, compare, fill, parameter_layers, renamed, untrained, untrained_note
 from .formats.tensors import (
     Content,
     as_state,
@@ -26,6 +26,7 @@ from .formats.tensors import (
     weights_file,
     without_values,
 )
+from .matching import Fit, compare, fill, parameter_layers, renamed, untrained, untrained_note
 from .model import AlexNet
 from .networks import build
 from .pretrained import write_tensors
@@ -178,5 +179,5 @@ def _torchvision_tensors(recipe: Recipe) -> tuple[Content, dict[str, str]]:
     try:
         tensors = torch.hub.load_state_dict_from_url(url, map_location="cpu", check_hash=True, weights_only=True)
         return tensors, {"classes": json.dumps(weights.meta["categories"])}
-    except OSError as error:
-        raise DataError(f"{url} cannot be downloaded: {error}") from error
+    except (OSError, RuntimeError, UnpicklingError) as error:  # no network; another file than expected; a damaged one
+        raise DataError(f"{url} cannot be downloaded: {first_line(error)}") from error

@@ -12,6 +12,11 @@ def percent(share: float, digits: int = 2) -> str:
     return f"{100 * share:.{digits}f} %" if math.isfinite(share) else MISSING
 
 
+def three_digits(value: float) -> str:
+    """An integer whole, another number rounded to three digits."""
+    return str(value) if isinstance(value, int) else f"{value:.3g}"
+
+
 def closest(wrong: str, known: Iterable[str]) -> str | None:
     """The name that was probably meant: one that is spelled alike, or that begins with what was written."""
     names = list(known)

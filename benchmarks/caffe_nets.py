@@ -43,15 +43,6 @@ def text_of(name: str) -> str:
     return re.sub(r" k: \d", "", (NETS / f"{name}.prototxt").read_text())
 
 
-def narrowed(text: str, divisor: int) -> str:
-    """The network with a fraction of the channels and units; those of grouped transposed convolutions stay equal."""
-
-    def smaller(found: re.Match) -> str:
-        return f"{found[1]}: {max(4, int(found[2]) // divisor // 4 * 4)}"
-
-    return re.sub(r"(num_output|(?<=32 stride: 16 )group): (\d+)", smaller, text)
-
-
 def random_images(shape: tuple[int, ...], count: int, seed: int = 0) -> Tensor:
     """Smooth images of a standard deviation of about 50."""
     generator = torch.Generator().manual_seed(seed)
@@ -189,7 +180,8 @@ def times(prototxt: Path, caffemodel: Path, batch: int = 32, repeats: int = 3) -
 def table(results: dict[str, dict]) -> str:
     """The table of docs/caffe.md."""
     lines = [
-        "| network | images | difference | from float64 | same first class | first classes | seconds | ratio |",
+        "| network | images | difference | error against float64 (ours, OpenCV) | same first class | first classes | "
+        "seconds (ours, OpenCV) | OpenCV / ours |",
         "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     compared = {name: r for name, r in sorted(results.items()) if "images" in r}

@@ -100,15 +100,17 @@ class Timer:
         gc.collect()
         gc.disable()
         end, order = time.monotonic() + budget, random.Random(0)
-        for turn in range(repeats):
-            shuffled = order.sample(forms, len(forms))  # no form always follows the same other one
-            samples = [(form, self.attempt(form, self.sample, form)) for form in shuffled if not form.error]
-            self.synchronize()
-            for form, sample in samples:
-                form.seconds += sample() if sample else []
-            if turn >= 2 and time.monotonic() > end:
-                break
-        gc.enable()
+        try:
+            for turn in range(repeats):
+                shuffled = order.sample(forms, len(forms))  # no form always follows the same other one
+                samples = [(form, self.attempt(form, self.sample, form)) for form in shuffled if not form.error]
+                self.synchronize()
+                for form, sample in samples:
+                    form.seconds += sample() if sample else []
+                if turn >= 2 and time.monotonic() > end:
+                    break
+        finally:
+            gc.enable()
 
 
 def statistics_of(seconds: list[float]) -> dict[str, float]:
@@ -254,7 +256,7 @@ def graphed(run: Callable[[], Any]) -> Callable[[], None]:
 
 
 def start(flags: argparse.ArgumentParser, args: argparse.Namespace, half: str) -> tuple[Timer, dict[str, Any]]:
-    """Applies the flags that both benchmarks have; the timer and the ceilings. `half`: the default dtype on CUDA."""
+    """Applies the flags that all benchmarks have; the timer and the ceilings. `half`: the default dtype on CUDA."""
     args.end = time.monotonic() + args.time
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -298,10 +300,10 @@ def measure_ceilings(device: str, dtypes: Iterable[str], timer: Timer, small: bo
 def report(title: str, records: list[dict], results: Results) -> None:
     """Prints our fastest form, the fastest other one and their ratio, then the forms that failed."""
     ours = [r for r in records if r["form"].startswith("ours")]
-    if not ours or any("error" in r for r in ours):
+    if any("error" in r for r in ours):
         results.failed.append(title)
     timed = sorted((r for r in records if "median_ms" in r), key=lambda r: r["median_ms"])
-    pair = [next((r for r in timed if r["form"].startswith("ours") == ours), None) for ours in (True, False)]
+    pair = [next((r for r in timed if r["form"].startswith("ours") == own), None) for own in (True, False)]
     line = "; ".join([title, *(f"{r['form']} {r['layout']} {r['median_ms']:.3g} ms" if r else "-" for r in pair)])
     if pair[0] and pair[1]:
         line += f"; {pair[1]['median_ms'] / pair[0]['median_ms']:.2f}x"

@@ -9,6 +9,10 @@ namespace alexnet_cuda {
 // three in TF32.
 enum class DType { kFloat, kDouble, kHalf, kBFloat16, kTF32, kTF32x3 };
 
+inline int element_size(DType dtype) {
+  return dtype == DType::kDouble ? 8 : dtype == DType::kHalf || dtype == DType::kBFloat16 ? 2 : 4;
+}
+
 // A dense batch in memory, NCHW or, with channels_last, NHWC.
 struct Images {
   DType dtype;
@@ -36,6 +40,12 @@ struct Conv {
   int kernel_size, stride, padding, groups;
   int64_t out_height, out_width;
 };
+
+// The geometry of AlexNet's first layer, for which every back end has kernels, without groups.
+inline bool is_conv11x11s4(const Conv& c) {
+  return c.kernel_size == 11 && c.stride == 4 && c.groups == 1 &&
+         (c.channels == 1 || c.channels == 3 || c.channels == 4);
+}
 
 enum Order { kReluLrnPool = 0, kReluPoolLrn = 1, kLrnPoolRelu = 2 };
 

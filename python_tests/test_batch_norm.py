@@ -118,6 +118,12 @@ def test_what_has_no_kernel_is_torchs():
                 batch_norm(x, *ours, weight, bias)
 
 
+def test_float64_is_refused_by_the_kernel():
+    (x, weight, bias), _ = case((2, 16, 3, 3), torch.float64)
+    with pytest.raises(RuntimeError, match="batch_norm: expected float32, float16 or bfloat16, got float64"):
+        torch.ops.alexnet_cuda.batch_norm(x.detach(), weight.detach(), bias.detach(), 1e-5, False)
+
+
 def test_networks_use_it_in_training_alone():
     torch.manual_seed(0)
     layers = nn.Sequential(nn.BatchNorm2d(32), nn.ReLU()).to(memory_format=torch.channels_last)

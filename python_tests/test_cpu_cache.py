@@ -93,6 +93,12 @@ def test_no_more_than_the_limit_is_cached():
     assert result.returncode == 0, result.stderr
 
 
+def test_a_negative_limit_is_none():
+    result()
+    set_limit(-1)
+    assert set_limit(64 * MIB) == 0
+
+
 def test_copies_and_shared_memory():
     y = result(fill=5.0)
     for other in (copy.deepcopy(y), pickle.loads(pickle.dumps(y)), y.clone().share_memory_(), y.share_memory_()):

@@ -13,7 +13,16 @@ from sklearn.datasets import load_digits
 from torchvision.transforms import v2
 
 from alexnet_cuda.data import MODULES, load_images, source
-from alexnet_cuda.data.augmentation import Augment, ColourNoise, Views, affine, erase, eval_transform, shifted_crops
+from alexnet_cuda.data.augmentation import (
+    Augment,
+    ColourNoise,
+    Normalise,
+    Views,
+    affine,
+    erase,
+    eval_transform,
+    shifted_crops,
+)
 from alexnet_cuda.data.imageset import Items, Split, read_glyph, stratified_split
 from alexnet_cuda.data.module import EpochSampler, ImageData, SplitDataset
 from alexnet_cuda.errors import DataError
@@ -275,6 +284,15 @@ def test_colour_noise_moves_all_pixels_by_the_same_multiple_of_the_components():
     scaled = ColourNoise.VECTORS * ColourNoise.VALUES * 0.1 * 255
     torch.testing.assert_close(shifts.T.cov(), scaled @ scaled.T, rtol=0.12, atol=0.2)
     assert torch.equal(ColourNoise(0.0)(x), x)
+
+
+def test_grey_images_take_no_colour_noise_and_colours_are_averaged_for_a_grey_network():
+    grey = torch.full((1, 4, 4), 99, dtype=torch.uint8)
+    assert torch.equal(ColourNoise(0.1)(grey), grey)
+    colours = torch.tensor([0, 51, 204], dtype=torch.uint8).reshape(1, 3, 1, 1).expand(1, 3, 32, 32)
+    x = Normalise(recipe(data="cifar10", channels=1, mean=0, std=1))(colours)
+    assert x.shape == (1, 1, 32, 32)
+    assert torch.allclose(x, torch.tensor(85 / 255))
 
 
 @pytest.mark.parametrize(

@@ -134,3 +134,7 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     message = cli("draw", "cifar", "--output", tmp_path / "file" / "net.svg", code=1)
     assert f"error: {tmp_path / 'file'}: File exists" in message
+
+
+def test_a_path_is_printed_as_it_is(tmp_path):
+    assert f"Drawing: {tmp_path}/cifar[bold].svg" in cli("draw", "cifar", "--output", tmp_path / "cifar[bold].svg")

@@ -168,6 +168,7 @@ MISTAKES = {
     "divergent_shuffle": "deadlock: .* in a warp operation",
     "missing_wait": "not waited for yet",
     "wait_after_barrier": "not waited for yet|without a barrier",
+    "copy_at_the_end": "ends before it has waited for its copies",
     "global_write_out_of_bounds": "wrote outside an array",
     "misaligned_global_read": r"misaligned access to global memory at broken_kernels.cu:\d+: \d+ bytes behind",
     "misaligned_global_write": "misaligned access to global memory",

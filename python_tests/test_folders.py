@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from alexnet_cuda.data import load_images, load_test_images, verify
+from alexnet_cuda.data import load_images, load_test_images
 from alexnet_cuda.data.imageset import for_each_file
 from alexnet_cuda.data.scan import split_of
 from alexnet_cuda.errors import DataError
@@ -241,46 +241,6 @@ def test_new_pictures_do_not_move_the_others(tmp_path):
     assert len(after) == 160
     assert before.items() <= after.items()
     assert list(before.values()).count("test") == pytest.approx(24, abs=10)
-
-
-def test_the_same_content_in_train_and_test_is_counted(tmp_path):
-    for split in ("train", "test"):
-        write(tmp_path / split / "cat", tmp_path / split / "dog", count=8)
-    for i in range(3):
-        shutil.copy(tmp_path / "train" / "cat" / f"{i}.png", tmp_path / "test" / "cat" / f"copy-{i}.png")
-    shutil.copy(tmp_path / "train" / "cat" / "0.png", tmp_path / "train" / "dog" / "copy.png")
-    notes = "\n".join(load_images(recipe(tmp_path)).notes)
-    assert "same content as a picture of train: 3 pictures of test" in notes
-    assert "same content under two labels: 1 time, as" in notes
-
-
-def test_changed_pictures_are_counted(tmp_path):
-    write(tmp_path / "cat", tmp_path / "dog", count=5)
-    for i in range(3):
-        Image.fromarray(np.full((4, 4), 9000 + i, np.uint16)).save(tmp_path / "cat" / f"deep-{i}.png")
-    assert "3 pictures: 16 bits scaled to 8" in load_images(recipe(tmp_path)).notes
-
-
-def test_facts_of_many_files_are_remembered_until_they_change(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(verify, "REMEMBERED", 10)
-    examined, examine = [], verify.examine
-    monkeypatch.setattr(verify, "examine", lambda path: examined.append(path.name) or examine(path))
-    write(tmp_path / "data" / "cat", tmp_path / "data" / "dog", count=6)
-    first = load_images(recipe(tmp_path / "data"))
-    assert len(examined) == 12
-    (tmp_path / "data" / "dog" / "3.png").write_bytes(b"damaged")
-    with pytest.raises(DataError, match=r"1 damaged image(.|\n)*dog/3.png"):
-        load_images(recipe(tmp_path / "data"))
-    assert examined[12:] == ["3.png"]
-    with pytest.raises(DataError, match=r"1 damaged image(.|\n)*dog/3.png"):
-        load_images(recipe(tmp_path / "data"))
-    assert len(examined) == 13
-    for file in (tmp_path / "cache").rglob("*.json"):
-        file.write_text("{")
-    assert load_images(recipe(tmp_path / "data", skip_corrupt=True)).classes == first.classes
-    assert len(list((tmp_path / "cache").rglob("*.json"))) == 1
-    assert not any("cache" in str(path) for path in (tmp_path / "data").rglob("*"))
 
 
 def test_evaluation_takes_all_of_new_pictures(tmp_path):

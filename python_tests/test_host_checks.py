@@ -153,6 +153,19 @@ def test_torch_computes_what_no_kernel_does(case, format, device, kernels):
     assert op._conv2d_weight_grad(grad, x, size, *sizes, False)[1].numel() == 0
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_gradients_of_no_filters_and_of_an_image_smaller_than_a_window(dtype, device, kernels):
+    op = torch.ops.alexnet_cuda
+    grad, weight = (t[:, :0].to(device, dtype) if t is GRAD else t[:0].to(device, dtype) for t in (GRAD, W))
+    assert op._conv2d_input_grad(grad, weight, 20, 23, 4, 0, 1).eq(0).all()
+    x, weight = torch.randn(1, 3, 10, 10).to(device, dtype), torch.randn(8, 3, 11, 11).to(device, dtype)
+    y = op.conv2d(x, weight, None, 4, 0, 1, True, False)
+    assert y.shape == (1, 8, 1, 1)
+    gradients = op._conv2d_weight_grad(torch.ones_like(y), x, 11, 4, 0, 1, False)[0]
+    assert_close(gradients[0, :, :10, :10], x[0].double())
+    assert op._conv2d_input_grad(torch.ones_like(y), weight, 10, 10, 4, 0, 1).shape == x.shape
+
+
 MILLION = 2**20
 WIDE, MANY = torch.zeros(0, 1, 1, 2**30), W[:1, :1].expand(MILLION, 1, 11, 11)  # without images nothing takes memory
 ROW, PARTS = torch.zeros(0, 1, 11, 4099), torch.zeros(0, 1, 2, 2**30 + 1)

@@ -25,6 +25,8 @@ CASES = [
     ((1, 10, 3, 2), dict(size=4, alpha=0.5, beta=0.6, k=1.5, window="onnx")),
     ((1, 70, 2, 3), dict(size=3, alpha=0.5, beta=0.5, groups=2)),
     ((1, 4, 2, 2), dict(size=1, alpha=0.5)),
+    ((1, 20, 2, 3), dict(size=1001, alpha=50.0)),
+    ((1, 20, 2, 3), dict(size=18, alpha=0.5, beta=0.6, groups=2, window="onnx")),
 ]
 
 

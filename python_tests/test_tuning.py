@@ -11,6 +11,7 @@ import yaml
 from PIL import Image
 from training_helpers import cli, light_network, read_csv
 
+from alexnet_cuda.errors import RecipeError
 from alexnet_cuda.recipe import load_recipe
 from alexnet_cuda.training import lr_find, search
 from alexnet_cuda.training.classifier import Classifier
@@ -134,6 +135,31 @@ def test_a_killed_trial_is_made_up_for_and_ctrl_c_says_how_to_go_on(tmp_path, mo
     cli(*arguments)
     states = [trial.state.name for trial in study.get_trials()]
     assert states == ["COMPLETE", "FAIL", "FAIL", "COMPLETE"]
+
+
+def test_ctrl_c_in_the_first_trial_is_no_error(tmp_path, monkeypatch):
+    def interrupted(recipe, images, watch):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(search, "_fit", interrupted)
+    cli("search", *SMALL, "--trials", 2, "--output", tmp_path, code=130)
+
+
+def test_a_sweep_that_ends_at_once_says_why(tmp_path):
+    for rates in (["--min-lr", 50, "--max-lr", 100], ["--lr", "1e-3", "--max-lr", 1e38, "--min-lr", 1e37]):
+        output = cli("lr-find", *SMALL, "--output", tmp_path, *rates, code=2)
+        assert "a lower --min-lr may help" in output
+    assert not (tmp_path / "lr_find.csv").exists()
+    assert "accelerator gpu needs a GPU" in cli("lr-find", *SMALL, "--output", tmp_path, "--accelerator", "gpu", code=2)
+    assert "lr-find runs on 1 device, got devices 2" in cli("lr-find", *SMALL, "--devices", 2, code=2)
+
+
+def test_a_search_stays_within_the_limits_of_the_recipe():
+    space = search._space(load_recipe("digits", overrides={"lr": 500, "batch_size": 1}))
+    assert space["lr"] == [50, 500, 1000]
+    assert space["batch_size"] == [1, 1, 2]
+    with pytest.raises(RecipeError, match="a search needs an lr above 0"):
+        search._space(load_recipe("digits", overrides={"lr": 0}))
 
 
 def test_a_database_that_is_none_is_named(tmp_path):

@@ -18,8 +18,8 @@ from safetensors.torch import save_file
 
 from alexnet_cuda import AlexNet
 from alexnet_cuda.errors import DataError, RecipeError
-from alexnet_cuda.fit import compare, fill, untrained
 from alexnet_cuda.formats.tensors import as_state, read_content
+from alexnet_cuda.matching import compare, fill, untrained
 from alexnet_cuda.recipe import Recipe
 from alexnet_cuda.training.classifier import Classifier
 from alexnet_cuda.variants import VARIANTS, Conv, Linear
@@ -240,6 +240,17 @@ def test_what_is_no_file_of_tensors_is_named(kind, tmp_path):
     with pytest.raises(DataError, match=rf"is not a file of tensors: .*{message}") as error:
         read_content(path)
     assert "\n" not in str(error.value)
+
+
+def test_a_safetensors_header_of_any_length_is_read(tmp_path):
+    path = tmp_path / "w.safetensors"
+    for more in range(400):  # the length is the file's first bytes, here 0x3C20: a blank and <, as of a web page
+        save_file({"x": torch.zeros(1)}, path, {"note": "a" * (15_100 + more)})
+        if path.read_bytes()[:2] == b"\x20\x3c":
+            break
+    else:
+        pytest.fail("no header of this length")
+    assert list(read_content(path)[0]) == ["x"]
 
 
 def test_a_pipe_is_not_waited_for(tmp_path):

@@ -80,9 +80,35 @@ def test_overwrite_keeps_the_old_run_until_the_new_one_stands(run, data, tmp_pat
     for wrong, code in ((["--devices", 9999], 2), (["--weights", tmp_path / "absent"], 1)):
         cli(*values, *wrong, code=code)
         assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()} == before
+    (copy / "config.yaml").rename(copy / ".replaced-config.yaml")  # as a kill leaves it, before a first checkpoint
+    (copy / "checkpoints").rename(copy / ".replaced-checkpoints")
+    torch.save({"other": torch.zeros(3)}, tmp_path / "other.pt")
+    cli(*values, "--weights", tmp_path / "other.pt", code=2)
+    assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()} == before
     cli(*values, "--seed", 5)
     assert (copy / "checkpoints" / "last.ckpt").read_bytes() != before[copy / "checkpoints" / "last.ckpt"]
     assert not list(copy.glob(".*"))
+
+
+def test_nothing_of_a_replaced_run_is_left_beside_a_new_one_that_was_stopped(run, data, tmp_path, monkeypatch):
+    copy = shutil.copytree(run, tmp_path / "copy")
+    assert {"weights.safetensors", "metrics.json"} <= {path.name for path in copy.iterdir()}
+    (copy / "per_class.csv").write_text("class,f1\n")
+    callback = "alexnet_cuda.training.callbacks.StopAndCheckpoint.on_validation_epoch_start"
+    monkeypatch.setattr(callback, lambda *_: os.kill(os.getpid(), signal.SIGINT), raising=False)
+    values = ["--data-path", data, "--limit", 3, "--epochs", 1, *SMALL, "--max-steps", 0]
+    cli("train", "folder", "--output", copy, "--overwrite", *values, code=130)
+    assert not [path for path in copy.iterdir() if path.suffix in (".safetensors", ".json") or "class" in path.name]
+
+
+@pytest.mark.usefixtures("no_report")
+def test_a_run_goes_on_without_the_weights_that_it_started_from(run, data, tmp_path):
+    start = shutil.copytree(run, tmp_path / "start")
+    values = ["--data-path", data, "--weights", start, *SMALL]
+    cli("train", "folder", "--output", tmp_path / "run", *values)
+    shutil.rmtree(start)
+    cli("train", "--resume", tmp_path / "run", "--max-steps", 2)
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["steps"] == 2
 
 
 @pytest.mark.usefixtures("no_report")

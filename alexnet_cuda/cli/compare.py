@@ -9,7 +9,7 @@ from rich.table import Column
 
 from ..errors import RecipeError, first_line
 from ..files import read_metrics, require_writable
-from ..notes import show_notes
+from ..notes import PLAIN, show_notes
 from ..sources import load_ready_recipe
 from ._app import NARROW, app, console, require_train, right, table
 from ._recipe_options import CONFIG, RecipeCommand, recipe_options
@@ -70,7 +70,7 @@ def compare(
     for i, own in enumerate(recipes):
         run, model = Path(str(own.output)), own.variant
         if read_metrics(run) and (run / "weights.safetensors").exists():
-            console.print(f"{model}: the run in {run} is taken over", soft_wrap=True)
+            console.print(f"{model}: the run in {run} is taken over", **PLAIN)
             continue
         console.rule(f"{i + 1} of {len(recipes)}: {model}" + (f", seed {own.seed}" if seeds > 1 else ""))
         try:
@@ -108,12 +108,12 @@ def _show(folder: Path, title: str, rows: list[dict[str, Any]], facts: dict[str,
     shown.title = title
     for row in rows:
         cells = [written(row, key) for key in keys]
-        shown.add_row(row["model"], *(["[red]failed[/]"][: len(keys)] if row["accuracy"] is None else cells))
+        shown.add_row(row["model"], *(["[red]failed[/]"] if row["accuracy"] is None and keys else cells))
     console.print(shown)
     for row in rows:
         if row["error"]:
             _print_error(row["model"], row["error"])
-    console.print(f"Comparison: {folder / 'compare.html'}, compare.png, compare.csv, compare.json", soft_wrap=True)
+    console.print(f"Comparison: {folder / 'compare.html'}, compare.png, compare.csv, compare.json", **PLAIN)
 
 
 def _print_error(model: str, error: str) -> None:

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from ..notes import PLAIN
 from ._app import app, console, require
 
 
@@ -20,4 +21,4 @@ def download(
     from ..data.download import download as fetch
 
     folder = fetch(dataset, data_path, console)
-    console.print(f"Ready: alexnet-cuda train {dataset} --data-path {folder}", soft_wrap=True)
+    console.print(f"Ready: alexnet-cuda train {dataset} --data-path {folder}", **PLAIN)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from ..notes import show_notes
+from ..notes import PLAIN, show_notes
 from ..sources import load_ready_recipe
 from ._app import JSON, app, class_table, console, require_train, right, table
 from ._recipe_options import CONFIG, RecipeCommand, recipe_options
@@ -52,4 +52,4 @@ def inspect(
         console.print(f"[red]{escape(message)}[/]", soft_wrap=True)
     if len(found.damaged) > 20:
         console.print(f"and {len(found.damaged) - 20:,} more damaged files, in the page", style="red")
-    console.print(f"Page: {folder / 'inspect.html'}", soft_wrap=True)
+    console.print(f"Page: {folder / 'inspect.html'}", **PLAIN)

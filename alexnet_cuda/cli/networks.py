@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.markup import escape
 
+from ..notes import PLAIN
 from ..words import percent
 from ._app import JSON, NARROW, app, console, require, require_variant, right, table
 
@@ -80,7 +81,7 @@ def draw(
     from ..reports.drawing import draw as write
 
     write(variant, output, classes, theme, table)
-    console.print(f"Drawing: {output}", soft_wrap=True)
+    console.print(f"Drawing: {output}", **PLAIN)
 
 
 def _share(part: int, whole: int) -> str:

@@ -16,7 +16,7 @@ from ..errors import DataError, RecipeError
 from ..files import require_writable
 from ..formats.tensors import weights_file
 from ..networks import count_parameters
-from ..notes import show_notes
+from ..notes import PLAIN, show_notes
 from ..recipe import FIELDS, FIXED, ON_REQUEST, Recipe, load_recipe, read_recipe, read_yaml, resume_rule
 from ..reports.report import write_report
 from ..training.callbacks import is_main_process
@@ -62,7 +62,7 @@ def run_recipe(
     parameters = count_parameters(recipe, len(images.classes))
     begins = f"continued from {checkpoint}" if checkpoint else count(recipe.epochs, "epoch")
     facts = f"{recipe.variant}, {parameters:,} parameters, {precision(recipe)}, {begins}, run folder {folder}"
-    console.print(facts, soft_wrap=True)
+    console.print(facts, **PLAIN)
     if (seen := len(images.train.labels)) < FEW and parameters > LARGE and not recipe.weights and not checkpoint:
         fits = "--variant cifar, or --variant torchvision --weights torchvision --freeze features"
         show_notes([f"{seen:,} training images are few for {parameters / 1e6:.1f} M parameters: {fits} may suit them"])
@@ -75,15 +75,15 @@ def run_recipe(
         raise Diverged(f"training stopped: {error}; {good}; a lower --lr (now {recipe.lr:g}) may help") from error
     if outcome.ended == "signal":
         how = f"alexnet-cuda train --resume {folder}"
-        console.print(f"stopped after step {outcome.steps}; go on with: {how}", soft_wrap=True)
+        console.print(f"stopped after step {outcome.steps}; go on with: {how}", **PLAIN)
         return 130
     if not is_main_process():
         return 0
     metrics, predictions = finish(recipe, images, folder, outcome)
     paths = write_report(folder, recipe, images, outcome.module.model, predictions.probabilities, metrics)
     _report(metrics, time.monotonic() - started)
-    console.print(f"Run folder: {folder}", soft_wrap=True)
-    console.print(f"Pictures, in one page: {paths[0]}", soft_wrap=True)
+    console.print(f"Run folder: {folder}", **PLAIN)
+    console.print(f"Pictures, in one page: {paths[0]}", **PLAIN)
     return 0
 
 
@@ -136,23 +136,38 @@ def _whole_config(path: Path) -> Recipe:
 
 @contextlib.contextmanager
 def _replaced(folder: Path) -> Iterator[None]:
-    """Sets the run in a folder aside. It comes back where the block fails before its own first checkpoint."""
-    parts = [folder / name for name in ("checkpoints", "tensorboard", "config.yaml", "metrics.csv")]
-    aside = {part: part.with_name(f".replaced-{part.name}") for part in parts if part.exists()}
-    for part, old in aside.items():
+    """Sets the run in a folder aside. It comes back where the block fails before its own first checkpoint; after a
+    kill, at the next call."""
+    _put_back(folder)
+    for part, old in _parts(folder).items():
         _remove(old)
-        part.rename(old)
+        if part.exists():
+            part.rename(old)
     try:
         yield
     except BaseException:
-        if not (folder / "checkpoints" / "last.ckpt").exists():
-            for part, old in aside.items():
-                _remove(part)
-                old.rename(part)
+        _put_back(folder)
         raise
     finally:
-        for old in aside.values():
+        for old in _parts(folder).values():
             _remove(old)
+
+
+def _parts(folder: Path) -> dict[Path, Path]:
+    """What a run consists of, with the name that each part has while it is set aside."""
+    names = ("checkpoints", "tensorboard", "config.yaml", "metrics.csv", "metrics.json", "weights.safetensors",
+             "per_class.csv", "report.html")  # fmt: skip
+    return {folder / name: folder / f".replaced-{name}" for name in names}
+
+
+def _put_back(folder: Path) -> None:
+    """Undoes what set a run aside, unless the new run has a checkpoint."""
+    if (folder / "checkpoints" / "last.ckpt").exists():
+        return
+    for part, old in _parts(folder).items():
+        if old.exists():
+            _remove(part)
+            old.rename(part)
 
 
 def _remove(path: Path) -> None:

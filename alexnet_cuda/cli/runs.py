@@ -10,7 +10,7 @@ from rich.markup import escape
 from .. import pretrained
 from ..errors import AlexNetError, DataError
 from ..files import read_metrics
-from ..notes import show_notes
+from ..notes import PLAIN, show_notes
 from ..words import percent
 from ._app import (
     DATA_PATH,
@@ -104,4 +104,4 @@ def report(run: RUN = None, data_path: DATA_PATH = None, json_: JSON = False) ->
     if json_:
         print(json.dumps({"report": str(paths[0]), "files": [str(path) for path in paths[1:]]}, indent=2))
     else:
-        console.print(f"Report: {paths[0]}", soft_wrap=True)
+        console.print(f"Report: {paths[0]}", **PLAIN)

@@ -10,9 +10,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ..notes import PLAIN
 from ..recipe import FIELDS, Recipe, list_recipes, load_recipe
 from ..sources import load_ready_recipe
-from ..words import percent
+from ..words import percent, three_digits
 from ._app import JSON, NARROW, app, console, require, require_train, right, table
 from ._recipe_options import CONFIG, RECIPE, RecipeCommand, recipe_options
 
@@ -81,7 +82,7 @@ def lr_find(
         for name, rate in found.items():
             console.print(f"{name}: [bold]--lr {rate:.2g}[/]")
         console.print(f"the recipe has {loaded.lr:g}")
-        console.print(f"Picture: {picture}", soft_wrap=True)
+        console.print(f"Picture: {picture}", **PLAIN)
 
 
 @app.command(cls=RecipeCommand)
@@ -115,8 +116,8 @@ def search(
         print(json.dumps({"best": found.best, "trials": len(found.rows), "config": str(best)}))
     else:
         console.print(_table(found.rows, found.keys, title))
-        console.print(f"Best values: {best}, for: alexnet-cuda train {recipe} --config {best}", soft_wrap=True)
-        console.print(f"Picture: {folder / 'search.png'}", soft_wrap=True)
+        console.print(f"Best values: {best}, for: alexnet-cuda train {recipe} --config {best}", **PLAIN)
+        console.print(f"Picture: {folder / 'search.png'}", **PLAIN)
     if not found.complete:
         console.print("stopped; the same command continues it")
         raise typer.Exit(130)
@@ -136,7 +137,7 @@ def _table(rows: list[dict[str, Any]], keys: list[str], title: str, shown: int =
     cells = []
     for row in rows[:shown]:
         ended = "" if row["state"] == "complete" else " [dim]early[/]"
-        values = [f"{row[key]:.3g}" for key in keys]
+        values = [three_digits(row[key]) for key in keys]
         cells.append([f"{row['trial']}", *values, f"{row['epochs']}{ended}", percent(row["val/accuracy"])])
     caption = f"the best {shown} of {len(rows)}; search.csv has all" if len(rows) > shown else None
     made = table(

@@ -1,4 +1,5 @@
-"""Data sets by name. A data set is a module with `load(recipe)`, `read(recipe, path)` and `SIZE`.
+"""Data sets by name. A data set is a module with `load(recipe)`, `read(recipe, path)` and `SIZE`; one of files also has
+`survey(recipe)`, for `inspect`, and `load_test(recipe, classes)`, for new pictures.
 
 One more needs such a module, its name among the choices of `Recipe.data`, and a line in MODULES if the names differ.
 """

@@ -122,7 +122,8 @@ def erase(x: Tensor, probability: float) -> Tensor:
 
 class ColourNoise(torch.nn.Module):
     """The paper's section 4.1: adds to every pixel a random multiple of each principal component of ImageNet's colours.
-    uint8 (3, H, W) to the same. Eigenvalues and vectors of RGB in 0..1 as published with fb.resnet.torch."""
+    uint8 (3, H, W) to the same; grey images stay as they are. Eigenvalues and vectors of RGB in 0..1 as published with
+    fb.resnet.torch."""
 
     VALUES = torch.tensor([0.2175, 0.0188, 0.0045])
     VECTORS = torch.tensor([[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]])
@@ -132,12 +133,15 @@ class ColourNoise(torch.nn.Module):
         self.deviation = deviation
 
     def forward(self, x: Tensor) -> Tensor:
+        if len(x) == 1:
+            return x
         noise = self.VECTORS @ (self.VALUES * torch.randn(3) * self.deviation)
         return (x + 255 * noise[:, None, None]).round().clamp(0, 255).to(torch.uint8)
 
 
 class Normalise:
-    """uint8 (N, C, H, W) to the network's input: (x / 255 - mean) / std, bilinearly resized to `recipe.input_size`."""
+    """uint8 (N, C, H, W) to the network's input: (x / 255 - mean) / std, bilinearly resized to `recipe.input_size`.
+    Grey images are repeated for a network of three channels; colours are averaged for one of one."""
 
     def __init__(self, recipe: Recipe):
         self.mean, self.std = (torch.tensor(v).reshape(1, -1, 1, 1) for v in (recipe.mean, recipe.std))
@@ -147,4 +151,6 @@ class Normalise:
         y = (x.float() / 255 - self.mean.to(x.device)) / self.std.to(x.device)
         if y.shape[-1] != self.size:
             y = F.interpolate(y, (self.size, self.size), mode="bilinear", antialias=y.shape[-1] > self.size)
+        if y.shape[1] > self.channels:
+            y = y.mean(1, keepdim=True)
         return y.expand(-1, self.channels, -1, -1).contiguous(memory_format=torch.channels_last)

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from ..errors import DataError, first_line
+from ..notes import PLAIN
 
 FLOWERS = "https://www.robots.ox.ac.uk/~vgg/data/flowers/17/17flowers.tgz", "b59a65d8d1a99cd66944d474e1289eab"
 CALTECH = "https://data.caltech.edu/records/mzrjq-6wc02/files/caltech-101.zip", "3138e1922a9193bfa496528edbbc45d0"
@@ -73,7 +74,8 @@ def _bike_ship(root: Path, console: Console) -> Path:
 
 def _untar(archive: Path, folder: Path) -> Path:
     with tarfile.open(archive) as tar:
-        tar.extractall(folder, filter="data")
+        tar.extraction_filter = getattr(tarfile, "data_filter", None)  # Python before 3.11.4 has none
+        tar.extractall(folder)
     return next(path for path in folder.iterdir() if path.is_dir())
 
 
@@ -112,7 +114,7 @@ def _unpacked(target: Path, url: str, md5: str, console: Console, unpack: Callab
     """Downloads an archive, and makes `target` of the folder that `unpack(archive, empty folder)` returns, at once. A
     `target` that exists is left as it is."""
     if target.exists():
-        console.print(f"{target} is here already", soft_wrap=True)
+        console.print(f"{target} is here already", **PLAIN)
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     archive = target.parent / url.rpartition("/")[2]
@@ -128,7 +130,7 @@ def fetch(urls: list[str], path: Path, md5: str, console: Console) -> None:
     """Downloads one file from the first of `urls` that has it, unless `path` is that file already. What has come is
     kept in PATH.part, from where the next try goes on. Raises DataError."""
     if path.exists() and checksum(path) == md5:
-        console.print(f"{path} is here already", soft_wrap=True)
+        console.print(f"{path} is here already", **PLAIN)
         return
     part = path.with_name(f"{path.name}.part")
     left = list(urls)

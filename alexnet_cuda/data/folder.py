@@ -36,6 +36,16 @@ class Survey:
     notes: list[str]
     facts: dict[Path, Facts] = field(default_factory=dict)
 
+    @property
+    def training(self) -> Tree:
+        """The pictures of the training split, or all where there are no splits."""
+        return self.trees.get("all") or self.trees.get("train", [])
+
+    @property
+    def damaged(self) -> list[str]:
+        """Why files cannot be read."""
+        return [printable(facts.error) for facts in self.facts.values() if facts.error]
+
 
 def load(recipe: Recipe) -> ImageSet:
     """The pictures under `recipe.data_path`, RGB or, with one input channel, grey.
@@ -48,22 +58,21 @@ def load(recipe: Recipe) -> ImageSet:
     that lists them, or left out and listed with `recipe.skip_corrupt`.
     """
     found = survey(recipe)
-    training = found.trees.get("all") or found.trees.get("train", [])
-    if lacking := set(range(len(found.classes))) - {label for _, label in training}:
+    if lacking := set(range(len(found.classes))) - {label for _, label in found.training}:
         name = found.classes[min(lacking)]
         raise DataError(f"class {name!r} of {found.root} has no training image that can be read")
+    found.notes += _left_out(found)
     return image_set(found, recipe)
 
 
 def image_set(found: Survey, recipe: Recipe) -> ImageSet:
     """The splits of what was found, with the missing ones cut off the training split."""
-    trees = dict(found.trees)
-    training = trees.pop("all", None) or trees.get("train", [])
+    trees = {name: tree for name, tree in found.trees.items() if name != "all"}
     if "test" not in trees and "val" in trees:
         trees["test"] = trees.pop("val")
     fractions = {"test": recipe.test_fraction, "val": recipe.val_fraction}
     missing = {name: fraction for name, fraction in fractions.items() if name not in trees}
-    trees |= cut(training, found.root, missing, recipe.split_seed)
+    trees |= cut(found.training, found.root, missing, recipe.split_seed)
     train, val, test = (_split(recipe, trees[name]) for name in ("train", "val", "test"))
     notes = found.notes + notes_on_duplicates(trees, found.classes, found.facts)
     return ImageSet(found.classes, train, val, test, SIZE, notes)
@@ -73,6 +82,7 @@ def load_test(recipe: Recipe, classes: Sequence[str]) -> ImageSet:
     """The pictures under `recipe.data_path` as new ones for a network with these classes: all are the test split; or
     those of the test folder, or else of the validation folder, where there is one. Damaged pictures are left out."""
     found = survey(recipe.replace({"skip_corrupt": True}), classes)
+    found.notes += _left_out(found)
     name = next((name for name in ("test", "val", "train", "all") if found.trees.get(name)), None)
     if name is None:
         raise DataError(f"{found.root} holds no picture of the classes {', '.join(classes[:10])}")
@@ -111,10 +121,14 @@ def survey(recipe: Recipe, known: Sequence[str] | None = None) -> Survey:
     found = Survey(root, classes, trees, notes)
     if recipe.verify:
         found.facts = examine_all(root, [path for tree in trees.values() for path, _ in tree])
-        notes += notes_on(found.facts.values())
-        _leave_out_damaged(found, recipe.skip_corrupt)
+        found.notes += notes_on(found.facts.values())
+        if found.damaged and not recipe.skip_corrupt:
+            listing = "\n  ".join(_listed(found.damaged))
+            raise DataError(f"{len(found.damaged)} damaged image(s); --skip-corrupt leaves them out:\n  {listing}")
+        whole = {path for path, facts in found.facts.items() if not facts.error}
+        found.trees = {name: [item for item in tree if item[0] in whole] for name, tree in trees.items()}
     else:
-        notes.append("without --verify, damaged pictures and duplicates are not looked for")
+        found.notes.append("without --verify, damaged pictures and duplicates are not looked for")
     return found
 
 
@@ -160,13 +174,12 @@ def _split(recipe: Recipe, tree: Tree) -> Split:
     return Split(Items([path for path, _ in tree], functools.partial(read, recipe)), labels)
 
 
-def _leave_out_damaged(found: Survey, skip: bool) -> None:
-    damaged = {path: facts.error for path, facts in found.facts.items() if facts.error}
-    listed = list(damaged.values())[:LISTED]
-    if len(damaged) > LISTED:
-        listed.append(f"and {count(len(damaged) - LISTED, 'other')}, which `alexnet-cuda inspect` lists")
-    if damaged and not skip:
-        listing = "\n  ".join(listed)
-        raise DataError(f"{len(damaged)} damaged image(s); --skip-corrupt leaves them out:\n  {listing}")
-    found.notes += [f"left out: {printable(message)}" for message in listed]
-    found.trees = {name: [item for item in tree if item[0] not in damaged] for name, tree in found.trees.items()}
+def _listed(damaged: list[str]) -> list[str]:
+    """The first of them, and the number of the others."""
+    others = len(damaged) - LISTED
+    more = [f"and {count(others, 'other')}, which `alexnet-cuda inspect` lists"] if others > 0 else []
+    return damaged[:LISTED] + more
+
+
+def _left_out(found: Survey) -> list[str]:
+    return [f"left out: {message}" for message in _listed(found.damaged)]

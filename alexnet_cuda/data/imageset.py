@@ -60,7 +60,7 @@ class ImageSet:
         return {k: torch.bincount(v.labels, minlength=len(self.classes)).tolist() for k, v in splits.items()}
 
     def limited(self, count: int, seed: int) -> "ImageSet":
-        """At most `count` images of each split, in every class's proportion, for a quick trial."""
+        """About `count` images of each split, in every class's proportion, at least one of each, for a quick trial."""
 
         def few(split: Split) -> Split:
             if len(split.labels) <= count:

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from ..recipe import Recipe
 from . import load_images, source
 from .imageset import ImageSet
-from .scan import printable
 
 
 @dataclass
@@ -36,8 +35,6 @@ def inspect(recipe: Recipe) -> Inspection:
         return Inspection(load_images(recipe))
     found = module.survey(recipe.replace({"skip_corrupt": True}))
     whole = [fact for fact in found.facts.values() if not fact.error]
-    damaged = [printable(fact.error) for fact in found.facts.values() if fact.error]
-    found.notes = [note for note in found.notes if note.removeprefix("left out: ") not in damaged]
     modes = dict(Counter(fact.mode for fact in whole).most_common())
     sizes = [(fact.width, fact.height) for fact in whole]
-    return Inspection(module.image_set(found, recipe), sizes, modes, damaged)
+    return Inspection(module.image_set(found, recipe), sizes, modes, found.damaged)

@@ -116,7 +116,7 @@ class Scanner:
         if self.hidden:
             notes.append(f"left out: {count(len(self.hidden), 'hidden folder')}: {shortened(sorted(self.hidden))}")
         if kinds:
-            listed = [count(*kinds[0][:1], "file", kinds[0][1]), *(f"{n:,} {kind}" for n, kind in kinds[1:10])]
+            listed = [count(kinds[0][0], "file", kinds[0][1]), *(f"{n:,} {kind}" for n, kind in kinds[1:10])]
             rest = sum(n for n, _ in kinds[10:])
             notes.append(f"left out: {', '.join(listed)}{f' and {rest:,} with others' if rest else ''}")
         return [*self.told, *notes]

@@ -113,8 +113,9 @@ def _rows(path: Path, text: str) -> tuple[list[Row], dict[str, int], list[str]]:
     rows = _split(path, text)
     if not rows:
         raise DataError(f"{path} has no column 'path'; its columns are none")
+    unbalanced = text.count('"') % 2
     for before, row in zip([Row(0, []), *rows], rows):
-        if text.count('"') % 2 and "\n" in "".join(row.cells):
+        if unbalanced and "\n" in "".join(row.cells):
             raise DataError(f"line {before.line + 1} of {path} opens a quote that does not close")
     width = len(rows[0].cells)
     if uneven := [row for row in rows if len(row.cells) > width]:
@@ -165,7 +166,7 @@ def _split(path: Path, text: str) -> list[Row]:
             raise DataError(f"{path} cannot be read as CSV: {error}") from error
         rows = [row for row in rows if any(row.cells)]
         for row in rows:
-            while rows and len(row.cells) > len(rows[0].cells) and not row.cells[-1]:
+            while len(row.cells) > len(rows[0].cells) and not row.cells[-1]:
                 row.cells.pop()
         width = len(rows[0].cells) if rows else 0
         if width > 1 and all(len(row.cells) == width for row in rows):

@@ -68,7 +68,7 @@ def examine_all(root: Path, paths: Sequence[Path]) -> dict[Path, Facts]:
         for_each_file(functools.partial(_examine_into, facts), new, "checking images")
     finally:
         if cache and new and facts:
-            entries = {str(path): [stamps[path], fact] for path, fact in facts.items()}
+            entries = {str(path): [stamps[path], fact] for path, fact in facts.items() if fact.digest}  # it was read
             with contextlib.suppress(OSError, UnicodeEncodeError):  # a disk without room costs time, not the run
                 cache.parent.mkdir(parents=True, exist_ok=True)
                 write_text(cache, json.dumps({"version": VERSION, "facts": entries}))

@@ -64,7 +64,9 @@ def page(runs: list[Path]) -> gr.Blocks:
         run.change(_choose, run, [title, draw_tab, tabs, canvas, picture, *outputs], **choose)
 
         def uploaded(name: str, file: dict) -> list:
-            return _ask_picture(str(runs[[str(run) for run in runs].index(name)]), file["path"])
+            if name not in map(str, runs):  # a request that the page did not make
+                raise ValueError(f"unknown run {name!r}")
+            return _ask_picture(name, file["path"])
 
         # Without preprocessing, in which gradio would decode the picture: the error messages are those of `predict`.
         picture.upload(uploaded, [run, picture], [picture, *outputs], preprocess=False, **ask)

@@ -33,7 +33,7 @@ def description(recipe: Recipe, classes: list[str]) -> dict[str, str]:
     `preprocessing` (JSON): `steps` describes in words how a picture becomes the input, the other keys are numbers.
     """
     size, photograph = recipe.input_size, source(recipe).SIZE is None
-    short_side = (recipe.short_side or size * 8 // 7) if photograph else None
+    short_side = recipe.test_short_side if photograph else None
     if photograph:
         steps = [f"resize the shorter side to {short_side}", f"crop the centre, {size}x{size}"]
     else:

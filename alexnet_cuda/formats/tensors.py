@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import DataError, first_line
-from ..fit import AVERAGE
+from ..matching import AVERAGE
 from ..pretrained import find
 from .tensorflow import named_as, read_arrays, read_keras
 
@@ -61,12 +61,14 @@ def read_content(source: Path) -> tuple[Content, dict[str, str]]:
             from .caffe import state_dict_from_caffe
 
             return state_dict_from_caffe(path), {}
+        if start[8:9] == b"{":  # before OTHERS: the length that precedes it may look like anything
+            return read_safetensors(path)
         for mark, what in OTHERS.items():
             if start.lstrip().startswith(mark) if mark else not start:
                 raise ValueError(what)
         if path.name.endswith(".index.json"):
             return _shards(path)
-        if start[8:9] == b"{" or path.suffix == ".safetensors":
+        if path.suffix == ".safetensors":
             return read_safetensors(path)
         if start.startswith(b"\x89HDF") or _holds(path, "model.weights.h5"):
             return read_keras(path), {}

@@ -16,7 +16,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from torch import Tensor
 
-from ..files import read_rows as read_rows
 from ..words import percent
 
 # Okabe and Ito's palette, distinguishable with any form of colour blindness.

@@ -10,7 +10,7 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from ..files import read_rows, to_csv, write_text
+from ..files import atomic_path, read_rows, to_csv, write_text
 from ..recipe import FIELDS, read_yaml
 from .charts import BLUE, GREEN, GREY, ORANGE, PERCENT, STYLE, VERMILION, blank
 from .experiments import FIGURES, comparison_chart, save_chart, written
@@ -31,9 +31,10 @@ def write_comparison(folder: Path, title: str, rows: Sequence[dict[str, Any]], f
     runs = {row["model"]: Path(row["runs"][0]) for row in rows if row["runs"]}
     charts = {}
     for chart in (tradeoff, learning) if runs else ():
-        save_chart(folder / f"{chart.__name__}.png", chart, rows)
-        with matplotlib.rc_context(STYLE):
-            charts[chart.__name__] = svg(chart(rows))
+        with matplotlib.rc_context(STYLE), atomic_path(folder / f"{chart.__name__}.png") as temporary:
+            figure = chart(rows)
+            figure.savefig(temporary)
+            charts[chart.__name__] = svg(figure)
     keys = [key for key in FIGURES if any(row[key] is not None for row in rows)]
     headings = {key: FIGURES[key][1] for key in keys} | {"macs": "MACs"}
     html = template("compare.html.jinja").render(
@@ -64,7 +65,7 @@ def means(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def tradeoff(rows: Sequence[dict[str, Any]]) -> Figure:
-    """Test accuracy against parameters and against seconds of training, a point for each run."""
+    """Test accuracy against parameters and against seconds of training: a point for each model, with its deviation."""
     values = {key: [row[key] for row in rows if row[key]] for key in ("parameters", "seconds")}
     keys = [key for key, own in values.items() if len(set(own)) > 1] or ["parameters"]
     figure = blank(10, 3.8)
@@ -109,14 +110,14 @@ def learning(rows: Sequence[dict[str, Any]]) -> Figure:
 
 
 def _settings(runs: Mapping[str, Path]) -> list[tuple[str, list[str]]]:
-    """The values of the recipes that differ between the runs: name, and the value of each run."""
+    """The values that differ between the recipes: name, and the value in the first run of each model."""
     values = [read_yaml(run / "config.yaml") for run in runs.values()]
     rows = [(key, [str(own.get(key, "")) for own in values]) for key in FIELDS if key not in PLACES]
     return [(key, own) for key, own in rows if len(set(own)) > 1]
 
 
 def _classes(runs: Mapping[str, Path]) -> list[tuple[str, list[float]]]:
-    """F1 of every class by run; empty where the runs have different classes."""
+    """F1 of every class in the first run of each model; empty where these have different classes."""
     tables = [read_rows(run / "per_class.csv") for run in runs.values()]
     names = [[row["class"] for row in table] for table in tables]
     if not tables or any(own != names[0] for own in names):

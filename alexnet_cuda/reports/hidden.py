@@ -24,12 +24,12 @@ TRAINING, TEST = 2000, 500  # images that are looked at
 
 @dataclass
 class Hidden:
-    """Outputs of the last hidden layer. test, train: (N, units). at, of: the places of these images in their split."""
+    """Outputs of the last hidden layer. test, train: (N, units); the places of these images in their splits."""
 
     test: Tensor
     train: Tensor
-    at: list[int]
-    of: list[int]
+    test_places: list[int]
+    train_places: list[int]
 
 
 def hidden(model: nn.Module, test: SplitImages, train: SplitImages) -> Hidden | None:
@@ -50,14 +50,15 @@ def neighbours(
 ) -> list[list[Card]]:
     """A row for each of the first test images: the image, then the training images whose outputs of the last hidden
     layer have the smallest Euclidean distances from its own."""
-    nearest = torch.cdist(features.test[:rows], features.train).topk(min(columns, len(features.of)), largest=False)
+    columns = min(columns, len(features.train))
+    nearest = torch.cdist(features.test[:rows], features.train).topk(columns, largest=False)
     shown = []
-    for i, near in zip(features.at, nearest.indices.tolist()):
+    for i, near in zip(features.test_places, nearest.indices.tolist()):
         label = int(test.labels[i])
         row = [Card(test[i], short(classes[label]))]
         for k in near:
-            other = int(train.labels[features.of[k]])
-            row.append(Card(train[features.of[k]], short(classes[other]), "", other == label))
+            other = int(train.labels[features.train_places[k]])
+            row.append(Card(train[features.train_places[k]], short(classes[other]), "", other == label))
         shown.append(row)
     return shown
 
@@ -110,7 +111,7 @@ def figure4(top: Sequence[Card], rows: Sequence[Sequence[Card]], title: str) -> 
 def embedding(features: Hidden, labels: Tensor, classes: list[str], title: str) -> Figure | None:
     """The test images in the plane of the two largest principal components, and by t-SNE, coloured by class. None for
     fewer than ten images."""
-    x, own = features.test.numpy(), labels[features.at]
+    x, own = features.test.numpy(), labels[features.test_places]
     if len(x) < 10 or x.shape[1] < 2 or not x.std():
         return None
     pca = PCA(2, random_state=0).fit(x)

@@ -10,7 +10,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from ..data import ImageSet
-from ..files import atomic_path, write_text
+from ..files import atomic_path, read_rows, write_text
 from ..recipe import Recipe
 from . import cards, charts, hidden, page, tables
 
@@ -34,7 +34,7 @@ def write_report(
 def _write(folder: Path, recipe: Recipe, images: ImageSet, model: nn.Module, p: Tensor, metrics: dict) -> list[Path]:
     title, classes, labels = page.title(recipe), images.classes, images.test.labels
     counts = charts.confusion_counts(p.argmax(1), labels, len(classes))
-    rows, history = tables.per_class(p, labels, classes), charts.read_rows(folder / "metrics.csv")
+    rows, history = tables.per_class(p, labels, classes), read_rows(folder / "metrics.csv")
     seen, known = cards.SplitImages(images, recipe), (classes, p, labels)
     wrong, right = cards.worst(p, labels, 20), cards.surest(p, labels, 20)
     looked_at = (wrong[:3] + right + wrong[3:])[:8]
@@ -51,7 +51,7 @@ def _write(folder: Path, recipe: Recipe, images: ImageSet, model: nn.Module, p: 
         occluded=cards.occluded(model, looked_at[:4], seen, *known),
         top_five=hidden.top_five(looked_at, seen, *known),
         neighbours=hidden.neighbours(features, seen, learned, classes) if features else [],
-        searched=len(features.of) if features else 0,
+        searched=len(features.train_places) if features else 0,
         preferred=cards.preferred(model, right or wrong, seen),
         responses=cards.responses(model, looked_at[:4], seen, filters),
         maps=cards.maps(model, one, seen),

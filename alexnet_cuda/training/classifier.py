@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 from torchvision.transforms import v2
 
 from ..errors import AlexNetError, RecipeError
-from ..fit import Fit, parameter_layers
+from ..matching import Fit, parameter_layers
 from ..networks import build
 from ..recipe import Recipe
 from ..weights import start_from
@@ -28,20 +28,21 @@ class Classifier(lightning.LightningModule):
     """Trains `AlexNet(recipe.variant)` on batches of images (N, C, H, W) and labels (N,). Dropout and MixUp are drawn
     from a generator seeded by (seed, step, process), so that a resumed run needs no generator state."""
 
-    fit: Fit | None = None  # of recipe.weights into the network
+    note = ""  # how much of recipe.weights fitted the network
 
-    def __init__(self, recipe: Recipe, names: Sequence[str]):
+    def __init__(self, recipe: Recipe, names: Sequence[str], resumed: bool = False):
+        """resumed: a checkpoint will have the weights, so that recipe.weights need not be there any more."""
         super().__init__()
         self.recipe, self.names = recipe, list(names)
         self.began = self.ended = time.monotonic()  # of the epoch's batches, or of those since a run was resumed
         self.seen = 0
         classes = len(names)
         self.model = build(recipe, classes)
-        if recipe.weights:
-            self.fit = start_from(self.model, recipe, names)
         self.frozen = frozen(self.model, recipe)
-        if self.fit:
-            _require_loaded(self.model, self.frozen, self.fit)
+        if recipe.weights and not resumed:
+            fit = start_from(self.model, recipe, names)
+            _require_loaded(self.model, self.frozen, fit)
+            self.note = str(fit)
         mixes = [mix(alpha=alpha, num_classes=classes) for mix, alpha in
                  ((v2.MixUp, recipe.mixup), (v2.CutMix, recipe.cutmix)) if alpha]  # fmt: skip
         self.mix = v2.RandomChoice(mixes) if mixes else None

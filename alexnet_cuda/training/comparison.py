@@ -56,13 +56,10 @@ def comparison_rows(recipes: Sequence[Recipe], images: ImageSet, errors: Mapping
     rows = []
     for recipe in recipes:
         error = errors.get(str(recipe.output))
-        row = dict.fromkeys(COLUMNS) | {"model": recipe.variant, "error": error, "run": recipe.output}
+        run = Path(str(recipe.output))
+        row = _row(recipe.variant, run, {} if error else read_metrics(run)) | {"error": error}
         if error is None:
-            run = Path(str(recipe.output))
-            metrics = read_metrics(run)
             network, _, classes = load_weights(run)
-            row |= {key: metrics[key] for key in ("seed", "parameters", "seconds")}
-            row |= {"accuracy": metrics["test/accuracy"], "top5": metrics.get("test/top5")}
             row["macs"] = macs(recipe, len(classes))
             row["images_per_second"] = round(images_per_second(network, recipe, images), 1)
         rows.append(row)
@@ -80,20 +77,20 @@ def finished_rows(runs: Mapping[str, Path]) -> list[dict[str, Any]]:
         metrics = read_metrics(run)
         if lacking := [key for key in ("test/accuracy", "parameters") if key not in metrics]:
             raise RecipeError(f"{run / 'metrics.json'} has no {lacking[0]!r}")
-        row = dict.fromkeys(COLUMNS) | {"model": name, "run": str(run), "accuracy": metrics["test/accuracy"]}
-        row |= {
-            "seed": metrics.get("seed"),
-            "top5": metrics.get("test/top5"),
-            "parameters": metrics["parameters"],
-            "seconds": metrics.get("seconds"),
-        }
         classes = len(read_rows(run / "per_class.csv"))
         with torch.device("meta"):
             parameters = sum(p.numel() for p in build(recipe, max(classes, 1)).parameters())
         if parameters != metrics["parameters"]:
             raise RecipeError(f"{run / 'per_class.csv'} lists {classes} classes, not those of the network")
-        rows.append(row | {"macs": macs(recipe, classes)})
+        rows.append(_row(name, run, metrics) | {"macs": macs(recipe, classes)})
     return sorted(rows, key=lambda row: -(row["accuracy"] or 0))
+
+
+def _row(model: str, run: Path, metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """COLUMNS with what metrics.json has of them."""
+    figures = {key: metrics.get(key) for key in ("seed", "parameters", "seconds")}
+    figures |= {"accuracy": metrics.get("test/accuracy"), "top5": metrics.get("test/top5")}
+    return dict.fromkeys(COLUMNS) | {"model": model, "run": str(run)} | figures
 
 
 def macs(recipe: Recipe, classes: int) -> int:

@@ -45,8 +45,9 @@ def predict(model: torch.nn.Module, images: ImageSet, recipe: Recipe) -> Predict
 
 def _scores(model: torch.nn.Module, normalise: Normalise, x: Tensor) -> Tensor:
     """Scores (N, classes) of images (N, C, H, W); of images with V views each (N, V, C, H, W), the logarithm of the
-    mean probability."""
-    scores = model(normalise(x.reshape(-1, *x.shape[-3:]))).float().cpu()
+    mean probability. The views take no more memory than one of each image would."""
+    parts = x.reshape(-1, *x.shape[-3:]).split(max(len(x), 1))
+    scores = torch.cat([model(normalise(part)).float().cpu() for part in parts])
     return scores if x.dim() == 4 else scores.reshape(*x.shape[:2], -1).softmax(-1).mean(1).clamp(min=1e-38).log()
 
 

@@ -20,7 +20,7 @@ from ..files import to_csv, write_text
 from ..notes import show_notes
 from ..recipe import Recipe
 from .classifier import Classifier, Diverged
-from .run import new_trainer
+from .run import new_trainer, requested_devices
 
 SKIPPED = 10  # losses at the start of a sweep, where their running mean covers few batches
 
@@ -38,6 +38,7 @@ def lr_find(
         raise RecipeError(f"--min-lr must be positive and below --max-lr, got {low:g} and {high:g}")
     if steps < 2 * SKIPPED:
         raise RecipeError(f"--steps must be at least {2 * SKIPPED}, got {steps}")
+    recipe.require_one_device("lr-find")
     images = load_images(recipe)
     show_notes(images.notes)
     folder.mkdir(parents=True, exist_ok=True)
@@ -45,14 +46,16 @@ def lr_find(
         trainer = trial_trainer(recipe, scratch, max_epochs=steps, check_val_every_n_epoch=steps + 1)
         console.print(f"{recipe.name}: {steps} batches of {recipe.batch_size}, {low:g} to {high:g}")
         module, data = SweepClassifier(recipe, images.classes), ImageData(images, recipe)
-        if module.fit:
-            show_notes([str(module.fit)])
+        if module.note:
+            show_notes([module.note])
         limits: dict[str, Any] = {"min_lr": low, "max_lr": high, "num_training": steps}
         bar = functools.partial(lr_finder.tqdm, disable=not console.is_terminal)
         with patch.object(lr_finder, "tqdm", bar):
             found = Tuner(trainer).lr_find(module, datamodule=data, update_attr=False, **limits)
     assert found is not None
     losses = np.array(module.losses)
+    if len(losses) <= SKIPPED:
+        raise RecipeError(f"the loss grew or was not finite from batch {len(losses)} on; a lower --min-lr may help")
     rates = np.array(found.results["lr"][: len(losses)])
     rows = [{"lr": lr, "loss": loss} for lr, loss in zip(rates.tolist(), losses.tolist())]
     write_text(folder / "lr_find.csv", to_csv(rows))
@@ -111,4 +114,5 @@ class SweepClassifier(Classifier):
 def trial_trainer(recipe: Recipe, folder: str, callbacks: Sequence[Callback] = (), **options: Any) -> lightning.Trainer:
     """A trainer as in a run, but on one device and without checkpoints and logs."""
     off = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    requested_devices(recipe)
     return new_trainer(recipe, devices=1, default_root_dir=folder, callbacks=list(callbacks), **off, **options)

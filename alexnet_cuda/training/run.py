@@ -60,8 +60,6 @@ def train(recipe: Recipe, images: ImageSet, folder: Path, console: Console, resu
     """Trains according to the recipe, from the checkpoint `resume` if one is given. Writes config.yaml, metrics.csv,
     tensorboard/, checkpoints/last.ckpt and checkpoints/best.ckpt to `folder`. Raises Diverged if the loss is not
     finite, and OSError if the disk is full; earlier checkpoints stay intact."""
-    _quiet()
-    keep_freed_memory()
     checkpoints = folder / "checkpoints"
     steps = read_checkpoint(resume)["global_step"] if resume else 0
     stop = callbacks.StopAndCheckpoint(checkpoints / "last.ckpt", recipe.max_steps)
@@ -69,25 +67,22 @@ def train(recipe: Recipe, images: ImageSet, folder: Path, console: Console, resu
     mode = "min" if recipe.monitor == "val/loss" else "max"
     best = [keep("best", monitor=recipe.monitor, mode=mode)] if recipe.monitor != "none" else []
     bar = callbacks.ProgressBar(leave=True) if console.is_terminal else callbacks.PlainProgress(console)
-    try:
-        trainer = new_trainer(
-            recipe,
-            devices=requested_devices(recipe),
-            num_nodes=recipe.nodes,
-            max_epochs=recipe.epochs,
-            sync_batchnorm=torch.cuda.is_available(),
-            log_every_n_steps=max(1, min(10, len(images.train.labels) // recipe.batch_size // 10)),
-            enable_progress_bar=console.is_terminal,
-            logger=False,  # until the network stands: what fails before leaves no run folder
-            plugins=[callbacks.AtomicCheckpointIO()],
-            # Averaging comes before the callbacks that write checkpoints.
-            callbacks=[*Averaging.of(recipe), stop, bar, LearningRateMonitor("step"), *best, keep("last")],
-        )
-    except (MisconfigurationException, ValueError, TypeError) as error:
-        raise RecipeError(f"no trainer for these devices: {error}") from error
-    module, data, ended = Classifier(recipe, images.classes), ImageData(images, recipe), ""
-    if module.fit and not resume:
-        show_notes([str(module.fit)], console)
+    trainer = new_trainer(
+        recipe,
+        devices=requested_devices(recipe),
+        num_nodes=recipe.nodes,
+        max_epochs=recipe.epochs,
+        sync_batchnorm=torch.cuda.is_available(),
+        log_every_n_steps=max(1, min(10, len(images.train.labels) // recipe.batch_size // 10)),
+        enable_progress_bar=console.is_terminal,
+        logger=False,  # until the network stands: what fails before leaves no run folder
+        plugins=[callbacks.AtomicCheckpointIO()],
+        # Averaging comes before the callbacks that write checkpoints.
+        callbacks=[*Averaging.of(recipe), stop, bar, LearningRateMonitor("step"), *best, keep("last")],
+    )
+    module, data, ended = Classifier(recipe, images.classes, resume is not None), ImageData(images, recipe), ""
+    if module.note:
+        show_notes([module.note], console)
     if recipe.whiten and not (recipe.weights or resume):
         first = next((m for m in module.model.modules() if isinstance(m, torch.nn.Conv2d)), None)
         if first is None:
@@ -114,16 +109,20 @@ def train(recipe: Recipe, images: ImageSet, folder: Path, console: Console, resu
 def new_trainer(recipe: Recipe, **options: Any) -> lightning.Trainer:
     """A Trainer with the settings that all trainings share; the network is made after it, with the recipe's seed."""
     _quiet()
-    trainer = lightning.Trainer(
-        accelerator=recipe.accelerator,
-        precision=cast(Any, precision(recipe)),
-        gradient_clip_val=recipe.clip or None,
-        deterministic="warn",
-        use_distributed_sampler=False,
-        num_sanity_val_steps=0,
-        enable_model_summary=False,
-        **options,
-    )
+    keep_freed_memory()
+    try:
+        trainer = lightning.Trainer(
+            accelerator=recipe.accelerator,
+            precision=cast(Any, precision(recipe)),
+            gradient_clip_val=recipe.clip or None,
+            deterministic="warn",
+            use_distributed_sampler=False,
+            num_sanity_val_steps=0,
+            enable_model_summary=False,
+            **options,
+        )
+    except (MisconfigurationException, ValueError, TypeError) as error:
+        raise RecipeError(f"no trainer for these devices: {error}") from error
     # Deterministic mode fills uninitialised memory; no operator here reads memory before it is written.
     setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010
     lightning.seed_everything(recipe.seed, workers=True, verbose=False)

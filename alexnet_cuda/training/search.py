@@ -19,9 +19,9 @@ from ..data import ImageSet, load_images
 from ..data.module import ImageData
 from ..errors import DataError, RecipeError
 from ..files import to_csv, write_text
-from ..notes import show_notes
-from ..recipe import MACHINE, Recipe, load_recipe, resume_rule
-from ..words import percent
+from ..notes import PLAIN, show_notes
+from ..recipe import FIELDS, MACHINE, Recipe, load_recipe, resume_rule
+from ..words import percent, three_digits
 from .classifier import Classifier, Diverged
 from .lr_find import trial_trainer
 from .run import Averaging
@@ -73,7 +73,7 @@ def search(
     done = len(_rows(study))
     missing, complete = max(0, trials - done), True
     if done:
-        console.print(f"{done} trials of {folder} are taken over", soft_wrap=True)
+        console.print(f"{done} trials of {folder} are taken over", **PLAIN)
     with Progress(console=console, transient=True) as bar:
         task = bar.add_task("trials", total=max(1, missing) * recipe.epochs)
 
@@ -81,9 +81,9 @@ def search(
             chosen: dict[str, float] = {}
             for key, limits in space.items():
                 if key == "batch_size":
-                    chosen[key] = trial.suggest_categorical(key, limits)
+                    chosen[key] = trial.suggest_categorical(key, sorted({*limits}))
                 else:
-                    chosen[key] = trial.suggest_float(key, limits[0], limits[2], log=key != "label_smoothing")
+                    chosen[key] = trial.suggest_float(key, limits[0], limits[-1], log=key != "label_smoothing")
             position = len(_rows(study)) - done
             watch = TrialCallback(trial, lambda epochs: bar.update(task, completed=position * recipe.epochs + epochs))
             _fit(recipe.replace(chosen), images, watch)
@@ -91,7 +91,7 @@ def search(
 
         def report(study: optuna.Study, trial: FrozenTrial) -> None:
             accuracy = f"val/accuracy {percent(_score(trial))} in {len(trial.intermediate_values)} epochs"
-            chosen = "  ".join(f"{key} {value:.3g}" for key, value in trial.params.items())
+            chosen = "  ".join(f"{key} {three_digits(value)}" for key, value in trial.params.items())
             line = f"trial {trial.number + 1}: {accuracy}{ENDS.get(trial.state, '')}  {chosen}"
             bar.console.print(line, soft_wrap=True)
 
@@ -100,6 +100,8 @@ def search(
         except KeyboardInterrupt:
             complete = False
     found = Search(_rows(study), list(space), complete)
+    if not complete and not found.rows:
+        raise KeyboardInterrupt
     if not found.rows or found.rows[0]["val/accuracy"] == 0:
         raise DataError(f"no trial ended with an accuracy; {folder / 'search.db'} has {len(study.trials)}")
     write_text(folder / "search.csv", to_csv(found.rows))
@@ -139,8 +141,10 @@ def _fit(recipe: Recipe, images: ImageSet, watch: TrialCallback) -> None:
 
 def _space(recipe: Recipe) -> dict[str, list]:
     """Lowest value, the recipe's own, and highest value of what is searched."""
+    if recipe.lr == 0:
+        raise RecipeError("a search needs an lr above 0")
     return {
-        "lr": [recipe.lr / 10, recipe.lr, recipe.lr * 10],
+        "lr": [recipe.lr / 10, recipe.lr, min(recipe.lr * 10, FIELDS["lr"].metadata["limits"][1])],
         "weight_decay": [1e-5, min(0.1, max(1e-5, recipe.weight_decay)), 0.1],
         "label_smoothing": [0.0, min(0.2, recipe.label_smoothing), 0.2],
         "batch_size": [max(1, recipe.batch_size // 2), recipe.batch_size, recipe.batch_size * 2],

@@ -37,11 +37,6 @@ Buffer<char> sums_buffer(DType dtype, int64_t count) {
   return make_buffer<char>(count * (dtype == DType::kDouble ? 8 : 4));
 }
 
-bool is_conv11x11s4(const Conv& c) {
-  return c.kernel_size == 11 && c.stride == 4 && c.groups == 1 &&
-         (c.channels == 1 || c.channels == 3 || c.channels == 4);
-}
-
 // 11x11 with stride 4: whether Winograd's algorithm takes fewer products, which it does not for very few outputs.
 bool is_winograd11x11s4(DType dtype, const Conv& c) {
   const int64_t tiles = ceil_div(c.out_height, 4) * ceil_div(c.out_width, 4);
@@ -266,7 +261,7 @@ struct Cpu : CpuTensors {
     return true;
   }
 
-  static bool fuses_first_block(const BlockArguments& args, const Tensor&) { return is_conv11x11s4(args.conv.conv); }
+  static bool fuses_first_block(const BlockArguments& args) { return is_conv11x11s4(args.conv.conv); }
   static void conv2d_relu_lrn_max_pool2d(const char*, const BlockArguments& args, const Tensor&) {
     const PackedConv packed(args.conv);
     const Pool& pool = args.tail.pool;

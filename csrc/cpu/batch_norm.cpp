@@ -16,6 +16,7 @@ struct BatchNorm {
 
   BatchNorm(const char* op, const Tensor& x, const Tensor& weight, const Tensor& bias, bool relu)
       : channels(x.size(1)), pixels(x.size(0) * x.size(2) * x.size(3)) {
+    STD_TORCH_CHECK(x.scalar_type() != ScalarType::Double, op, ": expected float32, float16 or bfloat16, got float64");
     STD_TORCH_CHECK(channels % 16 == 0 && pixels > 0, op, ": expected images with a multiple of 16 channels");
     task.images = images_of<CpuTensors>(op, "x", x, size_of(x), MemoryFormat::ChannelsLast);
     task.relu = relu;

@@ -20,8 +20,10 @@ struct LrnPass {
   const Lrn lrn;
   const Channels channels;
   const A alpha = lrn.alpha, beta = lrn.beta, k = lrn.k;
-  const int64_t size = lrn.size, front = lrn.front, back = size - 1 - front;  // of a window; before, after its centre
   const int64_t per_group = channels.per_group, padded = channels.padded;
+  // Channels of a window before and after its centre, no more than a group has, and all.
+  const int64_t front = min64(lrn.front, per_group - 1), back = min64(lrn.size - 1 - lrn.front, per_group - 1);
+  const int64_t size = front + 1 + back;
   // Zeros on either side of a group in a buffer; from pixel to pixel.
   const int64_t halo = round_up(max64(front, back), kLanes<A>), stride = padded + 2 * halo;
 };
@@ -270,7 +272,7 @@ class Normaliser {
 
  private:
   const LrnPass<A> pass_;
-  const bool is_lrn5_ = pass_.size == 5 && pass_.front == 2 && pass_.lrn.beta == 0.75;
+  const bool is_lrn5_ = pass_.lrn.size == 5 && pass_.lrn.front == 2 && pass_.lrn.beta == 0.75;
   const int64_t size_ = is_lrn5_ ? 0 : kLrnBlock * pass_.stride;
   Scratch<A> squares_{size_}, terms_{size_}, direct_{size_};
 };

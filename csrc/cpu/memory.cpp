@@ -46,8 +46,8 @@ int64_t block_bytes(int64_t bytes) {
 
 }  // namespace
 
-// If the lock is taken the cache is bypassed: nobody waits, not even in a child process that was forked while another
-// thread held the lock.
+// If the lock is taken the cache is bypassed: nobody waits for memory, not even in a child process that was forked
+// while another thread held the lock.
 void* allocate_memory(int64_t bytes) {
   if (bytes < kMinCachedBytes) return ::operator new(bytes, kAlign);
   bytes = block_bytes(bytes);
@@ -80,6 +80,7 @@ void release_memory(void* data, int64_t bytes) {
 }
 
 int64_t set_cache_limit(int64_t bytes) {
+  bytes = std::max<int64_t>(bytes, 0);
   Cache& c = cache();
   const std::lock_guard<std::mutex> lock(c.mutex);
   const int64_t before = c.limit.exchange(bytes);

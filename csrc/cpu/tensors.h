@@ -53,7 +53,7 @@ struct CpuTensors {
   static Tensor allocate(const Tensor& like, const std::vector<int64_t>& size, MemoryFormat format,
                          std::optional<ScalarType> dtype = std::nullopt) {
     const ScalarType type = dtype.value_or(like.scalar_type());
-    int64_t bytes = type == ScalarType::Byte ? 1 : like.element_size();
+    int64_t bytes = type == ScalarType::Byte ? 1 : type == ScalarType::Float ? 4 : like.element_size();
     for (int64_t n : size) bytes *= n;
     if (bytes < kMinCachedBytes || cache_limit() == 0) return empty(like, size, format, type);
     return torch::stable::from_blob(allocate_memory(bytes), size, dense_strides(size, format), like.device(), type,

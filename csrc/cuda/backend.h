@@ -73,10 +73,7 @@ struct CudaBackend : Memory {
     return launch(op, launch_conv2d_input_grad, args, like, conv2d_input_grad_workspace(dtype, args.conv));
   }
 
-  static bool fuses_first_block(const BlockArguments& args, const Tensor&) {
-    return conv2d_format(args.conv.images, args.conv.conv, MemoryFormat::Contiguous) &&
-           alexnet_cuda::fuses_first_block(args);
-  }
+  static bool fuses_first_block(const BlockArguments& args) { return alexnet_cuda::fuses_first_block(args); }
   static void conv2d_relu_lrn_max_pool2d(const char* op, BlockArguments args, const Tensor& like) {
     Tensor workspace = floats(like, conv2d_workspace(args.conv.images.dtype, args.conv.conv));
     args.conv.workspace = static_cast<float*>(workspace.mutable_data_ptr());

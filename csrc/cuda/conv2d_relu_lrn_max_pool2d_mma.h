@@ -205,6 +205,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       }
     }
   }
+  if constexpr (L::kStreams) gpu::cp_async_wait<0>();  // of the slice that the last step asked for
 }
 
 template <bool kStreams>

@@ -220,9 +220,11 @@ int64_t stages_of(const ConvArguments& args) {
   const Pixels g = pixels_of<T>(args);
   return (int64_t{g.images} * g.strips * g.rows * (g.strip_width + 2) + kPixels<T> - 1) / kPixels<T>;
 }
-// A function of the batch and the layer alone, so that results do not depend on the device.
-int splits_of(int64_t stages) {
-  return static_cast<int>(std::min(kMaxSplits, stages));
+// A function of the batch and the layer alone, so that results do not depend on the device. With several tiles of
+// filters each has fewer splits, so that the workspace does not grow with the filters.
+int splits_of(int64_t stages, const Conv& conv) {
+  const int64_t most = kMaxSplits / divide_up(conv.filters, tile_of(conv));
+  return static_cast<int>(std::clamp<int64_t>(most, 1, stages));
 }
 
 template <class T, int kChannels, int kTile>
@@ -230,7 +232,7 @@ gpu::error_t launch_tile(const ConvArguments& args, gpu::stream_t stream) {
   const Conv& conv = args.conv;
   const Pixels g = pixels_of<T>(args);
   const int64_t stages = stages_of<T>(args);
-  const int splits = splits_of(stages), elements = kSixteens<kChannels, kGroupSize<T>> * 16;
+  const int splits = splits_of(stages, conv), elements = kSixteens<kChannels, kGroupSize<T>> * 16;
   constexpr int kBytes = 16 * kGroups<T, kChannels> * kRing<T> + 2 * (4 * kPixels<T> * kRow<T, kTile> + 4 * 64);
   static_assert(kBytes <= kMinSharedMemory);
   const gpu::error_t error =
@@ -254,7 +256,7 @@ int64_t conv2d_weight_grad_workspace(const ConvArguments& args) {
   if (!uses_tensor_cores(dtype))
     return conv2d_weight_grad_splits(args) * conv.filters * (conv.channels * kKernelArea + 1);
   const int64_t stages = is_16bit(dtype) ? stages_of<gpu::half>(args) : stages_of<float>(args);
-  return splits_of(stages) * split_size(dtype, conv);
+  return splits_of(stages, conv) * split_size(dtype, conv);
 }
 
 gpu::error_t launch_conv2d_weight_grad_mma(const ConvArguments& args, gpu::stream_t stream) {

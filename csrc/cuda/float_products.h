@@ -71,6 +71,7 @@ GPU_DEVICE float float_weight_grad(const TF32x3* x, const TF32x3* grad, const St
                       : inside     ? x[g.channels_last ? pixel * kChannels + c : c * pixels + pixel].value
                                    : 0.f;
       sum = fmaf(v, grad[g.channels_last ? output * g.filters + filter : filter * outputs + output].value, sum);
+      if (sum != sum) return sum;  // NaN stays: where the loss is NaN, every gradient ends here
     }
   return sum;
 }

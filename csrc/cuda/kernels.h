@@ -27,13 +27,6 @@ gpu::error_t launch_alexnet_tail(const TailArguments& args, gpu::stream_t stream
 gpu::error_t launch_alexnet_tail_backward(const TailArguments& args, gpu::stream_t stream);
 gpu::error_t launch_alexnet_tail_backward_nchw(const TailArguments& args, gpu::stream_t stream);
 
-// The geometry that the convolution kernels are made for: AlexNet's first layer, without groups. The forward applies
-// ReLU if ConvArguments::relu.
-inline bool is_conv11x11s4(const Conv& conv) {
-  return conv.kernel_size == 11 && conv.stride == 4 && conv.groups == 1 &&
-         (conv.channels == 1 || conv.channels == 3 || conv.channels == 4);
-}
-
 // Whether a float32 convolution and its input gradient run on tensor cores (TF32x3), by compute capability (10 major +
 // minor): where TF32 has at least 4 times the rate of float32. On 8.6, 8.9 and 12.x the two are equal.
 inline bool has_fast_tf32(int capability) {
@@ -48,11 +41,12 @@ inline bool has_tf32x3_weight_grad(int capability, const Conv& conv) {
 // A grid has at most 65535 blocks in y, each with at least 32 filters.
 constexpr int64_t kMaxFilters = 65535 * 32;
 
-// Each launcher needs a workspace of as many floats as the function beside it says.
+// Convolutions of is_conv11x11s4; the forward applies ReLU if ConvArguments::relu. Each launcher needs a workspace of
+// as many floats as the function beside it says. The weight gradient always writes grad_bias, too: it is the gradient
+// of one more element of each filter.
 gpu::error_t launch_conv2d(const ConvArguments& args, gpu::stream_t stream);
 int64_t conv2d_workspace(DType dtype, const Conv& conv);
-gpu::error_t launch_conv2d_weight_grad(const ConvArguments& args,
-                                       gpu::stream_t stream);  // always writes grad_bias, too
+gpu::error_t launch_conv2d_weight_grad(const ConvArguments& args, gpu::stream_t stream);
 int64_t conv2d_weight_grad_workspace(const ConvArguments& args);
 int64_t conv2d_weight_grad_splits(const ConvArguments& args);  // of the sums over pixels, without tensor cores
 gpu::error_t launch_conv2d_input_grad(const ConvArguments& args, gpu::stream_t stream);

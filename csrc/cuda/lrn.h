@@ -40,11 +40,15 @@ inline bool is_lrn5(const Lrn& lrn) {
   return lrn.size == 5 && lrn.front == 2 && lrn.beta == 0.75 && lrn.k > 1e-6;
 }
 
-// Whether kernels for these settings serve: they take runs of 8 channels, which NHWC moves at once, and have at most
-// one row of the grid per run.
+// Whether the channels of a group are whole runs of 8, which NHWC moves at once, and a grid can have a row for each.
+inline bool has_whole_runs(const Images& images, const Lrn& lrn) {
+  return images.channels / lrn.groups % kRun == 0 && images.channels / kRun <= 65535;
+}
+
+// Whether kernels for these settings serve.
 template <class T, class... Pointers>
 bool has_lrn5_kernel(const Images& images, const Lrn& lrn, Pointers... pointers) {
-  return is_lrn5(lrn) && images.channels / lrn.groups % kRun == 0 && images.channels / kRun <= 65535 &&
+  return is_lrn5(lrn) && has_whole_runs(images, lrn) &&
          (!images.channels_last || are_aligned(kRun * sizeof(T), pointers...));
 }
 
@@ -191,6 +195,7 @@ GPU_DEVICE void differentiate_run(const float* x, const float* g, const LrnConst
 // The template parameter Policy says where x and the gradient of y come from and where dx goes:
 //   kChannelsLast              memory format of dx
 //   x_at, grad_at              load a single channel
+//   dx                         where the gradient of x goes
 //   finish_dx(x, dx)           the value that is stored
 // This one reads both from memory.
 template <class T, bool kNhwc>

@@ -237,7 +237,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
 
 bool has_max_pool2d_3x3s2(const PoolArguments& args) {
   const Images& images = args.images;
-  const int size = images.dtype == DType::kFloat ? 4 : 2;
+  const int size = element_size(images.dtype);
   if (!is_pool3x3s2(args.pool)) return false;
   if (images.channels_last)  // moved 16 bytes at a time
     return images.channels * size % 16 == 0 && are_aligned(16, args.x, args.grad, args.out) &&

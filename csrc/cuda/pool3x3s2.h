@@ -53,7 +53,7 @@ template <class Launch>
 gpu::error_t launch_thread_tiles(const PoolArguments& args, int columns, int rows, Launch launch) {
   const Images& images = args.images;
   const Pool& p = args.pool;
-  const int size = images.dtype == DType::kFloat ? 4 : 2;
+  const int size = element_size(images.dtype);
   const int runs = images.channels_last ? static_cast<int>(images.channels) * size / 16 : 1;
   const int64_t slices = images.channels_last ? images.count : images.count * images.channels * size / 4;
   if (!images.channels_last) columns = divide_up(columns, 2);  // a thread has two

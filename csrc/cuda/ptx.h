@@ -30,8 +30,12 @@ inline error_t allow_shared_memory(const void* kernel, size_t smem) {
 // kernel<<<grid, block, smem, stream>>>(args...), with args converted to the kernel's parameters.
 template <class... P, class... A>
 error_t launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t smem, stream_t stream, A... args) {
-  if (smem > 48 * 1024 && allow_shared_memory(reinterpret_cast<const void*>(kernel), smem) != kSuccess)
-    return cudaGetLastError();  // clears it: the next launch would report it as its own
+  if (smem > 48 * 1024) {
+    if (const error_t error = allow_shared_memory(reinterpret_cast<const void*>(kernel), smem)) {
+      cudaGetLastError();  // clears it: the next launch would report it as its own
+      return error;
+    }
+  }
   // clang-format off: it takes a header for plain C++
   kernel<<<grid, block, smem, stream>>>(static_cast<P>(args)...);
   // clang-format on

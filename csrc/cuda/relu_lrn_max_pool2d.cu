@@ -145,7 +145,7 @@ gpu::error_t launch_pool_tiles(const Images& images, int groups, const PoolGeome
 int64_t pooled_floats(const TailArguments& args) {
   const Images& images = args.images;
   const int64_t values = images.count * images.channels * args.pool.out_height * args.pool.out_width;
-  return (values * (images.dtype == DType::kFloat ? 4 : 2) + 15) / 16 * 4;  // a multiple of 16 bytes
+  return (values * element_size(images.dtype) + 15) / 16 * 4;  // a multiple of 16 bytes
 }
 
 LrnArguments lrn_arguments(const TailArguments& args, const void* x, void* out) {

@@ -279,8 +279,8 @@ gpu::error_t launch_warps(const TailArguments& args, int pairs, int shared, int 
 }  // namespace
 
 bool has_alexnet_tail(const TailArguments& args) {
-  const int size = args.images.dtype == DType::kFloat ? 4 : 2;
-  return is_pool3x3s2(args.pool) && is_lrn5(args.lrn) && args.images.channels / args.lrn.groups % kRun == 0 &&
+  const int size = element_size(args.images.dtype);
+  return is_pool3x3s2(args.pool) && is_lrn5(args.lrn) && has_whole_runs(args.images, args.lrn) &&
          (!args.images.channels_last ||
           (are_aligned(kRun * size, args.x, args.out, args.grad) && are_aligned(kRun, args.code)));
 }

@@ -61,10 +61,11 @@ GPU_DEVICE void split(uint32_t bits, uint32_t& high, uint32_t& low) {
   low = __float_as_uint(__uint_as_float(bits) - __uint_as_float(high));
 }
 
-// Writes word i of packed weights, whose order is [..][lane][4]: b[0] and b[1] of two products. TF32x3 has two words
-// for each, [..][2 products][lane][4]: high b[0] and b[1], then low ones.
+// Writes word `index` of packed weights, whose order is [..][lane][4]: b[0] and b[1] of two products. TF32x3 has two
+// words for each, [..][2 products][lane][4]: high b[0] and b[1], then low ones.
 template <class E>
-GPU_DEVICE void store_weight(uint32_t* packed, int i, const E* v) {
+GPU_DEVICE void store_weight(uint32_t* packed, int index, const E* v) {
+  const auto i = static_cast<uint32_t>(index);  // 2 i may not fit in 31 bits
   if constexpr (kIsTF32x3<E>) {
     uint32_t* to = packed + (i / 128 * 256 + i % 4 / 2 * 128 + i / 4 % 32 * 4 + i % 2);
     split(operand_word(v), to[0], to[2]);

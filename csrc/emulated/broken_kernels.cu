@@ -123,6 +123,12 @@ BROKEN_KERNEL(wait_after_barrier, 64) {
   out[threadIdx.x] = a[63 - threadIdx.x];
 }
 
+BROKEN_KERNEL(copy_at_the_end, 64) {
+  if (threadIdx.x < 16) gpu::cp_async16(gpu::dynamic_shared<float>() + 4 * threadIdx.x, in + 4 * threadIdx.x, true);
+  gpu::cp_async_commit();  // nobody needs what was copied, but nobody waits either
+  out[threadIdx.x] = in[threadIdx.x];
+}
+
 BROKEN_KERNEL(global_write_out_of_bounds, 64) {
   out[threadIdx.x + 1000] = in[threadIdx.x];
 }

@@ -84,6 +84,7 @@ void fiber_main() {
   std::exception_ptr thrown;
   try {
     kernel();
+    if (!self->copies.empty()) fail("this thread ends before it has waited for its copies to shared memory");
   } catch (...) {
     thrown = std::current_exception();
   }

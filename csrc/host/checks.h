@@ -142,10 +142,11 @@ inline Conv checked_conv_backward(const char* op, const Tensor& grad, int64_t ch
                                   int64_t groups) {
   check_4d(op, "grad", grad);
   Conv conv = checked_conv(op, channels, height, width, weight_size, stride, padding, groups, true);
-  const Conv floored = checked_conv(op, channels, height, width, weight_size, stride, padding, groups, false);
-  STD_TORCH_CHECK(grad.size(1) == conv.filters &&
-                      (grad.size(2) == conv.out_height || grad.size(2) == floored.out_height) &&
-                      (grad.size(3) == conv.out_width || grad.size(3) == floored.out_width),
+  const auto fits = [&](int64_t out, int64_t in, int64_t rounded_up) {
+    return out == rounded_up || (out > 0 && out == output_size(in, conv.kernel_size, stride, padding, false, false));
+  };
+  STD_TORCH_CHECK(grad.size(1) == conv.filters && fits(grad.size(2), height, conv.out_height) &&
+                      fits(grad.size(3), width, conv.out_width),
                   op, ": grad of ", grad.size(1), "x", grad.size(2), "x", grad.size(3), " does not fit an input of ",
                   height, "x", width, " and ", conv.filters, " filters");
   conv.out_height = grad.size(2);

@@ -2,6 +2,7 @@
 // by torch's own.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <tuple>
 
@@ -11,7 +12,8 @@ namespace alexnet_cuda {
 
 using Pair = std::vector<int64_t>;
 
-// Calls an operator of torch and returns its results, which stand where the first arguments were.
+// Calls an operator of torch and returns its results, which stand where the first arguments were. Each result that is a
+// tensor has to be taken by to<Tensor>, which frees it at the end.
 template <class... Arguments>
 std::array<StableIValue, sizeof...(Arguments)> call_torch(const char* op, const char* overload,
                                                           const Arguments&... arguments) {
@@ -49,10 +51,10 @@ inline std::tuple<Tensor, Tensor> torch_conv2d_weight_grad(const Tensor& grad, c
                                   std::optional(Pair{conv.filters}), Pair{conv.stride, conv.stride},
                                   Pair{conv.padding, conv.padding}, Pair{1, 1}, false, Pair{0, 0}, int64_t{conv.groups},
                                   torch::headeronly::HeaderOnlyArrayRef<bool>(mask, 3));
-  const Tensor grad_weight =
-      torch::stable::contiguous(torch::stable::detail::to<Tensor>(results[1]), MemoryFormat::Contiguous);
-  return {grad_weight,
-          with_bias ? torch::stable::detail::to<Tensor>(results[2]) : no_elements(grad, grad.scalar_type())};
+  const auto result = [&](int i) { return torch::stable::detail::to<Tensor>(results[i]); };
+  const Tensor unused = result(0), grad_weight = result(1), grad_bias = result(2);
+  return {torch::stable::contiguous(grad_weight, MemoryFormat::Contiguous),
+          with_bias ? grad_bias : no_elements(grad, grad.scalar_type())};
 }
 
 // The transposed convolution. Its result is cut where ceil_mode let windows hang over the edge.
@@ -85,6 +87,7 @@ std::optional<Tensor> run_conv2d(const char* op, Kernel kernel, ConvArguments ar
                                  const std::optional<Tensor>& bias, const std::vector<int64_t>& size,
                                  MemoryFormat format) {
   if (size[0] * size[1] * size[2] * size[3] == 0) return Backend::allocate(weight, size, format);
+  if (weight.numel() == 0) return torch::stable::fill_(Backend::allocate(weight, size, format), 0.0);  // of no filters
   const std::optional<MemoryFormat> computed = Backend::conv2d_format(args.images, args.conv, format);
   if (!computed) return std::nullopt;
   Inputs<Backend> inputs;

@@ -130,7 +130,7 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_relu_lrn_max_pool2d(
   args.conv.images = images_of<Backend>(op, "x", x, size_of(x), format);
   args.tail.images = images_of<Backend>(op, "the output", x, conv_size, format);
   const typename Backend::Guard guard(x);
-  if (x.numel() != 0 && conv.filters != 0 && Backend::fuses_first_block(args, x)) {
+  if (x.numel() != 0 && conv.filters != 0 && Backend::fuses_first_block(args)) {
     const std::vector<int64_t> out_size = {x.size(0), conv.filters, pool.out_height, pool.out_width};
     Tensor y = Backend::allocate(x, out_size, format);
     Tensor a = save ? Backend::allocate(x, conv_size, format) : no_elements(x, x.scalar_type());

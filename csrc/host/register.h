@@ -10,7 +10,7 @@
 //                                       own convolution serves better; the only place that chooses
 //   conv2d(op, args, like), ...         one launch per operator, with scratch memory on the device of `like`; those of
 //                                       convolutions return false if torch must compute the result instead
-//   fuses_first_block(args, like)       whether conv2d_relu_lrn_max_pool2d takes these arguments
+//   fuses_first_block(args)             whether conv2d_relu_lrn_max_pool2d takes these arguments
 #pragma once
 
 #include "lrn_max_pool2d.h"

@@ -3,8 +3,6 @@
 --check only compares: exit code 1 if one of them says something else than the results.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 from pathlib import Path

@@ -1,5 +1,6 @@
 """What Caffe's layers without parameters compute, where torch has no module for it."""
 
+import functools
 import math
 
 import torch
@@ -81,25 +82,16 @@ def slices(x: Tensor, axis: int, points: tuple[int, ...], count: int) -> tuple[T
 
 
 def product(*x: Tensor) -> Tensor:
-    y = x[0]
-    for other in x[1:]:
-        y = y * other
-    return y
+    return functools.reduce(torch.mul, x)
 
 
 def total(*x: Tensor, coefficients: tuple[float, ...] = ()) -> Tensor:
     terms = [c * t if c != 1 else t for c, t in zip(coefficients, x)] if coefficients else list(x)
-    y = terms[0]
-    for other in terms[1:]:
-        y = y + other
-    return y
+    return functools.reduce(torch.add, terms)
 
 
 def maximum(*x: Tensor) -> Tensor:
-    y = x[0]
-    for other in x[1:]:
-        y = torch.maximum(y, other)
-    return y
+    return functools.reduce(torch.maximum, x)
 
 
 def reshape(x: Tensor, dims: tuple[int, ...], axis: int, num_axes: int) -> Tensor:

@@ -205,4 +205,3 @@ def message(name: str) -> Any:
 
 
 NetParameter, LayerParameter, BlobProto = message("NetParameter"), message("LayerParameter"), message("BlobProto")
-TransformationParameter = message("TransformationParameter")
