@@ -63,7 +63,8 @@ def test_the_document_shows_the_results():
     assert table(results) in (ROOT / "docs" / "caffe.md").read_text()
     for name, result in results.items():
         assert result["error"] <= 5e-6, name
-        assert result["largest_difference"] <= 2e-5, name  # OpenCV's error of up to 7.6e-6, doubled in 1,000 images
+        # The errors are of two images. Of 1,000 the largest may be three times that; most of it is OpenCV's.
+        assert result["largest_difference"] <= 3 * (result["error"] + result["opencv_error"]), name
         assert result["same_first_class"] >= 1 - 1e-4, name  # 1 but for the pixels of an FCN
 
 
