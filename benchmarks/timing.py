@@ -297,10 +297,12 @@ def measure_ceilings(device: str, dtypes: Iterable[str], timer: Timer, small: bo
     return ceilings
 
 
-def report(title: str, records: list[dict], results: Results) -> None:
-    """Prints our fastest form, the fastest other one and their ratio, then the forms that failed."""
+def report(title: str, records: list[dict], results: Results, wanted: list[str] | None) -> None:
+    """Prints our fastest form, the fastest other one and their ratio, then the forms that failed. `wanted`: the names
+    of the forms to measure; None: all."""
     ours = [r for r in records if r["form"].startswith("ours")]
-    if any("error" in r for r in ours):
+    missing = not ours and (not wanted or any(name.startswith("ours") for name in wanted))
+    if missing or any("error" in r for r in ours):
         results.failed.append(title)
     timed = sorted((r for r in records if "median_ms" in r), key=lambda r: r["median_ms"])
     pair = [next((r for r in timed if r["form"].startswith("ours") == own), None) for own in (True, False)]
@@ -330,5 +332,5 @@ def run(
                     configure(**form.settings)
                     form.run()
                 continue
-            report(title, measure(forms, timer, args, ceilings, case, results), results)
+            report(title, measure(forms, timer, args, ceilings, case, results), results, args.forms)
     return results.exit_code()

@@ -250,6 +250,16 @@ def test_a_form_that_fails_keeps_what_was_measured(calls, timed):
     assert gc.isenabled()
 
 
+@pytest.mark.parametrize(
+    ("measured", "wanted", "failed"),
+    [("ours", None, False), ("eager", None, True), ("eager", ["eager"], False), ("eager", ["ours", "eager"], True)],
+)
+def test_a_case_without_our_form_failed_unless_it_was_left_out(measured, wanted, failed):
+    results = common.Results(None, "ops", {}, {})
+    timing.report("pool", [{"form": measured, "layout": "", "median_ms": 1.0}], results, wanted)
+    assert results.failed == (["pool"] if failed else [])
+
+
 def test_a_dead_device_ends_the_benchmark(monkeypatch):
     def dead(*_):
         raise RuntimeError("dead")

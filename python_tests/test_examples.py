@@ -151,6 +151,11 @@ def test_a_committed_run_is_complete_and_holds_no_path_of_a_machine(folder):
     assert not list(folder.rglob("*.ckpt")) + list(folder.rglob("*.safetensors"))
     for name in ("config.yaml", "metrics.json"):
         assert not MACHINE.search((folder / name).read_text("utf-8"))
+    for path in (folder / "seeds").glob("*.json"):  # the same but for the seed and what follows from it
+        other = json.loads(path.read_text("utf-8"))
+        assert other["seed"] == int(path.stem) != metrics["seed"]
+        for name in ("recipe", "variant", "parameters", "images", "epochs", "steps", "precision", "weights"):
+            assert other[name] == metrics[name], (path, name)
 
 
 def test_the_command_of_a_run_names_what_differs_from_its_recipe():

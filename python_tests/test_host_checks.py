@@ -156,7 +156,7 @@ def test_torch_computes_what_no_kernel_does(case, format, device, kernels):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 def test_gradients_of_no_filters_and_of_an_image_smaller_than_a_window(dtype, device, kernels):
     op = torch.ops.alexnet_cuda
-    grad, weight = (t[:, :0].to(device, dtype) if t is GRAD else t[:0].to(device, dtype) for t in (GRAD, W))
+    grad, weight = GRAD[:, :0].to(device, dtype), W[:0].to(device, dtype)
     assert op._conv2d_input_grad(grad, weight, 20, 23, 4, 0, 1).eq(0).all()
     x, weight = torch.randn(1, 3, 10, 10).to(device, dtype), torch.randn(8, 3, 11, 11).to(device, dtype)
     y = op.conv2d(x, weight, None, 4, 0, 1, True, False)

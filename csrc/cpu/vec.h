@@ -212,7 +212,10 @@ ALEXNET_INLINE void store_part(T* p, Vec<A> v, int64_t n) {
   if constexpr (sizeof(Raw<A, T>) == 32) return _mm256_mask_storeu_epi8(p, bytes, (__m256i)raw);
   if constexpr (sizeof(Raw<A, T>) == 16) return _mm_mask_storeu_epi8(p, bytes, (__m128i)raw);
 #endif
-  for (int64_t i = 0; i < n; ++i) p[i] = __builtin_bit_cast(T, raw[i]);
+  for (int64_t i = 0; i < n; ++i) {
+    const Storage<T> element = raw[i];  // Clang casts element 0 where the cast is of raw[i] itself
+    p[i] = __builtin_bit_cast(T, element);
+  }
 }
 
 // Sets all lanes but the first n to zero.

@@ -1,9 +1,11 @@
-"""Writes the tables of runs in README and docs/results/README.md from docs/results/*/metrics.json and config.yaml.
+"""Writes the tables of runs in README and docs/results/README.md from docs/results/*/metrics.json and config.yaml, and
+from docs/results/*/seeds/N.json, the metrics.json of the same command with `--seed N`.
 
 --check only compares: exit code 1 if one of them says something else than the results.
 """
 
 import json
+import statistics
 import sys
 from pathlib import Path
 
@@ -11,7 +13,20 @@ from alexnet_cuda.recipe import Recipe, command, read_yaml
 
 RESULTS = Path(__file__).resolve().parent
 README, COMMANDS = RESULTS.parents[1] / "README.md", RESULTS / "README.md"
+NUMBERS = "parameters", "test images", "accuracy", "mean of seeds", "training"
 BEGIN, END = "<!-- systems: from docs/results by docs/results/systems.py -->\n", "<!-- /systems -->"
+
+
+def other_seeds(folder: Path) -> list[dict]:
+    return [json.loads(path.read_text("utf-8")) for path in sorted((folder / "seeds").glob("*.json"))]
+
+
+def mean_of_seeds(runs: list[dict]) -> str:
+    """The mean test accuracy and its standard deviation."""
+    accuracies = [100 * run["test/accuracy"] for run in runs]
+    if len(runs) == 1:
+        return "-"
+    return f"{statistics.mean(accuracies):.2f} ± {statistics.stdev(accuracies):.2f}% of {len(runs)}"
 
 
 def row(folder: Path) -> dict[str, str]:
@@ -23,6 +38,7 @@ def row(folder: Path) -> dict[str, str]:
         "parameters": f"{metrics['parameters']:,}",
         "test images": f"{metrics['images']['test']:,}",
         "accuracy": f"**{metrics['test/accuracy']:.2%}**",
+        "mean of seeds": mean_of_seeds([metrics, *other_seeds(folder)]),
         "training": f"{minutes:.0f} min" if minutes >= 2 else f"{metrics['seconds']:.0f} s",
         "command": f"`{command(Recipe().replace(read_yaml(folder / 'config.yaml')))}`",
     }
@@ -34,7 +50,7 @@ def table(file: Path) -> str:
     names = [name for name in rows[0] if (name != "command") == (file == README) or name == "run"]
     lines = [
         names,
-        ["---:" if name in ("parameters", "test images", "accuracy", "training") else "---" for name in names],
+        ["---:" if name in NUMBERS else "---" for name in names],
     ]
     lines += [[cells[name] for name in names] for cells in rows]
     text = "".join(f"| {' | '.join(line)} |\n" for line in lines)
