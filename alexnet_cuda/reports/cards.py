@@ -78,6 +78,8 @@ def gallery(cards: Sequence[Card], title: str, columns: int = 10, edge: float = 
 def sheet(rows: Mapping[Any, Sequence[Card]], title: str, edge: float, names: bool = False) -> Figure:
     """Rows of cards, each `edge` inches wide, below their captions or, with `names`, each row beside its key."""
     lines = 0 if names else max(bool(c.title) + bool(c.text) for row in rows.values() for c in row)
+    longest = max(max(len(c.title), len(c.text)) for row in rows.values() for c in row)
+    size = min(7.5, 120 * edge / max(longest, 1))  # no caption is wider than its picture
     gap, left, above = 0.06, 1.0 if names else 0.0, 0.17 * lines
     step, top = edge + above + gap, 0.35
     width = left + gap + max(map(len, rows.values())) * (edge + gap)
@@ -94,7 +96,7 @@ def sheet(rows: Mapping[Any, Sequence[Card]], title: str, edge: float, names: bo
             if not names:
                 colour = {True: BLUE, False: VERMILION, None: matplotlib.rcParams["text.color"]}[card.right]
                 caption = "\n".join(filter(None, (card.title, card.text)))
-                axis.text(x + edge / 2, y + 0.03, caption, ha="center", va="bottom", size=7.5, color=colour)
+                axis.text(x + edge / 2, y + 0.03, caption, ha="center", va="bottom", size=size, color=colour)
     axis.text(width / 2, height - 0.08, title, ha="center", va="top", size=11)
     axis.set_axis_off()
     axis.set(xlim=(0, width), ylim=(0, height))
