@@ -191,9 +191,6 @@ class AlexNet(nn.Module):
                 raise ValueError(f"AlexNet: variant {self.variant.name!r} has {layer} {where}")
             match layer:
                 case variants.Conv(filters, kernel_size, stride, padding, groups, ceil_mode, bias):
-                    if isinstance(padding, tuple):
-                        modules.append(nn.ZeroPad2d(padding))
-                        padding = 0
                     geometry = kernel_size, stride, padding
                     conv = layers.Conv2d(channels, filters, *geometry, groups=groups, bias=bias, ceil_mode=ceil_mode)
                     modules.append(conv)

@@ -20,12 +20,10 @@ class Init:
 
 @dataclass(frozen=True)
 class Conv:
-    """padding: zeros on every side, or (left, right, top, bottom)."""
-
     filters: int
     kernel_size: int
     stride: int = 1
-    padding: int | tuple[int, int, int, int] = 0
+    padding: int = 0
     groups: int = 1
     ceil_mode: bool = False
     bias: bool = True
@@ -141,8 +139,7 @@ class Variant:
 def _feature_size(layers: tuple[Layer, ...], size: int) -> int:
     for layer in layers:
         if isinstance(layer, Conv | MaxPool):
-            padding = getattr(layer, "padding", 0)
-            padded = size + (sum(padding[:2]) if isinstance(padding, tuple) else 2 * padding)
+            padded = size + 2 * getattr(layer, "padding", 0)
             if padded < layer.kernel_size:
                 return 0
             size = (padded - layer.kernel_size + (layer.stride - 1 if layer.ceil_mode else 0)) // layer.stride + 1

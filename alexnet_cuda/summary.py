@@ -11,7 +11,7 @@ from .model import AlexNet
 KINDS = {
     nn.Conv2d: "conv", nn.Linear: "fc", nn.ReLU: "relu", nn.Tanh: "tanh", nn.LocalResponseNorm: "norm",
     nn.MaxPool2d: "pool", nn.AdaptiveAvgPool2d: "avgpool", nn.BatchNorm1d: "bn", nn.BatchNorm2d: "bn",
-    nn.Dropout: "drop", nn.ZeroPad2d: "pad",
+    nn.Dropout: "drop",
 }  # fmt: skip
 
 

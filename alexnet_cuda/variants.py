@@ -117,13 +117,14 @@ _UNGROUPED = Variant(
     classifier=_head(_GLOROT, _GLOROT),
 )
 
-# TensorFlow's SAME padding at 224: 3 before and 4 after the first layer (56), then 27 -> 7, 3 -> 1, 1 -> 1, 1 -> 1.
+# TensorFlow's SAME padding at 224: 3 before and, as the size is rounded up, 4 after the first layer (56), then 27 -> 7,
+# 3 -> 1, 1 -> 1, 1 -> 1.
 _TF_LRN = LRN(11, 1.0, 0.5, 1.0, divide_alpha=False)
 _KERAS_MNIST = Variant(
     "keras_mnist",
     "the Keras tutorial net for MNIST upscaled to 224x224x3: stride 4 throughout, TensorFlow's default LRN before ReLU",
     features=(
-        *(Conv(96, 11, 4, (3, 4, 3, 4), init=_GLOROT), _TF_LRN, ReLU(), MaxPool()),
+        *(Conv(96, 11, 4, 3, ceil_mode=True, init=_GLOROT), _TF_LRN, ReLU(), MaxPool()),
         *(Conv(256, 5, 4, 1, init=_GLOROT), _TF_LRN, ReLU(), MaxPool()),
         *(Conv(384, 3, 4, 0, init=_GLOROT), ReLU()),
         *(Conv(384, 3, 4, 1, init=_GLOROT), ReLU()),

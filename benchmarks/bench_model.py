@@ -150,7 +150,7 @@ def forms(model: nn.Module, x: Tensor, layouts: list[str], training: bool, dtype
             yield Form("keras", layout, keras_training_step(model.variant, len(x)), memory=False)
         peer = networks.get("eager")
         if isinstance(peer, AlexNet) and not (cuda or training) and layout == "contiguous" and not any(
-            isinstance(m, nn.AdaptiveAvgPool2d | nn.ZeroPad2d | nn.BatchNorm2d) for m in peer.modules()
+            isinstance(m, nn.AdaptiveAvgPool2d | nn.BatchNorm2d) for m in peer.modules()
         ):  # fmt: skip
             for name, run in runtimes(model, data, autocast).items():
                 yield Form(name, layout, run, memory=False)

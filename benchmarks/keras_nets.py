@@ -22,9 +22,9 @@ def keras_network(variant: Variant) -> Any:
         match layer:
             case "flatten":
                 net.add(kl.Flatten())
-            case variants.Conv(filters, kernel_size, stride, padding):
-                left, right, top, bottom = padding if isinstance(padding, tuple) else (padding,) * 4
-                net.add(kl.ZeroPadding2D(((top, bottom), (left, right))))
+            case variants.Conv(filters, kernel_size, stride, padding, _, ceil_mode):
+                after = padding + (ceil_mode and -(net.output_shape[1] + 2 * padding - kernel_size) % stride)
+                net.add(kl.ZeroPadding2D(((padding, after), (padding, after))))
                 net.add(kl.Conv2D(filters, kernel_size, stride, use_bias=layer.bias))
             case variants.LRN(size, alpha, beta, k):
                 alpha = alpha / size if layer.divide_alpha else alpha

@@ -157,7 +157,7 @@ def test_layer_names():
     paper = "conv1 relu1 norm1 pool1 conv2 relu2 norm2 pool2 conv3 relu3 conv4 relu4 conv5 relu5 pool5"
     assert " ".join(names["paper"].values()) == f"{paper} {head}"
     assert list(names["paper"])[::7] == ["features.0", "features.7", "features.14", "classifier.6"]
-    assert " ".join(names["keras_mnist"].values()).startswith("pad1 conv1 norm1 relu1 pool1 conv2 norm2")
+    assert " ".join(names["keras_mnist"].values()).startswith("conv1 norm1 relu1 pool1 conv2 norm2")
     assert "conv2 relu2 norm2 norm2_2 pool2 conv3" in " ".join(names["original2012"].values())
     assert "conv1 bn1 relu1 norm1 pool1" in " ".join(names["cifar"].values())
     assert "relu5 pool5 avgpool5 drop5 fc6" in " ".join(names["torchvision"].values())

@@ -67,8 +67,6 @@ def stages(model: AlexNet) -> list[Stage]:
     found = [Stage("image", "input", (variant.input_size, variant.input_size, model.in_channels))]
     specs = iter((*variant.features, *variant.classifier))
     for row in model_summary(model):
-        if row.type == "ZeroPad2d":  # belongs to the convolution behind it
-            continue
         spec = None if row.type == "AdaptiveAvgPool2d" else next(specs)
         if isinstance(spec, variants.Conv | variants.Linear | variants.MaxPool):
             found.append(_stage(spec, row, names[row.name], found[-1]))
@@ -85,9 +83,8 @@ def _stage(spec: Layer, row: LayerSummary, name: str, before: Stage) -> Stage:
         cells = {"layer": f"{size[0]:,} unit{'s' if size[0] > 1 else ''}"}
         return Stage(name, "dense", size, cells=cells, crosses=True)
     assert isinstance(spec, variants.Conv | variants.MaxPool)
-    k, padding = spec.kernel_size, getattr(spec, "padding", 0)
-    pad = " and ".join(map(str, dict.fromkeys(padding))) if isinstance(padding, tuple) else str(padding)
-    cells = {"stride": str(spec.stride), "padding": pad + (", rounded up" if spec.ceil_mode else "")}
+    k, padding = spec.kernel_size, str(getattr(spec, "padding", 0))
+    cells = {"stride": str(spec.stride), "padding": padding + (", rounded up" if spec.ceil_mode else "")}
     if isinstance(spec, variants.MaxPool):
         return Stage(name, "max pooling", size, k, {"layer": f"max of {_product(k, k)}", **cells})
     depth = before.size[-1] // spec.groups
