@@ -21,6 +21,7 @@ CASES = [
     ((3, 4, 23, 30), 7, True, 3, True),
     ((1, 3, 11, 11), 1, True, 0, False),
     ((2, 3, 12, 14), 50, False, 1, True),
+    ((2, 3, 13, 79), 200, True, 0, True),  # in bfloat16 by the matrix unit, in blocks of 96, 96 and 32 filters
 ]
 
 

@@ -74,6 +74,11 @@ bool is_amx_weight_grad(const Images& images, const Conv& c) {
          2 * positions * (c.channels + c.filters) <= kCacheBytes;
 }
 
+// 11x11 with stride 4: whether the matrix unit computes the convolution, which it does for three channels.
+bool is_amx11x11s4(DType dtype, const Conv& c) {
+  return dtype == DType::kBFloat16 && has_amx() && c.channels == 3 && c.out_width >= 16;
+}
+
 // Weight and bias of an 11x11 convolution as its forward kernel reads them.
 struct PackedConv {
   ConvTask task;
@@ -82,12 +87,14 @@ struct PackedConv {
   const int64_t filters = blocks * filter_block(dtype);
   const Buffer<char> weight = sums_buffer(dtype, filters* taps), bias = sums_buffer(dtype, filters);
   const Buffer<float> winograd_weight = make_buffer<float>(filters * kWinogradProducts * 16 * task.conv.channels);
+  const Buffer<BFloat16> amx_weight = make_buffer<BFloat16>(filters * 12 * 32);
   bool in_range = true;
 
   explicit PackedConv(const ConvArguments& args) : task{args} {
     task.packed_weight = weight.get();
     task.packed_bias = bias.get();
-    task.winograd = is_winograd11x11s4(dtype, task.conv);
+    if (is_amx11x11s4(dtype, task.conv)) task.amx_weight = amx_weight.get();
+    task.winograd = !task.amx_weight && is_winograd11x11s4(dtype, task.conv);
     task.winograd_weight = winograd_weight.get();
     task.in_range = &in_range;
     run_tasks(conv2d_pack_weight_kernel(), task, blocks, 5 * taps * filter_block(dtype));

@@ -1,10 +1,24 @@
 // 11x11 convolution with stride 4: packing of weights, the forward (rows by conv.h or winograd_rows.h), the weight
 // gradient and the input gradient.
 // Numerics: sums in float32 (float64 for float64), in an order that depends on the sizes alone.
+#include "amx_rows.h"
 #include "winograd_rows.h"
 
 namespace alexnet_cuda::ALEXNET_CPU_LEVEL {
 namespace {
+
+// A block of packed filters of three channels for the matrix unit.
+void pack_amx_weight(const float* weight, BFloat16* to) {
+  constexpr int kTaps = 3 * kSize, kBlock = kFilterBlock<float>;
+  for (int f = 0; f < kBlock; f += 16, to += 12 * 512) {
+    for (int i = 0; i < 12 * 512; ++i) {
+      const int pair = i / 32 % 16, filter = i / 2 % 16, tap = 2 * pair + i % 2;
+      const int row = i < 11 * 512 ? i / 512 : tap, column = i < 11 * 512 ? tap : 32;
+      const float value = row < kSize ? weight[(row * kTaps + column) * kBlock + f + filter] : 0.0f;
+      to[i] = static_cast<BFloat16>(__builtin_bit_cast(uint32_t, value) >> 16);
+    }
+  }
+}
 
 template <class T>
 void pack_weight(const ConvTask& a, int64_t begin, int64_t end) {
@@ -27,6 +41,12 @@ void pack_weight(const ConvTask& a, int64_t begin, int64_t end) {
     const T* bias = static_cast<const T*>(a.bias) + first;
     A* packed_bias = static_cast<A*>(a.packed_bias) + first;
     for (int64_t f = 0; f < kBlock; ++f) packed_bias[f] = a.bias && f < count ? to_accumulator<A>(bias[f]) : A{};
+    if constexpr (__is_same(T, BFloat16)) {
+      if (a.amx_weight) {
+        pack_amx_weight(weight, a.amx_weight + first / 16 * 12 * 512);
+        continue;
+      }
+    }
     if constexpr (!__is_same(T, double)) {
       if (!a.winograd) continue;
       if (!all(within_range(weight, taps * kBlock))) __atomic_store_n(a.in_range, false, __ATOMIC_RELAXED);
@@ -329,7 +349,7 @@ ALEXNET_CPU_KERNEL_OF(conv2d_pack_taps, ConvTask, pack_taps<T>)
 ALEXNET_CPU_KERNEL_OF(conv2d_input_grad, ConvTask, input_grad<T>)
 
 void conv2d_forward(const ConvTask& a, int64_t begin, int64_t end) {
-  dispatch_rows<DirectRows, WinogradRows>(a, [&]<class T, class Rows>() { forward<T, Rows>(a, begin, end); });
+  dispatch_rows<DirectRows, WinogradRows, AmxRows>(a, [&]<class T, class Rows>() { forward<T, Rows>(a, begin, end); });
 }
 
 void conv2d_weight_grad(const ConvTask& a, int64_t begin, int64_t end) {

@@ -58,8 +58,11 @@ struct ConvTask : ConvArguments {
   void* packed_bias = nullptr;       // padded to whole blocks of filters
   bool winograd = false;             // winograd_rows.h serves this call
   float* winograd_weight = nullptr;  // [block of filters][product][channel][filter in block]
-  bool* in_range = nullptr;          // set to false if a weight is beyond kWinogradLimit
-  void* sums = nullptr;              // [chunk][taps, then the bias][padded filters]
+  // Not null: the matrix unit serves this call. [16 filters][11 kernel rows of taps 0 to 31; tap 32 of the kernel rows]
+  // [pair of taps][filter][tap in pair]
+  BFloat16* amx_weight = nullptr;
+  bool* in_range = nullptr;  // set to false if a weight is beyond kWinogradLimit
+  void* sums = nullptr;      // [chunk][taps, then the bias][padded filters]
   int64_t chunks = 0;
 };
 ALEXNET_CPU_KERNEL(conv2d_pack_weight, ConvTask)         // a task is a block of filters
@@ -111,6 +114,18 @@ struct AmxTask : ConvArguments {
   bool* finite = nullptr;      // set to false if a sum is not finite
 };
 namespace amx {
+// An output row of an 11x11 convolution with stride 4 of three channels in bfloat16.
+struct ConvRow {
+  const BFloat16* rows[11];   // the input rows under it, with interleaved channels
+  const BFloat16* last_taps;  // [pixel][kernel row, padded to 32]: the 33rd number under each kernel row
+  const BFloat16* weight;     // ConvTask::amx_weight
+  const float* bias;          // [filter]
+  float* out;                 // [pixel][filter]
+  int64_t stride;             // of a pixel in `out`
+  int64_t filters, width;     // a multiple of 32; at least 16
+};
+void conv_row(const ConvRow&);
+
 void pack(const AmxTask&, int64_t begin, int64_t end);      // a task is 32 positions
 void multiply(const AmxTask&, int64_t begin, int64_t end);  // 32 channels and 32 filters of a group
 void write(const AmxTask&, int64_t begin, int64_t end);     // 16 filters

@@ -7,6 +7,7 @@
 // saved by the forward: the backward computes what it needs from x and the codes.
 #include <functional>
 
+#include "amx_rows.h"
 #include "lrn.h"
 #include "pool.h"
 #include "winograd_rows.h"
@@ -167,7 +168,8 @@ ALEXNET_CPU_KERNEL_OF(tail_forward, TailArguments, forward<T>)
 ALEXNET_CPU_KERNEL_OF(tail_backward, TailArguments, backward<T>)
 
 void block_forward(const BlockTask& a, int64_t begin, int64_t end) {
-  dispatch_rows<DirectRows, WinogradRows>(a.conv, [&]<class T, class Rows>() { block_rows<T, Rows>(a, begin, end); });
+  dispatch_rows<DirectRows, WinogradRows, AmxRows>(a.conv,
+                                                   [&]<class T, class Rows>() { block_rows<T, Rows>(a, begin, end); });
 }
 
 }  // namespace alexnet_cuda::ALEXNET_CPU_LEVEL

@@ -192,10 +192,14 @@ class WinogradRows {
   bool in_range_ = true;
 };
 
-// Calls f<T, Direct<T>>() or, where Winograd's algorithm serves, f<T, Winograd<T>>(), T being the tensor type.
-template <template <class> class Direct, template <class> class Winograd, class F>
+// Calls f<T, Direct<T>>() or, where the matrix unit or Winograd's algorithm serves, f<T, Amx>() or f<T, Winograd<T>>(),
+// T being the tensor type.
+template <template <class> class Direct, template <class> class Winograd, class Amx = void, class F>
 ALEXNET_INLINE void dispatch_rows(const ConvTask& a, F f) {
   dispatch(a.images.dtype, [&]<class T>() {
+    if constexpr (__is_same(T, BFloat16) && !__is_same(Amx, void)) {
+      if (a.amx_weight) return f.template operator()<T, Amx>();
+    }
     if constexpr (!__is_same(T, double)) {
       if (a.winograd) return f.template operator()<T, Winograd<T>>();
     }
