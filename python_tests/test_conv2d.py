@@ -152,24 +152,27 @@ def test_tf32_on_a_gpu(device):
         assert 2**-16 < (a - b).abs().max() / b.abs().max() < 2**-9
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf, 3e38, -1e30])
 @pytest.mark.parametrize("where", ["pixel", "weight and unread pixel", "gradient"])
-def test_special_values(value, where, device):
+def test_special_values(value, where, dtype, device):
     """Nothing but the windows that see a value may feel it, however the products are arranged."""
-    x, weight = torch.randn(2, 3, 49, 109, device=device), torch.randn(40, 3, 11, 11, device=device) / 100
-    grad = torch.randn(2, 40, 10, 25, device=device)
+    x, weight = torch.randn(2, 3, 49, 109, device=device).to(dtype), torch.randn(40, 3, 11, 11, device=device) / 100
+    grad, weight = torch.randn(2, 40, 10, 25, device=device).to(dtype), weight.to(dtype)
     if where == "pixel":
         x[1, 2, 20, 60] = value
     elif where == "gradient":
         grad[1, 7, 9, 13] = value
     else:
         weight[5, 1, 3, 4] = x[1, 2, 48, 60] = value  # the last windows end with row 46
-    loose = dict(rtol=1e-4, atol=1e-4, equal_nan=True)
-    torch.testing.assert_close(ops.conv2d(x, weight), F.conv2d(x, weight, stride=4), **loose)
+    tolerance = 1e-4 if dtype == torch.float32 else 2**-7  # twice the last bit of a bfloat16
+    loose = dict(rtol=tolerance, atol=tolerance, equal_nan=True)
+    expected = F.conv2d(x.float(), weight.float(), stride=4).to(dtype)
+    torch.testing.assert_close(ops.conv2d(x, weight), expected, **loose)
     got, bias = torch.ops.alexnet_cuda._conv2d_weight_grad(grad, x, 11, 4, 0, 1, True)
-    expected = torch.nn.grad.conv2d_weight(x.double(), weight.shape, grad.double(), stride=4).float()
+    expected = torch.nn.grad.conv2d_weight(x.double(), weight.shape, grad.double(), stride=4).to(dtype)
     torch.testing.assert_close(got, expected, **loose)
-    torch.testing.assert_close(bias, grad.sum((0, 2, 3)), **loose)
+    torch.testing.assert_close(bias, grad.float().sum((0, 2, 3)).to(dtype), **loose)
 
 
 @pytest.mark.parametrize("scale", [1e-18, 9e14, 1.1e15])

@@ -211,9 +211,9 @@ def test_conv2d(case, needs, trained, other):
     own.load_state_dict(stock.state_dict())
     dtype = torch.float32 if other == 0 or not x.dtype.is_floating_point else x.dtype
     assume((x.numel() and not x.is_meta) or x.dtype == dtype)  # torch looks at no dtype where it does not multiply
-    # Two faults of torch's kernels, which serve ours there. A half-precision convolution crashes that is dilated along an
-    # axis of one pixel: Conv2d(1, 1, (1, 2), 2, (0, 3), (1, 2)).half() of one pixel. In bfloat16 an output one column
-    # wide has wrong rows where the stride is 2: Conv2d(3, 1, 5, (1, 2)) of 12x5 pixels.
+    # Two faults of torch's kernels, which serve ours there. A half-precision convolution crashes that is dilated along
+    # an axis of one pixel: Conv2d(1, 1, (1, 2), 2, (0, 3), (1, 2)).half() of one pixel. In bfloat16 an output one
+    # column wide has wrong rows where the stride is 2: Conv2d(3, 1, 5, (1, 2)) of 12x5 pixels.
     half = dtype in (torch.float16, torch.bfloat16)
     assume(not half or all(size > 1 or step == 1 for size, step in zip(x.shape[-2:], stock.dilation, strict=False)))
     assume(dtype != torch.bfloat16 or columns(stock, x) != 1 or stock.stride[1] == 1)

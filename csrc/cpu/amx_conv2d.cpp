@@ -1,9 +1,13 @@
-// Rows of 11x11 convolutions with stride 4 of three channels in bfloat16 by the matrix unit of Intel's CPUs (AMX).
+// 11x11 convolutions with stride 4 of three channels in bfloat16 by the matrix unit of Intel's CPUs (AMX).
 //
-// A kernel row covers 33 contiguous numbers of an input row with interleaved channels, and the next pixel's begin 12
-// further on. So 16 pixels x 32 taps of a kernel row are a tile where they lie, with 24 bytes between its rows. The
-// eleven 33rd taps are gathered into a twelfth tile. Each is multiplied by tiles of 32 taps x 16 filters, and up to six
-// tiles of 16 pixels x 16 filters of float32 sums stay in the unit.
+// Forward: a kernel row covers 33 contiguous numbers of an input row with interleaved channels, and the next pixel's
+// begin 12 further on. So 16 pixels x 32 taps of a kernel row are a tile where they lie, with 24 bytes between its
+// rows. The eleven 33rd taps are gathered into a twelfth tile. Each is multiplied by tiles of 32 taps x 16 filters, and
+// up to six tiles of 16 pixels x 16 filters of float32 sums stay in the unit.
+//
+// Weight gradient: a product over pixels. Input rows lie as [tap of a kernel row][pixel], one after the other, so that
+// the next kernel row's taps follow those of this one, and 16 of the 363 taps x 32 pixels are a tile anywhere among
+// them. The sums of 32 taps x 32 filters stay in the unit for some output rows.
 #include "kernels.h"
 
 #ifdef ALEXNET_CUDA_AMX
@@ -59,11 +63,44 @@ void conv_row(const ConvRow& a) {
   }
 }
 
+void add_weight_grad(const ConvWeightGrad& a) {
+  const TileConfiguration configuration;
+  const int64_t stride = 4 * a.filters, parts = a.pixels / 32;
+  for (int64_t f = 0; f < a.filters; f += 32) {
+    for (int64_t tap = 0; tap < 363; tap += 32) {
+      float* sums = a.sums + tap * a.filters + f;
+      _tile_loadd(0, sums, stride);
+      _tile_loadd(1, sums + 16, stride);
+      _tile_loadd(2, sums + 16 * a.filters, stride);
+      _tile_loadd(3, sums + 16 * a.filters + 16, stride);
+      for (int64_t row = 0; row < a.rows; ++row) {
+        const BFloat16* inputs = a.inputs + (row * 4 * 33 + tap) * a.pixels;
+        const BFloat16* grads = a.grads + (f / 16 * kRows + row) * parts * 512;
+        for (int64_t part = 0; part < parts; ++part, inputs += 32, grads += 512) {
+          _tile_loadd(4, inputs, 2 * a.pixels);
+          _tile_loadd(6, grads, 64);
+          _tile_loadd(7, grads + kRows * parts * 512, 64);
+          _tile_loadd(5, inputs + 16 * a.pixels, 2 * a.pixels);
+          _tile_dpbf16ps(0, 4, 6);
+          _tile_dpbf16ps(1, 4, 7);
+          _tile_dpbf16ps(2, 5, 6);
+          _tile_dpbf16ps(3, 5, 7);
+        }
+      }
+      _tile_stored(0, sums, stride);
+      _tile_stored(1, sums + 16, stride);
+      _tile_stored(2, sums + 16 * a.filters, stride);
+      _tile_stored(3, sums + 16 * a.filters + 16, stride);
+    }
+  }
+}
+
 }  // namespace alexnet_cuda::amx
 
 #else  // nor is has_amx() true
 
 namespace alexnet_cuda::amx {
 void conv_row(const ConvRow&) {}
+void add_weight_grad(const ConvWeightGrad&) {}
 }  // namespace alexnet_cuda::amx
 #endif

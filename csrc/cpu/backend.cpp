@@ -93,8 +93,9 @@ struct PackedConv {
   explicit PackedConv(const ConvArguments& args) : task{args} {
     task.packed_weight = weight.get();
     task.packed_bias = bias.get();
-    if (is_amx11x11s4(dtype, task.conv)) task.amx_weight = amx_weight.get();
-    task.winograd = !task.amx_weight && is_winograd11x11s4(dtype, task.conv);
+    task.amx = is_amx11x11s4(dtype, task.conv);
+    task.amx_weight = amx_weight.get();
+    task.winograd = !task.amx && is_winograd11x11s4(dtype, task.conv);
     task.winograd_weight = winograd_weight.get();
     task.in_range = &in_range;
     run_tasks(conv2d_pack_weight_kernel(), task, blocks, 5 * taps * filter_block(dtype));
@@ -234,6 +235,7 @@ struct Cpu : CpuTensors {
     const int64_t rows = args.images.count * args.conv.out_height, blocks = filter_blocks(dtype, args.conv.filters);
     const int64_t sums_of_block = (121 * args.conv.channels + 1) * filter_block(dtype);
     ConvTask task{args};
+    task.amx = is_amx11x11s4(dtype, task.conv);
     task.winograd = is_winograd11x11s4(dtype, args.conv);
     // Depends on the sizes alone, so threads do not change the result.
     task.chunks = std::clamp<int64_t>(rows / 8, 1, 32);

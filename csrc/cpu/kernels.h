@@ -58,8 +58,8 @@ struct ConvTask : ConvArguments {
   void* packed_bias = nullptr;       // padded to whole blocks of filters
   bool winograd = false;             // winograd_rows.h serves this call
   float* winograd_weight = nullptr;  // [block of filters][product][channel][filter in block]
-  // Not null: the matrix unit serves this call. [16 filters][11 kernel rows of taps 0 to 31; tap 32 of the kernel rows]
-  // [pair of taps][filter][tap in pair]
+  bool amx = false;                  // the matrix unit serves this call
+  // [16 filters][11 kernel rows of taps 0 to 31; tap 32 of the kernel rows][pair of taps][filter][tap in pair]
   BFloat16* amx_weight = nullptr;
   bool* in_range = nullptr;  // set to false if a weight is beyond kWinogradLimit
   void* sums = nullptr;      // [chunk][taps, then the bias][padded filters]
@@ -114,6 +114,8 @@ struct AmxTask : ConvArguments {
   bool* finite = nullptr;      // set to false if a sum is not finite
 };
 namespace amx {
+constexpr int kRows = 8;
+
 // An output row of an 11x11 convolution with stride 4 of three channels in bfloat16.
 struct ConvRow {
   const BFloat16* rows[11];   // the input rows under it, with interleaved channels
@@ -125,6 +127,16 @@ struct ConvRow {
   int64_t filters, width;     // a multiple of 32; at least 16
 };
 void conv_row(const ConvRow&);
+
+// What up to kRows output rows of such a convolution add to its weight gradient. A tap is (kernel row, kernel column,
+// channel).
+struct ConvWeightGrad {
+  const BFloat16* inputs;         // [input row][33 taps of a kernel row][pixel]
+  const BFloat16* grads;          // [16 filters][kRows output rows][32 pixels][pair of pixels][filter][pixel in pair]
+  float* sums;                    // [tap, padded to 384][filter]
+  int64_t rows, pixels, filters;  // `pixels` and `filters` are multiples of 32
+};
+void add_weight_grad(const ConvWeightGrad&);
 
 void pack(const AmxTask&, int64_t begin, int64_t end);      // a task is 32 positions
 void multiply(const AmxTask&, int64_t begin, int64_t end);  // 32 channels and 32 filters of a group

@@ -198,7 +198,7 @@ template <template <class> class Direct, template <class> class Winograd, class 
 ALEXNET_INLINE void dispatch_rows(const ConvTask& a, F f) {
   dispatch(a.images.dtype, [&]<class T>() {
     if constexpr (__is_same(T, BFloat16) && !__is_same(Amx, void)) {
-      if (a.amx_weight) return f.template operator()<T, Amx>();
+      if (a.amx) return f.template operator()<T, Amx>();
     }
     if constexpr (!__is_same(T, double)) {
       if (a.winograd) return f.template operator()<T, Winograd<T>>();
