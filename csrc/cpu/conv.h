@@ -43,12 +43,16 @@ class InputRows {
   explicit InputRows(const ConvTask& a, int64_t min_size = 0)
       : a_(a), row_size_(max64(min_size, padded_size<A>(width_, conv_.channels) + (1 + conv_.channels) * kLanes<A>)) {}
 
-  // Loads the rows under output row `o` of image n, as far as they are not there yet.
-  void advance(int64_t n, int64_t o) {
+  // Loads the rows under output row `o` of image n, if not there yet, and calls loaded(r, row) for each of these.
+  template <class F>
+  void advance(int64_t n, int64_t o, F loaded) {
     const int64_t first = o * kStride, last = first + kSize;
     if (n != image_ || last < next_) next_ = 0;
     image_ = n;
-    for (next_ = max64(next_, first); next_ < last; ++next_) load(n, next_);
+    for (next_ = max64(next_, first); next_ < last; ++next_) loaded(next_, load(n, next_));
+  }
+  void advance(int64_t n, int64_t o) {
+    advance(n, o, [](int64_t, const A*) {});
   }
 
   const A* operator[](int64_t r) { return rows_ + r % kSize * row_size_; }

@@ -26,7 +26,7 @@ def mean_of_seeds(runs: list[dict]) -> str:
     accuracies = [100 * run["test/accuracy"] for run in runs]
     if len(runs) == 1:
         return "-"
-    return f"{statistics.mean(accuracies):.2f} ± {statistics.stdev(accuracies):.2f}% of {len(runs)}"
+    return f"{statistics.mean(accuracies):.2f} ± {statistics.stdev(accuracies):.2f}% ({len(runs)} runs)"
 
 
 def row(folder: Path) -> dict[str, str]:
